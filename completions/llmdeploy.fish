@@ -1,0 +1,1 @@
+complete --command llmdeploy --no-files --arguments "(env _LLMDEPLOY_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS=(commandline -cp) llmdeploy)" --condition "env _LLMDEPLOY_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=is-args _TYPER_COMPLETE_ARGS=(commandline -cp) llmdeploy"

@@ -1,0 +1,142 @@
+"""What `doctor` looks at. Each check is a function that answers and never raises; `examine` is their order."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+from llmdeploy import config, engines, hardware, paths
+from llmdeploy.config import Settings
+from llmdeploy.engines.base import EngineStatus
+from llmdeploy.errors import LlmdeployError
+from llmdeploy.hardware import Hardware
+from llmdeploy.plan import GIB, in_gib
+from llmdeploy.service import state
+from llmdeploy.service.deployment import require_free_port
+
+Status = Literal["ok", "warn", "fail"]
+
+LEAST_MEMORY = 2 * GIB
+LEAST_DISK = 2 * GIB
+"""Below these even a small model finds no room: a warning, for the self-test model still does."""
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    status: Status
+    detail: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    checks: tuple[Check, ...]
+    hardware: Hardware
+
+    @property
+    def ok(self) -> bool:
+        return all(check.status != "fail" for check in self.checks)
+
+
+def examine() -> Report:
+    """Look at this machine. Never raises."""
+    machine = hardware.detect()
+    settings, config_check = _config()
+    checks = [
+        *(check(machine) for check in (_python, _platform, _cpu, _memory, _disk, _gpus)),
+        config_check,
+        *_engines(settings),
+        _port(settings),
+        _served(),
+    ]
+    return Report(tuple(checks), machine)
+
+
+def _config() -> tuple[Settings, Check]:
+    try:
+        settings = config.load()
+    except LlmdeployError as error:
+        return Settings(), Check("config", "fail", error.message, error.hint)
+    return settings, Check("config", "ok", f"model `{settings.model}` on {settings.engine}")
+
+
+def _python(machine: Hardware) -> Check:
+    return Check("python", "ok", f"{platform.python_version()} at `{sys.executable}`")
+
+
+def _platform(machine: Hardware) -> Check:
+    return Check("platform", "ok", machine.platform)
+
+
+def _cpu(machine: Hardware) -> Check:
+    cores = f"{machine.usable_cores} of {machine.physical_cores} cores usable"
+    return Check("cpu", "ok", f"{machine.cpu}, {cores}")
+
+
+def _memory(machine: Hardware) -> Check:
+    detail = f"{in_gib(machine.memory_available)} of {in_gib(machine.memory_total)} free"
+    return _enough("memory", machine.memory_available, LEAST_MEMORY, detail, "close what uses it: `ps aux --sort=-rss`")
+
+
+def _disk(machine: Hardware) -> Check:
+    folder = paths.state_dir()
+    free = hardware.disk_free(folder)
+    return _enough("disk", free, LEAST_DISK, f"{in_gib(free)} free for `{folder}`", "`df -h` shows what is full")
+
+
+def _enough(name: str, amount: int, least: int, detail: str, hint: str) -> Check:
+    return Check(name, "ok", detail) if amount >= least else Check(name, "warn", detail, hint)
+
+
+def _gpus(machine: Hardware) -> Check:
+    if machine.gpu_problem:
+        return Check("gpu", "fail", machine.gpu_problem, "`nvidia-smi` shows what the driver says")
+    if not machine.gpus:
+        return Check("gpu", "ok", "no NVIDIA GPU: models run on the CPU")
+    cards = "; ".join(_card(gpu) for gpu in machine.gpus)
+    return Check("gpu", "ok", f"{cards}; driver {machine.driver}, CUDA {machine.cuda}")
+
+
+def _card(gpu: hardware.Gpu) -> str:
+    if gpu.memory_total is None or gpu.memory_free is None:
+        return f"{gpu.index}: {gpu.name}, memory not reported"
+    return f"{gpu.index}: {gpu.name}, {in_gib(gpu.memory_free)} of {in_gib(gpu.memory_total)} free"
+
+
+def _engines(settings: Settings) -> list[Check]:
+    return [
+        _engine(engine.name, engine.status(), chosen=engine.name == settings.engine)
+        for engine in engines.every(settings)
+    ]
+
+
+def _engine(name: str, found: EngineStatus, *, chosen: bool) -> Check:
+    if found.installed:
+        return Check(name, "ok", found.detail)
+    return Check(name, "fail" if chosen else "warn", found.detail, found.hint)
+
+
+def _port(settings: Settings) -> Check:
+    situation = state.observe()
+    record = situation.record
+    if situation.state in {"starting", "ready"} and record and record.url.endswith(f":{settings.port}"):
+        return Check("port", "ok", f"{settings.port} is this service's")
+    try:
+        require_free_port(settings.port)
+    except LlmdeployError as error:
+        return Check("port", "fail", error.message, error.hint)
+    return Check("port", "ok", f"{settings.port} is free")
+
+
+def _served() -> Check:
+    situation = state.observe()
+    record = situation.record
+    if record is None:
+        return Check("service", "ok", "nothing is served")
+    detail = f"{situation.state}: `{record.served_name}` on {record.engine}, process {record.service.pid}"
+    if situation.state in {"starting", "ready"}:
+        return Check("service", "ok", detail)
+    return Check("service", "warn", detail, "`llmdeploy status` tells why")

@@ -1,0 +1,1 @@
+"""The face: the only code that knows Typer, Rich and exit statuses. One file per command."""

@@ -1,0 +1,64 @@
+"""The Typer app. Each command is a file, loaded only when it is run: the table holds what `--help` says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Annotated
+
+import typer
+
+from llmdeploy.cli.output import out
+
+PROGRAM = "llmdeploy"
+
+COMMANDS = {
+    "doctor": "Check this machine: Python, memory, GPUs, the engines, the port.",
+    "serve": "Serve a model at one address.",
+    "status": "Tell what is served, by which process, since when.",
+    "stop": "Stop what is served.",
+    "logs": "Show the log of the server.",
+    "chat": "Ask the model that is served; images too.",
+    "models": "List the models that can be served by name.",
+    "config": "Show and change the configuration.",
+}
+
+
+def invoke(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit status; errors come out as they are."""
+    status = build(arguments)(args=list(arguments), prog_name=PROGRAM, standalone_mode=False)
+    return status if isinstance(status, int) else 0
+
+
+def build(arguments: Sequence[str]) -> typer.Typer:
+    """The app in which the command that `arguments` name is whole, and the others are lines of help."""
+    app = typer.Typer(
+        help="Deploy a language model on Ollama, vLLM or llama.cpp behind one stable address.",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_options)
+    wanted = command_of(arguments)
+    for name, summary in COMMANDS.items():
+        if name == wanted:
+            import_module(f"llmdeploy.cli.{name}").register(app, summary)
+        else:
+            app.command(name, help=summary)(_not_loaded)
+    return app
+
+
+def command_of(arguments: Sequence[str]) -> str:
+    """The first word; the options before it take no values."""
+    return next((word for word in arguments if not word.startswith("-")), "")
+
+
+def _not_loaded() -> None: ...
+
+
+def _options(
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks of errors.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    # Never reached with `version`: main.py answers it before Typer is loaded, but help must list it.
+    out.quiet, out.verbose = quiet, verbose

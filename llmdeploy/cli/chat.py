@@ -1,0 +1,163 @@
+"""`llmdeploy chat [PROMPT]`: one answer."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmdeploy import config
+from llmdeploy.cli import options
+from llmdeploy.cli.output import out
+from llmdeploy.errors import AlreadyServing, TimedOut, UsageError
+from llmdeploy.models.reference import parse, served_name
+from llmdeploy.service import state
+
+if TYPE_CHECKING:
+    from llmdeploy.client import Answer
+    from llmdeploy.config import Settings
+    from llmdeploy.service.state import Record
+
+EPILOG = """Examples:
+
+llmdeploy chat --image photo.png "What is this?"
+
+cat notes.txt | llmdeploy chat "Summarise\""""
+
+PATIENCE = 1.0
+"""Seconds after which a wait is mentioned."""
+
+
+def register(app: typer.Typer, summary: str) -> None:
+    app.command("chat", help=f"{summary} Starts the configured model where nothing is served.", epilog=EPILOG)(chat)
+
+
+def chat(
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="[PROMPT]", help="The question. Text on stdin is added.")
+    ] = None,
+    image: Annotated[
+        list[str] | None, typer.Option("--image", "-i", metavar="FILE|URL|-", help="An image; may be repeated.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system prompt.", show_default=False)] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="End the answer after N tokens.", show_default=False)
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, metavar="T", help="0 answers the same every time.", show_default=False)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="The seed of the sampler.", show_default=False)] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", metavar="MODEL", help="The model to ask.", show_default=False)
+    ] = None,
+    timeout: options.Timeout = None,
+    json: options.Json = False,
+) -> None:
+    from llmdeploy.client import Conversation, Question
+    from llmdeploy.images import load
+
+    settings = config.load({"timeout": timeout})
+    sources = image or []
+    if sources.count("-") > 1:
+        raise UsageError("stdin holds one image", "give `--image -` once")
+    # All that the user may have got wrong is found before a model is started for it.
+    text = _prompt(prompt, stdin_is_image="-" in sources, timeout=settings.timeout)
+    if not text and not sources:
+        raise UsageError("there is no prompt", '`llmdeploy chat "Hello"`')
+    images = [load(source, sys.stdin.buffer if source == "-" else None) for source in sources]
+    record = _served(model, settings)
+    question = Question(text, images, system, max_tokens, temperature, seed)
+    conversation = Conversation(record.url, question.body(record.served_name), settings.timeout)
+    for piece in conversation:
+        if not json:
+            out.data(piece.text, end="")
+    if json:
+        out.document(_document(conversation.answer, record))
+    else:
+        out.data("")
+        _remark(conversation.answer)
+
+
+def _served(model: str | None, settings: Settings) -> Record:
+    """What answers: the deployment that is there, or the configured model, started now."""
+    deadline = time.monotonic() + settings.timeout
+    situation = state.observe()
+    while situation.state == "starting" and situation.record is not None:
+        if time.monotonic() > deadline:
+            raise TimedOut(
+                f"`{situation.record.served_name}` is still {situation.record.phase}", "wait longer with `--timeout`"
+            )
+        time.sleep(0.05)
+        situation = state.observe()
+    record = situation.record
+    if situation.state != "ready" or record is None:
+        return _start(model, settings)
+    if model is not None and served_name(parse(model)) != record.served_name and str(parse(model)) != record.model:
+        raise AlreadyServing(
+            f"`{record.served_name}` is served, not `{model}`",
+            f"`llmdeploy stop`, then ask again; or leave out `--model` to ask `{record.served_name}`",
+            code="another_model",
+        )
+    return record
+
+
+def _start(model: str | None, settings: Settings) -> Record:
+    from llmdeploy.cli.serve import start
+
+    reference = parse(model or settings.model)
+    out.note(f"nothing is served; starting `{served_name(reference)}` on {settings.engine} in the background")
+    record = start([str(reference), f"--timeout={settings.timeout:g}"])
+    out.note(f"`{record.served_name}` stays up at {record.url}/v1; `llmdeploy stop` ends it")
+    if model is None and settings.source("model") == "default":
+        out.hint("this is the self-test model; `llmdeploy config set model qwen3:8b` chooses a real one")
+    return record
+
+
+def _prompt(prompt: str | None, *, stdin_is_image: bool, timeout: float) -> str:
+    """The argument, what stdin holds, or both."""
+    if stdin_is_image or sys.stdin is None or sys.stdin.isatty():
+        return prompt or ""
+    try:
+        piped = _read_stdin(timeout).decode().strip()
+    except UnicodeDecodeError:
+        raise UsageError("stdin is not text", "an image is given as `--image -`") from None
+    return "\n\n".join(part for part in (prompt, piped) if part)
+
+
+def _read_stdin(timeout: float) -> bytes:
+    """All of stdin. Whoever holds its other end may never close it, so the wait is told and has an end."""
+    content: list[bytes] = []
+    reader = threading.Thread(target=lambda: content.append(sys.stdin.buffer.read()), daemon=True)
+    reader.start()
+    reader.join(PATIENCE)
+    if reader.is_alive():
+        out.note(f"waiting up to {timeout:g} s for the end of stdin; `< /dev/null` leaves it out")
+        reader.join(timeout)
+    if reader.is_alive():
+        raise TimedOut(f"stdin had no end within {timeout:g} s", "`< /dev/null` leaves it out")
+    return content[0] if content else b""
+
+
+def _document(answer: Answer, record: Record) -> dict[str, Any]:
+    fields = asdict(answer)
+    return {
+        "model": record.served_name,
+        "engine": record.engine,
+        "content": fields["text"],
+        "reasoning": fields["reasoning"] or None,
+        "finish_reason": fields["finish_reason"],
+        "usage": fields["usage"],
+        "ttft_seconds": round(answer.ttft, 4),
+        "duration_seconds": round(answer.duration, 4),
+    }
+
+
+def _remark(answer: Answer) -> None:
+    if answer.finish_reason == "length":
+        out.note("the answer was cut: it reached its limit of tokens")
+    elif not answer.text and answer.reasoning:
+        out.note("the model thought and gave no answer; `--json` shows its reasoning")

@@ -1,0 +1,77 @@
+"""`llmdeploy config path|show|get|set`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmdeploy import config, paths
+from llmdeploy.cli import options
+from llmdeploy.cli.output import out
+from llmdeploy.config import Settings, keys
+
+Project = Annotated[bool, typer.Option("--project", help="The file `./llmdeploy.toml` instead of your own.")]
+KeyName = Annotated[str, typer.Argument(metavar="KEY", help="A key, such as `port` or `engines.llamacpp.threads`.")]
+
+
+def register(app: typer.Typer, summary: str) -> None:
+    group = typer.Typer(
+        help=f"{summary} A flag beats a variable, which beats `./llmdeploy.toml`, which beats your file."
+    )
+    group.command("path", help="Print the path of the configuration file.")(path)
+    group.command("show", help="Print every value and where it is from.")(show)
+    group.command("get", help="Print one value.")(get)
+    group.command("set", help="Change one value in the file; comments stay.")(set_)
+    app.add_typer(group, name="config", no_args_is_help=True)
+
+
+def path(project: Project = False) -> None:
+    out.data(str(_file(project)))
+
+
+def show(json: options.Json = False) -> None:
+    settings = config.load()
+    if json:
+        out.document({key.name: _fields(settings, key.name) for key in keys()})
+        return
+    width = max(len(key.name) for key in keys())
+    for key in keys():
+        found = settings.value(key.name)
+        out.data(f"{key.name:<{width}}  {_shown(found.value)}  ({found.source})")
+
+
+def get(key: KeyName, json: options.Json = False) -> None:
+    config.key_named(key)
+    settings = config.load()
+    if json:
+        out.document(_fields(settings, key))
+    else:
+        out.data(_shown(settings.value(key).value))
+
+
+def set_(
+    key: KeyName,
+    value: Annotated[str, typer.Argument(metavar="VALUE", help="The new value.")],
+    project: Project = False,
+) -> None:
+    file = _file(project)
+    config.set_value(key, value, file)
+    out.note(f"`{key}` is `{value}` in `{file}`")
+    found = config.load().value(key)
+    if found.source not in {str(file), f"./{file.name}"}:
+        out.warn(f"{found.source} sets `{key}` to `{_shown(found.value)}`, and wins")
+
+
+def _file(project: bool) -> Path:
+    return paths.PROJECT_CONFIG.absolute() if project else paths.user_config_file()
+
+
+def _fields(settings: Settings, key: str) -> dict[str, object]:
+    found = settings.value(key)
+    return {"value": found.value, "source": found.source}
+
+
+def _shown(value: object) -> str:
+    return "-" if value is None else str(value)

@@ -1,0 +1,46 @@
+"""`llmdeploy doctor`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import typer
+
+from llmdeploy.cli import options
+from llmdeploy.cli.output import out
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llmdeploy.checks import Check
+
+
+def register(app: typer.Typer, summary: str) -> None:
+    app.command("doctor", help=f"{summary} Exits 1 where a check fails.")(doctor)
+
+
+def doctor(json: options.Json = False) -> None:
+    from llmdeploy import checks
+
+    report = checks.examine()
+    if json:
+        out.document({"ok": report.ok, **asdict(report)})
+    else:
+        _show(report.checks)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def _show(checks: Sequence[Check]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for check in checks:
+        table.add_row(Text(check.status, colours[check.status]), check.name, check.detail)
+    out.table(table)
+    for check in checks:
+        if check.hint:
+            out.hint(f"{check.name}: {check.hint}")

@@ -1,0 +1,58 @@
+"""`llmdeploy logs`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmdeploy.cli.output import out
+from llmdeploy.errors import NotServing
+from llmdeploy.service import state
+
+POLL = 0.2
+
+
+def register(app: typer.Typer, summary: str) -> None:
+    app.command("logs", help=summary)(logs)
+
+
+def logs(
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows, until Ctrl-C.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, metavar="N", help="How many of the last lines.")] = 100,
+) -> None:
+    file = state.server_log()
+    if not file.exists():
+        raise NotServing(f"there is no log yet: `{file}`", "`llmdeploy serve` writes one")
+    text, position = _read(file, 0)
+    for line in text.splitlines()[-lines:] if lines else []:
+        out.data(line)
+    if follow:
+        for text in _growth(file, position):
+            out.data(text, end="")
+
+
+def _growth(file: Path, position: int) -> Iterator[str]:
+    """What is appended from now on; a file that was rotated is read from its start."""
+    identity = file.stat().st_ino
+    while True:
+        time.sleep(POLL)
+        try:
+            status = file.stat()
+        except FileNotFoundError:
+            continue  # between two steps of a rotation
+        if status.st_ino != identity or status.st_size < position:
+            identity, position = status.st_ino, 0
+        if status.st_size > position:
+            text, position = _read(file, position)
+            yield text
+
+
+def _read(file: Path, position: int) -> tuple[str, int]:
+    with file.open("rb") as stream:
+        stream.seek(position)
+        content = stream.read()
+    return content.decode(errors="replace"), position + len(content)

@@ -1,0 +1,40 @@
+"""Options that several commands share: the same words and the same meaning everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+Engine = Annotated[
+    str | None,
+    typer.Option("--engine", "-e", metavar="ENGINE", help="The engine to run the model on.", show_default=False),
+]
+Port = Annotated[
+    int | None, typer.Option(min=1, max=65535, metavar="PORT", help="The port of the address.", show_default=False)
+]
+Context = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="TOKENS", help="Tokens one request may use, prompt and answer.", show_default=False),
+]
+Parallel = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Requests answered at the same time.", show_default=False)
+]
+Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads (llama.cpp).", show_default=False)]
+GpuLayers = Annotated[
+    int | None,
+    typer.Option(min=-1, metavar="N", help="Layers on the GPU (llama.cpp); -1: as many as fit.", show_default=False),
+]
+Mmproj = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="The vision projector of a GGUF file, where it is not beside it.", show_default=False
+    ),
+]
+Timeout = Annotated[
+    float | None,
+    typer.Option(min=0.001, metavar="SECONDS", help="How long to wait before giving up.", show_default=False),
+]

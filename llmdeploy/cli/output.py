@@ -1,0 +1,84 @@
+"""What the user sees: stdout is the answer, everything else is stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from llmdeploy.errors import LlmdeployError
+
+
+class Output:
+    """The one way out of every command. Rich decides on colour, for each stream by itself."""
+
+    def __init__(self) -> None:
+        self.quiet = False
+        self.verbose = False
+
+    def data(self, text: str, end: str = "\n") -> None:
+        """The answer, or a piece of it: seen at once, also through a pipe."""
+        sys.stdout.write(text + end)
+        sys.stdout.flush()
+
+    def document(self, content: object) -> None:
+        """The answer as JSON: one document."""
+        self.data(json.dumps(content, ensure_ascii=False, indent=2))
+
+    def table(self, table: Table) -> None:
+        """The answer as a table: folded on a terminal, one row a line elsewhere."""
+        console = _console(stderr=False)
+        with console.capture() as capture:
+            console.print(table)
+        for line in capture.get().splitlines():
+            self.data(line.rstrip())
+
+    def note(self, text: str, style: str = "") -> None:
+        """Progress and remarks."""
+        if not self.quiet:
+            self._tell(text, style)
+
+    def hint(self, text: str) -> None:
+        if not self.quiet:
+            self._tell(f"hint: {text}", "cyan")
+
+    def warn(self, text: str) -> None:
+        self._tell(f"warning: {text}", "yellow")
+
+    def error(self, error: LlmdeployError, *, as_json: bool) -> None:
+        if as_json:
+            self.document(error.as_document())
+            return
+        self._tell(f"error: {error.message}", "red")
+        if error.hint:
+            self._tell(f"hint: {error.hint}", "cyan")
+
+    def _tell(self, text: str, style: str) -> None:
+        with suppress(OSError):  # the terminal may be gone; what is being done must still end well
+            if _plain(sys.stderr):
+                print(text, file=sys.stderr, flush=True)
+            else:
+                _console(stderr=True).print(text, style=style or None, soft_wrap=True)
+
+
+def _plain(stream: Any) -> bool:
+    """Whether Rich would only pass the text on: then its 40 ms are saved."""
+    return not (stream.isatty() or os.environ.get("FORCE_COLOR"))
+
+
+def _console(*, stderr: bool) -> Console:
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    # Off a terminal there is no width to fold to, and a script wants a row on one line.
+    width = None if stream.isatty() else 10_000
+    return Console(stderr=stderr, markup=False, highlight=False, emoji=False, width=width)
+
+
+out = Output()

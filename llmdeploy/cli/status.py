@@ -1,0 +1,85 @@
+"""`llmdeploy status`. Kept light: scripts ask it often."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from llmdeploy.cli import options
+from llmdeploy.cli.output import out
+from llmdeploy.service import state
+from llmdeploy.service.state import Record, Situation
+
+
+def register(app: typer.Typer, summary: str) -> None:
+    app.command("status", help=f"{summary} Exits 1 where nothing serves.")(status)
+
+
+def status(json: options.Json = False) -> None:
+    situation = state.observe()
+    if json:
+        out.document(document(situation))
+    else:
+        _show(situation)
+    if situation.state != "ready":
+        raise typer.Exit(1)
+
+
+def document(situation: Situation) -> dict[str, Any]:
+    """What is served, as `--json` tells it: fields are only ever added."""
+    record = situation.record
+    if record is None:
+        return {"state": situation.state}
+    plan = record.plan or {}
+    return {
+        "state": situation.state,
+        "phase": record.phase,
+        "model": record.model,
+        "served_name": record.served_name,
+        "engine": record.engine,
+        "engine_version": record.engine_version,
+        "base_url": f"{record.url}/v1",
+        "since": record.since,
+        "service_pid": record.service.pid,
+        "server_pid": record.server.pid if record.server else None,
+        "context": plan["context"]["value"] if plan else None,
+        "parallel": plan["parallel"]["value"] if plan else None,
+        "log": str(state.server_log()),
+        **(record.error or {"error": None}),
+    }
+
+
+def _show(situation: Situation) -> None:
+    record = situation.record
+    if record is None:
+        out.data("nothing is served")
+        out.hint("`llmdeploy serve` starts the configured model")
+        return
+    out.data(f"{situation.state}: `{record.served_name}` on {record.engine}")
+    for name, value in _lines(situation, record):
+        out.data(f"  {name:<9}{value}")
+    if situation.state == "crashed":
+        out.hint("`llmdeploy serve` serves again; `llmdeploy stop` only clears this away")
+    elif record.error:
+        out.hint(record.error["error"]["hint"])
+
+
+def _lines(situation: Situation, record: Record) -> list[tuple[str, str]]:
+    lines = [("address", f"{record.url}/v1"), ("since", record.since)]
+    if situation.state == "starting":
+        lines.append(("phase", record.phase))
+    gone = situation.state in {"failed", "crashed"}
+    lines.append(("service", f"process {record.service.pid}" + (", gone" if gone else "")))
+    if record.server:
+        left = gone and not situation.leftover
+        lines.append(("server", f"process {record.server.pid}" + (", gone" if left else "")))
+    if situation.state == "crashed":
+        lines.append(("reason", "the service was killed or crashed: it left no word"))
+    if record.error:
+        lines.append(("reason", record.error["error"]["message"]))
+    if record.plan:
+        context, parallel = record.plan["context"]["value"], record.plan["parallel"]["value"]
+        lines.append(("context", f"{context} tokens a request, {parallel} at a time"))
+    lines.append(("log", str(state.server_log())))
+    return lines

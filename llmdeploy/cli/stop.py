@@ -1,0 +1,32 @@
+"""`llmdeploy stop`."""
+
+from __future__ import annotations
+
+import typer
+
+from llmdeploy.cli import options
+from llmdeploy.cli.output import out
+from llmdeploy.service import state
+
+
+def register(app: typer.Typer, summary: str) -> None:
+    app.command("stop", help=summary)(stop)
+
+
+def stop(json: options.Json = False) -> None:
+    from llmdeploy.service import control
+
+    situation = state.observe()
+    record = situation.record
+    if record is not None and situation.state != "failed":
+        out.note(f"stopping `{record.served_name}` (process {record.service.pid})")
+    control.stop(situation)
+    stopped = record is not None and situation.state in {"starting", "ready"}
+    if json:
+        out.document({"stopped": stopped, "model": record.served_name if record and stopped else None})
+    elif record is None:
+        out.note("nothing is served")
+    elif stopped:
+        out.note("stopped")
+    else:
+        out.note(f"`{record.served_name}` had ended already; cleared away")

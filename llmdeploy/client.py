@@ -1,0 +1,170 @@
+"""The OpenAI-compatible stream that `chat` speaks. Knows no engine."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from llmdeploy.errors import NotServing, RequestFailed, TimedOut
+from llmdeploy.images import Image
+
+
+@dataclass(frozen=True)
+class Question:
+    """One user turn: text, images before it, and an optional system prompt. None leaves a value to the engine."""
+
+    prompt: str
+    images: Sequence[Image] = ()
+    system: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    seed: int | None = None
+
+    def body(self, model: str) -> dict[str, Any]:
+        """The request body: a stream with usage."""
+        parts: list[dict[str, Any]] = [
+            {"type": "image_url", "image_url": {"url": image.data_url}} for image in self.images
+        ]
+        if self.prompt:
+            parts.append({"type": "text", "text": self.prompt})
+        messages = [{"role": "system", "content": self.system}] if self.system else []
+        messages.append({"role": "user", "content": parts if self.images else self.prompt})  # type: ignore[dict-item]
+        wishes = {"max_tokens": self.max_tokens, "temperature": self.temperature, "seed": self.seed}
+        return {
+            "model": model,
+            "messages": messages,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **{name: value for name, value in wishes.items() if value is not None},
+        }
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of the answer as it arrives; `reasoning` is what a thinking model says to itself."""
+
+    text: str = ""
+    reasoning: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    reasoning: str
+    finish_reason: str
+    usage: dict[str, Any] | None
+    ttft: float
+    """Time to first token, seconds from the sending of the request."""
+    duration: float
+    """Seconds from the sending of the request to its end."""
+
+
+class Conversation:
+    """One streamed answer: iterate over its pieces once, then read `answer`."""
+
+    answer: Answer
+
+    def __init__(self, base_url: str, body: dict[str, Any], timeout: float) -> None:
+        """`base_url` without `/v1`; `timeout` in seconds, for each wait."""
+        self._url = f"{base_url}/v1/chat/completions"
+        self._body = body
+        self._timeout = timeout
+
+    def __iter__(self) -> Iterator[Piece]:
+        """Raises NotServing, RequestFailed, TimedOut."""
+        try:
+            # trust_env: a proxy of the environment must not stand between this machine and itself.
+            self._began = time.monotonic()
+            with (
+                httpx.Client(trust_env=False, timeout=httpx.Timeout(self._timeout, connect=5)) as client,
+                client.stream("POST", self._url, json=self._body) as response,
+            ):
+                if response.status_code != 200:
+                    response.read()
+                    raise _refusal(response)
+                yield from self._pieces(response)
+        except httpx.TimeoutException as error:
+            raise TimedOut(
+                f"no word from `{self._url}` for {self._timeout:g} s", "wait longer with `--timeout`"
+            ) from error
+        except httpx.ConnectError as error:
+            raise NotServing(f"nothing answers at `{self._url}`", "`llmdeploy status` tells what is served") from error
+        except httpx.HTTPError as error:
+            raise _broken_off(str(error)) from error
+
+    def _pieces(self, response: httpx.Response) -> Iterator[Piece]:
+        first: float | None = None
+        pieces: list[Piece] = []
+        finish_reason, usage = "", None
+        for event in _events(response):
+            usage = event.get("usage") or usage
+            for choice in event.get("choices") or ():
+                finish_reason = choice.get("finish_reason") or finish_reason
+                piece = _piece(choice.get("delta") or {})
+                if piece.text or piece.reasoning:
+                    first = first or time.monotonic()
+                    pieces.append(piece)
+                    yield piece
+        if not finish_reason:
+            raise _broken_off("the stream has no end")
+        ended = time.monotonic()
+        self.answer = Answer(
+            text="".join(piece.text for piece in pieces),
+            reasoning="".join(piece.reasoning for piece in pieces),
+            finish_reason=finish_reason,
+            usage=usage,
+            ttft=(first or ended) - self._began,
+            duration=ended - self._began,
+        )
+
+
+def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a stream of server-sent events."""
+    for line in response.iter_lines():
+        field, _, value = line.partition(":")
+        if field not in {"data", "error"} or value.strip() == "[DONE]":
+            continue
+        try:
+            event = json.loads(value)
+        except ValueError:
+            raise _broken_off(f"not JSON: {value.strip()[:80]}") from None
+        if field == "error" or "error" in event:
+            raise _broken_off(_message(event))
+        yield event
+
+
+def _piece(delta: dict[str, Any]) -> Piece:
+    # Engines differ in the name: llama.cpp says reasoning_content, others reasoning.
+    return Piece(delta.get("content") or "", delta.get("reasoning_content") or delta.get("reasoning") or "")
+
+
+def _message(body: Any) -> str:
+    """The words of an error body: OpenAI's shape, a bare one, or none."""
+    error = body.get("error", body) if isinstance(body, dict) else body
+    return str(error.get("message", error) if isinstance(error, dict) else error)
+
+
+def _refusal(response: httpx.Response) -> RequestFailed:
+    try:
+        message = _message(response.json())
+    except ValueError:
+        message = response.text[:200] or response.reason_phrase
+    if "image input is not supported" in message:
+        return RequestFailed(
+            "the model that is served sees no images",
+            "serve one that does, with its projector: `llmdeploy serve x.gguf --mmproj mmproj.gguf`",
+        )
+    if "context size" in message:
+        return RequestFailed(message, "ask for less, or serve it again with a larger `--context`")
+    return RequestFailed(
+        f"the server refused the request ({response.status_code}): {message}", "`llmdeploy logs` tells more"
+    )
+
+
+def _broken_off(why: str) -> RequestFailed:
+    return RequestFailed(f"the answer broke off: {why}", "`llmdeploy status` tells whether the server still runs")

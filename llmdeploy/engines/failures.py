@@ -1,0 +1,95 @@
+"""An engine's last words -> the cause in one sentence, and the fix. Tables: the first row that matches speaks."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    cause: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """`pattern` is searched in each line; its groups fill `cause` and `fix`."""
+
+    pattern: str
+    cause: str
+    fix: str
+
+
+LLAMACPP = (
+    Failure(
+        r"unknown model architecture: '(?P<name>[^']*)'",
+        "this llama.cpp does not know the architecture `{name}`",
+        "take a newer one: `pip install --upgrade xllamacpp`, or put a newer `llama-server` on PATH",
+    ),
+    Failure(
+        r"wrong number of tensors; expected (?P<expected>\d+), got (?P<got>\d+)",
+        "the GGUF holds {expected} tensors where this architecture has {got}: it was made for another program",
+        "take a GGUF made by llama.cpp's own converter",
+    ),
+    Failure(
+        r"data is not within the file bounds|failed to read tensor|unexpectedly reached end of file",
+        "the GGUF is truncated or damaged",
+        "fetch the file again",
+    ),
+    Failure(
+        r"couldn't bind|[Aa]ddress already in use",
+        "the port was taken by another program while the server started",
+        "give another with `--port`",
+    ),
+    Failure(
+        r"insufficient memory|failed to allocate|out of memory|[Oo]utOfMemory",
+        "llama.cpp could not get the memory it needs",
+        "ask for less: `--context 2048 --parallel 1`, or take a smaller model",
+    ),
+    Failure(
+        r"invalid argument: (?P<flag>\S+)",
+        "this `llama-server` does not know the flag `{flag}`: it is too old",
+        "update it, or set `engines.llamacpp.server` to another",
+    ),
+    Failure(
+        r"[Ff]ailed to load (?:the )?(?:mmproj|CLIP|clip|multimodal)|mismatch between text model .* and mmproj",
+        "the vision projector does not belong to this model",
+        "give the right one with `--mmproj`",
+    ),
+    Failure(
+        r"error loading model: (?P<words>.+)", "llama.cpp cannot load the model: {words}", "try another GGUF of it"
+    ),
+)
+
+
+def diagnose(table: Sequence[Failure], log: Sequence[str], exit_status: int) -> Diagnosis | None:
+    """What the log of a server that ended with `exit_status` (negative: by that signal) says.
+
+    None when no line is known and the status tells nothing.
+    """
+    if by_signal := _by_signal(exit_status):
+        return by_signal
+    for failure in table:
+        for line in log:
+            if match := re.search(failure.pattern, line):
+                words = match.groupdict()
+                return Diagnosis(failure.cause.format(**words), failure.fix.format(**words))
+    return None
+
+
+def _by_signal(exit_status: int) -> Diagnosis | None:
+    if exit_status == -signal.SIGILL:
+        return Diagnosis(
+            "this processor lacks instructions that the engine's build uses (AVX2)",
+            "put a `llama-server` that was built for this machine on PATH",
+        )
+    if exit_status in {-9, -signal.SIGTERM}:  # Windows has no SIGKILL to name
+        name = "SIGKILL" if exit_status == -9 else "SIGTERM"
+        return Diagnosis(
+            f"the server was killed from outside ({name})",
+            "look for who did; where memory ran out, `dmesg` says so",
+        )
+    return None

@@ -1,0 +1,183 @@
+"""llama.cpp: the embedded default. A `llama-server` of the user's own is preferred, else the xllamacpp wheel serves."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmdeploy.engines import failures
+from llmdeploy.engines.base import Artefact, EngineStatus, OnProgress, Phase, ServerSpec
+from llmdeploy.errors import EngineMissing, ModelNotFound
+from llmdeploy.models import catalog, facts, hub
+from llmdeploy.models.reference import CatalogName, HubFile, ModelRef
+from llmdeploy.paths import selftest_dir
+from llmdeploy.plan import MIB, PROMPT_CACHE_BYTES, Plan
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llmdeploy.config import Settings
+
+VERSION_TIMEOUT = 1.5
+"""Seconds a `llama-server --version` may take: a GPU build that looks for its devices needs some."""
+
+PHASES = (
+    Phase("loading the weights", "loading model"),
+    Phase("allocating the KV cache", "initializing, n_slots"),
+    Phase("warming up", "model loaded"),
+)
+INSTALL_HINT = "`pip install xllamacpp`, or put a `llama-server` on PATH"
+
+
+def engine(settings: Settings) -> LlamaCpp:
+    return LlamaCpp(settings.server)
+
+
+@dataclass(frozen=True)
+class Program:
+    """What would run: the start of a command line, its version, and a sentence on both."""
+
+    argv: tuple[str, ...]
+    version: str | None
+    detail: str
+    on_gpu: bool
+    """Whether it may use the GPUs of this machine: the wheel is a CPU build, but for Apple's."""
+
+
+class LlamaCpp:
+    name = "llamacpp"
+
+    def __init__(self, configured_server: str | None = None) -> None:
+        self._configured_server = configured_server
+
+    def status(self) -> EngineStatus:
+        if isinstance(self._program, Program):
+            return EngineStatus(True, self._program.version, self._program.detail)
+        return EngineStatus(False, None, self._program.message, self._program.hint)
+
+    @property
+    def on_gpu(self) -> bool:
+        return isinstance(self._program, Program) and self._program.on_gpu
+
+    def artefact(self, model: ModelRef, mmproj: Path | None = None) -> Artefact:
+        found = _artefact(model)
+        if mmproj is None:
+            return found
+        if not mmproj.is_file():
+            raise ModelNotFound(f"there is no file `{mmproj}`", "give the vision projector's path with `--mmproj`")
+        return replace(found, mmproj=mmproj)
+
+    def present(self, artefact: Artefact) -> bool:
+        return all(_here(file) for file in artefact.files)
+
+    def pull(self, artefact: Artefact, on_progress: OnProgress) -> None:
+        for file in artefact.files:
+            if isinstance(file, HubFile) and not hub.cached(file):
+                hub.download(file, on_progress)
+
+    def facts(self, artefact: Artefact) -> facts.ModelFacts:
+        weights, mmproj = _paths(artefact)
+        return facts.read_gguf(weights, mmproj)
+
+    def server(self, artefact: Artefact, plan: Plan, *, served_name: str, port: int) -> ServerSpec:
+        if not isinstance(self._program, Program):
+            raise self._program
+        weights, mmproj = _paths(artefact)
+        argv = [*self._program.argv, "--model", str(weights)]
+        if mmproj:
+            argv += ["--mmproj", str(mmproj)]
+        # llama.cpp divides its context by its slots; the plan's is what one request may use.
+        argv += ["--ctx-size", str(plan.context.value * plan.parallel.value), "--parallel", str(plan.parallel.value)]
+        argv += ["--threads", str(plan.threads.value)]
+        if plan.gpu_layers.value >= 0:
+            argv += ["--n-gpu-layers", str(plan.gpu_layers.value)]
+        argv += ["--host", "127.0.0.1", "--port", str(port), "--alias", served_name, "--metrics"]
+        return ServerSpec(
+            argv=tuple(argv),
+            base_url=f"http://127.0.0.1:{port}",
+            served_name=served_name,
+            health_path="/health",
+            phases=PHASES,
+            # By variable: builds from before the flag ignore it, where an unknown flag would end them.
+            env={"LLAMA_ARG_CACHE_RAM": str(PROMPT_CACHE_BYTES // MIB)},
+        )
+
+    def diagnose(self, log: Sequence[str], exit_status: int) -> failures.Diagnosis | None:
+        return failures.diagnose(failures.LLAMACPP, log, exit_status)
+
+    @cached_property
+    def _program(self) -> Program | EngineMissing:
+        if self._configured_server:
+            return _llama_server(self._configured_server, "set by `engines.llamacpp.server`")
+        on_path = shutil.which("llama-server")
+        if on_path is None:
+            return _wheel("")
+        program = _llama_server(on_path, "found on PATH")
+        # A build that cannot start must not stand in the way of one that can.
+        return program if isinstance(program, Program) else _wheel(f"; {program.message}")
+
+
+def _llama_server(path: str, why: str) -> Program | EngineMissing:
+    """The program at `path` if it starts: a build whose libraries are gone does not."""
+    try:
+        done = subprocess.run(
+            [path, "--version"], capture_output=True, text=True, timeout=VERSION_TIMEOUT, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = "does not answer `--version`" if isinstance(error, subprocess.TimeoutExpired) else str(error)
+        return EngineMissing(f"`{path}` ({why}) cannot be run: {reason}", "set `engines.llamacpp.server` to another")
+    output = f"{done.stdout}\n{done.stderr}".strip().splitlines() or ["no output"]
+    if done.returncode != 0:
+        return EngineMissing(f"`{path}` ({why}) cannot be run: {output[-1]}", "install it again, or take it off PATH")
+    line = next((line for line in output if line.startswith("version:")), output[0])
+    version = line.removeprefix("version:").strip()
+    return Program((path,), version, f"llama-server {version} at `{path}`, {why}", on_gpu=True)
+
+
+def _wheel(otherwise: str) -> Program | EngineMissing:
+    if find_spec("xllamacpp") is None:
+        return EngineMissing(f"no llama.cpp on this machine{otherwise}", INSTALL_HINT)
+    from importlib.metadata import version
+
+    installed = version("xllamacpp")
+    # -P: the folder a user stands in must not lend its modules to the server.
+    argv = (sys.executable, "-P", "-m", "llmdeploy.engines.llamacpp_server")
+    return Program(argv, installed, f"xllamacpp {installed}, the embedded build{otherwise}", sys.platform == "darwin")
+
+
+def _artefact(model: ModelRef) -> Artefact:
+    if isinstance(model, Path):
+        return Artefact(model, facts.find_mmproj(model))
+    if isinstance(model, HubFile):
+        return Artefact(model)
+    return _catalog_artefact(model)
+
+
+def _catalog_artefact(model: CatalogName) -> Artefact:
+    entry = catalog.find(model.name)
+    files = entry.gguf
+    if files.repo is None:
+        folder = selftest_dir()
+        return Artefact(folder / files.file, folder / files.mmproj if files.mmproj else None)
+    return Artefact(HubFile(files.repo, files.file), HubFile(files.repo, files.mmproj) if files.mmproj else None)
+
+
+def _here(file: Path | HubFile) -> Path | None:
+    return hub.cached(file) if isinstance(file, HubFile) else file
+
+
+def _path(file: Path | HubFile) -> Path:
+    path = _here(file)
+    if path is None:
+        raise ModelNotFound(f"`{file}` is not on this machine", "`llmdeploy serve` fetches it")
+    return path
+
+
+def _paths(artefact: Artefact) -> tuple[Path, Path | None]:
+    return _path(artefact.weights), _path(artefact.mmproj) if artefact.mmproj else None

@@ -1,0 +1,362 @@
+"""The machine as data: the cores, the memory and the GPUs that this process may use.
+
+Functions on text and numbers decide; `detect` and the functions it calls read.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+# Waking a driver takes up to a second per GPU where nothing keeps it awake; a broken one never answers.
+NVML_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU, by NVML's index. Memory in bytes; None where NVML does not report it (unified memory, as on GB10)."""
+
+    index: int
+    name: str
+    memory_total: int | None
+    memory_free: int | None
+    compute_capability: str | None = None
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What there is for this process to use. Memory in bytes."""
+
+    platform: str
+    python: str
+    cpu: str
+    physical_cores: int  # of the machine
+    usable_cores: int  # for work that keeps a core busy
+    memory_total: int
+    memory_available: int
+    gpus: tuple[Gpu, ...] = ()
+    driver: str | None = None
+    cuda: str | None = None  # the highest CUDA version that the driver runs
+    gpu_problem: str | None = None  # why an NVIDIA driver that is here does not answer
+
+
+def detect() -> Hardware:
+    """This machine now. Never raises."""
+    import psutil
+
+    groups = _groups()
+    memory = psutil.virtual_memory()
+    total, available = limited_memory(memory.total, memory.available, groups)
+    physical = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+    nvidia = _nvidia()
+    return Hardware(
+        platform=_platform(),
+        python=platform.python_version(),
+        cpu=_cpu(),
+        physical_cores=physical,
+        usable_cores=usable_cores(physical, _affinity_cores(), (group.quota for group in groups)),
+        memory_total=total,
+        memory_available=available,
+        gpus=nvidia.gpus,
+        driver=nvidia.driver,
+        cuda=nvidia.cuda,
+        gpu_problem=nvidia.problem,
+    )
+
+
+def disk_free(path: Path) -> int:
+    """Bytes free for this user on the file system where `path` is or would be; OSError where there is none."""
+    path = path.absolute()
+    folder = next((folder for folder in (path, *path.parents) if os.path.isdir(folder)), path)
+    return shutil.disk_usage(folder).free
+
+
+# Cores and memory
+
+
+@dataclass(frozen=True)
+class Group:
+    """A Linux control group: bytes of memory and cores of CPU time. None: no limit of its own."""
+
+    memory_limit: int | None = None
+    memory_held: int = 0  # without the file cache, which the kernel gives back when memory is short
+    quota: float | None = None
+
+
+def usable_cores(physical: int, affinity: int | None, quotas: Iterable[float | None] = ()) -> int:
+    """Cores a compute-bound process should use; part of a core does not count, as its thread would hold up the rest."""
+    limits = [affinity, *quotas]
+    return max(1, int(min([physical, *(limit for limit in limits if limit is not None)])))
+
+
+def limited_memory(total: int, available: int, groups: Iterable[Group]) -> tuple[int, int]:
+    """Total and available bytes under the limits of all `groups`: the smallest wins."""
+    for group in groups:
+        if group.memory_limit is not None:
+            total = min(total, group.memory_limit)
+            available = min(available, max(0, group.memory_limit - group.memory_held))
+    return total, available
+
+
+def group_folders(cgroup: str, mountinfo: str) -> tuple[PurePosixPath, ...]:
+    """The folders of a process's groups and their parents, from `/proc/self/cgroup` and `/proc/self/mountinfo`."""
+    memberships = [line.split(":", 2) for line in cgroup.splitlines() if line.count(":") >= 2]
+    folders: dict[PurePosixPath, None] = {}
+    for root, mount, controllers in _group_mounts(mountinfo):
+        for _, named, path in memberships:
+            if named == controllers or set(named.split(",")) & set(controllers.split(",")):
+                folder = _folder(PurePosixPath(path), root, mount)
+                folders |= dict.fromkeys(f for f in (folder, *folder.parents) if f.is_relative_to(mount))
+    return tuple(folders)
+
+
+def _folder(group: PurePosixPath, root: PurePosixPath, mount: PurePosixPath) -> PurePosixPath:
+    """Where a group's files are: a container may be told the machine's path of its group, which is then the mount."""
+    inside = group.is_relative_to(root) and ".." not in group.parts
+    return mount / group.relative_to(root) if inside else mount
+
+
+def _group_mounts(mountinfo: str) -> Iterator[tuple[PurePosixPath, PurePosixPath, str]]:
+    """(root, mount point, controllers) of each hierarchy; version 2 has one hierarchy and names no controllers."""
+    for line in mountinfo.splitlines():
+        place, _, kind = (part.split() for part in line.partition(" - "))
+        if len(place) > 4 and len(kind) > 2 and kind[0] in ("cgroup", "cgroup2"):
+            yield PurePosixPath(place[3]), PurePosixPath(place[4]), kind[2] if kind[0] == "cgroup" else ""
+
+
+def parse_group(files: Mapping[str, str]) -> Group:
+    """A group from the text of its files, of version 1 or 2; a missing file is an empty text."""
+    limit = (files.get("memory.max") or files.get("memory.limit_in_bytes", "")).strip()
+    used = (files.get("memory.current") or files.get("memory.usage_in_bytes", "")).strip()
+    # Version 1 counts the group alone first, then again with the groups below it: the later line wins.
+    cache = dict(re.findall(r"^(?:total_)?((?:in)?active_file) (\d+)$", files.get("memory.stat", ""), re.MULTILINE))
+    cpu = files.get("cpu.max") or f"{files.get('cpu.cfs_quota_us', '')} {files.get('cpu.cfs_period_us', '')}"
+    times = [int(word) for word in cpu.split() if word.isdecimal()]  # only one where the quota is `max` or -1
+    return Group(
+        memory_limit=int(limit) if limit.isdecimal() else None,
+        memory_held=max(0, int(used) - sum(map(int, cache.values()))) if used.isdecimal() else 0,
+        quota=times[0] / times[1] if len(times) == 2 else None,
+    )
+
+
+_GROUP_FILES = (
+    *("memory.max", "memory.current", "memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat"),
+    *("cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us"),
+)
+
+
+def _groups() -> list[Group]:
+    """The groups that hold this process; none where there is no such thing."""
+    folders = group_folders(_read("/proc/self/cgroup"), _read("/proc/self/mountinfo"))
+    return [parse_group({name: _read(f"{folder}/{name}") for name in _GROUP_FILES}) for folder in folders]
+
+
+def _affinity_cores() -> int | None:
+    """Physical cores among the processors this process may run on; None where the system has no such limit."""
+    import psutil
+
+    processors: list[int] = getattr(psutil.Process(), "cpu_affinity", list)()
+    topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    return len({_read(topology.format(number)) or number for number in processors}) or None
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+# Names
+
+
+def _platform() -> str:
+    system, release = platform.system(), platform.release()
+    if system == "Darwin":
+        system, release = "macOS", platform.mac_ver()[0]
+    version = re.match(r"\d+(\.\d+)?", release)
+    return f"{system} {version.group() if version else release} {platform.machine()}"
+
+
+def _cpu() -> str:
+    """The model's name; the architecture's where the system knows no name, as on most ARM machines."""
+    with suppress(OSError, subprocess.SubprocessError):
+        if sys.platform == "win32":
+            import winreg
+
+            key = winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, r"HARDWARE\DESCRIPTION\System\CentralProcessor\0")
+            return str(winreg.QueryValueEx(key, "ProcessorNameString")[0]).strip()
+        if sys.platform == "darwin":
+            command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(command, capture_output=True, text=True, timeout=2, check=True).stdout.strip()
+    return cpu_model(_read("/proc/cpuinfo")) or platform.machine()
+
+
+def cpu_model(cpuinfo: str) -> str | None:
+    """The model's name in the text of `/proc/cpuinfo`."""
+    model = re.search(r"^model name\s*:\s*(.*\S)", cpuinfo, re.MULTILINE)
+    return model.group(1) if model else None
+
+
+# GPUs
+
+
+@dataclass(frozen=True)
+class Device:
+    """What CUDA counts as one device: a GPU, or an instance of a GPU in MIG mode with that GPU's index."""
+
+    uuid: str
+    gpu: Gpu
+
+
+@dataclass(frozen=True)
+class Nvidia:
+    """What NVML says of all GPUs together."""
+
+    gpus: tuple[Gpu, ...] = ()
+    driver: str | None = None
+    cuda: str | None = None
+    problem: str | None = None
+
+
+def visible(devices: Sequence[Device], variable: str | None) -> tuple[Gpu, ...]:
+    """The GPUs that CUDA shows under CUDA_VISIBLE_DEVICES, in its order. None: not set.
+
+    NVML ignores the variable, so CUDA's rules are repeated here. Indexes are NVML's; where a machine has several kinds
+    of GPU, CUDA agrees with them only under `CUDA_DEVICE_ORDER=PCI_BUS_ID`.
+    """
+    chosen = list(devices) if variable is None else list(_named(devices, variable))
+    if len({device.uuid for device in chosen}) < len(chosen):
+        return ()  # one GPU named twice: CUDA finds none
+    instances = [device for device in chosen if device.uuid.startswith("MIG-")]
+    # A process gets one MIG instance at most, and then no whole GPU.
+    return tuple(device.gpu for device in instances[:1] or chosen)
+
+
+def _named(devices: Sequence[Device], variable: str) -> Iterator[Device]:
+    """One device for each entry, up to the first entry that names none: CUDA drops it and all that follow."""
+    for entry in map(str.strip, variable.split(",")):
+        if entry.isdecimal():
+            found = [device for device in devices if device.gpu.index == int(entry)][:1]
+        else:
+            whole = entry.startswith(("GPU-", "MIG-"))  # the start of a UUID is enough if only one device has it
+            found = [device for device in devices if whole and device.uuid.startswith(entry)]
+        if len(found) != 1:
+            return
+        yield found[0]
+
+
+def _nvidia() -> Nvidia:
+    """NVML's answer, waited for in a thread: a call into a hung driver cannot be broken off."""
+    answers: list[Nvidia] = []
+    thread = threading.Thread(target=lambda: answers.append(_ask_nvml()), daemon=True)
+    thread.start()
+    thread.join(NVML_SECONDS)
+    if answers:
+        return answers[0]
+    return Nvidia(problem=f"the NVIDIA driver did not answer within {NVML_SECONDS:g} s; reboot the machine")
+
+
+def _ask_nvml() -> Nvidia:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return Nvidia(problem=nvml_problem(error.value, str(error), os.path.exists("/proc/driver/nvidia/version")))
+    try:
+        return _read_nvml(pynvml)
+    except pynvml.NVMLError as error:
+        return Nvidia(problem=nvml_problem(error.value, str(error), True))
+    finally:
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
+
+
+def _read_nvml(nvml: Any) -> Nvidia:
+    devices: list[Device] = []
+    problem = None
+    for index in range(nvml.nvmlDeviceGetCount()):
+        try:
+            devices += _devices(nvml, index)
+        except nvml.NVMLError as error:  # one broken GPU does not hide the others
+            problem = f"GPU {index}: {nvml_problem(error.value, str(error), True)}"
+    cuda = _optional(nvml, nvml.nvmlSystemGetCudaDriverVersion_v2)
+    return Nvidia(
+        gpus=visible(devices, os.environ.get("CUDA_VISIBLE_DEVICES")),
+        driver=_optional(nvml, nvml.nvmlSystemGetDriverVersion),
+        cuda=f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None,
+        problem=problem,
+    )
+
+
+def _devices(nvml: Any, index: int) -> list[Device]:
+    """The GPU of that index or, in MIG mode, its instances."""
+    whole = nvml.nvmlDeviceGetHandleByIndex(index)
+    handles = [whole]
+    mig_mode = _optional(nvml, nvml.nvmlDeviceGetMigMode, whole)
+    if mig_mode and mig_mode[0] == nvml.NVML_DEVICE_MIG_ENABLE:
+        slots = range(nvml.nvmlDeviceGetMaxMigDeviceCount(whole))
+        found = (_optional(nvml, nvml.nvmlDeviceGetMigDeviceHandleByIndex, whole, slot) for slot in slots)
+        handles = [handle for handle in found if handle is not None]
+    major_minor = _optional(nvml, nvml.nvmlDeviceGetCudaComputeCapability, whole)
+    return [_device(nvml, index, handle, major_minor) for handle in handles]
+
+
+def _device(nvml: Any, index: int, handle: object, major_minor: tuple[int, int] | None) -> Device:
+    memory = _optional(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
+    reported = memory is not None and memory.total > 0
+    gpu = Gpu(
+        index=index,
+        name=nvml.nvmlDeviceGetName(handle),
+        memory_total=memory.total if reported else None,
+        memory_free=memory.free if reported else None,
+        compute_capability="{}.{}".format(*major_minor) if major_minor else None,
+    )
+    return Device(uuid=nvml.nvmlDeviceGetUUID(handle), gpu=gpu)
+
+
+def _optional(nvml: Any, question: Any, *about: object) -> Any:
+    """The answer; None where this GPU or this driver has none. Other errors are the GPU's, and raised."""
+    none = (nvml.NVML_ERROR_NOT_SUPPORTED, nvml.NVML_ERROR_FUNCTION_NOT_FOUND, nvml.NVML_ERROR_NOT_FOUND)
+    try:
+        return question(*about)
+    except nvml.NVMLError as error:
+        if error.value in none:
+            return None
+        raise
+
+
+def nvml_problem(code: int, words: str, driver_loaded: bool) -> str | None:
+    """NVML's error as a sentence that says what to do; None where there simply is no NVIDIA driver."""
+    import pynvml
+
+    if code == pynvml.NVML_ERROR_LIBRARY_NOT_FOUND and not driver_loaded:
+        return None
+    reboot = "reboot the machine"
+    sentences = {
+        pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "the NVIDIA driver runs but its library `libnvidia-ml.so.1` is not here; "
+        "start a container with `--gpus all`",
+        pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "the NVIDIA driver is installed but not loaded; "
+        f"`sudo modprobe nvidia` says why, or {reboot}",
+        pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: f"the NVIDIA driver was updated while it ran; {reboot}",
+        pynvml.NVML_ERROR_NO_PERMISSION: "this user may not use the NVIDIA driver; see `ls -l /dev/nvidia*`",
+        pynvml.NVML_ERROR_OPERATING_SYSTEM: "the operating system keeps the NVIDIA driver from this process; "
+        "see `ls -l /dev/nvidia*`",
+        pynvml.NVML_ERROR_GPU_IS_LOST: f"the GPU has fallen off the bus; {reboot}",
+        pynvml.NVML_ERROR_RESET_REQUIRED: f"the GPU must be reset; {reboot}",
+        pynvml.NVML_ERROR_INSUFFICIENT_POWER: "the GPU has no external power; check its power cables",
+    }
+    return sentences.get(code, f"the NVIDIA driver does not answer: {words.rstrip('.')}")

@@ -1,0 +1,1 @@
+"""Which model: names, catalog, facts from file headers, downloads."""

@@ -1,0 +1,37 @@
+"""Where llmdeploy keeps things. Each folder moves with a variable; nothing is created here.
+
+| what          | variable              | default (Linux)                        |
+| ------------- | --------------------- | -------------------------------------- |
+| configuration | LLMDEPLOY_CONFIG      | $XDG_CONFIG_HOME/llmdeploy/config.toml |
+| state         | LLMDEPLOY_STATE_DIR   | $XDG_STATE_HOME/llmdeploy              |
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+PROJECT_CONFIG = Path("llmdeploy.toml")
+
+
+def user_config_file() -> Path:
+    """The user's configuration file; it need not exist."""
+    if path := os.environ.get("LLMDEPLOY_CONFIG"):
+        return Path(path).expanduser()
+    import platformdirs
+
+    return platformdirs.user_config_path("llmdeploy", appauthor=False) / "config.toml"
+
+
+def state_dir() -> Path:
+    """The folder of the record, the lock and the logs: one service each."""
+    if path := os.environ.get("LLMDEPLOY_STATE_DIR"):
+        return Path(path).expanduser().absolute()
+    import platformdirs
+
+    return platformdirs.user_state_path("llmdeploy", appauthor=False)
+
+
+def selftest_dir() -> Path:
+    """The folder of the self-test model that ships with the package."""
+    return Path(__file__).parent / "selftest"

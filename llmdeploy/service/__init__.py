@@ -1,0 +1,1 @@
+"""What runs: a child process, its record, the deployment."""

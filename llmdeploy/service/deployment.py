@@ -1,0 +1,316 @@
+"""One deployment, from the model's name to its end: check, prepare, start, watch, stop.
+
+`serve` is what the service is. It holds the lock, writes the record and keeps the server for as long as it runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from llmdeploy import hardware
+from llmdeploy.errors import LlmdeployError, PortInUse, ServerDied, StartFailed, TimedOut
+from llmdeploy.models.reference import ModelRef, served_name
+from llmdeploy.plan import Plan, Wishes, make_plan
+from llmdeploy.service import state
+from llmdeploy.service.log import ServerLog
+from llmdeploy.service.process import Child, identify, kill_group
+from llmdeploy.service.state import Record
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from llmdeploy.engines.base import Artefact, Engine, OnProgress, ServerSpec
+
+STOP_GRACE = 3.0
+"""Seconds a server has to end by itself before it is killed."""
+POLL = 0.05
+"""Seconds between two looks at the health of a server that starts."""
+REMINDER = 5.0
+"""Seconds after which a phase that goes on is mentioned again."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What `serve` was asked for."""
+
+    model: ModelRef
+    port: int
+    wishes: Wishes
+    mmproj: Path | None
+    timeout: float
+    """Seconds the server may take to become ready."""
+
+
+@dataclass(frozen=True)
+class Events:
+    """What the service tells while it works. `elapsed` is in seconds since the start."""
+
+    on_phase: Callable[[str, float], None]
+    on_wait: Callable[[str, float, str], None]
+    """A phase that goes on: its name, elapsed, the server's last line."""
+    on_download: OnProgress
+    on_plan: Callable[[Plan], None]
+    on_ready: Callable[[Record, float], None]
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: told to stop, where Ctrl-C is an interruption."""
+
+
+def serve(order: Order, engine: Engine, events: Events) -> None:
+    """Serve until told to stop.
+
+    Raises KeyboardInterrupt when interrupted, Terminated when told to stop, and an LlmdeployError for everything that
+    keeps the deployment from serving; that one stays on record.
+    """
+    with state.lock():
+        service = _Service(order, engine, events)
+        try:
+            with _signals_interrupt():
+                spec = service.prepare()
+            asyncio.run(service.run(spec))
+        except LlmdeployError as error:
+            with suppress(LlmdeployError):  # the first failure is the one to tell
+                service.update(state="failed", error=error.as_document())
+            raise
+        except KeyboardInterrupt:
+            state.forget()
+            raise
+
+
+@dataclass
+class _Service:
+    order: Order
+    engine: Engine
+    events: Events
+    began: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        end_leftover()
+        itself = identify(os.getpid())
+        assert itself is not None
+        self.record = Record(
+            state="starting",
+            phase="checking",
+            model=str(self.order.model),
+            served_name=served_name(self.order.model),
+            engine=self.engine.name,
+            engine_version=None,
+            url=f"http://127.0.0.1:{self.order.port}",
+            since=datetime.now(UTC).isoformat(timespec="seconds"),
+            service=itself,
+        )
+        state.write(self.record)
+
+    def update(self, **changes: object) -> None:
+        self.record = replace(self.record, **changes)  # type: ignore[arg-type] # checked where it is called
+        state.write(self.record)
+
+    def phase(self, name: str) -> None:
+        self.update(phase=name)
+        self.events.on_phase(name, self.elapsed)
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self.began
+
+    def prepare(self) -> ServerSpec:
+        """All that can be known before a process is started. Raises what keeps it from being started."""
+        self.phase("checking")
+        require_free_port(self.order.port)
+        artefact = self._weights()
+        facts = self.engine.facts(artefact)
+        plan = make_plan(facts, hardware.detect(), self.order.wishes, on_gpu=self.engine.on_gpu)
+        plan.demand_fit(self.record.model)
+        self.events.on_plan(plan)
+        self.update(plan=asdict(plan), engine_version=self.engine.status().version)
+        return self.engine.server(artefact, plan, served_name=self.record.served_name, port=self.order.port)
+
+    def _weights(self) -> Artefact:
+        artefact = self.engine.artefact(self.order.model, self.order.mmproj)
+        if not self.engine.present(artefact):
+            self.phase("fetching the weights")
+            self.engine.pull(artefact, self.events.on_download)
+        return artefact
+
+    async def run(self, spec: ServerSpec) -> None:
+        """Start the server, wait until it is ready, and keep it until it ends or a signal comes."""
+        told = _signals()
+        self.phase("starting the server")
+        log = ServerLog(state.server_log())
+        child = await Child.start(spec.argv, spec.env, STOP_GRACE)
+        self.update(server=child.server)
+        ended = asyncio.ensure_future(child.follow(lambda line: self._line(spec, log, line)))
+        try:
+            await self._until_ready(spec, log, ended, told)
+            self.update(state="ready", phase="ready")
+            self.events.on_ready(self.record, self.elapsed)
+            await asyncio.wait({ended, told}, return_when=asyncio.FIRST_COMPLETED)
+            self._raise_if_over(ended, told, log)
+        finally:
+            await _stop(child, ended)
+            log.close()
+
+    async def _until_ready(
+        self, spec: ServerSpec, log: ServerLog, ended: asyncio.Future[int], told: asyncio.Future[int]
+    ) -> None:
+        reminded = self.elapsed
+        while not await _healthy(spec):
+            await asyncio.wait({ended, told}, timeout=POLL, return_when=asyncio.FIRST_COMPLETED)
+            self._raise_if_over(ended, told, log)
+            if self.elapsed > self.order.timeout:
+                raise TimedOut(
+                    f"the server was not ready after {self.order.timeout:g} s, still {self.record.phase}",
+                    f"give it longer with `--timeout`; its log is `{state.server_log()}`",
+                )
+            if self.elapsed > reminded + REMINDER:
+                reminded = self.elapsed
+                self.events.on_wait(self.record.phase, self.elapsed, log.tail[-1] if log.tail else "")
+
+    def _raise_if_over(self, ended: asyncio.Future[int], told: asyncio.Future[int], log: ServerLog) -> None:
+        if told.done():
+            raise KeyboardInterrupt if told.result() == signal.SIGINT else Terminated
+        if ended.done():
+            raise self._ending(ended.result(), log)
+
+    def _ending(self, status: int, log: ServerLog) -> LlmdeployError:
+        served = self.record.state == "ready"
+        kind, when = (ServerDied, "while it served") if served else (StartFailed, "before it was ready")
+        diagnosis = self.engine.diagnose(list(log.tail), status)
+        if diagnosis is not None:
+            return kind(f"the server ended {when}: {diagnosis.cause}", diagnosis.fix)
+        how = _named_signal(-status) if status < 0 else f"status {status}"
+        last = next((line for line in reversed(log.tail) if line.strip()), "it wrote nothing")
+        return kind(f"the server ended {when} ({how}): {last}", f"its log is `{state.server_log()}`")
+
+    def _line(self, spec: ServerSpec, log: ServerLog, line: str) -> None:
+        log.write(line)
+        if self.record.state != "starting":
+            return
+        for phase in spec.phases:
+            if phase.log_text in line and phase.name != self.record.phase:
+                self.phase(phase.name)
+
+
+def end_leftover() -> None:
+    """End a server whose service is gone: the guard was killed with it."""
+    situation = state.observe()
+    if situation.leftover and situation.record is not None and situation.record.server is not None:
+        kill_group(situation.record.server)
+
+
+def require_free_port(port: int) -> None:
+    """Raises PortInUse, naming a free port instead."""
+    with socket.socket() as probe:
+        if os.name == "posix":  # where it means: also when an old connection lingers there
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except PermissionError:
+            raise PortInUse(f"port {port} is not open to this user", "take one above 1023: `--port 11435`") from None
+        except OSError:
+            raise PortInUse(
+                f"port {port} is in use by {_holder(port)}", f"serve on another: `--port {_free_port()}`"
+            ) from None
+
+
+def _holder(port: int) -> str:
+    import psutil
+
+    with suppress(psutil.Error, OSError):
+        for connection in psutil.net_connections("tcp"):
+            here = connection.status == psutil.CONN_LISTEN and getattr(connection.laddr, "port", None) == port
+            if here and connection.pid:
+                return f"`{psutil.Process(connection.pid).name()}` (process {connection.pid})"
+    return "another program"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _signals() -> asyncio.Future[int]:
+    """Done with the signal's number as soon as this process is told to stop."""
+    loop = asyncio.get_running_loop()
+    told: asyncio.Future[int] = loop.create_future()
+
+    def tell(number: int) -> None:
+        if not told.done():
+            told.set_result(number)
+
+    for number in _stopping_signals():
+        try:
+            loop.add_signal_handler(number, tell, number)
+        except NotImplementedError:  # Windows
+            signal.signal(number, lambda number, _frame: loop.call_soon_threadsafe(tell, number))
+    return told
+
+
+class _signals_interrupt:
+    """While this holds, every signal that stops the service raises as Ctrl-C does."""
+
+    def __enter__(self) -> None:
+        self._before = {number: signal.signal(number, self._raise) for number in _stopping_signals()}
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @staticmethod
+    def _raise(number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+
+def _stopping_signals() -> list[int]:
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+    return [getattr(signal, name) for name in names if hasattr(signal, name)]
+
+
+def _named_signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+async def _stop(child: Child, ended: asyncio.Future[int]) -> None:
+    for number in _stopping_signals():
+        with suppress(NotImplementedError):  # a second Ctrl-C does not wait
+            asyncio.get_running_loop().add_signal_handler(number, child.kill)
+    child.let_go()
+    with suppress(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(ended), STOP_GRACE + 1)
+    if not ended.done():
+        child.kill()
+        await ended
+
+
+async def _healthy(spec: ServerSpec) -> bool:
+    """Whether the server answers 200 at its health path, within a second."""
+    address = urlsplit(spec.base_url)
+    request = f"GET {spec.health_path} HTTP/1.1\r\nHost: {address.netloc}\r\nConnection: close\r\n\r\n"
+    try:
+        async with asyncio.timeout(1):
+            reader, writer = await asyncio.open_connection(address.hostname, address.port)
+            try:
+                writer.write(request.encode())
+                status_line = await reader.readline()
+            finally:
+                writer.close()
+    except (OSError, TimeoutError):
+        return False
+    return status_line.split()[1:2] == [b"200"]

@@ -1,0 +1,38 @@
+"""The server's log: one file a start, rotated while it grows, readable by its owner alone."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from io import TextIOWrapper
+from logging import LogRecord, makeLogRecord
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+from llmdeploy.service.state import open_private
+
+MAX_BYTES = 10 * 1024**2
+BACKUPS = 3
+TAIL_LINES = 400
+"""Lines kept at hand for a diagnosis."""
+
+
+class ServerLog(RotatingFileHandler):
+    """Appends lines; begins with a file of its own and keeps those of the starts before it."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(file, maxBytes=MAX_BYTES, backupCount=BACKUPS, encoding="utf-8", errors="replace")
+        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        if file.stat().st_size:
+            self.doRollover()
+
+    def write(self, line: str) -> None:
+        self.tail.append(line)
+        self.emit(makeLogRecord({"msg": line}))
+
+    def _open(self) -> TextIOWrapper:
+        stream: TextIOWrapper = open_private(Path(self.baseFilename), os.O_APPEND)
+        return stream
+
+    def handleError(self, record: LogRecord) -> None:
+        """A full disk must not end what is served: the line is in `tail` still."""

@@ -1,0 +1,147 @@
+"""Every test stands in a world of its own: folders, variables, a free port; and nothing it started outlives it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+SELFTEST = ROOT / "llmdeploy" / "selftest"
+
+FOREIGN = re.compile(r"(LLMDEPLOY_|HF_|OLLAMA_|LLAMA_ARG_|XDG_|.*_PROXY$|NO_COLOR|FORCE_COLOR|CUDA_VISIBLE)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Result:
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def text(self) -> str:
+        """All that a user sees, as one text."""
+        return f"exit {self.status}\n--- stdout\n{self.stdout}--- stderr\n{self.stderr}"
+
+
+class World:
+    """One user on one machine: a home, a state folder, a working folder, a port."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.state = folder / "state"
+        self.work = folder / "work"
+        self.work.mkdir(parents=True)
+        (folder / "home").mkdir()
+        self.config = folder / "home" / ".config" / "llmdeploy" / "config.toml"
+        self.environment = {name: value for name, value in os.environ.items() if not FOREIGN.match(name)} | {
+            "HOME": str(folder / "home"),
+            "LLMDEPLOY_STATE_DIR": str(self.state),
+            "LLMDEPLOY_PORT": str(self.port),
+            "NO_COLOR": "1",
+            "COLUMNS": "100",
+            "PYTHONWARNINGS": "error",
+        }
+
+    def command(self, *arguments: str | Path) -> list[str]:
+        return [sys.executable, "-m", "llmdeploy", *map(str, arguments)]
+
+    def run(self, *arguments: str | Path, stdin: str | bytes = b"", timeout: float = 60, **variables: str) -> Result:
+        """Run one command line to its end."""
+        done = subprocess.run(
+            self.command(*arguments),
+            input=stdin.encode() if isinstance(stdin, str) else stdin,
+            capture_output=True,
+            cwd=self.work,
+            env=self.environment | variables,
+            timeout=timeout,
+        )
+        return Result(done.returncode, self.plain(done.stdout), self.plain(done.stderr))
+
+    def start(self, *arguments: str | Path, **options: object) -> subprocess.Popen[bytes]:
+        """Run one command line beside the test."""
+        defaults = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(
+            self.command(*arguments), cwd=self.work, env=self.environment, **{**defaults, **options}
+        )
+
+    def plain(self, output: bytes) -> str:
+        """Output with what differs from run to run replaced by its name."""
+        text = output.decode()
+        for value, name in ((str(self.folder), "[FOLDER]"), (str(ROOT), "[ROOT]"), (str(self.port), "[PORT]")):
+            text = text.replace(value, name)
+        text = re.sub(r"\[ *\d+\.\d s\]", "[TIME]", text)
+        text = re.sub(r"process \d+", "process [PID]", text)
+        return re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", "[WHEN]", text)
+
+    def processes(self) -> list[psutil.Process]:
+        """All processes that live in this world, by the state folder in their environment."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("LLMDEPLOY_STATE_DIR") == str(self.state):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return [process for process in found if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+    def close(self) -> None:
+        self.run("stop")
+        left = self.processes()
+        for process in left:
+            process.kill()
+        assert not left, f"left running: {left}"
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """A world for one test."""
+    world = World(tmp_path / "world")
+    yield world
+    world.close()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A world in which the self-test model is served: one server for all tests of a module."""
+    world = World(tmp_path_factory.mktemp("served") / "world")
+    result = world.run("serve", "selftest", "--detach")
+    assert result.status == 0, result.text
+    yield world
+    world.close()
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Tests that call functions see no variable of the machine either."""
+    for name in list(os.environ):
+        if FOREIGN.match(name):
+            monkeypatch.delenv(name)
+    for name, folder in (("HOME", "home"), ("LLMDEPLOY_STATE_DIR", "state"), ("HF_HOME", "hf")):
+        monkeypatch.setenv(name, str(tmp_path / folder))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def copy_selftest(folder: Path, *, mmproj: bool = True) -> Path:
+    """The self-test model's GGUF files in a folder of the test; the path of the weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if mmproj:
+        shutil.copy(SELFTEST / "mmproj-selftest-f16.gguf", folder)
+    return Path(shutil.copy(SELFTEST / "selftest-f16.gguf", folder))
