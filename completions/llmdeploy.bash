@@ -1,4 +1,3 @@
-
 _llmdeploy_completion() {
     local IFS=$'
 '
@@ -9,4 +8,3 @@ _llmdeploy_completion() {
 }
 
 complete -o default -F _llmdeploy_completion llmdeploy
-

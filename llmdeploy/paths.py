@@ -17,7 +17,7 @@ PROJECT_CONFIG = Path("llmdeploy.toml")
 def user_config_file() -> Path:
     """The user's configuration file; it need not exist."""
     if path := os.environ.get("LLMDEPLOY_CONFIG"):
-        return Path(path).expanduser()
+        return Path(os.path.expanduser(path))
     import platformdirs
 
     return platformdirs.user_config_path("llmdeploy", appauthor=False) / "config.toml"
@@ -26,7 +26,7 @@ def user_config_file() -> Path:
 def state_dir() -> Path:
     """The folder of the record, the lock and the logs: one service each."""
     if path := os.environ.get("LLMDEPLOY_STATE_DIR"):
-        return Path(path).expanduser().absolute()
+        return Path(os.path.expanduser(path)).absolute()
     import platformdirs
 
     return platformdirs.user_state_path("llmdeploy", appauthor=False)

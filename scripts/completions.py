@@ -29,13 +29,21 @@ Commands = dict[str, tuple[str, Options, list[str], "Commands"]]
 
 '''
 
+# zsh loads the file at the first Tab: that one is answered too.
+AUTOLOADED = """
+if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
+  _llmdeploy_completion
+fi
+"""
+
 
 def main(root: Path) -> None:
     for shell, name in SCRIPTS.items():
         environment = {**os.environ, "_LLMDEPLOY_COMPLETE": f"source_{shell}"}
         command = [sys.executable, "-m", "llmdeploy"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        _write(root / "completions" / name, done.stdout.replace("__main__.py", "llmdeploy"))
+        script = done.stdout.replace("__main__.py", "llmdeploy").strip() + "\n"  # zsh: `#compdef` on the first line
+        _write(root / "completions" / name, script + (AUTOLOADED if shell == "zsh" else ""))
     _write(root / "llmdeploy" / "cli" / "completion_table.py", table())
 
 
@@ -43,10 +51,8 @@ def table() -> str:
     commands = {name: _entry(get_command(build([name])).commands[name], COMMANDS[name]) for name in COMMANDS}
     options = _options(get_command(build([])))
     body = f"GLOBAL_OPTIONS: Options = {_python(options)}\n\nTABLE: Commands = {_python(commands)}\n"
-    formatted = subprocess.run(
-        ["ruff", "format", "--line-length=120", "-"], input=HEAD + body, capture_output=True, text=True, check=True
-    )
-    return formatted.stdout
+    command = [sys.executable, "-m", "ruff", "format", "--isolated", "--line-length=120", "-"]
+    return subprocess.run(command, input=HEAD + body, capture_output=True, text=True, check=True).stdout
 
 
 def _entry(command: object, summary: str) -> tuple[str, dict, list[str], dict]:
@@ -60,8 +66,9 @@ def _options(command: object) -> dict[str, tuple[str, str]]:
     for option in command.params:
         if option.param_type_name == "option":
             takes = "" if option.is_flag else option.metavar or option.name.upper()
-            found |= dict.fromkeys(sorted(option.opts, reverse=True), (option.help, takes))
-    return found | {"--help": ("Show this message and exit.", "")}
+            names = sorted([*option.opts, *option.secondary_opts], reverse=True)
+            found |= dict.fromkeys(names, (option.help, takes))
+    return found | dict.fromkeys(["--help", "-h"], ("Show this message and exit.", ""))
 
 
 def _python(content: object) -> str:

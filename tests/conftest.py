@@ -19,7 +19,9 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 SELFTEST = ROOT / "llmdeploy" / "selftest"
 
-FOREIGN = re.compile(r"(LLMDEPLOY_|HF_|OLLAMA_|LLAMA_ARG_|XDG_|.*_PROXY$|NO_COLOR|FORCE_COLOR|CUDA_VISIBLE)", re.IGNORECASE)
+FOREIGN = re.compile(
+    r"(LLMDEPLOY_|HF_|OLLAMA_|LLAMA_ARG_|XDG_|.*_PROXY$|NO_COLOR|FORCE_COLOR|CUDA_VISIBLE)", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)

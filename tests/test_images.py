@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image as pillow
 
-from llmdeploy import images
+from llmdeploy import image_sources, images
 from llmdeploy.errors import ImageInvalid
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def test_a_terminal_is_not_waited_for() -> None:
     try:
         with os.fdopen(theirs, "rb", buffering=0) as terminal:
             assert failure("-", terminal) == (  # type: ignore[arg-type]
-                "there is no image on standard input: it is a terminal\npipe one in: `… < photo.jpg`"
+                "there is no image on standard input: it is a terminal\npipe one in: `llmdeploy chat --image - < photo.jpg`"
             )
     finally:
         os.close(ours)
@@ -289,7 +289,9 @@ def test_no_permission(put: Any) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="no named pipes")
 def test_a_named_pipe_is_not_waited_for(put: Any) -> None:
     os.mkfifo("pipe")
-    assert failure("pipe") == "`pipe` is not a regular file\npass it on standard input: `… - < pipe`"
+    assert (
+        failure("pipe") == "`pipe` is not a regular file\npass it on standard input: `llmdeploy chat --image - < pipe`"
+    )
 
 
 @pytest.mark.parametrize("source", ["a\0b", "x" * 5000, ""])
@@ -577,7 +579,7 @@ def test_https_where_http_is_spoken(site: str) -> None:
 
 def test_a_certificate_that_is_not_trusted() -> None:
     error = ssl.SSLCertVerificationError(1, "self-signed certificate")
-    message, hint = images._fetch_failure("https://example.org/a.png", error)
+    message, hint = image_sources._fetch_failure("https://example.org/a.png", error)
     assert message.endswith("the certificate of `example.org` is not trusted")
     assert "SSL_CERT_FILE" in hint
 

@@ -12,20 +12,33 @@ from typing import NamedTuple
 
 from llmdeploy.cli.completion_table import GLOBAL_OPTIONS, TABLE
 
+BREAKS = (":", "=")
+"""Where bash breaks words, of the characters that ours hold."""
+
 
 class Candidate(NamedTuple):
     text: str
     help: str = ""
 
 
+class Line(NamedTuple):
+    words: list[str]
+    """The whole words before the cursor, without the program."""
+    current: str
+    """The word at the cursor."""
+    kept: int = 0
+    """How many of its characters the shell keeps, so that the answer must not repeat them."""
+
+
 def answer(environment: Mapping[str, str]) -> int:
     """Print the candidates for the line that the shell handed over, in that shell's form; 1 tells fish: take files."""
     shell = environment["_LLMDEPLOY_COMPLETE"].removeprefix("complete_")
-    words, current = _line(shell, environment)
-    found = [it for it in candidates(words) if it.text.startswith(current)]
-    if shell == "bash":  # it replaces only what follows the last colon
-        before = current.rpartition(":")[0]
-        found = [Candidate(it.text[len(before) + 1 :] if before else it.text) for it in found]
+    line = _line(shell, environment)
+    found = [
+        Candidate(it.text[line.kept :], it.help)
+        for it in candidates(line.words, line.current)
+        if it.text.startswith(line.current)
+    ]
     if environment.get("_TYPER_COMPLETE_FISH_ACTION") == "is-args":
         return 0 if found else 1
     text = _FORMATS[shell](found) if shell in _FORMATS else ""
@@ -34,8 +47,8 @@ def answer(environment: Mapping[str, str]) -> int:
     return 0
 
 
-def candidates(words: list[str]) -> list[Candidate]:
-    """What may come after these words. Nothing: the shell offers files."""
+def candidates(words: list[str], current: str) -> list[Candidate]:
+    """What may stand at the cursor: options where a dash is typed or nothing else is known. None: files are offered."""
     options, subcommands = GLOBAL_OPTIONS, TABLE
     arguments: list[str] = []
     waiting = ""
@@ -50,12 +63,14 @@ def candidates(words: list[str]) -> list[Candidate]:
             arguments = arguments[1:]
     if waiting:
         return _values(waiting)
-    named = [Candidate(name, entry[0]) for name, entry in subcommands.items()]
-    return named + (_values(arguments[0]) if arguments else []) + _options(options)
-
-
-def _options(options: Mapping[str, tuple[str, str]]) -> list[Candidate]:
-    return [Candidate(name, help) for name, (help, _) in options.items()]
+    option, equals, _ = current.partition("=")
+    if equals and option in options:
+        return [Candidate(f"{option}={it.text}", it.help) for it in _values(options[option][1])]
+    found = [Candidate(name, entry[0]) for name, entry in subcommands.items()]
+    found += _values(arguments[0]) if arguments else []
+    if current.startswith("-") or not found:
+        found += [Candidate(name, help) for name, (help, _) in options.items()]
+    return found
 
 
 def _values(kind: str) -> list[Candidate]:
@@ -75,35 +90,46 @@ def _values(kind: str) -> list[Candidate]:
     return []
 
 
-def _line(shell: str, environment: Mapping[str, str]) -> tuple[list[str], str]:
-    """The whole words before the cursor, without the program, and the word at the cursor."""
+def _line(shell: str, environment: Mapping[str, str]) -> Line:
     if shell == "bash":
-        words = _split(environment.get("COMP_WORDS", ""))
-        at = int(environment.get("COMP_CWORD", "0"))
-        return _rejoined(words[1:at], words[at] if at < len(words) else "")
+        return _bash_line(environment.get("COMP_WORDS", ""), environment.get("COMP_CWORD", ""))
     text = environment.get("_TYPER_COMPLETE_ARGS", "")
-    words = _split(text)[1:]
     if "powershell" in shell or shell == "pwsh":
-        current = environment.get("_TYPER_COMPLETE_WORD_TO_COMPLETE", "")
-        return words[:-1] if current else words, current
-    return (words, "") if text.endswith(" ") or not words else (words[:-1], words[-1])
+        words, current = _split(text)[1:], environment.get("_TYPER_COMPLETE_WORD_TO_COMPLETE", "")
+        return Line(words[:-1] if current else words, current)
+    cursor = "\0"  # makes a word of its own after a blank, and belongs to the last word otherwise
+    *words, current = _split(text + cursor)
+    return Line(words[1:], current.removesuffix(cursor))
 
 
-def _rejoined(words: list[str], current: str) -> tuple[list[str], str]:
-    """The same line with the words that bash broke at a colon whole again."""
-    while words and (current.startswith(":") or words[-1].endswith(":")):
-        *words, last = words
-        current = last + current
-    return words, current
+def _bash_line(lines: str, position: str) -> Line:
+    """The line of bash: one word on each line, broken at colons and equals signs too."""
+    words = ["".join(_split(word)) for word in lines.split("\n")]
+    at = int(position) if position.isdecimal() else len(words)
+    broken = words[at] if at < len(words) else ""
+    whole: list[str] = []
+    for word in [*words[1:at], broken]:
+        if whole and word and (word[0] in BREAKS or whole[-1].endswith(BREAKS)):
+            whole[-1] += word
+        else:
+            whole.append(word)
+    *before, current = whole
+    kept = 0 if current == broken else max(current.rfind(mark) for mark in BREAKS) + 1
+    return Line(before, current, kept)
 
 
 def _split(text: str) -> list[str]:
+    """The words of a line; a quote that is still open ends with it."""
     import shlex
 
+    lexer = shlex.shlex(text, posix=True, punctuation_chars=False)
+    lexer.whitespace_split, lexer.commenters = True, ""
+    words: list[str] = []
     try:
-        return shlex.split(text)
-    except ValueError:  # a quote that is still open
-        return text.split()
+        words.extend(iter(lexer.get_token, None))
+    except ValueError:
+        words.append(lexer.token)
+    return words
 
 
 def _bash(found: list[Candidate]) -> str:
@@ -118,7 +144,7 @@ def _zsh(found: list[Candidate]) -> str:
 
 
 def _zsh_word(text: str) -> str:
-    for character, escaped in (('"', '""'), ("'", "''"), ("$", "\\$"), ("`", "\\`"), (":", "\\\\:")):
+    for character, escaped in (("\\", "\\\\"), ('"', '""'), ("'", "''"), ("$", "\\$"), ("`", "\\`"), (":", "\\\\:")):
         text = text.replace(character, escaped)
     return text
 

@@ -17,12 +17,17 @@ GLOBAL_OPTIONS: Options = {
     "--install-completion": ("Install completion for the current shell.", ""),
     "--show-completion": ("Show completion for the current shell, to copy it or customize the installation.", ""),
     "--help": ("Show this message and exit.", ""),
+    "-h": ("Show this message and exit.", ""),
 }
 
 TABLE: Commands = {
     "doctor": (
         "Check this machine: Python, memory, GPUs, the engines, the port.",
-        {"--json": ("Print one JSON document on stdout.", ""), "--help": ("Show this message and exit.", "")},
+        {
+            "--json": ("Print one JSON document on stdout.", ""),
+            "--help": ("Show this message and exit.", ""),
+            "-h": ("Show this message and exit.", ""),
+        },
         [],
         {},
     ),
@@ -42,19 +47,28 @@ TABLE: Commands = {
             "--detach": ("Serve in the background.", ""),
             "--json": ("Print one JSON document on stdout.", ""),
             "--help": ("Show this message and exit.", ""),
+            "-h": ("Show this message and exit.", ""),
         },
         ["MODEL"],
         {},
     ),
     "status": (
         "Tell what is served, by which process, since when.",
-        {"--json": ("Print one JSON document on stdout.", ""), "--help": ("Show this message and exit.", "")},
+        {
+            "--json": ("Print one JSON document on stdout.", ""),
+            "--help": ("Show this message and exit.", ""),
+            "-h": ("Show this message and exit.", ""),
+        },
         [],
         {},
     ),
     "stop": (
         "Stop what is served.",
-        {"--json": ("Print one JSON document on stdout.", ""), "--help": ("Show this message and exit.", "")},
+        {
+            "--json": ("Print one JSON document on stdout.", ""),
+            "--help": ("Show this message and exit.", ""),
+            "-h": ("Show this message and exit.", ""),
+        },
         [],
         {},
     ),
@@ -66,6 +80,7 @@ TABLE: Commands = {
             "-n": ("How many of the last lines.", "N"),
             "--lines": ("How many of the last lines.", "N"),
             "--help": ("Show this message and exit.", ""),
+            "-h": ("Show this message and exit.", ""),
         },
         [],
         {},
@@ -84,19 +99,24 @@ TABLE: Commands = {
             "--timeout": ("How long to wait before giving up.", "SECONDS"),
             "--json": ("Print one JSON document on stdout.", ""),
             "--help": ("Show this message and exit.", ""),
+            "-h": ("Show this message and exit.", ""),
         },
         ["PROMPT"],
         {},
     ),
     "models": (
         "List the models that can be served by name.",
-        {"--json": ("Print one JSON document on stdout.", ""), "--help": ("Show this message and exit.", "")},
+        {
+            "--json": ("Print one JSON document on stdout.", ""),
+            "--help": ("Show this message and exit.", ""),
+            "-h": ("Show this message and exit.", ""),
+        },
         [],
         {},
     ),
     "config": (
         "Show and change the configuration.",
-        {"--help": ("Show this message and exit.", "")},
+        {"--help": ("Show this message and exit.", ""), "-h": ("Show this message and exit.", "")},
         [],
         {
             "path": (
@@ -104,19 +124,28 @@ TABLE: Commands = {
                 {
                     "--project": ("The file `./llmdeploy.toml` instead of your own.", ""),
                     "--help": ("Show this message and exit.", ""),
+                    "-h": ("Show this message and exit.", ""),
                 },
                 [],
                 {},
             ),
             "show": (
                 "Print every value and where it is from.",
-                {"--json": ("Print one JSON document on stdout.", ""), "--help": ("Show this message and exit.", "")},
+                {
+                    "--json": ("Print one JSON document on stdout.", ""),
+                    "--help": ("Show this message and exit.", ""),
+                    "-h": ("Show this message and exit.", ""),
+                },
                 [],
                 {},
             ),
             "get": (
                 "Print one value.",
-                {"--json": ("Print one JSON document on stdout.", ""), "--help": ("Show this message and exit.", "")},
+                {
+                    "--json": ("Print one JSON document on stdout.", ""),
+                    "--help": ("Show this message and exit.", ""),
+                    "-h": ("Show this message and exit.", ""),
+                },
                 ["KEY"],
                 {},
             ),
@@ -125,6 +154,7 @@ TABLE: Commands = {
                 {
                     "--project": ("The file `./llmdeploy.toml` instead of your own.", ""),
                     "--help": ("Show this message and exit.", ""),
+                    "-h": ("Show this message and exit.", ""),
                 },
                 ["KEY", "VALUE"],
                 {},

@@ -18,15 +18,15 @@ def stop(json: options.Json = False) -> None:
 
     situation = state.observe()
     record = situation.record
-    if record is not None and situation.state != "failed":
+    runs = record is not None and situation.state in {"starting", "ready"}
+    if record is not None and runs:
         out.note(f"stopping `{record.served_name}` (process {record.service.pid})")
     control.stop(situation)
-    stopped = record is not None and situation.state in {"starting", "ready"}
     if json:
-        out.document({"stopped": stopped, "model": record.served_name if record and stopped else None})
+        out.document({"stopped": runs, "model": record.served_name if record and runs else None})
     elif record is None:
         out.note("nothing is served")
-    elif stopped:
+    elif runs:
         out.note("stopped")
     else:
         out.note(f"`{record.served_name}` had ended already; cleared away")

@@ -15,8 +15,8 @@ from llmdeploy.engines import failures
 from llmdeploy.engines.base import Artefact, EngineStatus, OnProgress, Phase, ServerSpec
 from llmdeploy.errors import EngineMissing, ModelNotFound
 from llmdeploy.models import catalog, facts, hub
-from llmdeploy.models.reference import CatalogName, HubFile, ModelRef
-from llmdeploy.paths import selftest_dir
+from llmdeploy.models.mmproj import find_mmproj
+from llmdeploy.models.reference import HubFile, ModelRef
 from llmdeploy.plan import MIB, PROMPT_CACHE_BYTES, Plan
 
 if TYPE_CHECKING:
@@ -153,19 +153,11 @@ def _wheel(otherwise: str) -> Program | EngineMissing:
 
 def _artefact(model: ModelRef) -> Artefact:
     if isinstance(model, Path):
-        return Artefact(model, facts.find_mmproj(model))
+        return Artefact(model, find_mmproj(model))
     if isinstance(model, HubFile):
         return Artefact(model)
-    return _catalog_artefact(model)
-
-
-def _catalog_artefact(model: CatalogName) -> Artefact:
     entry = catalog.find(model.name)
-    files = entry.gguf
-    if files.repo is None:
-        folder = selftest_dir()
-        return Artefact(folder / files.file, folder / files.mmproj if files.mmproj else None)
-    return Artefact(HubFile(files.repo, files.file), HubFile(files.repo, files.mmproj) if files.mmproj else None)
+    return Artefact(entry.weights, entry.mmproj)
 
 
 def _here(file: Path | HubFile) -> Path | None:

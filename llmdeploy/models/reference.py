@@ -9,6 +9,7 @@ A text is a file when it ends in `.gguf`, begins with `.`, `~` or `/`, or is the
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ def parse(text: str) -> ModelRef:
     if text.startswith(HUB_SCHEME):
         return _parse_hub(text)
     if text.endswith(".gguf") or text[:1] in {".", "~", "/"} or _names_a_path(text):
-        return Path(text).expanduser().absolute()
+        return Path(os.path.expanduser(text)).absolute()  # Path.expanduser raises for a user there is none of
     if _NAME.fullmatch(text):
         return CatalogName(text)
     raise UsageError(

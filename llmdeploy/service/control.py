@@ -38,6 +38,8 @@ class Starting:
         except BaseException:
             self._stop()
             raise
+        finally:
+            self.answer.close()
 
     def _wait(self, on_phase: Callable[[str, float], None]) -> Record:
         phase, began = "", time.monotonic()

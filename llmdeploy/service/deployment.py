@@ -24,7 +24,7 @@ from llmdeploy.models.reference import ModelRef, served_name
 from llmdeploy.plan import Plan, Wishes, make_plan
 from llmdeploy.service import state
 from llmdeploy.service.log import ServerLog
-from llmdeploy.service.process import Child, identify, kill_group
+from llmdeploy.service.process import Child, identify, kill_group, wait_gone
 from llmdeploy.service.state import Record
 
 if TYPE_CHECKING:
@@ -208,6 +208,7 @@ def end_leftover() -> None:
     situation = state.observe()
     if situation.leftover and situation.record is not None and situation.record.server is not None:
         kill_group(situation.record.server)
+        wait_gone(situation.record.server, STOP_GRACE)  # its port and its memory are free then
 
 
 def require_free_port(port: int) -> None:

@@ -3,8 +3,9 @@
     python guard.py GRACE PROGRAM [ARGUMENT ...]
 
 The leash is standard input. Whoever started the guard holds the other end; when that end is closed, on purpose or
-because its holder was killed, the group gets SIGTERM and, GRACE seconds later, SIGKILL. The first line on standard
-output is the server's process id; then the guard is silent and ends as the server does (128 + N for signal N).
+because its holder was killed, the group gets SIGTERM and, GRACE seconds later, SIGKILL. Standard output carries the server's
+process id alone; all that the server writes goes to standard error. The guard ends as the server does (128 + N for
+signal N).
 
 It is started as a file with `python -I -S`, so it imports nothing but the standard library.
 """
@@ -23,10 +24,7 @@ POSIX = os.name == "posix"
 def main(argv: list[str]) -> int:
     grace, *command = argv
     try:
-        if POSIX:
-            server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
-        else:
-            server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=POSIX)
     except OSError as error:
         print(0, flush=True)
         print(f"cannot run `{command[0]}`: {error.strerror}", file=sys.stderr, flush=True)

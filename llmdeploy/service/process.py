@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GUARD = Path(__file__).with_name("guard.py")
+POLL = 0.05
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Child:
             *(sys.executable, "-I", "-S", str(GUARD), str(grace), *argv),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
+            stderr=asyncio.subprocess.PIPE,
             env={**os.environ, **env},
             start_new_session=True,
             limit=2**20,
@@ -93,12 +94,14 @@ class Child:
         return 128 - status if status > 128 else status
 
     async def _read(self, on_line: Callable[[str], None]) -> None:
-        assert self._guard.stdout is not None
-        async for line in _lines(self._guard.stdout):
+        assert self._guard.stderr is not None
+        async for line in _lines(self._guard.stderr):
             on_line(line)
 
     async def _wait(self) -> int:
-        status = await self._guard.wait()
+        # Process.wait() would wait for the pipe too, which the server holds open when its guard is gone.
+        while (status := self._guard.returncode) is None:
+            await asyncio.sleep(POLL)
         if status < 0:
             self.kill()  # the guard itself was killed: nothing else would end the server
         return status
