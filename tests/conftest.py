@@ -53,11 +53,12 @@ class World:
             "LLMDEPLOY_PORT": str(self.port),
             "NO_COLOR": "1",
             "COLUMNS": "100",
-            "PYTHONWARNINGS": "error",
+            # A service that is left in the background is meant to outlive the command that started it.
+            "PYTHONWARNINGS": "error,ignore:subprocess:ResourceWarning",
         }
 
     def command(self, *arguments: str | Path) -> list[str]:
-        return [sys.executable, "-m", "llmdeploy", *map(str, arguments)]
+        return [sys.executable, "-P", "-m", "llmdeploy", *map(str, arguments)]
 
     def run(self, *arguments: str | Path, stdin: str | bytes = b"", timeout: float = 60, **variables: str) -> Result:
         """Run one command line to its end."""

@@ -133,7 +133,7 @@ def test_every_help_is_one_line() -> None:
         ("llmdeploy config get ", KEYS),
         ("llmdeploy config set engines.llamacpp.s", ["engines.llamacpp.server"]),
         ("llmdeploy config set port ", ["--project", "--help", "-h"]),
-        ("llmdeploy stop ", ["--json", "--help", "-h"]),
+        ("llmdeploy stop ", list(complete.TABLE["stop"][1])),
         ("llmdeploy bogus --vers", ["--version"]),
     ],
 )

@@ -199,7 +199,8 @@ def test_a_terminal_is_not_waited_for() -> None:
     try:
         with os.fdopen(theirs, "rb", buffering=0) as terminal:
             assert failure("-", terminal) == (  # type: ignore[arg-type]
-                "there is no image on standard input: it is a terminal\npipe one in: `llmdeploy chat --image - < photo.jpg`"
+                "there is no image on standard input: it is a terminal\n"
+                "pipe one in: `llmdeploy chat --image - < photo.jpg`"
             )
     finally:
         os.close(ours)
@@ -308,7 +309,7 @@ def test_an_unreadable_disk() -> None:
 
 
 def test_an_endless_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MAX_LOCAL", 2**20)
+    monkeypatch.setattr(image_sources, "MAX_LOCAL", 2**20)
 
     class Endless(io.BytesIO):
         def read(self, size: int | None = -1) -> bytes:

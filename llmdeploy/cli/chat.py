@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -131,7 +132,13 @@ def _prompt(prompt: str | None, *, stdin_is_image: bool, timeout: float) -> str:
 def _read_stdin(timeout: float) -> bytes:
     """All of stdin. Whoever holds its other end may never close it, so the wait is told and has an end."""
     content: list[bytes] = []
-    reader = threading.Thread(target=lambda: content.append(sys.stdin.buffer.read()), daemon=True)
+
+    def read() -> None:
+        # Not sys.stdin.buffer: a thread that waits in it holds a lock, and the interpreter could not end.
+        while piece := os.read(sys.stdin.fileno(), 2**16):
+            content.append(piece)
+
+    reader = threading.Thread(target=read, daemon=True)
     reader.start()
     reader.join(PATIENCE)
     if reader.is_alive():
@@ -139,7 +146,7 @@ def _read_stdin(timeout: float) -> bytes:
         reader.join(timeout)
     if reader.is_alive():
         raise TimedOut(f"stdin had no end within {timeout:g} s", "`< /dev/null` leaves it out")
-    return content[0] if content else b""
+    return b"".join(content)
 
 
 def _document(answer: Answer, record: Record) -> dict[str, Any]:

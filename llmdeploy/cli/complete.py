@@ -66,9 +66,11 @@ def candidates(words: list[str], current: str) -> list[Candidate]:
     option, equals, _ = current.partition("=")
     if equals and option in options:
         return [Candidate(f"{option}={it.text}", it.help) for it in _values(options[option][1])]
-    found = [Candidate(name, entry[0]) for name, entry in subcommands.items()]
-    found += _values(arguments[0]) if arguments else []
-    if current.startswith("-") or not found:
+    found = []
+    if not current.startswith("-"):
+        found += [Candidate(name, entry[0]) for name, entry in subcommands.items()]
+        found += _values(arguments[0]) if arguments else []
+    if not found:
         found += [Candidate(name, help) for name, (help, _) in options.items()]
     return found
 

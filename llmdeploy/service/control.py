@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import IO
 
@@ -74,16 +74,18 @@ def start_in_background(arguments: Sequence[str]) -> Starting:
     """Run `llmdeploy serve ARGUMENTS` as a service of its own session. Raises StateUnwritable."""
     # -P: the folder a user stands in must not lend its modules to the service.
     command = [sys.executable, "-P", "-m", "llmdeploy", "serve", "--json", *arguments]
-    # The answer has no name: it goes with the last of the two that holds it.
-    answer = tempfile.TemporaryFile()  # noqa: SIM115 # closed with the process
-    try:
-        paths.state_dir().mkdir(parents=True, exist_ok=True, mode=0o700)
-        with state.open_private(state.service_log(), os.O_TRUNC) as log:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=answer, stderr=log, start_new_session=True
-            )
-    except OSError as error:
-        raise state.unwritable(error) from error
+    with ExitStack() as undo:
+        # It has no name, so it is gone with the last of the two that hold it.
+        answer = undo.enter_context(tempfile.TemporaryFile())
+        try:
+            paths.state_dir().mkdir(parents=True, exist_ok=True, mode=0o700)
+            with state.open_private(state.service_log(), os.O_TRUNC) as log:
+                process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=answer, stderr=log, start_new_session=True
+                )
+        except OSError as error:
+            raise state.unwritable(error) from error
+        undo.pop_all()
     return Starting(process, answer)
 
 

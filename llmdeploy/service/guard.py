@@ -3,9 +3,9 @@
     python guard.py GRACE PROGRAM [ARGUMENT ...]
 
 The leash is standard input. Whoever started the guard holds the other end; when that end is closed, on purpose or
-because its holder was killed, the group gets SIGTERM and, GRACE seconds later, SIGKILL. Standard output carries the server's
-process id alone; all that the server writes goes to standard error. The guard ends as the server does (128 + N for
-signal N).
+because its holder was killed, the group gets SIGTERM and, GRACE seconds later, SIGKILL. Standard output carries the
+server's process id alone; all that the server writes goes to standard error. The guard ends as the server does (128 + N
+for signal N).
 
 It is started as a file with `python -I -S`, so it imports nothing but the standard library.
 """

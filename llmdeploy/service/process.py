@@ -136,9 +136,11 @@ def _start_time(pid: int) -> float | None:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None if Path("/proc/self/stat").exists() else _start_time_anywhere(pid)
-    # `pid (name) state ...`: the name may hold blanks and brackets; field 3 is the state, field 22 the start.
+    # `pid (name) state ...`: the name may hold blanks and brackets. Field 3 is the state, 20 the threads, 22 the start.
     state, *fields = stat.rpartition(")")[2].split()
-    return None if state == "Z" else float(fields[18])
+    # A zombie with threads is still being killed: its port and its memory are not free yet.
+    gone = state in {"Z", "X"} and int(fields[16]) <= 1
+    return None if gone else float(fields[18])
 
 
 def _start_time_anywhere(pid: int) -> float | None:

@@ -1,0 +1,258 @@
+"""Bad input: a sentence, a hint, the right status, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import EXAMPLES, SELFTEST, World, copy_selftest
+
+RED = EXAMPLES / "red.png"
+
+
+@pytest.fixture
+def bad(world: World) -> World:
+    """A world whose working folder holds what is no model and no image."""
+    folder = world.work
+    (folder / "folder").mkdir()
+    (folder / "text.gguf").write_text("hello, this is text\n" * 50)
+    (folder / "empty.gguf").write_bytes(b"")
+    whole = (SELFTEST / "selftest-f16.gguf").read_bytes()
+    (folder / "header.gguf").write_bytes(whole[:1000])
+    (folder / "tensors.gguf").write_bytes(whole[:1_500_000])
+    (folder / "text.png").write_text("not an image\n")
+    (folder / "cut.png").write_bytes(RED.read_bytes()[:200])
+    return world
+
+
+CASES = [
+    (
+        ["serve", "selftset"], 1,
+        "error: no model is called `selftset`",
+        "hint: did you mean `selftest`?",
+    ),
+    (
+        ["serve", "qwen2.5vl"], 1,
+        "error: no model is called `qwen2.5vl`",
+        "hint: did you mean `qwen2.5-vl:7b`?",
+    ),
+    (
+        ["serve", "no such model"], 2,
+        "error: `no such model` is not a model name, a GGUF file or a `hf://` address",
+        "hint: `llmdeploy models` lists the names",
+    ),
+    (
+        ["serve", "./missing.gguf"], 1,
+        "error: there is no file `[FOLDER]/work/missing.gguf`",
+        None,
+    ),
+    (
+        ["serve", "./folder"], 1,
+        "error: `[FOLDER]/work/folder` is a folder, not a GGUF file",
+        "hint: give a `.gguf` file",
+    ),
+    (
+        ["serve", "text.gguf"], 1,
+        "error: `[FOLDER]/work/text.gguf` is not a GGUF file, whatever its name says",
+        None,
+    ),
+    (
+        ["serve", "empty.gguf"], 1,
+        "error: `[FOLDER]/work/empty.gguf` is empty",
+        "hint: the download did not finish: fetch it again",
+    ),
+    (
+        ["serve", "header.gguf"], 1,
+        "error: `[FOLDER]/work/header.gguf` is truncated or damaged: "
+        "its header does not end within the 1,000 bytes that are there",
+        "hint: fetch the file again",
+    ),
+    (
+        ["serve", "tensors.gguf"], 1,
+        "error: `[FOLDER]/work/tensors.gguf` is truncated or damaged: "
+        "1,500,000 bytes are there and 1,726,752 are needed",
+        "hint: fetch the file again",
+    ),
+    (
+        ["serve", "selftest", "--mmproj", "none.gguf"], 1,
+        "error: there is no file `[FOLDER]/work/none.gguf`",
+        "hint: give the vision projector's path with `--mmproj`",
+    ),
+    (
+        ["serve", "hf://owner/repo"], 2,
+        "error: `hf://owner/repo` does not name a GGUF file of the Hub",
+        "hint: the form is `hf://owner/repo/file.gguf`",
+    ),
+    (
+        ["serve", "selftest", "--context", "9000"], 1,
+        "error: a context of 9000 tokens is longer than the model's own, 8192",
+        "hint: ask for at most that: `--context 8192`",
+    ),
+    (
+        ["serve", "selftest", "--port", "99999"], 2,
+        "error: Invalid value for '--port': 99999 is not in the range 1<=x<=65535",
+        "hint: `llmdeploy serve --help`",
+    ),
+    (
+        ["serve", "--engine", "lamacpp"], 2,
+        "error: `--engine` must be `llamacpp`, not `lamacpp`",
+        None,
+    ),
+    (
+        ["serve", "--prot", "1"], 2,
+        "error: No such option: --prot (Possible options: --mmproj, --port)",
+        "hint: `llmdeploy serve --help`",
+    ),
+    (
+        ["srve"], 2,
+        "error: No such command 'srve'. Did you mean 'serve'?",
+        "hint: `llmdeploy --help`",
+    ),
+    (
+        ["chat", "hello", "--max-tokens", "-1"], 2,
+        "error: Invalid value for '--max-tokens': -1 is not in the range x>=1",
+        "hint: `llmdeploy chat --help`",
+    ),
+    (["chat"], 2, "error: there is no prompt", 'hint: `llmdeploy chat "Hello"`'),
+    (
+        ["chat", "--image", "missing.png", "x"], 1,
+        "error: `missing.png` does not exist",
+        None,
+    ),
+    (
+        ["chat", "--image", "text.png", "x"], 1,
+        "error: `text.png` is text, not an image",
+        "hint: PNG, JPEG, WebP, GIF, BMP, TIFF and AVIF are read",
+    ),
+    (
+        ["chat", "--image", "cut.png", "x"], 1,
+        None,
+        "hint: was it cut? download or export it again",
+    ),
+    (
+        ["chat", "--image", "folder", "x"], 1,
+        "error: `folder` is a folder",
+        "hint: name one image",
+    ),
+    (
+        ["chat", "--image", "http://127.0.0.1:9/a.png", "x"], 1,
+        "error: `http://127.0.0.1:9/a.png` cannot be fetched: `127.0.0.1` refused the connection",
+        "hint: check the port; is the server up?",
+    ),
+    (
+        ["chat", "--image", "-", "--image", "-", "x"], 2,
+        "error: stdin holds one image",
+        "hint: give `--image -` once",
+    ),
+    (
+        ["chat", "hello", "--model", "selftset"], 1,
+        "error: no model is called `selftset`",
+        "hint: did you mean `selftest`?",
+    ),
+    (
+        ["config", "get", "prot"], 2,
+        "error: unknown key `prot`",
+        None,
+    ),
+    (
+        ["config", "set", "port", "abc"], 2,
+        "error: `port` must be a whole number from 1 to 65535, not `abc`",
+        None,
+    ),
+    (["logs"], 1, "error: there is no log yet: `[FOLDER]/state/server.log`", "hint: `llmdeploy serve` writes one"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "status", "error", "hint"), CASES, ids=lambda it: str(it)[:60])
+def test_bad_input(bad: World, arguments: list[str], status: int, error: str | None, hint: str | None) -> None:
+    result = bad.run(*arguments)
+    lines = result.stderr.splitlines()
+    assert (result.status, result.stdout) == (status, ""), result.text
+    assert lines[-2] == error if error else lines[-2].startswith("error: "), result.text
+    assert lines[-1] == hint if hint else lines[-1].startswith("hint: "), result.text
+    assert not bad.processes()
+
+    as_json = bad.run(*arguments, "--json")
+    if "No such option: --json" not in as_json.stdout:  # commands with no document to print
+        document = json.loads(as_json.stdout)["error"]
+        assert as_json.status == status
+        assert [f"error: {document['message']}", f"hint: {document['hint']}"] == lines[-2:]
+
+
+def test_binary_on_stdin_is_no_prompt(world: World) -> None:
+    result = world.run("chat", stdin=RED.read_bytes())
+    assert result.text == (
+        "exit 2\n--- stdout\n--- stderr\nerror: stdin is not text\nhint: an image is given as `--image -`\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("port = 8000\nprot = 1\n", "`[FOLDER]/home/.config/llmdeploy/config.toml`, line 2: unknown key `prot`"),
+        (
+            'model = "selftest"\n\nport = "x"\n',
+            "`[FOLDER]/home/.config/llmdeploy/config.toml`, line 3: "
+            '`port` must be a whole number from 1 to 65535, not "x"',
+        ),
+        ("port = \n", "`[FOLDER]/home/.config/llmdeploy/config.toml`, line 1, column 8: invalid value"),
+    ],
+    ids=["unknown key", "wrong type", "bad TOML"],
+)
+def test_a_broken_config_file(world: World, content: str, message: str) -> None:
+    world.config.parent.mkdir(parents=True)
+    world.config.write_text(content)
+    for arguments in (["serve"], ["chat", "hello"], ["config", "show"]):
+        result = world.run(*arguments)
+        assert (result.status, result.stdout) == (1, "")
+        assert result.stderr.splitlines()[0] == f"error: {message}"
+        assert result.stderr.splitlines()[1].startswith("hint: ")
+    assert world.config.read_text() == content
+
+
+def test_a_state_folder_that_cannot_be_written(world: World) -> None:
+    """A file in its way, for the superuser may write into any folder."""
+    blocked = world.folder / "blocked"
+    blocked.write_text("")
+    for arguments in (["serve", "selftest"], ["serve", "selftest", "--detach"], ["chat", "hello"]):
+        result = world.run(*arguments, LLMDEPLOY_STATE_DIR=str(blocked / "state"))
+        assert result.status == 1
+        assert result.stderr.splitlines()[-2:] == [
+            "error: the state folder `[FOLDER]/blocked/state` cannot be written: Not a directory",
+            "hint: free it, or name another: `LLMDEPLOY_STATE_DIR=/tmp/llmdeploy llmdeploy serve`",
+        ]
+    assert world.run("status", LLMDEPLOY_STATE_DIR=str(blocked / "state")).status == 1
+
+
+def test_a_full_state_folder(world: World) -> None:
+    """/dev/full stands for a full disk: the record cannot be written, and that is told."""
+    world.state.mkdir()
+    (world.state / "service.lock").symlink_to("/dev/full")
+    result = world.run("serve", "selftest")
+    assert result.status == 1
+    assert "error: " in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_folder_a_user_stands_in_lends_no_modules(world: World) -> None:
+    """A file called json.py beside one's notes must not become part of the service."""
+    for name in ("json.py", "signal.py", "xllamacpp.py"):
+        (world.work / name).write_text("raise SystemExit('hijacked')\n")
+    copy_selftest(world.work)
+    program = Path(world.command()[0]).with_name("llmdeploy")
+    assert program.exists()
+    import subprocess
+
+    done = subprocess.run(
+        [program, "chat", "--model", "selftest-f16.gguf", "Count to 3"],
+        cwd=world.work, env=world.environment, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "1 2 3\n"), done.stderr
+
+
+def test_no_command(world: World) -> None:
+    result = world.run()
+    assert result.status == 2
+    assert "Usage: llmdeploy" in result.stdout

@@ -1,0 +1,211 @@
+"""chat: one answer, on stdout and nothing else there."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import pty
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import EXAMPLES, World
+
+RED, BLUE = EXAMPLES / "red.png", EXAMPLES / "blue.png"
+SORRY = "I am only the self-test model. Ask me the colour of an image, or ask me to count.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["What color is this?", "--image", RED], "The image is red.\n"),
+        (["--image", RED, "--image", BLUE, "What color is this?"], "The images are red and blue.\n"),
+        (["-i", BLUE], "The image is blue.\n"),
+        (["Count to 5", "--temperature", "0"], "1 2 3 4 5\n"),
+        (["Count to 5", "--system", "You are a helpful assistant.", "--seed", "7"], "1 2 3 4 5\n"),
+        (["Count to 9", "--model", "selftest", "--temperature", "0"], "1 2 3 4 5 6 7 8 9\n"),
+    ],
+    ids=lambda it: "" if isinstance(it, str) else " ".join(str(word).rpartition("/")[2] for word in it),
+)
+def test_the_answer_and_nothing_else(served: World, arguments: list[str | Path], answer: str) -> None:
+    assert served.run("chat", *arguments).text == f"exit 0\n--- stdout\n{answer}--- stderr\n"
+
+
+def test_text_from_stdin_alone_and_with_a_prompt(served: World) -> None:
+    assert served.run("chat", stdin="Count to 4\n").stdout == "1 2 3 4\n"
+    both = served.run("chat", "Summarise", "--json", stdin="some notes\n")
+    alone = served.run("chat", "Summarise", "--json")
+    tokens = [json.loads(it.stdout)["usage"]["prompt_tokens"] for it in (both, alone)]
+    assert tokens[0] > tokens[1]
+
+
+def test_an_image_from_stdin(served: World) -> None:
+    result = served.run("chat", "What color is this?", "--image", "-", stdin=RED.read_bytes())
+    assert result.stdout == "The image is red.\n"
+
+
+@pytest.fixture
+def site() -> Iterator[str]:
+    """The examples, served on loopback."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments, directory=str(EXAMPLES))  # type: ignore[arg-type]
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_an_image_by_address(served: World, site: str) -> None:
+    # A dead proxy in the environment stands between this machine and others, not between it and itself.
+    result = served.run(
+        "chat", "--image", f"{site}/blue.png", HTTP_PROXY="http://127.0.0.1:9", ALL_PROXY="http://127.0.0.1:9"
+    )
+    assert result.text == "exit 0\n--- stdout\nThe image is blue.\n--- stderr\n"
+
+
+def test_json_is_one_document(served: World) -> None:
+    document = json.loads(served.run("chat", "Count to 3", "--temperature", "0", "--json").stdout)
+    assert 0 < document.pop("ttft_seconds") <= document.pop("duration_seconds")
+    usage = document.pop("usage")
+    assert (usage["completion_tokens"], usage["total_tokens"]) == (6, usage["prompt_tokens"] + 6)
+    assert document == {
+        "model": "selftest", "engine": "llamacpp", "content": "1 2 3", "reasoning": None, "finish_reason": "stop",
+    }  # fmt: skip
+
+
+def test_max_tokens_cuts_and_says_so(served: World) -> None:
+    result = served.run("chat", "sing", "--max-tokens", "8", "--temperature", "0")
+    assert result.status == 0
+    assert result.stdout.startswith("la la")
+    assert result.stderr == "the answer was cut: it reached its limit of tokens\n"
+
+
+def test_the_answer_streams(served: World) -> None:
+    """The first words are there while the model still sings."""
+    chat = served.start("chat", "sing", "--max-tokens", "6000")
+    assert chat.stdout is not None
+    first = os.read(chat.stdout.fileno(), 100)
+    assert first.startswith(b"la")
+    assert chat.poll() is None
+    chat.kill()
+    chat.communicate()
+
+
+def test_ctrl_c_ends_an_answer_and_not_the_service(served: World) -> None:
+    chat = served.start("chat", "sing", "--max-tokens", "8000")
+    assert chat.stdout is not None
+    os.read(chat.stdout.fileno(), 100)
+    chat.send_signal(signal.SIGINT)
+    _, stderr = chat.communicate(timeout=5)
+    assert chat.returncode == 130
+    assert stderr == b""
+    assert served.run("chat", "Count to 2").stdout == "1 2\n"
+
+
+def test_a_reader_that_leaves(served: World) -> None:
+    """`llmdeploy chat sing | head -c 5`: no traceback."""
+    pipeline = f"{' '.join(served.command())} chat sing --max-tokens 5000 | head -c 5"
+    done = subprocess.run(
+        ["bash", "-c", pipeline], env=served.environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    assert (done.stdout, done.stderr) == ("la la", "")
+
+
+def test_nothing_served_starts_the_configured_model_and_leaves_it_up(world: World) -> None:
+    result = world.run("chat", "Count to 3", "--temperature", "0")
+    assert result.stdout == "1 2 3\n"
+    lines = result.stderr.splitlines()
+    assert lines[0] == "nothing is served; starting `selftest` on llamacpp in the background"
+    assert lines[-2:] == [
+        "`selftest` stays up at http://127.0.0.1:[PORT]/v1; `llmdeploy stop` ends it",
+        "hint: this is the self-test model; `llmdeploy config set model qwen3:8b` chooses a real one",
+    ]
+    assert world.run("status").status == 0
+    assert world.run("chat", "Count to 2").text == "exit 0\n--- stdout\n1 2\n--- stderr\n"
+
+
+def test_nothing_served_and_a_model_named(world: World) -> None:
+    result = world.run("chat", "--model", "selftest", "--image", RED, "What color is this?")
+    assert result.stdout == "The image is red.\n"
+    assert "hint:" not in result.stderr
+
+
+def test_quiet_says_nothing_but_the_answer(world: World) -> None:
+    assert world.run("-q", "chat", "Count to 3").text == "exit 0\n--- stdout\n1 2 3\n--- stderr\n"
+
+
+def test_chat_waits_for_a_service_that_starts(world: World) -> None:
+    service = world.start("serve", "selftest")
+    while not (world.state / "deployment.json").exists():
+        time.sleep(0.01)
+    assert world.run("chat", "Count to 3").text == "exit 0\n--- stdout\n1 2 3\n--- stderr\n"
+    service.send_signal(signal.SIGTERM)
+    service.communicate(timeout=10)
+
+
+def test_another_model_than_the_one_served(served: World) -> None:
+    assert served.run("chat", "hello", "--model", "qwen3:8b").text == (
+        "exit 1\n--- stdout\n--- stderr\n"
+        "error: `selftest` is served, not `qwen3:8b`\n"
+        "hint: `llmdeploy stop`, then ask again; or leave out `--model` to ask `selftest`\n"
+    )
+
+
+def test_stdin_that_never_ends_is_waited_for_aloud_and_not_for_ever(served: World) -> None:
+    chat = served.start("chat", "hello", "--timeout", "2", stdin=subprocess.PIPE)
+    assert chat.stdin is not None
+    status = chat.wait(timeout=20)
+    assert chat.stderr is not None
+    assert chat.stdout is not None
+    assert (status, chat.stdout.read(), chat.stderr.read().decode()) == (
+        1,
+        b"",
+        "waiting up to 2 s for the end of stdin; `< /dev/null` leaves it out\n"
+        "error: stdin had no end within 2 s\n"
+        "hint: `< /dev/null` leaves it out\n",
+    )
+    for stream in (chat.stdin, chat.stdout, chat.stderr):
+        stream.close()
+
+
+def test_on_a_terminal_stdin_is_not_read(served: World) -> None:
+    ours, theirs = pty.openpty()
+    done = subprocess.run(
+        served.command("chat", "Count to 3"), env=served.environment, stdin=theirs, capture_output=True, timeout=20
+    )
+    os.close(ours)
+    os.close(theirs)
+    assert done.stdout == b"1 2 3\n"
+
+
+def test_a_prompt_beyond_the_context(served: World) -> None:
+    result = served.run("chat", stdin="word " * 20_000)
+    assert result.status == 1
+    assert result.stderr.startswith("error: request (")
+    assert "exceeds the available context size (8192 tokens)" in result.stderr
+    assert result.stderr.endswith("hint: ask for less, or serve it again with a larger `--context`\n")
+
+
+def test_an_image_for_a_model_without_eyes(world: World) -> None:
+    from tests.conftest import copy_selftest
+
+    copy_selftest(world.work / "m", mmproj=False)
+    assert world.run("serve", "m/selftest-f16.gguf", "--detach").status == 0
+    assert world.run("chat", "--image", RED, "What color is this?").text == (
+        "exit 1\n--- stdout\n--- stderr\n"
+        "error: the model that is served sees no images\n"
+        "hint: serve one that does, with its projector: `llmdeploy serve x.gguf --mmproj mmproj.gguf`\n"
+    )
