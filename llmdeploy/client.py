@@ -125,7 +125,7 @@ class Conversation:
 
 def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
     """The JSON objects of a stream of server-sent events."""
-    for line in response.iter_lines():
+    for line in _lines(response):
         field, _, value = line.partition(":")
         if field not in {"data", "error"} or value.strip() == "[DONE]":
             continue
@@ -133,9 +133,21 @@ def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
             event = json.loads(value)
         except ValueError:
             raise _broken_off(f"not JSON: {value.strip()[:80]}") from None
-        if field == "error" or "error" in event:
+        if field == "error" or (isinstance(event, dict) and "error" in event):
             raise _broken_off(_message(event))
+        if not isinstance(event, dict):
+            raise _broken_off(f"not a JSON object: {value.strip()[:80]}")
         yield event
+
+
+def _lines(response: httpx.Response) -> Iterator[str]:
+    """The lines of a stream. httpx's own would also break at U+2028 and its like, which a JSON text may hold."""
+    rest = b""
+    for chunk in response.iter_bytes():
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line.decode(errors="replace").rstrip("\r")
+    yield rest.decode(errors="replace")
 
 
 def _piece(delta: dict[str, Any]) -> Piece:
@@ -153,7 +165,7 @@ def _refusal(response: httpx.Response) -> RequestFailed:
     try:
         message = _message(response.json())
     except ValueError:
-        message = response.text[:200] or response.reason_phrase
+        message = " ".join(response.text.split())[:200] or response.reason_phrase
     if "image input is not supported" in message:
         return RequestFailed(
             "the model that is served sees no images",

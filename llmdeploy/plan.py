@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from itertools import product
 
@@ -76,10 +77,15 @@ class Plan:
         if self.fits:
             return
         parts = ", ".join(f"{part.name} {in_gib(part.bytes)}" for part in self.memory)
+        least = min(SMALLEST_CONTEXT, self.context.value)
+        less = (
+            f", or ask for less: `llmdeploy serve {shlex.quote(model)} --context {least} --parallel 1`"
+            if self.context.value * self.parallel.value > least
+            else ""
+        )
         raise DoesNotFit(
             f"`{model}` needs {in_gib(self.needed_bytes)} ({parts}) and {in_gib(self.available.bytes)} is free",
-            f"free memory, take a smaller model, or ask for less: "
-            f"`llmdeploy serve {model} --context {SMALLEST_CONTEXT} --parallel 1`",
+            f"free memory, or take a smaller model{less}",
         )
 
 

@@ -15,10 +15,17 @@ from llmdeploy.config import Settings, keys
 Project = Annotated[bool, typer.Option("--project", help="The file `./llmdeploy.toml` instead of your own.")]
 KeyName = Annotated[str, typer.Argument(metavar="KEY", help="A key, such as `port` or `engines.llamacpp.threads`.")]
 
+EPILOG = """Examples:
+
+llmdeploy config show
+
+llmdeploy config set model qwen3:8b"""
+
 
 def register(app: typer.Typer, summary: str) -> None:
     group = typer.Typer(
-        help=f"{summary} A flag beats a variable, which beats `./llmdeploy.toml`, which beats your file."
+        help=f"{summary} A flag beats a variable, which beats `./llmdeploy.toml`, which beats your file.",
+        epilog=EPILOG,
     )
     group.command("path", help="Print the path of the configuration file.")(path)
     group.command("show", help="Print every value and where it is from.")(show)

@@ -15,9 +15,15 @@ if TYPE_CHECKING:
 
     from llmdeploy.checks import Check
 
+EPILOG = """Examples:
+
+llmdeploy doctor
+
+llmdeploy doctor --json"""
+
 
 def register(app: typer.Typer, summary: str) -> None:
-    app.command("doctor", help=f"{summary} Exits 1 where a check fails.")(doctor)
+    app.command("doctor", help=f"{summary} Exits 1 where a check fails.", epilog=EPILOG)(doctor)
 
 
 def doctor(json: options.Json = False) -> None:
@@ -37,7 +43,8 @@ def _show(checks: Sequence[Check]) -> None:
     from rich.text import Text
 
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
-    table = Table(box=None, pad_edge=False, show_header=False)
+    table = Table("status", "name", box=None, pad_edge=False, show_header=False)
+    table.add_column("detail", overflow="fold")
     for check in checks:
         table.add_row(Text(check.status, colours[check.status]), check.name, check.detail)
     out.table(table)

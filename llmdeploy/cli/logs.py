@@ -13,11 +13,17 @@ from llmdeploy.cli.output import out
 from llmdeploy.errors import NotServing
 from llmdeploy.service import state
 
+EPILOG = """Examples:
+
+llmdeploy logs --follow
+
+llmdeploy logs -n 20"""
+
 POLL = 0.2
 
 
 def register(app: typer.Typer, summary: str) -> None:
-    app.command("logs", help=summary)(logs)
+    app.command("logs", help=summary, epilog=EPILOG)(logs)
 
 
 def logs(
@@ -36,19 +42,22 @@ def logs(
 
 
 def _growth(file: Path, position: int) -> Iterator[str]:
-    """What is appended from now on; a file that was rotated is read from its start."""
+    """What is appended from now on; of a file that was rotated first the rest, then the new one."""
+    rotated = file.with_name(f"{file.name}.1")
     identity = file.stat().st_ino
     while True:
         time.sleep(POLL)
         try:
             status = file.stat()
+            if status.st_ino != identity:
+                if rotated.stat().st_ino == identity:
+                    yield _read(rotated, position)[0]
+                identity, position = status.st_ino, 0
+            elif status.st_size > position:
+                text, position = _read(file, position)
+                yield text
         except FileNotFoundError:
             continue  # between two steps of a rotation
-        if status.st_ino != identity or status.st_size < position:
-            identity, position = status.st_ino, 0
-        if status.st_size > position:
-            text, position = _read(file, position)
-            yield text
 
 
 def _read(file: Path, position: int) -> tuple[str, int]:

@@ -9,9 +9,15 @@ import typer
 from llmdeploy.cli import options
 from llmdeploy.cli.output import out
 
+EPILOG = """Examples:
+
+llmdeploy models
+
+llmdeploy models --json"""
+
 
 def register(app: typer.Typer, summary: str) -> None:
-    app.command("models", help=summary)(models)
+    app.command("models", help=summary, epilog=EPILOG)(models)
 
 
 def models(json: options.Json = False) -> None:
@@ -49,7 +55,8 @@ def _show(rows: list[dict[str, Any]]) -> None:
     from llmdeploy.plan import in_gib
 
     table = Table(box=None, pad_edge=False, header_style="")
-    for heading in ("NAME", "TAKES", "CONTEXT", "SIZE", "HERE", "LICENSE"):
+    table.add_column("NAME", no_wrap=True)
+    for heading in ("TAKES", "CONTEXT", "SIZE", "HERE", "LICENSE"):
         table.add_column(heading, overflow="fold")
     for row in rows:
         table.add_row(

@@ -11,9 +11,15 @@ from llmdeploy.cli.output import out
 from llmdeploy.service import state
 from llmdeploy.service.state import Record, Situation
 
+EPILOG = """Examples:
+
+llmdeploy status
+
+llmdeploy status --json"""
+
 
 def register(app: typer.Typer, summary: str) -> None:
-    app.command("status", help=f"{summary} Exits 1 where nothing serves.")(status)
+    app.command("status", help=f"{summary} Exits 1 where nothing serves.", epilog=EPILOG)(status)
 
 
 def status(json: options.Json = False) -> None:

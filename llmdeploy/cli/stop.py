@@ -8,9 +8,15 @@ from llmdeploy.cli import options
 from llmdeploy.cli.output import out
 from llmdeploy.service import state
 
+EPILOG = """Examples:
+
+llmdeploy stop
+
+llmdeploy stop --json"""
+
 
 def register(app: typer.Typer, summary: str) -> None:
-    app.command("stop", help=summary)(stop)
+    app.command("stop", help=summary, epilog=EPILOG)(stop)
 
 
 def stop(json: options.Json = False) -> None:

@@ -35,6 +35,26 @@ LLAMACPP = (
         "take a GGUF made by llama.cpp's own converter",
     ),
     Failure(
+        r"tensor '(?P<name>[^']*)' (?P<what>not found|has wrong shape)",
+        "the GGUF's tensor `{name}` is {what}: it was made for another program",
+        "take a GGUF made by llama.cpp's own converter",
+    ),
+    Failure(
+        r"clip_init: .*failed to (?:seek for|read) tensor",
+        "the vision projector is truncated or damaged",
+        "fetch the file again",
+    ),
+    Failure(
+        r"unknown projector type: (?P<name>.+)",
+        "this llama.cpp does not know the vision projector's type `{name}`",
+        "take a newer one: `pip install --upgrade xllamacpp`, or put a newer `llama-server` on PATH",
+    ),
+    Failure(
+        r"mismatch between text model \(n_embd = (?P<model>\d+)\) and mmproj \(n_embd = (?P<mmproj>\d+)\)",
+        "the vision projector belongs to another model: it is {mmproj} wide and the model {model}",
+        "give the right one with `--mmproj`",
+    ),
+    Failure(
         r"data is not within the file bounds|failed to read tensor|unexpectedly reached end of file",
         "the GGUF is truncated or damaged",
         "fetch the file again",
@@ -45,7 +65,7 @@ LLAMACPP = (
         "give another with `--port`",
     ),
     Failure(
-        r"insufficient memory|failed to allocate|out of memory|[Oo]utOfMemory",
+        r"insufficient memory|failed to allocate|out of memory|[Oo]utOfMemory|std::bad_alloc",
         "llama.cpp could not get the memory it needs",
         "ask for less: `--context 2048 --parallel 1`, or take a smaller model",
     ),
@@ -55,14 +75,30 @@ LLAMACPP = (
         "update it, or set `engines.llamacpp.server` to another",
     ),
     Failure(
-        r"[Ff]ailed to load (?:the )?(?:mmproj|CLIP|clip|multimodal)|mismatch between text model .* and mmproj",
-        "the vision projector does not belong to this model",
-        "give the right one with `--mmproj`",
+        r"clip_init: failed to load model '[^']*': (?P<words>.+)",
+        "llama.cpp cannot load the vision projector: {words}",
+        "give another with `--mmproj`",
+    ),
+    Failure(
+        r"[Ff]ailed to load (?:CLIP|multimodal) model",
+        "llama.cpp cannot load the vision projector",
+        "give another with `--mmproj`",
     ),
     Failure(
         r"error loading model: (?P<words>.+)", "llama.cpp cannot load the model: {words}", "try another GGUF of it"
     ),
+    Failure(
+        r"(?P<words>GGML_ASSERT\(.+\) failed)",
+        "llama.cpp found an error of its own: {words}",
+        "`llmdeploy logs` has the rest; another GGUF or a newer llama.cpp may do",
+    ),
 )
+
+LLAMACPP_ERROR = Failure(
+    r"^[\d.]+ E (?:\w+ +)?(?P<words>\S.*)", "llama.cpp says: {words}", "`llmdeploy logs` has the rest"
+)
+"""Any line that llama.cpp calls an error. The first is the cause where it ended in order; after a crash it may be an
+old one of no weight."""
 
 
 def diagnose(table: Sequence[Failure], log: Sequence[str], exit_status: int) -> Diagnosis | None:

@@ -105,11 +105,13 @@ class LlamaCpp:
             health_path="/health",
             phases=PHASES,
             # By variable: builds from before the flag ignore it, where an unknown flag would end them.
-            env={"LLAMA_ARG_CACHE_RAM": str(PROMPT_CACHE_BYTES // MIB)},
+            # Where gdb is installed, a failed assertion would bury its own words under a backtrace of seconds.
+            env={"LLAMA_ARG_CACHE_RAM": str(PROMPT_CACHE_BYTES // MIB), "GGML_NO_BACKTRACE": "1"},
         )
 
     def diagnose(self, log: Sequence[str], exit_status: int) -> failures.Diagnosis | None:
-        return failures.diagnose(failures.LLAMACPP, log, exit_status)
+        last_resort = (failures.LLAMACPP_ERROR,) if exit_status > 0 else ()
+        return failures.diagnose((*failures.LLAMACPP, *last_resort), log, exit_status)
 
     @cached_property
     def _program(self) -> Program | EngineMissing:
@@ -127,7 +129,12 @@ def _llama_server(path: str, why: str) -> Program | EngineMissing:
     """The program at `path` if it starts: a build whose libraries are gone does not."""
     try:
         done = subprocess.run(
-            [path, "--version"], capture_output=True, text=True, timeout=VERSION_TIMEOUT, stdin=subprocess.DEVNULL
+            [path, "--version"],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=VERSION_TIMEOUT,
+            stdin=subprocess.DEVNULL,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         reason = "does not answer `--version`" if isinstance(error, subprocess.TimeoutExpired) else str(error)

@@ -23,8 +23,9 @@ from llmdeploy.errors import LlmdeployError, PortInUse, ServerDied, StartFailed,
 from llmdeploy.models.reference import ModelRef, served_name
 from llmdeploy.plan import Plan, Wishes, make_plan
 from llmdeploy.service import state
+from llmdeploy.service.child import Child
 from llmdeploy.service.log import ServerLog
-from llmdeploy.service.process import Child, identify, kill_group, wait_gone
+from llmdeploy.service.process import identify, kill_group, wait_gone
 from llmdeploy.service.state import Record
 
 if TYPE_CHECKING:

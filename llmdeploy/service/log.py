@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from contextlib import suppress
 from io import TextIOWrapper
 from logging import LogRecord, makeLogRecord
 from logging.handlers import RotatingFileHandler
@@ -29,6 +30,10 @@ class ServerLog(RotatingFileHandler):
     def write(self, line: str) -> None:
         self.tail.append(line)
         self.emit(makeLogRecord({"msg": line}))
+
+    def close(self) -> None:
+        with suppress(OSError):  # what a full disk did not take
+            super().close()
 
     def _open(self) -> TextIOWrapper:
         stream: TextIOWrapper = open_private(Path(self.baseFilename), os.O_APPEND)

@@ -1,19 +1,13 @@
-"""A child process: start, watch, stop with all it started. Knows no models."""
+"""Processes, beyond doubt: which they are, whether they live, how they end. Knows no models."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
-import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-
-GUARD = Path(__file__).with_name("guard.py")
-POLL = 0.05
 
 
 @dataclass(frozen=True)
@@ -65,75 +59,9 @@ def wait_gone(process: ProcessId, seconds: float) -> bool:
     return True
 
 
-class Child:
-    """A server on a leash: see guard.py. When this process ends, however it ends, the server ends too."""
-
-    def __init__(self, guard: asyncio.subprocess.Process, server: ProcessId | None) -> None:
-        self._guard = guard
-        self.server = server
-
-    @classmethod
-    async def start(cls, argv: tuple[str, ...], env: Mapping[str, str], grace: float) -> Child:
-        """Start the server; it has `grace` seconds to end when it is told to."""
-        guard = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", str(GUARD), str(grace), *argv),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, **env},
-            start_new_session=True,
-            limit=2**20,
-        )
-        assert guard.stdout is not None
-        first_line = await guard.stdout.readline()
-        return cls(guard, identify(int(first_line or b"0")))
-
-    async def follow(self, on_line: Callable[[str], None]) -> int:
-        """Hand over each line of output and return the exit status, negative for a signal."""
-        _, status = await asyncio.gather(self._read(on_line), self._wait())
-        return 128 - status if status > 128 else status
-
-    async def _read(self, on_line: Callable[[str], None]) -> None:
-        assert self._guard.stderr is not None
-        async for line in _lines(self._guard.stderr):
-            on_line(line)
-
-    async def _wait(self) -> int:
-        # Process.wait() would wait for the pipe too, which the server holds open when its guard is gone.
-        while (status := self._guard.returncode) is None:
-            await asyncio.sleep(POLL)
-        if status < 0:
-            self.kill()  # the guard itself was killed: nothing else would end the server
-        return status
-
-    def let_go(self) -> None:
-        """Have the server ended, politely first."""
-        assert self._guard.stdin is not None
-        self._guard.stdin.close()
-
-    def kill(self) -> None:
-        """End the server and all it started at once."""
-        if self.server is not None:
-            kill_group(self.server)
-
-
-async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
-    """Lines as text; one longer than the buffer comes in pieces."""
-    while True:
-        try:
-            line = await stream.readuntil(b"\n")
-        except asyncio.IncompleteReadError as error:
-            line = error.partial
-        except asyncio.LimitOverrunError as error:
-            line = await stream.readexactly(error.consumed)
-        if not line:
-            return
-        yield line.decode(errors="replace").rstrip("\r\n")
-
-
 def _start_time(pid: int) -> float | None:
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")  # a process may call itself anything
     except OSError:
         return None if Path("/proc/self/stat").exists() else _start_time_anywhere(pid)
     # `pid (name) state ...`: the name may hold blanks and brackets. Field 3 is the state, 20 the threads, 22 the start.

@@ -10,7 +10,7 @@ import os
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from llmdeploy.errors import AlreadyServing, StateUnwritable
 from llmdeploy.paths import state_dir
@@ -87,13 +87,16 @@ def read() -> Record | None:
         content = json.loads(record_file().read_text())
         if content.pop("schema") != SCHEMA:
             return None
-        server = content.pop("server")
-        return Record(
-            **{**content, "service": ProcessId(**content["service"])},
-            server=server and ProcessId(**server),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        if content["state"] not in get_args(Claim):
+            return None
+        service, server = content.pop("service"), content.pop("server")
+        return Record(**content, service=_process(service), server=server and _process(server))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
+
+
+def _process(content: dict[str, Any]) -> ProcessId:
+    return ProcessId(int(content["pid"]), float(content["started"]))
 
 
 def write(record: Record) -> None:

@@ -1,0 +1,129 @@
+"""The README is true: its commands are run, in its order, and what they print is compared."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, World
+
+README = (ROOT / "README.md").read_text()
+CHINESE = (ROOT / "README.zh-CN.md").read_text()
+
+
+def blocks(text: str, kind: str) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def transcripts() -> list[tuple[str, str]]:
+    """Each command of the README's console blocks with what it shows below it."""
+    found = []
+    for block in blocks(README, "console"):
+        if block.startswith("$ sh scripts/demo"):
+            continue  # a script that shows its own commands
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, _, output = part.partition("\n")
+            found.append((command, output))
+    return found
+
+
+def alike(text: str) -> str:
+    """What differs between machines and runs, made alike."""
+    text = re.sub(r"^\[.*\] .*\n", "", text, flags=re.MULTILINE)  # phases: a watcher may miss a short one
+    text = re.sub(r"^ +\d+ tokens a request.*\n", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^(ok|warn|fail) +(\w+) .*", r"\1 \2", text, flags=re.MULTILINE)
+    text = re.sub(r"process \d+", "process [PID]", text)
+    text = re.sub(r"\d{4}-\d\d-\d\dT[\d:]+\+00:00", "[WHEN]", text)
+    # A line of llama.cpp's log begins with the time since its start.
+    return re.sub(r"^\d+\.\d\d\.\d{3}\.\d{3} .*", lambda line: re.sub(r"\d+", "N", line[0]), text, flags=re.MULTILINE)
+
+
+class Ada(World):
+    """The user of the README: her folders are where they are by default, and she stands in the checkout."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        del self.environment["LLMDEPLOY_STATE_DIR"]
+        self.home = folder / "home"
+        self.state = self.home / ".local" / "state" / "llmdeploy"
+        program = folder / "bin" / "llmdeploy"
+        program.parent.mkdir()
+        program.write_text(f'#!/bin/sh\nexec {shlex.join(self.command())} "$@"\n')
+        program.chmod(0o755)
+        self.environment |= {"PATH": f"{program.parent}:{os.environ['PATH']}", "XDG_STATE_HOME": str(self.state.parent)}
+
+    def type(self, command: str) -> str:
+        """Run a line as her shell does; stdout and stderr as they come on her screen."""
+        done = subprocess.run(
+            ["sh", "-c", command], cwd=ROOT, env=self.environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60,
+        )  # fmt: skip
+        return done.stdout.decode().replace(str(self.home), "/home/ada").replace(str(self.port), "11435")
+
+
+def test_every_transcript(tmp_path: Path) -> None:
+    ada = Ada(tmp_path)
+    del ada.environment["LLMDEPLOY_PORT"]
+    (ada.home / ".config" / "llmdeploy").mkdir(parents=True)
+    # The one thing that is not as on a fresh machine: a port that no other test takes.
+    shown = transcripts()
+    assert len(shown) >= 15
+    try:
+        for command, output in shown:
+            port = {} if command.startswith("llmdeploy config") else {"LLMDEPLOY_PORT": str(ada.port)}
+            ada.environment |= port
+            seen = ada.type(command)
+            for name in port:
+                del ada.environment[name]
+            assert alike(seen) == alike(output), command
+    finally:
+        ada.type("llmdeploy stop")
+
+
+def test_the_demo(tmp_path: Path) -> None:
+    """The first command. Skipped where it would have to install: that is CI's own first step."""
+    if not list((ROOT / ".venv").glob("installed*")):
+        pytest.skip("no .venv made by the scripts here")
+    shown = next(block for block in blocks(README, "console") if block.startswith("$ sh scripts/demo\n"))
+    done = subprocess.run(["sh", "scripts/demo"], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "The image is red."
+    said = [line for line in shown.splitlines()[1:] if line.startswith("$ ")]
+    assert said == [line for line in done.stderr.splitlines() if line.startswith("$ ")]
+
+
+def test_the_python_example(served: World) -> None:
+    [example] = blocks(README, "python")
+    code = example.replace("11435", str(served.port))
+    done = subprocess.run([served.command()[0], "-c", code], capture_output=True, text=True, env=served.environment)
+    assert done.stdout == "1 2 3 4 5\n", done.stderr
+
+
+def test_the_chinese_readme_is_in_step() -> None:
+    for kind in ("console", "sh", "python"):
+        assert blocks(CHINESE, kind) == blocks(README, kind)
+    heads = [[line.count("#") for line in text.splitlines() if re.match("#+ ", line)] for text in (README, CHINESE)]
+    assert heads[0] == heads[1]
+    literals = [set(re.findall(r"`[A-Za-z_.]+`", text)) for text in (README, CHINESE)]
+    assert literals[0] == literals[1]
+
+
+def test_every_command_and_every_variable_is_named() -> None:
+    from llmdeploy.cli.app import COMMANDS
+    from llmdeploy.config import keys
+
+    for command in COMMANDS:
+        assert f"llmdeploy {command}" in README
+    for key in keys():
+        assert f"`{key.variable}`" in README
+
+
+def test_links_lead_somewhere() -> None:
+    for text in (README, CHINESE):
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+            assert (ROOT / target).exists(), target
