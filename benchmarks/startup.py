@@ -160,9 +160,7 @@ def served(script: Path, state: Path, *, wanted: bool) -> Iterator[dict[str, str
         yield None
         return
     serving = environment(state)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = free_port()
     try:
         started = subprocess.run([script, "serve", "selftest", "--detach", "--port", port], env=serving, stdout=2)
         if started.returncode:
@@ -170,6 +168,12 @@ def served(script: Path, state: Path, *, wanted: bool) -> Iterator[dict[str, str
         yield serving
     finally:
         subprocess.run([script, "stop"], env=serving, stdout=2)
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 def run(measured: list[Measured], rounds: int) -> list[Figure]:

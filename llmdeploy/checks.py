@@ -83,7 +83,10 @@ def _memory(machine: Hardware) -> Check:
 
 def _disk(machine: Hardware) -> Check:
     folder = paths.state_dir()
-    free = hardware.disk_free(folder)
+    try:
+        free = hardware.disk_free(folder)
+    except OSError as error:
+        return Check("disk", "warn", f"nothing is known of `{folder}`: {error.strerror}", "`df -h` shows what there is")
     return _enough("disk", free, LEAST_DISK, f"{in_gib(free)} free for `{folder}`", "`df -h` shows what is full")
 
 

@@ -50,10 +50,12 @@ def _growth(file: Path, position: int) -> Iterator[str]:
         try:
             status = file.stat()
             if status.st_ino != identity:
-                if rotated.stat().st_ino == identity:
+                if rotated.exists() and rotated.stat().st_ino == identity:
                     yield _read(rotated, position)[0]
                 identity, position = status.st_ino, 0
-            elif status.st_size > position:
+            if status.st_size < position:
+                position = 0
+            if status.st_size > position:
                 text, position = _read(file, position)
                 yield text
         except FileNotFoundError:

@@ -99,6 +99,7 @@ def _serve_here(reference: Any, mmproj: Path | None, settings: Settings, *, as_j
             on_download=downloads.show,
             on_plan=on_plan,
             on_ready=on_ready,
+            on_stop=lambda: out.note("stopping"),
         )
         try:
             run(order, engines.get(settings.engine, settings), events)

@@ -63,6 +63,8 @@ class Events:
     on_download: OnProgress
     on_plan: Callable[[Plan], None]
     on_ready: Callable[[Record, float], None]
+    on_stop: Callable[[], None]
+    """Told to stop, and about to."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -181,6 +183,7 @@ class _Service:
 
     def _raise_if_over(self, ended: asyncio.Future[int], told: asyncio.Future[int], log: ServerLog) -> None:
         if told.done():
+            self.events.on_stop()
             raise KeyboardInterrupt if told.result() == signal.SIGINT else Terminated
         if ended.done():
             raise self._ending(ended.result(), log)
