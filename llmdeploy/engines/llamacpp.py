@@ -137,7 +137,7 @@ def _llama_server(path: str, why: str) -> Program | EngineMissing:
             stdin=subprocess.DEVNULL,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        reason = "does not answer `--version`" if isinstance(error, subprocess.TimeoutExpired) else str(error)
+        reason = error.strerror if isinstance(error, OSError) else "does not answer `--version`"
         return EngineMissing(f"`{path}` ({why}) cannot be run: {reason}", "set `engines.llamacpp.server` to another")
     output = f"{done.stdout}\n{done.stderr}".strip().splitlines() or ["no output"]
     if done.returncode != 0:

@@ -193,7 +193,9 @@ class _Service:
         kind, when = (ServerDied, "while it served") if served else (StartFailed, "before it was ready")
         diagnosis = self.engine.diagnose(list(log.tail), status)
         if diagnosis is not None:
-            return kind(f"the server ended {when}: {diagnosis.cause}", diagnosis.fix)
+            return kind(
+                f"the server ended {when}: {diagnosis.cause}", f"{diagnosis.fix}; its log is `{state.server_log()}`"
+            )
         how = _named_signal(-status) if status < 0 else f"status {status}"
         last = next((line for line in reversed(log.tail) if line.strip()), "it wrote nothing")
         return kind(f"the server ended {when} ({how}): {last}", f"its log is `{state.server_log()}`")

@@ -1,0 +1,372 @@
+"""`doctor` and `models`: what they say of this machine and of others."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import pty
+import re
+import socket
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmdeploy import checks, engines, hardware, paths
+from llmdeploy.checks import Check
+from llmdeploy.engines.base import EngineStatus
+from llmdeploy.engines.llamacpp import LlamaCpp
+from llmdeploy.hardware import Gpu, Hardware
+from llmdeploy.models import catalog
+from llmdeploy.plan import GIB, MIB
+from tests import machines
+from tests.conftest import ROOT, World
+
+NAMES = ["python", "platform", "cpu", "memory", "disk", "gpu", "config", "llamacpp", "port", "service"]
+
+
+def lines_of(text: str) -> dict[str, tuple[str, str]]:
+    """The checks in doctor's text: name -> (status, detail)."""
+    found = re.findall(r"^(ok|warn|fail) +(\w+) +(.*)$", text, re.MULTILINE)
+    return {name: (status, detail) for status, name, detail in found}
+
+
+# This machine
+
+
+def test_this_machine(world: World) -> None:
+    result = world.run("doctor")
+    assert result.status == 0, result.text
+    lines = lines_of(result.stdout)
+    assert list(lines) == NAMES
+    assert len(result.stdout.splitlines()) == len(NAMES)
+    python = ".".join(map(str, sys.version_info[:3]))
+    assert lines["python"] == ("ok", f"{python} at `{sys.executable}`".replace(str(ROOT), "[ROOT]"))
+    assert lines["config"] == ("ok", "model `selftest` on llamacpp")
+    assert lines["llamacpp"][1].startswith("xllamacpp ")
+    assert lines["port"] == ("ok", "[PORT] is free")
+    assert lines["service"] == ("ok", "nothing is served")
+    warned = [name for name, (status, _) in lines.items() if status == "warn"]  # a small or a full machine
+    assert [line.split(":")[1].strip() for line in result.stderr.splitlines()] == warned
+    assert not world.state.exists(), "looking changes nothing"
+
+
+def test_the_document(world: World) -> None:
+    result = world.run("doctor", "--json")
+    document = json.loads(result.stdout)
+    assert (result.status, result.stderr, document["ok"]) == (0, "", True)
+    assert list(document) == ["ok", "checks", "hardware"]
+    assert [check["name"] for check in document["checks"]] == NAMES
+    assert all(list(check) == ["name", "status", "detail", "hint"] for check in document["checks"])
+    assert document["hardware"].keys() == asdict(machines.load("h200")).keys()
+
+
+def test_it_is_quick(world: World) -> None:
+    began = time.monotonic()
+    assert world.run("doctor").status == 0
+    assert time.monotonic() - began < 3
+
+
+def test_while_it_serves(served: World) -> None:
+    result = served.run("doctor")
+    assert result.status == 0, result.text
+    lines = lines_of(result.stdout)
+    assert lines["port"] == ("ok", "[PORT] is this service's")
+    assert lines["service"] == ("ok", "ready: `selftest` on llamacpp, process [PID]")
+
+
+# What fails
+
+
+def failed(world: World, name: str, **variables: str) -> tuple[str, str]:
+    """Detail and hint of the one check that fails, the same in text and JSON."""
+    text, as_json = (world.run("doctor", *flags, **variables) for flags in ([], ["--json"]))
+    document = json.loads(as_json.stdout)
+    assert (text.status, as_json.status, document["ok"]) == (1, 1, False)
+    (check,) = [check for check in document["checks"] if check["status"] == "fail"]
+    assert check["name"] == name
+    assert lines_of(text.stdout)[name][0] == "fail"
+    assert f"hint: {name}: " in text.stderr
+    return check["detail"], check["hint"]
+
+
+def test_a_port_in_use(world: World) -> None:
+    with socket.create_server(("127.0.0.1", world.port)):
+        detail, hint = failed(world, "port")
+    assert re.fullmatch(r"port \[PORT\] is in use by `.+` \(process \[PID\]\)", detail)
+    assert re.fullmatch(r"serve on another: `--port \d+`", hint)
+
+
+def test_a_broken_configuration_file(world: World) -> None:
+    world.config.parent.mkdir(parents=True)
+    world.config.write_text("prot = 1\n")
+    detail, hint = failed(world, "config")
+    assert detail == "`[FOLDER]/home/.config/llmdeploy/config.toml`, line 1: unknown key `prot`"
+    assert "port" in hint
+
+
+MISSING = "`{}` (set by `engines.llamacpp.server`) cannot be run: {}"
+
+
+def test_a_configured_program_that_is_not_there(world: World) -> None:
+    detail, hint = failed(world, "llamacpp", LLMDEPLOY_ENGINES_LLAMACPP_SERVER="/no/llama-server")
+    assert detail == MISSING.format("/no/llama-server", "No such file or directory")
+    assert hint == "set `engines.llamacpp.server` to another"
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        (r"printf 'a\377b\n'; exit 1", "a�b"),
+        ("exit 1", "no output"),
+        ("exec sleep 60", "does not answer `--version`"),
+    ],
+)
+def test_a_configured_program_that_does_not_answer(world: World, script: str, why: str) -> None:
+    program = world.folder / "program"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    began = time.monotonic()
+    result = world.run("doctor", "--json", LLMDEPLOY_ENGINES_LLAMACPP_SERVER=str(program))
+    assert time.monotonic() - began < 3
+    (check,) = [check for check in json.loads(result.stdout)["checks"] if check["status"] == "fail"]
+    assert check["detail"] == MISSING.format("[FOLDER]/program", why)
+
+
+def test_a_service_that_failed_is_a_warning(world: World) -> None:
+    result = world.run("serve", "selftest", LLMDEPLOY_ENGINES_LLAMACPP_SERVER="/bin/true")
+    assert result.status == 1
+    result = world.run("doctor")
+    assert result.status == 0
+    assert lines_of(result.stdout)["service"] == ("warn", "failed: `selftest` on llamacpp, process [PID]")
+    assert result.stderr.endswith("hint: service: `llmdeploy status` tells why\n")
+
+
+# Other machines
+
+Look = Callable[[Hardware], dict[str, Check]]
+
+
+@pytest.fixture
+def look(monkeypatch: pytest.MonkeyPatch) -> Look:
+    """Examine a machine that is not this one."""
+
+    def look(machine: Hardware) -> dict[str, Check]:
+        monkeypatch.setattr(hardware, "detect", lambda: machine)
+        report = checks.examine()
+        assert report.hardware is machine
+        assert report.ok == all(check.status != "fail" for check in report.checks)
+        return {check.name: check for check in report.checks}
+
+    return look
+
+
+NO_GPU = "no NVIDIA GPU: models run on the CPU"
+
+GPU_LINES = {
+    "1x4090": "0: NVIDIA GeForce RTX 4090, 23.5 GiB of 24.0 GiB free; driver 570.133.07, CUDA 12.8",
+    "2x4090": "0: NVIDIA GeForce RTX 4090, 23.5 GiB of 24.0 GiB free; "
+    "1: NVIDIA GeForce RTX 4090, 23.5 GiB of 24.0 GiB free; driver 570.133.07, CUDA 12.8",
+    "a100-80gb": "0: NVIDIA A100-SXM4-80GB, 79.3 GiB of 80.0 GiB free; driver 535.183.01, CUDA 12.2",
+    "apple-m3-max": "no NVIDIA GPU: models run on Apple's GPU",
+    "cpu-only": NO_GPU,
+    "gb10": "0: NVIDIA GB10, memory not reported; driver 580.95.05, CUDA 13.0",
+    "h200": "0: NVIDIA H200, 139.8 GiB of 140.4 GiB free; driver 580.95.05, CUDA 13.0",
+    "t4": "0: Tesla T4, 14.6 GiB of 15.0 GiB free; driver 550.54.15, CUDA 12.4",
+}
+
+
+@pytest.mark.parametrize("name", machines.NAMES)
+def test_gpu_lines(look: Look, name: str) -> None:
+    assert look(machines.load(name))["gpu"] == Check("gpu", "ok", GPU_LINES[name])
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            {"gpu_problem": "the NVIDIA driver was updated while it ran; reboot the machine"},
+            Check(
+                "gpu",
+                "fail",
+                "the NVIDIA driver was updated while it ran; reboot the machine",
+                "`nvidia-smi` shows what the driver says",
+            ),
+        ),
+        (
+            {"driver": None, "cuda": None},
+            Check("gpu", "ok", "0: Tesla T4, 14.6 GiB of 15.0 GiB free; driver unknown, CUDA unknown"),
+        ),
+        (
+            {"memory_available": 2 * GIB - 1},
+            Check("memory", "warn", "2.0 GiB of 12.7 GiB free", "close what uses it: `ps aux --sort=-rss`"),
+        ),
+        ({"memory_available": 2 * GIB}, Check("memory", "ok", "2.0 GiB of 12.7 GiB free")),
+        (
+            {"memory_available": 300 * MIB},
+            Check("memory", "warn", "300 MiB of 12.7 GiB free", "close what uses it: `ps aux --sort=-rss`"),
+        ),
+        (
+            {"usable_cores": 1, "physical_cores": 64, "cpu": "Any"},
+            Check("cpu", "ok", "Any, 1 of 64 cores usable"),
+        ),
+        ({"platform": "Windows 11 AMD64"}, Check("platform", "ok", "Windows 11 AMD64")),
+    ],
+)
+def test_what_a_machine_has(look: Look, change: dict[str, Any], expected: Check) -> None:
+    assert look(replace(machines.load("t4"), **change))[expected.name] == expected
+
+
+@pytest.mark.parametrize(
+    ("free", "status", "detail"),
+    [(2 * GIB, "ok", "2.0 GiB free for `{}`"), (5 * MIB, "warn", "5 MiB free for `{}`")],
+)
+def test_disk(look: Look, monkeypatch: pytest.MonkeyPatch, free: int, status: str, detail: str) -> None:
+    monkeypatch.setattr(hardware, "disk_free", lambda folder: free)
+    found = look(machines.load("t4"))["disk"]
+    assert (found.status, found.detail) == (status, detail.format(paths.state_dir()))
+
+
+def test_a_disk_that_does_not_answer(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    def disk_free(folder: Path) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(hardware, "disk_free", disk_free)
+    found = look(machines.load("t4"))["disk"]
+    assert (found.status, found.detail) == ("warn", f"nothing is known of `{paths.state_dir()}`: Input/output error")
+
+
+def test_a_machine_that_tells_nothing(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent(LlamaCpp):
+        def status(self) -> EngineStatus:
+            return EngineStatus(False, None, "")
+
+    monkeypatch.setattr(engines, "every", lambda settings: [Silent()])
+    found = look(Hardware("", "", "", 0, 0, 0, 0, (Gpu(0, "", None, None), Gpu(1, "", 0, None))))
+    assert list(found) == NAMES
+    assert found["memory"].detail == "0 MiB of 0 MiB free"
+    assert found["gpu"].detail == "0: , memory not reported; 1: , memory not reported; driver unknown, CUDA unknown"
+    assert found["llamacpp"] == Check("llamacpp", "fail", "")
+
+
+# models
+
+MODELS = """\
+NAME           TAKES        CONTEXT  SIZE     HERE  LICENSE
+selftest       text, image  8192     2 MiB    yes   Apache-2.0
+qwen2.5-vl:7b  text, image  128000   5.2 GiB  no    Apache-2.0
+qwen3:8b       text         40960    4.7 GiB  no    Apache-2.0
+"""
+
+
+def test_models(world: World) -> None:
+    assert world.run("models").text == (
+        f"exit 0\n--- stdout\n{MODELS}--- stderr\n"
+        "hint: `llmdeploy serve NAME` serves one, and fetches it first where it is not here; "
+        "a path of a GGUF file works too\n"
+    )
+
+
+def test_models_as_json(world: World) -> None:
+    result = world.run("models", "--json")
+    assert (result.status, result.stderr) == (0, "")
+    vl = "hf://ggml-org/Qwen2.5-VL-7B-Instruct-GGUF"
+    assert json.loads(result.stdout) == {
+        "models": [
+            {
+                "name": "selftest",
+                "capabilities": ["text", "image"],
+                "context": 8192,
+                "license": "Apache-2.0",
+                "bytes": 1_726_752 + 607_136,
+                "here": True,
+                "llamacpp": [
+                    "[ROOT]/llmdeploy/selftest/selftest-f16.gguf",
+                    "[ROOT]/llmdeploy/selftest/mmproj-selftest-f16.gguf",
+                ],
+                "ollama": None,
+                "vllm": None,
+            },
+            {
+                "name": "qwen2.5-vl:7b",
+                "capabilities": ["text", "image"],
+                "context": 128_000,
+                "license": "Apache-2.0",
+                "bytes": 4_683_072_032 + 853_119_712,
+                "here": False,
+                "llamacpp": [
+                    f"{vl}/Qwen2.5-VL-7B-Instruct-Q4_K_M.gguf",
+                    f"{vl}/mmproj-Qwen2.5-VL-7B-Instruct-Q8_0.gguf",
+                ],
+                "ollama": "qwen2.5vl:7b",
+                "vllm": "Qwen/Qwen2.5-VL-7B-Instruct",
+            },
+            {
+                "name": "qwen3:8b",
+                "capabilities": ["text"],
+                "context": 40_960,
+                "license": "Apache-2.0",
+                "bytes": 5_027_783_488,
+                "here": False,
+                "llamacpp": ["hf://Qwen/Qwen3-8B-GGUF/Qwen3-8B-Q4_K_M.gguf"],
+                "ollama": "qwen3:8b",
+                "vllm": "Qwen/Qwen3-8B",
+            },
+        ]
+    }
+
+
+# A narrow terminal
+
+
+def on_terminal(world: World, columns: int, *arguments: str) -> list[str]:
+    """The lines of stdout on a terminal of that width."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {name: value for name, value in world.environment.items() if name != "COLUMNS"} | {"TERM": "xterm"}
+    with subprocess.Popen(
+        world.command(*arguments),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=subprocess.DEVNULL,
+        cwd=world.work,
+        env=environment,
+    ):
+        os.close(theirs)
+        output = b""
+        with suppress(OSError):  # Linux's word for the end
+            while piece := os.read(ours, 4096):
+                output += piece
+        os.close(ours)
+    return output.decode().splitlines()
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80])
+def test_models_on_a_narrow_terminal(world: World, columns: int) -> None:
+    lines = on_terminal(world, columns, "models")
+    assert max(map(len, lines)) <= columns
+    assert [name for name in catalog.names() if not any(line.startswith(f"{name} ") for line in lines)] == []
+    assert "…" not in "".join(lines)
+    # Each column read downwards: nothing of a folded cell is lost.
+    letters = sorted("".join("".join(lines).split()))
+    assert letters == sorted("".join(MODELS.split()))
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80])
+def test_doctor_on_a_narrow_terminal(world: World, columns: int) -> None:
+    lines = on_terminal(world, columns, "doctor")
+    assert max(map(len, lines)) <= columns
+    text = "".join("".join(lines).split())
+    assert "…" not in text
+    assert f"`{sys.executable}`" in text
+    assert f"freefor`{world.state}`" in text

@@ -1,0 +1,261 @@
+"""Processes beyond doubt, and the leash that ends a server whatever happens to its holder."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psutil
+import pytest
+
+from llmdeploy.service.child import Child
+from llmdeploy.service.process import ProcessId, alive, identify, kill_group, terminate, wait_gone
+from tests.test_serve import until
+
+GRACE = 0.3
+WITHIN = 5.0
+
+
+@dataclass(frozen=True)
+class Run:
+    lines: list[str]
+    status: int
+    seconds: float
+    """From the letting go to the end."""
+    server: ProcessId | None
+
+
+def run(*argv: str, let_go_at: str | None = None, grace: float = GRACE, **env: str) -> Run:
+    """Run a server on its leash to its end; the leash is let go when it writes a line that begins so."""
+
+    async def follow() -> Run:
+        child = await Child.start(argv, env, grace)
+        lines: list[str] = []
+        let_go = time.monotonic()
+
+        def on_line(line: str) -> None:
+            nonlocal let_go
+            lines.append(line)
+            if let_go_at is not None and line.startswith(let_go_at):
+                let_go = time.monotonic()
+                child.let_go()
+
+        status = await asyncio.wait_for(child.follow(on_line), 20)
+        return Run(lines, status, time.monotonic() - let_go, child.server)
+
+    return asyncio.run(follow())
+
+
+def python(code: str) -> tuple[str, ...]:
+    return sys.executable, "-I", "-S", "-c", code
+
+
+@pytest.fixture
+def bystander() -> Iterator[subprocess.Popen[bytes]]:
+    """A process of somebody else's, in a group of its own."""
+    process = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    yield process
+    process.kill()
+    process.wait()
+
+
+# Who is it?
+
+
+def test_a_process_is_known_by_pid_and_start(bystander: subprocess.Popen[bytes]) -> None:
+    found = identify(bystander.pid)
+    assert found is not None
+    assert found.pid == bystander.pid
+    assert found == identify(bystander.pid)
+    assert alive(found)
+
+
+def test_nobody() -> None:
+    assert identify(2**22 + 1) is None  # beyond Linux's largest pid
+    assert not alive(None)
+
+
+def test_a_pid_that_was_given_again_is_another_process(bystander: subprocess.Popen[bytes]) -> None:
+    found = identify(bystander.pid)
+    assert found is not None
+    before = ProcessId(found.pid, found.started - 1)
+    assert not alive(before)
+    assert wait_gone(before, 0)
+    terminate(before, kill=True)
+    kill_group(before)
+    assert alive(found)
+    assert bystander.poll() is None
+
+
+def test_a_zombie_is_not_alive(bystander: subprocess.Popen[bytes]) -> None:
+    found = identify(bystander.pid)
+    assert found is not None
+    bystander.kill()  # and nobody waits for it
+    assert wait_gone(found, WITHIN)
+    assert psutil.Process(bystander.pid).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+@pytest.mark.parametrize("name", [b"a) Z 1 1 (b", b"\xff\xfe", b"", b"two\nlines"])
+def test_any_name_a_process_gives_itself(name: bytes) -> None:
+    code = f"import ctypes, time; ctypes.CDLL(None).prctl(15, {name!r}); print(1, flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        before = identify(process.pid)
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            assert before is not None
+            assert identify(process.pid) == before
+        finally:
+            process.kill()
+
+
+def test_waiting_ends(bystander: subprocess.Popen[bytes]) -> None:
+    found = identify(bystander.pid)
+    assert found is not None
+    assert not wait_gone(found, 0.05)
+    terminate(found)
+    assert wait_gone(found, WITHIN)
+    assert bystander.wait() == -signal.SIGTERM
+
+
+# What a server writes and how it ends
+
+
+@pytest.mark.parametrize("status", [0, 1, 3, 127, 255])
+def test_exit_statuses_come_through(status: int) -> None:
+    assert run("sh", "-c", f"exit {status}").status == status
+
+
+@pytest.mark.parametrize("name", ["SEGV", "KILL", "TERM", "ABRT", "ILL"])
+def test_signals_come_through(name: str) -> None:
+    assert run("sh", "-c", f"kill -{name} $$").status == -signal.Signals[f"SIG{name}"]
+
+
+@pytest.mark.parametrize(
+    ("program", "why"), [("/no/such/program", "No such file or directory"), ("/etc", "Permission denied")]
+)
+def test_a_program_that_cannot_be_run(program: str, why: str) -> None:
+    result = run(program, "--flag")
+    assert (result.lines, result.status) == ([f"cannot run `{program}`: {why}"], 127)
+    assert result.server is None
+
+
+WRITERS = [
+    ("two streams, one log", "sh", "echo out; echo err >&2", ["out", "err"]),
+    ("no end of line", "sh", "printf 'one\\ntwo'", ["one", "two"]),
+    ("windows", "sh", "printf 'one\\r\\ntwo\\r\\n'", ["one", "two"]),
+    ("blank lines", "sh", "printf 'one\\n\\ntwo\\n'", ["one", "", "two"]),
+    ("not UTF-8", "sh", r"printf 'a\377b\nc\n'", ["a�b", "c"]),
+    ("another script", "sh", "echo 你好", ["你好"]),
+    ("nothing", "sh", ":", []),
+]
+
+
+@pytest.mark.parametrize(("program", "script", "lines"), [w[1:] for w in WRITERS], ids=[w[0] for w in WRITERS])
+def test_output_comes_through(program: str, script: str, lines: list[str]) -> None:
+    result = run(program, "-c", script)
+    assert (result.lines, result.status) == (lines, 0)
+
+
+@pytest.mark.parametrize("size", [2**16 + 1, 2**20, 2**20 + 1, 5_000_000])
+def test_a_line_of_any_length_comes_through(size: int) -> None:
+    """Longer than every buffer: it comes in pieces, and what follows is whole."""
+    result = run(*python(f"print('x' * {size}); print('after')"))
+    assert "".join(result.lines[:-1]) == "x" * size
+    assert result.lines[-1] == "after"
+
+
+def test_all_of_a_long_output_comes_through() -> None:
+    result = run(*python("for n in range(100_000): print(n)"))
+    assert result.lines == [str(number) for number in range(100_000)]
+
+
+@pytest.mark.parametrize("script", ["echo 1; echo 1 >&2; exec sleep 60", "exec >&-; echo 1 >&2; exec sleep 60"])
+def test_output_cannot_be_taken_for_the_pid(script: str) -> None:
+    async def server() -> tuple[ProcessId | None, list[str]]:
+        child = await Child.start(("sh", "-c", script), {}, GRACE)
+        assert child.server is not None
+        until(lambda: psutil.Process(child.server.pid).cmdline() == ["sleep", "60"])
+        leader = os.getpgid(child.server.pid)
+        child.kill()
+        lines: list[str] = []
+        assert await child.follow(lines.append) == -signal.SIGKILL
+        assert leader == child.server.pid
+        return child.server, lines
+
+    found, lines = asyncio.run(server())
+    assert set(lines) == {"1"}
+    assert not alive(found)
+
+
+def test_a_server_has_our_variables_and_its_own_and_no_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OURS", "1")
+    assert run("sh", "-c", 'cat; echo "$OURS $THEIRS"', THEIRS="2").lines == ["1 2"]
+
+
+# The leash
+
+
+def test_a_polite_server_ends_at_once() -> None:
+    result = run("sh", "-c", "echo ready; exec sleep 60", let_go_at="ready", grace=WITHIN)
+    assert result.status == -signal.SIGTERM
+    assert result.seconds < WITHIN / 2
+
+
+def test_a_server_that_cleans_up_is_given_the_time() -> None:
+    script = "trap 'sleep 0.2; echo clean; exit 7' TERM; echo ready; while :; do sleep 0.02; done"
+    result = run("sh", "-c", script, let_go_at="ready", grace=WITHIN)
+    assert (result.status, result.lines[-1]) == (7, "clean")
+
+
+def test_a_server_that_ignores_sigterm_is_killed_after_the_grace() -> None:
+    result = run("sh", "-c", "trap '' TERM; echo ready; sleep 60", let_go_at="ready")
+    assert result.status == -signal.SIGKILL
+    assert GRACE <= result.seconds < WITHIN
+
+
+@pytest.mark.parametrize(
+    ("script", "let_go_at"),
+    [
+        ("sleep 60 & echo $!; wait", ""),
+        ("(trap '' TERM; sleep 60) & sleep 0.05; echo $!; wait", ""),  # deaf, and its parent is not
+        ("sleep 60 & echo $!; exit 0", None),  # its parent ends by itself
+        ("sleep 60 & echo $!; kill -9 $$", None),
+    ],
+)
+def test_what_a_server_started_ends_with_it(script: str, let_go_at: str | None) -> None:
+    result = run("sh", "-c", script, let_go_at=let_go_at)
+    until(lambda: identify(int(result.lines[0])) is None, WITHIN)
+
+
+HOLDER = """
+import asyncio, sys, time
+from llmdeploy.service.child import Child
+
+async def main():
+    child = await Child.start(("sh", "-c", sys.argv[1]), {}, 0.3)
+    print(child.server.pid, flush=True)
+    await child.follow(print)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("script", ["exec sleep 60", "trap '' TERM; sleep 60"], ids=["polite", "deaf"])
+def test_the_death_of_the_holder_ends_the_server(script: str) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLDER, script], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        server = identify(int(holder.stdout.readline()))
+        assert server is not None
+        guard = identify(psutil.Process(server.pid).ppid())
+        assert guard is not None
+        holder.kill()
+        assert wait_gone(server, WITHIN)
+        assert wait_gone(guard, WITHIN)

@@ -1,0 +1,256 @@
+"""The record, the lock, and what is concluded from them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from llmdeploy.errors import AlreadyServing, StateUnwritable
+from llmdeploy.service import state
+from llmdeploy.service.process import ProcessId, identify, wait_gone
+from llmdeploy.service.state import Claim, Record, Situation
+from tests.conftest import World
+
+DEAD = ProcessId(os.getpid(), 1.0)
+"""A pid that lives, of a process that is gone."""
+
+
+def this_process() -> ProcessId:
+    found = identify(os.getpid())
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def folder() -> Path:
+    folder = state.state_dir()
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def record() -> Record:
+    return Record(
+        state="ready",
+        phase="ready",
+        model="./my models/x.gguf",
+        served_name="x",
+        engine="llamacpp",
+        engine_version="1.2",
+        url="http://127.0.0.1:11435",
+        since="2026-01-02T03:04:05+00:00",
+        service=this_process(),
+    )
+
+
+# The record
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_record_comes_back_as_it_was(folder: Path, record: Record, full: bool) -> None:
+    if full:
+        record = replace(record, server=DEAD, plan={"context": {"value": 1, "reason": "你好"}}, error={"error": {}})
+    state.write(record)
+    assert state.read() == record
+    assert [file.name for file in folder.iterdir()] == ["deployment.json"]
+    assert oct(state.record_file().stat().st_mode & 0o777) == "0o600"
+    state.forget()
+    assert state.read() is None
+    state.forget()
+
+
+def test_no_folder_is_no_record() -> None:
+    assert state.read() is None
+    assert state.observe() == Situation("stopped")
+
+
+CHANGES = {
+    "another schema": {"schema": 2},
+    "an unknown state": {"state": "dancing"},
+    "a field of the future": {"colour": "red"},
+    "no service": {"service": None},
+    "a service that is a number": {"service": 7},
+    "a service without a start": {"service": {"pid": 7}},
+    "a pid that is a path": {"service": {"pid": "../self", "started": 1}},
+    "a pid with a null byte": {"service": {"pid": "\0", "started": 1}},
+    "a pid without end": {"service": {"pid": float("inf"), "started": 1}},
+    "a start beyond numbers": {"service": {"pid": 1, "started": 10**400}},
+    "a server that is a list": {"server": [1]},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_foreign_record_is_none(folder: Path, record: Record, change: dict[str, object]) -> None:
+    content = {"schema": state.SCHEMA, **asdict(record)}
+    state.record_file().write_text(json.dumps(content))
+    assert state.observe() == Situation("ready", record)
+    state.record_file().write_text(json.dumps(content | change))
+    assert state.observe() == Situation("stopped")
+
+
+@pytest.mark.parametrize("name", ["schema", "state", "service", "server", "url", "phase"])
+def test_a_record_without_a_field_is_none(folder: Path, record: Record, name: str) -> None:
+    content = {"schema": state.SCHEMA, **asdict(record)}
+    del content[name]
+    state.record_file().write_text(json.dumps(content))
+    assert state.observe() == Situation("stopped")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"null", b"3", b"\xff\xfe", b"[" * 100_000, b'{"schema": 1' + b"0" * 5000 + b"}"]
+)
+def test_a_broken_record_is_none(folder: Path, content: bytes) -> None:
+    state.record_file().write_bytes(content)
+    assert state.observe() == Situation("stopped")
+
+
+def test_a_folder_in_place_of_the_record(folder: Path, record: Record) -> None:
+    state.record_file().mkdir()
+    assert state.observe() == Situation("stopped")
+    with pytest.raises(StateUnwritable) as caught:
+        state.write(record)
+    assert caught.value.message == f"the state folder `{folder}` cannot be written: Is a directory"
+    assert [file.name for file in folder.iterdir()] == ["deployment.json"], "the temporary file is left"
+
+
+def test_a_reader_sees_a_whole_record_always(folder: Path, record: Record) -> None:
+    short, long = record, replace(record, plan={"x": "x" * 300_000})
+    state.write(short)
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            state.write(long)
+            state.write(short)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        seen = [state.read() for _ in range(400)]
+    finally:
+        stop.set()
+        writer.join()
+    assert all(one in (short, long) for one in seen)
+    assert short in seen
+    assert long in seen
+
+
+# What is concluded
+
+
+@pytest.mark.parametrize(
+    ("claim", "service_lives", "server_lives", "expected", "leftover"),
+    [
+        ("starting", True, False, "starting", False),
+        ("ready", True, True, "ready", False),
+        ("failed", True, False, "failed", False),
+        ("starting", False, False, "crashed", False),
+        ("ready", False, False, "crashed", False),
+        ("failed", False, False, "failed", False),
+        ("ready", False, True, "crashed", True),
+        ("starting", False, True, "crashed", True),
+    ],
+)
+def test_a_claim_is_held_against_what_runs(
+    folder: Path, record: Record, claim: Claim, service_lives: bool, server_lives: bool, expected: str, leftover: bool
+) -> None:
+    lives = this_process()
+    record = replace(
+        record, state=claim, service=lives if service_lives else DEAD, server=lives if server_lives else DEAD
+    )
+    state.write(record)
+    assert state.observe() == Situation(expected, record, leftover)  # type: ignore[arg-type]
+
+
+# A folder that cannot be written
+
+BLOCKED = "the state folder `{folder}` cannot be written: Not a directory"
+ELSEWHERE = "free it, or name another: `LLMDEPLOY_STATE_DIR=/tmp/llmdeploy llmdeploy serve`"
+
+
+@pytest.fixture
+def blocked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A state folder whose parent is a file."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LLMDEPLOY_STATE_DIR", str(tmp_path / "file" / "state"))
+    return tmp_path / "file" / "state"
+
+
+def test_every_writer_says_that_the_folder_cannot_be_written(blocked: Path, record: Record) -> None:
+    def hold() -> None:
+        with state.lock():
+            pass
+
+    for action in (lambda: state.write(record), state.forget, hold):
+        with pytest.raises(StateUnwritable) as caught:
+            action()
+        assert caught.value.message == BLOCKED.format(folder=blocked)
+        assert caught.value.hint == ELSEWHERE
+    assert state.observe() == Situation("stopped")
+
+
+@pytest.mark.parametrize("arguments", [["serve", "selftest"], ["serve", "selftest", "--detach"]])
+def test_serve_says_so_through_the_front(world: World, arguments: list[str]) -> None:
+    world.folder.joinpath("file").write_text("")
+    result = world.run(*arguments, LLMDEPLOY_STATE_DIR=str(world.folder / "file" / "state"))
+    assert result.text == (
+        f"exit 1\n--- stdout\n--- stderr\nerror: {BLOCKED.format(folder='[FOLDER]/file/state')}\nhint: {ELSEWHERE}\n"
+    )
+
+
+# The lock
+
+HOLDER = """
+import sys
+from llmdeploy.service import state
+with state.lock():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder() -> Iterator[subprocess.Popen[bytes]]:
+    """Another process that holds the lock of this state folder until its stdin closes."""
+    argv = [sys.executable, "-c", HOLDER]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        yield process
+        process.kill()
+
+
+def test_the_lock_excludes_a_second_process(holder: subprocess.Popen[bytes]) -> None:
+    with pytest.raises(AlreadyServing) as caught, state.lock():
+        pass
+    assert caught.value.message == "another service is starting or stopping here"
+    assert caught.value.hint == "`llmdeploy status` shows it"
+    holder.communicate()
+    with state.lock():
+        pass
+
+
+def test_the_lock_names_what_is_served(holder: subprocess.Popen[bytes], record: Record) -> None:
+    state.write(record)
+    with pytest.raises(AlreadyServing) as caught, state.lock():
+        pass
+    assert caught.value.message == (
+        f"`x` is served already on llamacpp at http://127.0.0.1:11435 (process {os.getpid()})"
+    )
+
+
+def test_the_lock_of_a_killed_process_is_free(holder: subprocess.Popen[bytes]) -> None:
+    found = identify(holder.pid)
+    holder.kill()
+    assert found is not None
+    assert wait_gone(found, 5)
+    with state.lock():
+        assert state.observe() == Situation("stopped")
