@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import threading
@@ -117,7 +118,7 @@ def test_ctrl_c_ends_an_answer_and_not_the_service(served: World) -> None:
 
 def test_a_reader_that_leaves(served: World) -> None:
     """`llmdeploy chat sing | head -c 5`: no traceback."""
-    pipeline = f"{' '.join(served.command())} chat sing --max-tokens 5000 | head -c 5"
+    pipeline = f"{shlex.join(served.command())} chat sing --max-tokens 5000 | head -c 5"
     done = subprocess.run(
         ["bash", "-c", pipeline], env=served.environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
     )

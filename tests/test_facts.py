@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import struct
 import sys
@@ -334,7 +335,7 @@ def test_a_wrong_number_of_layers_does_not_fill_the_memory(tmp_path: Path) -> No
 def test_files_in_each_others_place(tmp_path: Path) -> None:
     assert refusal(MMPROJ) == (
         f"`{MMPROJ}` is a vision projector, not a model",
-        f"give the model's own file first and this one with `--mmproj {MMPROJ}`",
+        f"give the model's own file first and this one with `--mmproj {shlex.quote(str(MMPROJ))}`",
     )
     assert refusal(WEIGHTS, WEIGHTS)[0] == f"`{WEIGHTS}` is not a vision projector"
     old = write(tmp_path / "old.gguf", {}, architecture="clip")
