@@ -14,7 +14,7 @@ from llmdeploy.errors import LlmdeployError
 from llmdeploy.hardware import Hardware
 from llmdeploy.plan import GIB, in_gib
 from llmdeploy.service import state
-from llmdeploy.service.deployment import require_free_port
+from llmdeploy.service.ports import require_free_port
 
 Status = Literal["ok", "warn", "fail"]
 

@@ -76,8 +76,9 @@ def _serve_here(reference: Any, mmproj: Path | None, settings: Settings, *, as_j
     from llmdeploy import engines
     from llmdeploy.cli.progress import Downloads
     from llmdeploy.plan import Plan, Wishes, in_gib
-    from llmdeploy.service.deployment import Events, Order, Terminated
+    from llmdeploy.service.deployment import Events, Order
     from llmdeploy.service.deployment import serve as run
+    from llmdeploy.service.signals import Terminated
 
     def on_plan(plan: Plan) -> None:
         out.note(

@@ -81,7 +81,12 @@ def start_in_background(arguments: Sequence[str]) -> Starting:
             paths.state_dir().mkdir(parents=True, exist_ok=True, mode=0o700)
             with state.open_private(state.service_log(), os.O_TRUNC) as log:
                 process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=answer, stderr=log, start_new_session=True
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=answer,
+                    stderr=log,
+                    start_new_session=True,
+                    creationflags=getattr(subprocess, "DETACHED_PROCESS", 0),  # Windows' way to leave the terminal
                 )
         except OSError as error:
             raise state.unwritable(error) from error

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
-import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,18 +17,17 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from llmdeploy import hardware
-from llmdeploy.errors import LlmdeployError, PortInUse, ServerDied, StartFailed, TimedOut
+from llmdeploy.errors import LlmdeployError, ServerDied, StartFailed, TimedOut
 from llmdeploy.models.reference import ModelRef, served_name
 from llmdeploy.plan import Plan, Wishes, make_plan
-from llmdeploy.service import state
+from llmdeploy.service import signals, state
 from llmdeploy.service.child import Child
 from llmdeploy.service.log import ServerLog
+from llmdeploy.service.ports import require_free_port
 from llmdeploy.service.process import identify, kill_group, wait_gone
 from llmdeploy.service.state import Record
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from llmdeploy.engines.base import Artefact, Engine, OnProgress, ServerSpec
 
 STOP_GRACE = 3.0
@@ -67,22 +64,16 @@ class Events:
     """Told to stop, and about to."""
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP: told to stop, where Ctrl-C is an interruption."""
-
-
 def serve(order: Order, engine: Engine, events: Events) -> None:
     """Serve until told to stop.
 
     Raises KeyboardInterrupt when interrupted, Terminated when told to stop, and an LlmdeployError for everything that
     keeps the deployment from serving; that one stays on record.
     """
-    with state.lock():
+    with signals.interrupting(), state.lock():
         service = _Service(order, engine, events)
         try:
-            with _signals_interrupt():
-                spec = service.prepare()
-            asyncio.run(service.run(spec))
+            asyncio.run(service.run(service.prepare()))
         except LlmdeployError as error:
             with suppress(LlmdeployError):  # the first failure is the one to tell
                 service.update(state="failed", error=error.as_document())
@@ -149,9 +140,9 @@ class _Service:
 
     async def run(self, spec: ServerSpec) -> None:
         """Start the server, wait until it is ready, and keep it until it ends or a signal comes."""
-        told = _signals()
+        told = signals.told()
         self.phase("starting the server")
-        log = ServerLog(state.server_log())
+        log = _open_log()
         child = await Child.start(spec.argv, spec.env, STOP_GRACE)
         self.update(server=child.server)
         ended = asyncio.ensure_future(child.follow(lambda line: self._line(spec, log, line)))
@@ -184,7 +175,7 @@ class _Service:
     def _raise_if_over(self, ended: asyncio.Future[int], told: asyncio.Future[int], log: ServerLog) -> None:
         if told.done():
             self.events.on_stop()
-            raise KeyboardInterrupt if told.result() == signal.SIGINT else Terminated
+            raise signals.interruption(told.result())
         if ended.done():
             raise self._ending(ended.result(), log)
 
@@ -196,7 +187,7 @@ class _Service:
             return kind(
                 f"the server ended {when}: {diagnosis.cause}", f"{diagnosis.fix}; its log is `{state.server_log()}`"
             )
-        how = _named_signal(-status) if status < 0 else f"status {status}"
+        how = signals.named(-status) if status < 0 else f"status {status}"
         last = next((line for line in reversed(log.tail) if line.strip()), "it wrote nothing")
         return kind(f"the server ended {when} ({how}): {last}", f"its log is `{state.server_log()}`")
 
@@ -217,85 +208,15 @@ def end_leftover() -> None:
         wait_gone(situation.record.server, STOP_GRACE)  # its port and its memory are free then
 
 
-def require_free_port(port: int) -> None:
-    """Raises PortInUse, naming a free port instead."""
-    with socket.socket() as probe:
-        if os.name == "posix":  # where it means: also when an old connection lingers there
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except PermissionError:
-            raise PortInUse(f"port {port} is not open to this user", "take one above 1023: `--port 11435`") from None
-        except OSError:
-            raise PortInUse(
-                f"port {port} is in use by {_holder(port)}", f"serve on another: `--port {_free_port()}`"
-            ) from None
-
-
-def _holder(port: int) -> str:
-    import psutil
-
-    with suppress(psutil.Error, OSError):
-        for connection in psutil.net_connections("tcp"):
-            here = connection.status == psutil.CONN_LISTEN and getattr(connection.laddr, "port", None) == port
-            if here and connection.pid:
-                return f"`{psutil.Process(connection.pid).name()}` (process {connection.pid})"
-    return "another program"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _signals() -> asyncio.Future[int]:
-    """Done with the signal's number as soon as this process is told to stop."""
-    loop = asyncio.get_running_loop()
-    told: asyncio.Future[int] = loop.create_future()
-
-    def tell(number: int) -> None:
-        if not told.done():
-            told.set_result(number)
-
-    for number in _stopping_signals():
-        try:
-            loop.add_signal_handler(number, tell, number)
-        except NotImplementedError:  # Windows
-            signal.signal(number, lambda number, _frame: loop.call_soon_threadsafe(tell, number))
-    return told
-
-
-class _signals_interrupt:
-    """While this holds, every signal that stops the service raises as Ctrl-C does."""
-
-    def __enter__(self) -> None:
-        self._before = {number: signal.signal(number, self._raise) for number in _stopping_signals()}
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    @staticmethod
-    def _raise(number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
-
-
-def _stopping_signals() -> list[int]:
-    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
-    return [getattr(signal, name) for name in names if hasattr(signal, name)]
-
-
-def _named_signal(number: int) -> str:
+def _open_log() -> ServerLog:
     try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+        return ServerLog(state.server_log())
+    except OSError as error:
+        raise state.unwritable(error) from error
 
 
 async def _stop(child: Child, ended: asyncio.Future[int]) -> None:
-    for number in _stopping_signals():
+    for number in signals.stopping():
         with suppress(NotImplementedError):  # a second Ctrl-C does not wait
             asyncio.get_running_loop().add_signal_handler(number, child.kill)
     child.let_go()

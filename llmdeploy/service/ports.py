@@ -1,0 +1,42 @@
+"""A port to listen on: free, or held by whom."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+
+from llmdeploy.errors import PortInUse
+
+
+def require_free_port(port: int) -> None:
+    """Raises PortInUse, naming a free port instead."""
+    with socket.socket() as probe:
+        if os.name == "posix":  # where it means: also when an old connection lingers there
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except PermissionError:
+            raise PortInUse(f"port {port} is not open to this user", "take one above 1023: `--port 11435`") from None
+        except OSError:
+            raise PortInUse(
+                f"port {port} is in use by {_holder(port)}", f"serve on another: `--port {_free_port()}`"
+            ) from None
+
+
+def _holder(port: int) -> str:
+    import psutil
+
+    with suppress(psutil.Error, OSError):
+        for connection in psutil.net_connections("tcp"):
+            here = connection.status == psutil.CONN_LISTEN and getattr(connection.laddr, "port", None) == port
+            if here and connection.pid:
+                return f"`{psutil.Process(connection.pid).name()}` (process {connection.pid})"
+    return "another program"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

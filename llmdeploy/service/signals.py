@@ -1,0 +1,63 @@
+"""The signals that stop a service, and how they reach it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: told to stop, where Ctrl-C is an interruption."""
+
+
+def told() -> asyncio.Future[int]:
+    """Done with the signal's number as soon as this process is told to stop."""
+    loop = asyncio.get_running_loop()
+    stop: asyncio.Future[int] = loop.create_future()
+
+    def tell(number: int) -> None:
+        if not stop.done():
+            stop.set_result(number)
+
+    for number in stopping():
+        try:
+            loop.add_signal_handler(number, tell, number)
+        except NotImplementedError:  # Windows
+            signal.signal(number, lambda number, _frame: loop.call_soon_threadsafe(tell, number))
+    return stop
+
+
+class interrupting:
+    """While this holds, every signal that stops the service raises as Ctrl-C does."""
+
+    def __enter__(self) -> None:
+        self._before = {number: signal.signal(number, self._raise) for number in stopping()}
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @staticmethod
+    def _raise(number: int, _frame: FrameType | None) -> None:
+        raise interruption(number)
+
+
+def interruption(number: int) -> KeyboardInterrupt:
+    """What a signal is raised as."""
+    return KeyboardInterrupt() if number == signal.SIGINT else Terminated()
+
+
+def stopping() -> list[int]:
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+    return [getattr(signal, name) for name in names if hasattr(signal, name)]
+
+
+def named(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
