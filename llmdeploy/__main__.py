@@ -6,10 +6,13 @@ import sys
 
 
 def main() -> None:
-    # What must be instant is answered before anything is loaded.
-    from llmdeploy.cli.main import run
+    try:
+        # What must be instant is answered before anything else is loaded.
+        from llmdeploy.cli.main import run
 
-    sys.exit(run(sys.argv[1:]))
+        sys.exit(run(sys.argv[1:]))
+    except KeyboardInterrupt:  # so early that no command has begun
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from llmdeploy.hardware import Hardware
 from llmdeploy.plan import GIB, in_gib
 from llmdeploy.service import state
 from llmdeploy.service.ports import require_free_port
+from llmdeploy.service.state import Situation
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -45,12 +47,14 @@ def examine() -> Report:
     """Look at this machine. Never raises."""
     machine = hardware.detect()
     settings, config_check = _config()
+    situation, state_check = _observed()
     checks = [
         *(check(machine) for check in (_python, _platform, _cpu, _memory, _disk, _gpus)),
+        state_check,
         config_check,
         *_engines(settings),
-        _port(settings),
-        _served(),
+        _port(settings, situation),
+        _served(situation),
     ]
     return Report(tuple(checks), machine)
 
@@ -61,6 +65,13 @@ def _config() -> tuple[Settings, Check]:
     except LlmdeployError as error:
         return Settings(), Check("config", "fail", error.message, error.hint)
     return settings, Check("config", "ok", f"model `{settings.model}` on {settings.engine}")
+
+
+def _observed() -> tuple[Situation, Check]:
+    try:
+        return state.observe(), _state()
+    except LlmdeployError as error:
+        return Situation("stopped"), Check("state", "fail", error.message, error.hint)
 
 
 def _python(machine: Hardware) -> Check:
@@ -88,6 +99,15 @@ def _disk(machine: Hardware) -> Check:
     except OSError as error:
         return Check("disk", "warn", f"nothing is known of `{folder}`: {error.strerror}", "`df -h` shows what there is")
     return _enough("disk", free, LEAST_DISK, f"{in_gib(free)} free for `{folder}`", "`df -h` shows what is full")
+
+
+def _state() -> Check:
+    """Whether a service could write its record."""
+    folder = paths.state_dir()
+    nearest = next((it for it in (folder, *folder.parents) if os.path.lexists(it)), folder)
+    if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):
+        return Check("state", "ok", f"`{folder}`")
+    return Check("state", "fail", f"`{nearest}` is no folder that this user may write to", state.ELSEWHERE)
 
 
 def _enough(name: str, amount: int, least: int, detail: str, hint: str) -> Check:
@@ -119,14 +139,14 @@ def _engines(settings: Settings) -> list[Check]:
 
 def _engine(name: str, found: EngineStatus, *, chosen: bool) -> Check:
     if found.installed:
-        return Check(name, "ok", found.detail)
+        return Check(name, "ok" if found.version else "warn", found.detail, found.hint)
     return Check(name, "fail" if chosen else "warn", found.detail, found.hint)
 
 
-def _port(settings: Settings) -> Check:
-    situation = state.observe()
+def _port(settings: Settings, situation: Situation) -> Check:
     record = situation.record
-    if situation.state in {"starting", "ready"} and record and record.url.endswith(f":{settings.port}"):
+    serves = situation.state in {"starting", "ready"} or situation.leftover
+    if serves and record and record.url.endswith(f":{settings.port}"):
         return Check("port", "ok", f"{settings.port} is this service's")
     try:
         require_free_port(settings.port)
@@ -135,12 +155,13 @@ def _port(settings: Settings) -> Check:
     return Check("port", "ok", f"{settings.port} is free")
 
 
-def _served() -> Check:
-    situation = state.observe()
+def _served(situation: Situation) -> Check:
     record = situation.record
     if record is None:
         return Check("service", "ok", "nothing is served")
     detail = f"{situation.state}: `{record.served_name}` on {record.engine}, process {record.service.pid}"
     if situation.state in {"starting", "ready"}:
         return Check("service", "ok", detail)
+    if situation.leftover:
+        return Check("service", "warn", f"{detail}; its server still runs", "`llmdeploy stop` ends it")
     return Check("service", "warn", detail, "`llmdeploy status` tells why")

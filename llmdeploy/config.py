@@ -7,7 +7,6 @@ its name in the files, its variable, its flag, its check and its messages follow
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 # Written out: importing the engines to ask them would load them all.
 ENGINE_NAMES = ("llamacpp",)
 
+LARGEST_FILE = 2**20  # bytes: it ends a device that has no end
 LARGEST = 2**63 - 1  # TOML promises no larger integer
 
 
@@ -70,11 +70,27 @@ class Text:
         return text
 
 
+class Program:
+    """The path of a program that will be run: whole, and never out of the file of a folder one stands in."""
+
+    def __str__(self) -> str:
+        return "the absolute path of a program"
+
+    def accepts(self, value: object) -> bool:
+        return isinstance(value, str) and value.isprintable() and os.path.isabs(value)
+
+    def read(self, text: str) -> str:
+        return text
+
+
+Rule = Whole | Positive | Text | Program
+
+
 @dataclass(frozen=True)
 class Key:
     name: str
     attribute: str
-    rule: Whole | Positive | Text
+    rule: Rule
     default: object
     help: str
 
@@ -104,7 +120,7 @@ class Value:
     source: str
 
 
-def _key(name: str, rule: Whole | Positive | Text, default: object, help: str) -> Any:
+def _key(name: str, rule: Rule, default: object, help: str) -> Any:
     return field(default=default, metadata={"name": name, "rule": rule, "help": help})
 
 
@@ -114,22 +130,24 @@ class Settings:
     model: str = _key("model", Text(), "selftest", "the model to serve")
     port: int = _key("port", Whole(1, 65535), 11435, "the port of the address that applications use")
     context: int | None = _key(
-        "context", Whole(1), None, "the tokens that one request can hold (none: the plan chooses)"
+        "context", Whole(256), None, "the tokens that one request can hold (none: the plan chooses)"
     )
-    parallel: int | None = _key("parallel", Whole(1), None, "the requests answered at once (none: the plan chooses)")
+    parallel: int | None = _key(
+        "parallel", Whole(1, 256), None, "the requests answered at once (none: the plan chooses)"
+    )
     timeout: float = _key("timeout", Positive(), 600, "the seconds to wait for a server's start")
     threads: int | None = _key(
-        "engines.llamacpp.threads", Whole(1), None, "the CPU threads of llama.cpp (none: the plan chooses)"
+        "engines.llamacpp.threads", Whole(1, 1024), None, "the CPU threads of llama.cpp (none: the plan chooses)"
     )
     gpu_layers: int | None = _key(
         "engines.llamacpp.gpu_layers",
-        Whole(-1),
+        Whole(-1, 9999),
         None,
         "the layers on the GPU, -1 for all that fit (none: the plan chooses)",
     )
     server: str | None = _key(
         "engines.llamacpp.server",
-        Text(),
+        Program(),
         None,
         "the path of a `llama-server` program (none: one on PATH, or the embedded one)",
     )
@@ -149,7 +167,7 @@ def keys() -> tuple[Key, ...]:
 def key_named(name: str) -> Key:
     """Raises UsageError for a name that is no key."""
     if (found := _by_name().get(name)) is None:
-        raise UsageError(f"unknown key `{_plain(name)}`", _keys_hint(name))
+        raise UsageError(f"unknown key `{plain(name)}`", _keys_hint(name))
     return found
 
 
@@ -164,30 +182,6 @@ def load(flags: Mapping[str, object] | None = None) -> Settings:
     )
     found: dict[str, Any] = {_by_name()[name].attribute: value.value for name, value in values.items()}
     return Settings(**found, sources={name: value.source for name, value in values.items()})
-
-
-def set_value(key: str, text: str, file: Path) -> None:
-    """Set one key in a file, which keeps its comments and its formatting; the file is replaced whole or not at all."""
-    entry = key_named(key)
-    try:
-        value = entry.read(text)
-    except ValueError:
-        raise UsageError(_must_be(f"`{key}`", entry.rule, f"`{_plain(text)}`"), _help_hint(entry)) from None
-    if os.path.exists(file) and not os.path.isfile(file):
-        raise ConfigError(f"`{file}` is not a file that can be replaced")  # /dev/null, a pipe, a folder
-    before = _read(file, str(file)) or ""
-    document = _parse(before, str(file))
-    leaves = dict(_leaves(document))
-    for words, old in leaves.items():
-        # A wrong value is replaced, but a table is not, and what is no table cannot hold the key.
-        if words == entry.words[: len(words)] and (words != entry.words or isinstance(old, dict)):
-            _check(words, old, before, str(file))
-    wanted = _with(document, entry.words, value)
-    after = None if entry.words in leaves else _inserted(before, entry.words, value, wanted)
-    after = after or _edited(before, entry.words, value, wanted)
-    if after is None:
-        raise ConfigError(f"`{file}` is written in a way that cannot be edited here", f"set `{key}` in it by hand")
-    _replace(file, after)
 
 
 def line_of(text: str, words: Words) -> int | None:
@@ -222,14 +216,14 @@ def _tables() -> set[Words]:
 
 
 def _from_file(file: Path, shown: str, *, required: bool = False) -> dict[str, Value]:
-    text = _read(file, shown)
+    text = read(file, shown)
     if text is None:
         if required:
             raise ConfigError(f"LLMDEPLOY_CONFIG names `{shown}`, which does not exist", "`unset LLMDEPLOY_CONFIG`")
         return {}
     values = {}
-    for words, value in _leaves(_parse(text, shown)):
-        _check(words, value, text, shown)
+    for words, value in leaves(parse(text, shown)):
+        check(words, value, text, shown)
         values[".".join(words)] = Value(value, shown)
     return values
 
@@ -241,7 +235,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Value]:
             try:
                 values[key.name] = Value(key.read(text), key.variable)
             except ValueError:
-                message = _must_be(key.variable, key.rule, f"`{_plain(text)}`")
+                message = must_be(key.variable, key.rule, f"`{plain(text)}`")
                 raise ConfigError(message, f"`unset {key.variable}`") from None
     return values
 
@@ -253,53 +247,60 @@ def _from_flags(flags: Mapping[str, object]) -> dict[str, Value]:
         if value is None:
             continue
         if not key.rule.accepts(value):
-            raise UsageError(_must_be(f"`{key.flag}`", key.rule, f"`{_plain(str(value))}`"), _help_hint(key))
+            raise UsageError(must_be(f"`{key.flag}`", key.rule, f"`{plain(str(value))}`"), help_hint(key))
         values[name] = Value(value, key.flag)
     return values
 
 
-def _leaves(table: Mapping[str, object], prefix: Words = ()) -> Iterator[tuple[Words, object]]:
+def leaves(table: Mapping[str, object], prefix: Words = ()) -> Iterator[tuple[Words, object]]:
     """Everything in a document that is not one of our tables: values, and what should not be there."""
     for word, value in table.items():
         words = (*prefix, word)
         if words in _tables() and isinstance(value, dict):
-            yield from _leaves(value, words)
+            yield from leaves(value, words)
         else:
             yield words, value
 
 
-def _check(words: Words, value: object, text: str, shown: str) -> None:
+def check(words: Words, value: object, text: str, shown: str) -> None:
     """ConfigError, with the place in the file, unless a key is known and its value is right."""
-    if problem := _problem(words, value):
+    if problem := _problem(words, value, in_project=shown == f"./{paths.PROJECT_CONFIG}"):
         message, hint = problem
         line = line_of(text, words)
         raise ConfigError(f"`{shown}`" + (f", line {line}" if line else "") + f": {message}", hint)
 
 
-def _problem(words: Words, value: object) -> tuple[str, str] | None:
+def _problem(words: Words, value: object, *, in_project: bool = False) -> tuple[str, str] | None:
     """What is wrong with a value in a file, as message and hint."""
     name = _dotted(words)
     key = next((key for key in keys() if key.words == words), None)
     if words in _tables():
-        return _must_be(f"`{name}`", "a table", _toml(value)), f"write `[{name}]` on a line, and its keys below it"
+        return must_be(f"`{name}`", "a table", _toml(value)), f"write `[{name}]` on a line, and its keys below it"
     if key is None:
         return f"unknown key `{name}`", _keys_hint(name)
     if not key.rule.accepts(value):
-        return _must_be(f"`{name}`", key.rule, _toml(value)), _help_hint(key)
+        return must_be(f"`{name}`", key.rule, _toml(value)), help_hint(key)
+    if isinstance(key.rule, Program) and in_project:
+        return not_in_project(name)
     return None
 
 
-def _permissions_hint(path: str | Path) -> str:
+def not_in_project(name: str) -> tuple[str, str]:
+    message = f"`{name}` names a program to run, which the file of a folder may not"
+    return message, f"`llmdeploy config set {name} /path/to/program` writes it to your own"
+
+
+def permissions_hint(path: str | Path) -> str:
     import shlex
 
     return f"look at its owner and mode: `ls -ld {shlex.quote(str(path))}`"
 
 
-def _must_be(subject: str, rule: object, shown: str) -> str:
+def must_be(subject: str, rule: object, shown: str) -> str:
     return f"{subject} must be {rule}, not {shown}"
 
 
-def _help_hint(key: Key) -> str:
+def help_hint(key: Key) -> str:
     return f"`{key.name}` is {key.help}"
 
 
@@ -310,14 +311,14 @@ def _keys_hint(name: str) -> str:
     # A key that was written outside its table is near too.
     meant = {key.words[-1]: key.name for key in keys()} | full
     listed = "the keys are " + ", ".join(f"`{key.name}`" for key in keys())
-    near = get_close_matches(name, meant, n=1)
+    near = [it for it in get_close_matches(name, meant, n=2) if meant[it] != name]
     return f"did you mean `{meant[near[0]]}`? ({listed})" if near else listed
 
 
 def _dotted(words: Words) -> str:
     """A key as TOML writes it."""
     return ".".join(
-        _plain(word) if word.isascii() and word.replace("_", "a").replace("-", "a").isalnum() else f'"{_plain(word)}"'
+        plain(word) if word.isascii() and word.replace("_", "a").replace("-", "a").isalnum() else f'"{plain(word)}"'
         for word in words
     )
 
@@ -332,27 +333,32 @@ def _toml(value: object) -> str:
         case bool():
             return str(value).lower()
         case int():
-            return _plain(str(value) if abs(value) <= LARGEST else hex(value))  # Python refuses to write huge decimals
+            return plain(str(value) if abs(value) <= LARGEST else hex(value))  # Python refuses to write huge decimals
         case str():
-            return f'"{_plain(value)}"'
+            return f'"{plain(value)}"'
         case _:
             return str(value)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text from outside, safe on a terminal and short enough for a message."""
     short = text if len(text) <= 60 else text[:57] + "..."
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in short)
 
 
-def _read(file: Path, shown: str) -> str | None:
+def read(file: Path, shown: str) -> str | None:
     """The text of a file; None if there is no such file."""
     try:
-        content = file.read_bytes()
+        if file.is_fifo():  # opening it waits until somebody writes to it
+            raise ConfigError(f"`{shown}` is a pipe", "move it away: a configuration file is TOML text")
+        with file.open("rb") as stream:
+            content = stream.read(LARGEST_FILE + 1)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise ConfigError(f"`{shown}` cannot be read: {error.strerror}", _permissions_hint(file)) from None
+        raise ConfigError(f"`{shown}` cannot be read: {error.strerror}", permissions_hint(file)) from None
+    if len(content) > LARGEST_FILE:
+        raise ConfigError(f"`{shown}` is larger than 1 MiB", "a configuration file is a few lines of TOML text")
     try:
         return content.decode("utf-8-sig")  # Windows editors write a byte order mark
     except UnicodeDecodeError as error:
@@ -360,7 +366,7 @@ def _read(file: Path, shown: str) -> str | None:
         raise ConfigError(f"`{shown}`, line {line}: not UTF-8 text", "save it as UTF-8 in an editor") from None
 
 
-def _parse(text: str, shown: str) -> dict[str, object]:
+def parse(text: str, shown: str) -> dict[str, object]:
     import re
     import tomllib
 
@@ -372,78 +378,5 @@ def _parse(text: str, shown: str) -> dict[str, object]:
         reason, place = str(error), ""
         if match := re.fullmatch(r"(.*) \(at (line \d+, column \d+|end of document)\)", reason, re.DOTALL):
             reason, place = match[1], f", {match[2]}"
-        message = f"`{shown}`{place}: {_plain(reason[:1].lower() + reason[1:])}"
+        message = f"`{shown}`{place}: {plain(reason[:1].lower() + reason[1:])}"
         raise ConfigError(message, "the file is TOML: `key = value` lines, texts in double quotes") from None
-
-
-def _inserted(text: str, words: Words, value: object, wanted: dict[str, object]) -> str | None:
-    """The text with a line for a new key after the last line of its table; None if there is no such place.
-
-    tomlkit would put the line below the comment that introduces the next table.
-    """
-    import tomllib
-
-    import tomlkit
-
-    lines = text.split("\n")
-    for index in reversed(range(len(lines))):
-        if lines[index].strip() and not lines[index].lstrip().startswith("#"):
-            new = f"{words[-1]} = {tomlkit.item(value).as_string()}" + "\r" * lines[index].endswith("\r")
-            after = "\n".join([*lines[: index + 1], new, *lines[index + 1 :]])
-            # The line is in the right place exactly where it changes nothing else.
-            with suppress(ValueError):
-                if tomllib.loads(after) == wanted:
-                    return after
-    return None
-
-
-def _edited(text: str, words: Words, value: object, wanted: dict[str, object]) -> str | None:
-    """The text with the value of a key replaced, or with a new table; None if tomlkit cannot do it."""
-    import tomllib
-
-    import tomlkit
-    from tomlkit.exceptions import TOMLKitError
-
-    with suppress(TOMLKitError, ValueError, RecursionError):
-        document = tomlkit.parse(text)
-        table: Any = document
-        for word in words[:-1]:
-            if word not in table:
-                table[word] = tomlkit.table(is_super_table=True)  # no header unless it gets values of its own
-            table = table[word]
-        table[words[-1]] = value
-        after = tomlkit.dumps(document)
-        if tomllib.loads(after) == wanted:
-            return after
-    return None
-
-
-def _with(table: Mapping[str, Any], words: Words, value: object) -> dict[str, object]:
-    head, *rest = words
-    return {**table, head: _with(table.get(head, {}), tuple(rest), value) if rest else value}
-
-
-def _replace(file: Path, text: str) -> None:
-    import stat
-    import tempfile
-
-    target = os.path.realpath(file)  # a link stays a link
-    folder = os.path.dirname(target)
-    temporary = None
-    try:
-        with suppress(FileExistsError):
-            os.makedirs(folder)
-        mode = stat.S_IMODE(os.stat(target).st_mode) if os.path.exists(target) else 0o600
-        descriptor, temporary = tempfile.mkstemp(prefix=".config-", dir=folder)
-        with open(descriptor, "wb") as stream:
-            stream.write(text.encode())
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, mode)
-        os.replace(temporary, target)
-    except OSError as error:
-        raise ConfigError(f"`{file}` cannot be written: {error.strerror}", _permissions_hint(folder)) from None
-    finally:
-        if temporary:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)

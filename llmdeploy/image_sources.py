@@ -105,6 +105,8 @@ def _near(path: Path) -> str:
         names = sorted(entry.name for entry in path.parent.iterdir())
     except OSError:
         return f"there is no folder `{_shown(str(path.parent))}`"
+    if path.name in names:
+        return "it is a link to a file that is gone"
     lower = {name.lower(): name for name in names}
     if near := difflib.get_close_matches(path.name.lower(), lower, n=3):
         return "did you mean " + " or ".join(f"`{path.parent / lower[name]}`" for name in near) + "?"

@@ -23,6 +23,7 @@ PROMPT_CACHE_BYTES = 512 * MIB
 """Given to llama.cpp's cache of earlier prompts, whose own limit of 8 GiB would take a laptop's memory over time."""
 RESERVE_BYTES = 512 * MIB
 """Left to the rest of the machine."""
+KV_CACHE = "KV cache"
 MICRO_BATCH = 512
 """Tokens computed in one step: llama.cpp's default `--ubatch-size`."""
 
@@ -72,6 +73,11 @@ class Plan:
     def fits(self) -> bool:
         return self.needed_bytes <= self.available.bytes
 
+    def _needed_with(self, tokens: int) -> int:
+        """What it would need with a KV cache of so many tokens."""
+        cache = next(part.bytes for part in self.memory if part.name == KV_CACHE)
+        return self.needed_bytes - cache + cache * tokens // (self.context.value * self.parallel.value)
+
     def demand_fit(self, model: str) -> None:
         """Raises DoesNotFit with the numbers and the way out."""
         if self.fits:
@@ -80,7 +86,7 @@ class Plan:
         least = min(SMALLEST_CONTEXT, self.context.value)
         less = (
             f", or ask for less: `llmdeploy serve {shlex.quote(model)} --context {least} --parallel 1`"
-            if self.context.value * self.parallel.value > least
+            if self._needed_with(least) <= self.available.bytes
             else ""
         )
         raise DoesNotFit(
@@ -138,7 +144,7 @@ def _plan(
         if wishes.gpu_layers is not None
         else Setting(-1, "the engine offloads what fits"),
         memory=_memory(facts, context.value * parallel.value),
-        available=_available(hardware, on_gpu),
+        available=_available(hardware, on_gpu and wishes.gpu_layers != 0),
     )
 
 
@@ -152,7 +158,7 @@ def _memory(facts: ModelFacts, tokens: int) -> tuple[MemoryPart, ...]:
         MemoryPart("weights", facts.weights_bytes, facts.source),
         *vision,
         MemoryPart(
-            "KV cache",
+            KV_CACHE,
             facts.kv_bytes_per_token() * tokens,
             f"{facts.kv_bytes_per_token()} bytes a token (f16) x {tokens} tokens",
         ),

@@ -152,7 +152,9 @@ def test_chat_waits_for_a_service_that_starts(world: World) -> None:
     service = world.start("serve", "selftest")
     while not (world.state / "deployment.json").exists():
         time.sleep(0.01)
-    assert world.run("chat", "Count to 3").text == "exit 0\n--- stdout\n1 2 3\n--- stderr\n"
+    result = world.run("chat", "Count to 3")
+    assert (result.status, result.stdout) == (0, "1 2 3\n")
+    assert all(line.startswith("[TIME] ") for line in result.stderr.splitlines()), result.stderr
     service.send_signal(signal.SIGTERM)
     service.communicate(timeout=10)
 

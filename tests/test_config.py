@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmdeploy import config, paths
-from llmdeploy.config import Key, Positive, Settings, Value, Whole, keys
+from llmdeploy import config, config_edit, paths
+from llmdeploy.config import Key, Positive, Program, Settings, Value, Whole, keys
 from llmdeploy.errors import ConfigError, UsageError
 
 KEYS = (
@@ -124,7 +124,7 @@ FILE_ERRORS = [
     ("\n# x\n[zzz]\na = 1", ", line 3: unknown key `zzz`", KEYS),
     ("threads = 2", ", line 1: unknown key `threads`", f"did you mean `engines.llamacpp.threads`? ({KEYS})"),
     (
-        "[engines.llamacpp]\nserver = 'x'\nthread = 4",
+        "[engines.llamacpp]\nserver = '/x'\nthread = 4",
         ", line 3: unknown key `engines.llamacpp.thread`",
         f"did you mean `engines.llamacpp.threads`? ({KEYS})",
     ),
@@ -155,7 +155,7 @@ FILE_ERRORS = [
     ),
     (
         "context = 0",
-        ", line 1: `context` must be a whole number from 1 up, not 0",
+        ", line 1: `context` must be a whole number from 256 up, not 0",
         "`context` is the tokens that one request can hold (none: the plan chooses)",
     ),
     *(
@@ -225,7 +225,7 @@ def test_a_folder_in_place_of_a_file() -> None:
     with pytest.raises(ConfigError, match=r"^`\./llmdeploy\.toml` cannot be read: "):
         config.load()
     with pytest.raises(ConfigError, match=r"^`llmdeploy\.toml` is not a file that can be replaced$"):
-        config.set_value("port", "1", Path("llmdeploy.toml"))
+        config_edit.set_value("port", "1", Path("llmdeploy.toml"))
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="file modes do not bind root")
@@ -248,7 +248,7 @@ def test_a_file_that_was_asked_for_must_exist(user_file: Path, monkeypatch: pyte
         config.load()
     assert caught.value.message == f"LLMDEPLOY_CONFIG names `{user_file}`, which does not exist"
     assert caught.value.hint == "`unset LLMDEPLOY_CONFIG`"
-    config.set_value("port", "7", user_file)
+    config_edit.set_value("port", "7", user_file)
     assert config.load().value("port") == Value(7, str(user_file))
 
 
@@ -264,7 +264,7 @@ def test_a_file_that_was_asked_for_must_exist(user_file: Path, monkeypatch: pyte
         (
             "LLMDEPLOY_ENGINES_LLAMACPP_GPU_LAYERS",
             "-2",
-            "LLMDEPLOY_ENGINES_LLAMACPP_GPU_LAYERS must be a whole number from -1 up, not `-2`",
+            "LLMDEPLOY_ENGINES_LLAMACPP_GPU_LAYERS must be a whole number from -1 to 9999, not `-2`",
         ),
     ],
 )
@@ -278,7 +278,7 @@ def test_what_a_variable_must_not_hold(variable: str, text: str, message: str, m
 def test_what_a_flag_must_not_hold() -> None:
     with pytest.raises(UsageError) as caught:
         config.load({"engines.llamacpp.gpu_layers": -2})
-    assert caught.value.message == "`--gpu-layers` must be a whole number from -1 up, not `-2`"
+    assert caught.value.message == "`--gpu-layers` must be a whole number from -1 to 9999, not `-2`"
 
 
 COMMENTED = """\
@@ -302,7 +302,7 @@ EDITS = [
     (COMMENTED, "model", 'a "b"', COMMENTED.replace('"selftest"', r'"a \"b\""')),
     (COMMENTED, "port", "65535", COMMENTED.replace("= 1 #", "= 65535 #")),
     (COMMENTED, "engines.llamacpp.threads", "8", COMMENTED.replace("4", "8")),
-    (COMMENTED, "engines.llamacpp.server", "C:\\x", COMMENTED.replace("'/opt/x'", r'"C:\\x"')),
+    (COMMENTED, "engines.llamacpp.server", "/a\\x", COMMENTED.replace("'/opt/x'", r'"/a\\x"')),
     ("port=1", "port", "2", "port=2"),
     ("model = 'a'\r\nport = 1 # x\r\n", "port", "2", "model = 'a'\r\nport = 2 # x\r\n"),
     # a value that is wrong, among others that are not ours to judge
@@ -343,7 +343,7 @@ EDITS = [
 def test_an_edit_changes_nothing_else(before: str, key: str, text: str, after: str, user_file: Path) -> None:
     if before:
         write(user_file, before)
-    config.set_value(key, text, user_file)
+    config_edit.set_value(key, text, user_file)
     assert user_file.read_bytes().decode() == after
     assert os.listdir(user_file.parent) == ["config.toml"]
 
@@ -356,7 +356,7 @@ def test_an_edit_changes_nothing_else(before: str, key: str, text: str, after: s
             "engines.llamacpp",
             "1",
             "unknown key `engines.llamacpp`",
-            f"did you mean `engines.llamacpp`? ({KEYS})",
+            f"did you mean `engines.llamacpp.server`? ({KEYS})",
         ),
         ("port", "abc", "`port` must be a whole number from 1 to 65535, not `abc`", PORT_HINT),
         ("port", "", "`port` must be a whole number from 1 to 65535, not ``", PORT_HINT),
@@ -365,7 +365,7 @@ def test_an_edit_changes_nothing_else(before: str, key: str, text: str, after: s
 )
 def test_a_wrong_command_line_touches_no_file(key: str, text: str, message: str, hint: str, user_file: Path) -> None:
     with pytest.raises(UsageError) as caught:
-        config.set_value(key, text, user_file)
+        config_edit.set_value(key, text, user_file)
     assert (caught.value.message, caught.value.hint) == (message, hint)
     assert not user_file.parent.exists()
 
@@ -382,7 +382,7 @@ def test_a_wrong_command_line_touches_no_file(key: str, text: str, message: str,
 def test_a_file_that_cannot_be_edited_is_left_alone(before: str, key: str, message: str, user_file: Path) -> None:
     write(user_file, before)
     with pytest.raises(ConfigError) as caught:
-        config.set_value(key, "1", user_file)
+        config_edit.set_value(key, "1", user_file)
     assert caught.value.message == f"`{user_file}`{message}"
     assert user_file.read_text() == before
 
@@ -390,7 +390,7 @@ def test_a_file_that_cannot_be_edited_is_left_alone(before: str, key: str, messa
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     file = write(tmp_path / "file", "kept") / "config.toml"
     with pytest.raises(ConfigError) as caught:
-        config.set_value("port", "1", file)
+        config_edit.set_value("port", "1", file)
     assert caught.value.message == f"`{file}` cannot be written: Not a directory"
     assert caught.value.hint == f"look at its owner and mode: `ls -ld {tmp_path / 'file'}`"
     assert (tmp_path / "file").read_text() == "kept"
@@ -401,7 +401,7 @@ def test_a_folder_that_may_not_be_written(user_file: Path) -> None:
     write(user_file, "port = 1")
     user_file.parent.chmod(0o500)
     with pytest.raises(ConfigError, match="cannot be written: Permission denied"):
-        config.set_value("port", "2", user_file)
+        config_edit.set_value("port", "2", user_file)
     user_file.parent.chmod(0o700)
     assert user_file.read_text() == "port = 1"
 
@@ -413,19 +413,19 @@ def test_a_failure_at_the_last_step_leaves_the_old_file_alone(user_file: Path, m
     write(user_file, "port = 1")
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(ConfigError, match="cannot be written: No space left on device"):
-        config.set_value("port", "2", user_file)
+        config_edit.set_value("port", "2", user_file)
     assert user_file.read_text() == "port = 1"
     assert os.listdir(user_file.parent) == ["config.toml"]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes and links as POSIX has them")
 def test_modes_and_links_are_kept(tmp_path: Path, user_file: Path) -> None:
-    config.set_value("port", "1", user_file)
+    config_edit.set_value("port", "1", user_file)
     assert stat.S_IMODE(user_file.stat().st_mode) == 0o600
     user_file.chmod(0o644)
     link = tmp_path / "link.toml"
     link.symlink_to(user_file)
-    config.set_value("port", "2", link)
+    config_edit.set_value("port", "2", link)
     assert stat.S_IMODE(user_file.stat().st_mode) == 0o644
     assert (link.is_symlink(), user_file.read_text()) == (True, "port = 2\n")
 
@@ -435,7 +435,7 @@ def test_a_device_is_read_and_not_replaced(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(paths, "user_config_file", lambda: Path(os.devnull))
     assert config.load() == Settings()
     with pytest.raises(ConfigError, match="is not a file that can be replaced"):
-        config.set_value("port", "1", Path(os.devnull))
+        config_edit.set_value("port", "1", Path(os.devnull))
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
 
 
@@ -445,6 +445,8 @@ def accepted(key: Key) -> st.SearchStrategy[object]:
         return st.integers(key.rule.low, key.rule.high)
     if isinstance(key.rule, Positive):
         return st.integers(1, 10**6) | st.floats(0, 10**6, exclude_min=True)
+    if isinstance(key.rule, Program):
+        return st.text(min_size=1).filter(str.isprintable).map(lambda text: f"/{text}")
     return st.sampled_from(key.rule.choices) if key.rule.choices else st.text(min_size=1).filter(str.isprintable)
 
 
@@ -458,7 +460,7 @@ ASSIGNMENTS = st.lists(
 def test_what_is_set_is_loaded(assignments: list[tuple[str, object]], before: str, user_file: Path) -> None:
     write(user_file, before)
     for name, value in assignments:
-        config.set_value(name, str(value), user_file)
+        config_edit.set_value(name, str(value), user_file)
         assert config.load().value(name) == Value(value, str(user_file))
     comments = [line for line in before.splitlines() if line.startswith("#")]
     assert [line for line in user_file.read_text().splitlines() if line.startswith("#")] == comments

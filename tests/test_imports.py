@@ -27,6 +27,7 @@ LAYERS = [
     {"service"},
     {"engines", "plan"},
     {"models", "hardware", "images", "image_sources", "client"},
+    {"config_edit"},
     {"config", "errors", "paths", "__init__"},
 ]
 

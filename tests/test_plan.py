@@ -113,31 +113,41 @@ def test_the_recorded_machine_without_a_gpu_answers_two_at_once() -> None:
 
 NOTHING_FITS = [
     (
+        4,
         Wishes(),
         "`my model.gguf` needs 5.8 GiB (weights 4.7 GiB, KV cache 288 MiB, compute 313 MiB, prompt cache 512 MiB) "
         "and 4.0 GiB is free",
         "free memory, or take a smaller model",
     ),
     (
+        4,
+        Wishes(context=4096, parallel=1),
+        "`my model.gguf` needs 6.1 GiB (weights 4.7 GiB, KV cache 576 MiB, compute 313 MiB, prompt cache 512 MiB) "
+        "and 4.0 GiB is free",
+        "free memory, or take a smaller model",
+    ),
+    (
+        6,
         Wishes(context=16384, parallel=8),
         "`my model.gguf` needs 23.5 GiB (weights 4.7 GiB, KV cache 18.0 GiB, compute 313 MiB, prompt cache 512 MiB) "
-        "and 4.0 GiB is free",
+        "and 6.0 GiB is free",
         "free memory, or take a smaller model, or ask for less: "
         "`llmdeploy serve 'my model.gguf' --context 2048 --parallel 1`",
     ),
     (
+        6,
         Wishes(context=1024, parallel=8),
         "`my model.gguf` needs 6.6 GiB (weights 4.7 GiB, KV cache 1.1 GiB, compute 313 MiB, prompt cache 512 MiB) "
-        "and 4.0 GiB is free",
+        "and 6.0 GiB is free",
         "free memory, or take a smaller model, or ask for less: "
         "`llmdeploy serve 'my model.gguf' --context 1024 --parallel 1`",
     ),
 ]
 
 
-@pytest.mark.parametrize(("wishes", "message", "hint"), NOTHING_FITS)
-def test_nothing_fits(wishes: Wishes, message: str, hint: str) -> None:
-    plan = make_plan(QWEN3, with_free(4 * GIB), wishes)
+@pytest.mark.parametrize(("gib", "wishes", "message", "hint"), NOTHING_FITS)
+def test_nothing_fits(gib: int, wishes: Wishes, message: str, hint: str) -> None:
+    plan = make_plan(QWEN3, with_free(gib * GIB), wishes)
     assert not plan.fits
     with pytest.raises(DoesNotFit) as caught:
         plan.demand_fit("my model.gguf")
@@ -329,3 +339,10 @@ def test_more_memory_never_gives_less(model: ModelFacts, one: int, other: int) -
     less, more = (make_plan(model, with_free(memory), Wishes()) for memory in sorted((one, other)))
     assert less.context.value * less.parallel.value <= more.context.value * more.parallel.value
     assert more.fits >= less.fits
+
+
+def test_a_gpu_that_is_not_to_be_used_lends_no_memory() -> None:
+    machine = machines.load("1x4090")
+    with_gpu = make_plan(QWEN3, machine, Wishes(), on_gpu=True).available.bytes
+    without = make_plan(QWEN3, machine, Wishes(gpu_layers=0), on_gpu=True).available.bytes
+    assert with_gpu - without == machine.gpus[0].memory_free

@@ -73,9 +73,7 @@ def test_no_folder_is_no_record() -> None:
 
 
 CHANGES = {
-    "another schema": {"schema": 2},
     "an unknown state": {"state": "dancing"},
-    "a field of the future": {"colour": "red"},
     "no service": {"service": None},
     "a service that is a number": {"service": 7},
     "a service without a start": {"service": {"pid": 7}},
@@ -96,7 +94,23 @@ def test_a_foreign_record_is_none(folder: Path, record: Record, change: dict[str
     assert state.observe() == Situation("stopped")
 
 
-@pytest.mark.parametrize("name", ["schema", "state", "service", "server", "url", "phase"])
+def test_a_record_of_a_newer_version_is_read_as_far_as_it_is_known(folder: Path, record: Record) -> None:
+    """After an upgrade under a running service, `stop` must still find it."""
+    content = {**asdict(record), "schema": 2, "colour": "red", "plan": {"shape": "new"}}
+    state.record_file().write_text(json.dumps(content))
+    assert state.observe() == Situation("ready", replace(record, plan={"shape": "new"}))
+
+
+def test_a_folder_of_another_user_is_not_believed(folder: Path, record: Record) -> None:
+    """Whoever can forge a record could have us end processes."""
+    state.write(record)
+    folder.chmod(0o777)
+    for act in (state.observe, state.read, lambda: state.lock().__enter__()):
+        with pytest.raises(StateUnwritable, match="belongs to another user, or everyone may write to it"):
+            act()
+
+
+@pytest.mark.parametrize("name", ["state", "service", "server", "url", "phase"])
 def test_a_record_without_a_field_is_none(folder: Path, record: Record, name: str) -> None:
     content = {"schema": state.SCHEMA, **asdict(record)}
     del content[name]
@@ -173,7 +187,7 @@ def test_a_claim_is_held_against_what_runs(
 # A folder that cannot be written
 
 BLOCKED = "the state folder `{folder}` cannot be written: Not a directory"
-ELSEWHERE = "free it, or name another: `LLMDEPLOY_STATE_DIR=/tmp/llmdeploy llmdeploy serve`"
+ELSEWHERE = "name another: `LLMDEPLOY_STATE_DIR=~/llmdeploy-state llmdeploy serve`"
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def invoke(arguments: Sequence[str]) -> int:
 def build(arguments: Sequence[str]) -> typer.Typer:
     """The app in which the command that `arguments` name is whole, and the others are lines of help."""
     app = typer.Typer(
-        help="Deploy a language model on Ollama, vLLM or llama.cpp behind one stable address.",
+        help="Put a language model on this machine behind one OpenAI-compatible address.",
         context_settings={"help_option_names": ["-h", "--help"]},
         pretty_exceptions_enable=False,
     )
@@ -60,5 +60,5 @@ def _options(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks of errors.")] = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
-    # Never reached with `version`: main.py answers it before Typer is loaded, but help must list it.
+    # `version` is here for its line of help: main.py answers it before Typer is loaded.
     out.quiet, out.verbose = quiet, verbose

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from dataclasses import asdict
+from math import isfinite
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,12 +15,12 @@ import typer
 from llmdeploy import config
 from llmdeploy.cli import options
 from llmdeploy.cli.output import out
-from llmdeploy.errors import AlreadyServing, TimedOut, UsageError
+from llmdeploy.errors import AlreadyServing, LlmdeployError, TimedOut, UsageError
 from llmdeploy.models.reference import parse, served_name
 from llmdeploy.service import state
 
 if TYPE_CHECKING:
-    from llmdeploy.client import Answer
+    from llmdeploy.client import Answer, Conversation
     from llmdeploy.config import Settings
     from llmdeploy.service.state import Record
 
@@ -62,7 +63,11 @@ def chat(
     from llmdeploy.images import load
 
     settings = config.load({"timeout": timeout})
+    if temperature is not None and not isfinite(temperature):
+        raise UsageError(f"`--temperature` must be a number, not `{temperature}`", "0 answers the same every time")
     sources = image or []
+    if "" in sources:
+        raise UsageError("`--image` names nothing", "give a file, an address, or `-` for stdin")
     if sources.count("-") > 1:
         raise UsageError("stdin holds one image", "give `--image -` once")
     # All that the user may have got wrong is found before a model is started for it.
@@ -73,30 +78,40 @@ def chat(
     record = _served(model, settings)
     question = Question(text, images, system, max_tokens, temperature, seed)
     conversation = Conversation(record.url, question.body(record.served_name), settings.timeout)
-    for piece in conversation:
-        if not json:
-            out.data(piece.text, end="")
     if json:
+        for _ in conversation:
+            pass
         out.document(_document(conversation.answer, record))
     else:
-        out.data("")
+        _print(conversation)
         _remark(conversation.answer)
+
+
+def _print(conversation: Conversation) -> None:
+    """The answer as it comes; what is said after it, good or bad, begins on a line of its own."""
+    begun = False
+    try:
+        for piece in conversation:
+            out.data(piece.text, end="")
+            begun = begun or bool(piece.text)
+    except LlmdeployError:
+        if begun:
+            out.data("")
+        raise
+    out.data("")
 
 
 def _served(model: str | None, settings: Settings) -> Record:
     """What answers: the deployment that is there, or the configured model, started now."""
-    deadline = time.monotonic() + settings.timeout
-    situation = state.observe()
-    while situation.state == "starting" and situation.record is not None:
-        if time.monotonic() > deadline:
-            raise TimedOut(
-                f"`{situation.record.served_name}` is still {situation.record.phase}", "wait longer with `--timeout`"
-            )
-        time.sleep(0.05)
-        situation = state.observe()
-    record = situation.record
-    if situation.state != "ready" or record is None:
-        return _start(model, settings)
+    record = _found(settings)
+    if record is None:
+        try:
+            return _start(model, settings)
+        except LlmdeployError as error:
+            # Another command may have started one at the same moment: then that one is asked.
+            record = _found(settings) if error.code == AlreadyServing.code else None
+            if record is None:
+                raise
     if model is not None and served_name(parse(model)) != record.served_name and str(parse(model)) != record.model:
         raise AlreadyServing(
             f"`{record.served_name}` is served, not `{model}`",
@@ -106,10 +121,29 @@ def _served(model: str | None, settings: Settings) -> Record:
     return record
 
 
+def _found(settings: Settings) -> Record | None:
+    """The deployment that is there, waited for while it starts."""
+    from llmdeploy.cli.serve import say_phase
+    from llmdeploy.service.control import Watch
+
+    deadline = time.monotonic() + settings.timeout
+    watch = Watch(say_phase)
+    situation = state.observe()
+    while situation.state == "starting" and situation.record is not None:
+        if time.monotonic() > deadline:
+            raise TimedOut(
+                f"`{situation.record.served_name}` is still {situation.record.phase}", "wait longer with `--timeout`"
+            )
+        watch.look(situation.record)
+        time.sleep(0.05)
+        situation = state.observe()
+    return situation.record if situation.state == "ready" else None
+
+
 def _start(model: str | None, settings: Settings) -> Record:
     from llmdeploy.cli.serve import start
 
-    reference = parse(model or settings.model)
+    reference = parse(settings.model if model is None else model)
     out.note(f"nothing is served; starting `{served_name(reference)}` on {settings.engine} in the background")
     record = start([str(reference), f"--timeout={settings.timeout:g}"])
     out.note(f"`{record.served_name}` stays up at {record.url}/v1; `llmdeploy stop` ends it")
@@ -120,7 +154,7 @@ def _start(model: str | None, settings: Settings) -> Record:
 
 def _prompt(prompt: str | None, *, stdin_is_image: bool, timeout: float) -> str:
     """The argument, what stdin holds, or both."""
-    if stdin_is_image or sys.stdin is None or sys.stdin.isatty():
+    if stdin_is_image or sys.stdin.isatty():
         return prompt or ""
     try:
         piped = _read_stdin(timeout).decode().strip()

@@ -11,6 +11,7 @@ from llmdeploy import config, paths
 from llmdeploy.cli import options
 from llmdeploy.cli.output import out
 from llmdeploy.config import Settings, keys
+from llmdeploy.config_edit import set_value
 
 Project = Annotated[bool, typer.Option("--project", help="The file `./llmdeploy.toml` instead of your own.")]
 KeyName = Annotated[str, typer.Argument(metavar="KEY", help="A key, such as `port` or `engines.llamacpp.threads`.")]
@@ -30,7 +31,9 @@ def register(app: typer.Typer, summary: str) -> None:
     group.command("path", help="Print the path of the configuration file.")(path)
     group.command("show", help="Print every value and where it is from.")(show)
     group.command("get", help="Print one value.")(get)
-    group.command("set", help="Change one value in the file; comments stay.")(set_)
+    # A value may begin with a dash: `gpu_layers -1`.
+    dashes = {"ignore_unknown_options": True}
+    group.command("set", help="Change one value in the file; comments stay.", context_settings=dashes)(set_)
     app.add_typer(group, name="config", no_args_is_help=True)
 
 
@@ -64,7 +67,7 @@ def set_(
     project: Project = False,
 ) -> None:
     file = _file(project)
-    config.set_value(key, value, file)
+    set_value(key, value, file)
     out.note(f"`{key}` is `{value}` in `{file}`")
     found = config.load().value(key)
     if found.source not in {str(file), f"./{file.name}"}:

@@ -31,9 +31,12 @@ def logs(
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, metavar="N", help="How many of the last lines.")] = 100,
 ) -> None:
     file = state.server_log()
-    if not file.exists():
-        raise NotServing(f"there is no log yet: `{file}`", "`llmdeploy serve` writes one")
-    text, position = _read(file, 0)
+    try:
+        text, position = _read(file, 0)
+    except FileNotFoundError:
+        raise NotServing(f"there is no log yet: `{file}`", "`llmdeploy serve` writes one") from None
+    except OSError as error:
+        raise state.unwritable(error, "read") from error
     for line in text.splitlines()[-lines:] if lines else []:
         out.data(line)
     if follow:

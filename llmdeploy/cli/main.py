@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from itertools import takewhile
+from typing import TYPE_CHECKING
 
 from llmdeploy import __version__
+
+if TYPE_CHECKING:
+    from llmdeploy.errors import LlmdeployError
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -15,45 +20,96 @@ COMPLETE_VARIABLE = "_LLMDEPLOY_COMPLETE"
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit status. What must be instant is answered before Typer is loaded."""
-    if arguments[:1] == ["--version"]:
-        print(f"llmdeploy {__version__}")
-        return OK
-    if os.environ.get(COMPLETE_VARIABLE, "").startswith("complete_"):
-        from llmdeploy.cli.complete import answer
+    _make_streams_safe()
+    try:
+        if "--version" in takewhile(lambda word: word.startswith("-"), arguments):
+            print(f"llmdeploy {__version__}", flush=True)
+            return OK
+        if os.environ.get(COMPLETE_VARIABLE, "").startswith("complete_"):
+            from llmdeploy.cli.complete import answer
 
-        return answer(os.environ)
-    if not arguments:
-        return run(["--help"]) or USAGE
-    return _run(list(arguments))
+            return answer(os.environ)
+        return _run(list(arguments)) if arguments else _run(["--help"]) or USAGE
+    except BrokenPipeError:
+        # The reader has gone (`| head`). Nothing more can be said there, not even by the interpreter's last flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def _make_streams_safe() -> None:
+    """A closed stream takes anything, and no text fails for want of a character: JSON is UTF-8 everywhere."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 # for as long as the process lives
+        elif mode == "w" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def _run(arguments: list[str]) -> int:
     from llmdeploy.cli.app import invoke
     from llmdeploy.cli.output import out
+    from llmdeploy.errors import LlmdeployError
+
+    as_json = "--json" in takewhile(lambda word: word != "--", arguments)
+    try:
+        _require_text(arguments)
+        _require_no_shell(arguments)
+        status = invoke(arguments)
+        if status == INTERRUPTED and as_json:
+            out.error(LlmdeployError("interrupted", code="interrupted"), as_json=True)
+        return status
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        if out.verbose:
+            _traceback(error)
+        told = _told(error, arguments)
+        if told.code == "internal" and not out.verbose:
+            _traceback(error)
+        out.error(told, as_json=as_json)
+        return told.exit_status
+
+
+def _require_text(arguments: Sequence[str]) -> None:
+    """Bytes that are no text in this locale would fail later, and elsewhere."""
+    from llmdeploy.errors import UsageError
+
+    for argument in arguments:
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            raise UsageError(
+                f"`{argument}` is not text in this locale",
+                "rename the file, or choose a UTF-8 locale: `LC_ALL=C.UTF-8`",
+            )
+
+
+def _require_no_shell(arguments: Sequence[str]) -> None:
+    """Typer sets up completion for the shell that runs it, and would pass over the name of another."""
+    from llmdeploy.errors import UsageError
+
+    if arguments[0] in {"--install-completion", "--show-completion"} and arguments[1:]:
+        message = f"`{arguments[0]}` takes no value: it is for the shell that runs it"
+        raise UsageError(message, f"`llmdeploy {arguments[0]}`")
+
+
+def _told(error: Exception, arguments: Sequence[str]) -> LlmdeployError:
+    """The error as the user is told it."""
     from llmdeploy.errors import LlmdeployError, UsageError
 
-    as_json = "--json" in arguments
+    if isinstance(error, LlmdeployError):
+        return error
+    describe = getattr(error, "format_message", None)  # Typer's usage errors have it; their class is private
+    if describe is not None:
+        return UsageError(_sentence(describe()) or "a command is missing", _help_hint(arguments))
     try:
-        return invoke(arguments)
-    except LlmdeployError as error:
-        if out.verbose:
-            import traceback
-
-            traceback.print_exception(error)
-        out.error(error, as_json=as_json)
-        return error.exit_status
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:
-        # The reader has gone (`| head`). Nothing more can be said there, not even by the interpreter's last flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
-    except Exception as error:
-        describe = getattr(error, "format_message", None)  # Typer's usage errors have it; their class is private
-        if describe is None:
-            return _bug(error)
-        out.error(UsageError(_sentence(describe()), _help_hint(arguments)), as_json=as_json)
-        return USAGE
+        os.getcwd()
+    except OSError:
+        return LlmdeployError("the folder you stand in is gone", "`cd` into one that is there")
+    return LlmdeployError(
+        f"this is a bug in llmdeploy {__version__}, not in what you typed: {error!r}",
+        "report it with the lines on stderr",
+        code="internal",
+    )
 
 
 def _sentence(message: str) -> str:
@@ -68,10 +124,7 @@ def _help_hint(arguments: Sequence[str]) -> str:
     return f"`llmdeploy {command} --help`" if command in COMMANDS else "`llmdeploy --help`"
 
 
-def _bug(error: Exception) -> int:
+def _traceback(error: Exception) -> None:
     import traceback
 
     traceback.print_exception(error)
-    print(f"error: this is a bug in llmdeploy {__version__}, not in what you typed", file=sys.stderr)
-    print("hint: report it with the lines above", file=sys.stderr)
-    return FAILED

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from shutil import get_terminal_size
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from llmdeploy.cli import options
 from llmdeploy.cli.output import out
+
+if TYPE_CHECKING:
+    from llmdeploy.engines.base import Engine
+    from llmdeploy.models.catalog import CatalogEntry
 
 EPILOG = """Examples:
 
@@ -21,31 +26,36 @@ def register(app: typer.Typer, summary: str) -> None:
 
 
 def models(json: options.Json = False) -> None:
+    from llmdeploy import config, engines
     from llmdeploy.models import catalog
 
-    rows = [_row(entry) for entry in catalog.load().values()]
+    engine = engines.get("llamacpp", config.load())
+    rows = [_row(entry, engine) for entry in catalog.load().values()]
     if json:
         out.document({"models": rows})
     else:
         _show(rows)
 
 
-def _row(entry: Any) -> dict[str, Any]:
-    from llmdeploy import config, engines
+def _row(entry: CatalogEntry, llamacpp: Engine) -> dict[str, Any]:
     from llmdeploy.models.reference import CatalogName
+    from llmdeploy.paths import selftest_dir
 
-    engine = engines.get("llamacpp", config.load())
-    artefact = engine.artefact(CatalogName(entry.name))
+    artefact = llamacpp.artefact(CatalogName(entry.name))
     return {
         "name": entry.name,
         "capabilities": list(entry.capabilities),
         "context": entry.context,
         "license": entry.license,
-        "bytes": entry.gguf.bytes + entry.gguf.mmproj_bytes,
-        "here": engine.present(artefact),
-        "llamacpp": [str(file) for file in artefact.files],
-        "ollama": entry.ollama,
-        "vllm": entry.hub,
+        "engines": {
+            "llamacpp": {
+                "artefact": [str(file) for file in artefact.files],
+                "bytes": entry.gguf.bytes + entry.gguf.mmproj_bytes,
+                "here": llamacpp.present(artefact),
+            },
+            "ollama": {"artefact": entry.ollama},
+            "vllm": {"artefact": entry.hub or str(selftest_dir() / "hf")},
+        },
     }
 
 
@@ -54,18 +64,18 @@ def _show(rows: list[dict[str, Any]]) -> None:
 
     from llmdeploy.plan import in_gib
 
-    table = Table(box=None, pad_edge=False, header_style="")
-    table.add_column("NAME", no_wrap=True)
-    for heading in ("TAKES", "CONTEXT", "SIZE", "HERE", "LICENSE"):
-        table.add_column(heading, overflow="fold")
+    gap = 2 if get_terminal_size().columns >= 50 else 1
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="")
+    for heading in ("NAME", "TAKES", "CONTEXT", "SIZE", "HERE"):
+        # Words may be folded on a narrow terminal; a name or a number that is broken misleads.
+        table.add_column(heading, no_wrap=heading != "TAKES", overflow="fold")
     for row in rows:
         table.add_row(
             row["name"],
             ", ".join(row["capabilities"]),
             str(row["context"]),
-            in_gib(row["bytes"]),
-            "yes" if row["here"] else "no",
-            row["license"],
+            in_gib(row["engines"]["llamacpp"]["bytes"]),
+            "yes" if row["engines"]["llamacpp"]["here"] else "no",
         )
     out.table(table)
     out.hint(

@@ -18,15 +18,20 @@ Port = Annotated[
 ]
 Context = Annotated[
     int | None,
-    typer.Option(min=1, metavar="TOKENS", help="Tokens one request may use, prompt and answer.", show_default=False),
+    typer.Option(min=256, metavar="TOKENS", help="Tokens one request may use, prompt and answer.", show_default=False),
 ]
 Parallel = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Requests answered at the same time.", show_default=False)
+    int | None,
+    typer.Option(min=1, max=256, metavar="N", help="Requests answered at the same time.", show_default=False),
 ]
-Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads (llama.cpp).", show_default=False)]
+Threads = Annotated[
+    int | None, typer.Option(min=1, max=1024, metavar="N", help="CPU threads (llama.cpp).", show_default=False)
+]
 GpuLayers = Annotated[
     int | None,
-    typer.Option(min=-1, metavar="N", help="Layers on the GPU (llama.cpp); -1: as many as fit.", show_default=False),
+    typer.Option(
+        min=-1, max=9999, metavar="N", help="Layers on the GPU (llama.cpp); -1: as many as fit.", show_default=False
+    ),
 ]
 Mmproj = Annotated[
     Path | None,

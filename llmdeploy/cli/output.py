@@ -8,11 +8,11 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from llmdeploy.errors import LlmdeployError
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-
-    from llmdeploy.errors import LlmdeployError
 
 
 class Output:
@@ -21,14 +21,30 @@ class Output:
     def __init__(self) -> None:
         self.quiet = False
         self.verbose = False
+        self._documented = False
 
     def data(self, text: str, end: str = "\n") -> None:
-        """The answer, or a piece of it: seen at once, also through a pipe."""
-        sys.stdout.write(text + end)
-        sys.stdout.flush()
+        """The answer, or a piece of it: seen at once, also through a pipe. Raises LlmdeployError, BrokenPipeError."""
+        try:
+            sys.stdout.write(text + end)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 # what is left in it can never be written
+            raise LlmdeployError(
+                f"stdout cannot be written: {error.strerror}",
+                "free the disk, or send it elsewhere",
+                code="stdout_unwritable",
+            ) from error
+
+    def line(self, text: str) -> None:
+        """A line of the answer that may hold names from outside."""
+        self.data(harmless(text))
 
     def document(self, content: object) -> None:
         """The answer as JSON: one document."""
+        self._documented = True
         self.data(json.dumps(content, ensure_ascii=False, indent=2))
 
     def table(self, table: Table) -> None:
@@ -52,7 +68,7 @@ class Output:
         self._tell(f"warning: {text}", "yellow")
 
     def error(self, error: LlmdeployError, *, as_json: bool) -> None:
-        if as_json:
+        if as_json and not self._documented:
             self.document(error.as_document())
             return
         self._tell(f"error: {error.message}", "red")
@@ -60,11 +76,17 @@ class Output:
             self._tell(f"hint: {error.hint}", "cyan")
 
     def _tell(self, text: str, style: str) -> None:
+        text = harmless(text)
         with suppress(OSError):  # the terminal may be gone; what is being done must still end well
             if _plain(sys.stderr):
                 print(text, file=sys.stderr, flush=True)
             else:
                 _console(stderr=True).print(text, style=style or None, soft_wrap=True)
+
+
+def harmless(text: str) -> str:
+    """Names of files and words of servers may hold control characters: on a terminal they are shown, not obeyed."""
+    return "".join(it if it.isprintable() or it in "\n\t" else ascii(it)[1:-1] for it in text)
 
 
 def _plain(stream: Any) -> bool:

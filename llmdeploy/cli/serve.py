@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -14,7 +14,7 @@ from llmdeploy.cli import options
 from llmdeploy.cli.output import out
 from llmdeploy.cli.status import document
 from llmdeploy.config import Settings, keys
-from llmdeploy.models.reference import parse
+from llmdeploy.models.reference import ModelRef, parse
 from llmdeploy.service.state import Record, Situation
 
 EPILOG = """Examples:
@@ -53,7 +53,7 @@ def serve(
         "engines.llamacpp.gpu_layers": gpu_layers,
     }
     settings = config.load(flags)
-    reference = parse(model or settings.model)
+    reference = parse(settings.model if model is None else model)
     if detach:
         arguments = [f"{key.flag}={flags[key.name]}" for key in keys() if flags.get(key.name) is not None]
         arguments += [f"--mmproj={mmproj.absolute()}"] if mmproj else []
@@ -66,17 +66,19 @@ def start(arguments: list[str]) -> Record:
     """Serve in the background and wait until it is ready, saying each phase."""
     from llmdeploy.service import control
 
-    def on_phase(name: str, elapsed: float) -> None:
-        out.note(f"[{elapsed:5.1f} s] {name}")
-
-    return control.start_in_background(arguments).wait(on_phase)
+    return control.start_in_background(arguments).wait(say_phase)
 
 
-def _serve_here(reference: Any, mmproj: Path | None, settings: Settings, *, as_json: bool) -> None:
+def say_phase(name: str, elapsed: float) -> None:
+    out.note(f"[{elapsed:5.1f} s] {name}")
+
+
+def _serve_here(reference: ModelRef, mmproj: Path | None, settings: Settings, *, as_json: bool) -> None:
     from llmdeploy import engines
     from llmdeploy.cli.progress import Downloads
     from llmdeploy.plan import Plan, Wishes, in_gib
-    from llmdeploy.service.deployment import Events, Order
+    from llmdeploy.service.candidate import Order
+    from llmdeploy.service.deployment import Notices
     from llmdeploy.service.deployment import serve as run
     from llmdeploy.service.signals import Terminated
 
@@ -94,16 +96,16 @@ def _serve_here(reference: Any, mmproj: Path | None, settings: Settings, *, as_j
     order = Order(reference, settings.port, wishes, mmproj and mmproj.absolute(), settings.timeout)
     with ExitStack() as stack:
         downloads = stack.enter_context(Downloads())
-        events = Events(
-            on_phase=lambda name, elapsed: out.note(f"[{elapsed:5.1f} s] {name}"),
-            on_wait=lambda name, elapsed, line: out.note(f"[{elapsed:5.1f} s] still {name}: {line}"),
+        notices = Notices(
+            on_phase=say_phase,
+            on_wait=lambda name, elapsed, line: say_phase(f"still {name}: {line}", elapsed),
             on_download=downloads.show,
             on_plan=on_plan,
             on_ready=on_ready,
             on_stop=lambda: out.note("stopping"),
         )
         try:
-            run(order, engines.get(settings.engine, settings), events)
+            run(order, engines.get(settings.engine, settings), notices)
         except Terminated:
             out.note("stopped")
         except KeyboardInterrupt:

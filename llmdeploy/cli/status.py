@@ -37,10 +37,10 @@ def document(situation: Situation) -> dict[str, Any]:
     record = situation.record
     if record is None:
         return {"state": situation.state}
-    plan = record.plan or {}
     return {
         "state": situation.state,
         "phase": record.phase,
+        "progress": record.progress,
         "model": record.model,
         "served_name": record.served_name,
         "engine": record.engine,
@@ -49,32 +49,38 @@ def document(situation: Situation) -> dict[str, Any]:
         "since": record.since,
         "service_pid": record.service.pid,
         "server_pid": record.server.pid if record.server else None,
-        "context": plan["context"]["value"] if plan else None,
-        "parallel": plan["parallel"]["value"] if plan else None,
+        "context": _setting(record, "context"),
+        "parallel": _setting(record, "parallel"),
         "log": str(state.server_log()),
         **(record.error or {"error": None}),
     }
 
 
+def _setting(record: Record, name: str) -> int | None:
+    """A value of the plan; None where the plan is not made yet, or is of another version's form."""
+    found = (record.plan or {}).get(name)
+    return found.get("value") if isinstance(found, dict) else None
+
+
 def _show(situation: Situation) -> None:
     record = situation.record
     if record is None:
-        out.data("nothing is served")
+        out.line("nothing is served")
         out.hint("`llmdeploy serve` starts the configured model")
         return
-    out.data(f"{situation.state}: `{record.served_name}` on {record.engine}")
+    out.line(f"{situation.state}: `{record.served_name}` on {record.engine}")
     for name, value in _lines(situation, record):
-        out.data(f"  {name:<9}{value}")
+        out.line(f"  {name:<9}{value}")
     if situation.state == "crashed":
         out.hint("`llmdeploy serve` serves again; `llmdeploy stop` only clears this away")
-    elif record.error:
-        out.hint(record.error["error"]["hint"])
+    elif record.error and (hint := record.error["error"]["hint"]):
+        out.hint(hint)
 
 
 def _lines(situation: Situation, record: Record) -> list[tuple[str, str]]:
     lines = [("address", f"{record.url}/v1"), ("since", record.since)]
     if situation.state == "starting":
-        lines.append(("phase", record.phase))
+        lines.append(("phase", record.phase + (f": {record.progress}" if record.progress else "")))
     gone = situation.state in {"failed", "crashed"}
     lines.append(("service", f"process {record.service.pid}" + (", gone" if gone else "")))
     if record.server:
@@ -84,8 +90,7 @@ def _lines(situation: Situation, record: Record) -> list[tuple[str, str]]:
         lines.append(("reason", "the service was killed or crashed: it left no word"))
     if record.error:
         lines.append(("reason", record.error["error"]["message"]))
-    if record.plan:
-        context, parallel = record.plan["context"]["value"], record.plan["parallel"]["value"]
-        lines.append(("context", f"{context} tokens a request, {parallel} at a time"))
+    if context := _setting(record, "context"):
+        lines.append(("context", f"{context} tokens a request, {_setting(record, 'parallel')} at a time"))
     lines.append(("log", str(state.server_log())))
     return lines

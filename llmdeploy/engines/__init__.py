@@ -1,4 +1,4 @@
-"""How a model is run. A new engine is one file here and one name in `_ENGINES`."""
+"""How a model is run. A new engine is one file here and one name in `config.ENGINE_NAMES`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The seam: an engine describes, the service runs.
 
-An engine is one file in this package and one name in `engines/__init__.py`. It answers questions and returns data; it
+An engine is one file in this package and one name in `config.ENGINE_NAMES`. It answers questions and returns data; it
 starts nothing, prints nothing and knows no command.
 """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -32,6 +34,9 @@ PHASES = (
     Phase("allocating the KV cache", "initializing, n_slots"),
     Phase("warming up", "model loaded"),
 )
+OTHER_PROGRAM_HINT = (
+    "install it again, or name another: `llmdeploy config set engines.llamacpp.server /path/to/llama-server`"
+)
 INSTALL_HINT = "`pip install xllamacpp`, or put a `llama-server` on PATH"
 
 
@@ -58,7 +63,8 @@ class LlamaCpp:
 
     def status(self) -> EngineStatus:
         if isinstance(self._program, Program):
-            return EngineStatus(True, self._program.version, self._program.detail)
+            hint = "" if self._program.version else f"see why: `{shlex.join(self._program.argv)} --version`"
+            return EngineStatus(True, self._program.version, self._program.detail, hint)
         return EngineStatus(False, None, self._program.message, self._program.hint)
 
     @property
@@ -118,7 +124,7 @@ class LlamaCpp:
         if self._configured_server:
             return _llama_server(self._configured_server, "set by `engines.llamacpp.server`")
         on_path = shutil.which("llama-server")
-        if on_path is None:
+        if on_path is None or not os.path.isabs(on_path):  # Windows looks into the current folder too
             return _wheel("")
         program = _llama_server(on_path, "found on PATH")
         # A build that cannot start must not stand in the way of one that can.
@@ -136,13 +142,16 @@ def _llama_server(path: str, why: str) -> Program | EngineMissing:
             timeout=VERSION_TIMEOUT,
             stdin=subprocess.DEVNULL,
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        reason = error.strerror if isinstance(error, OSError) else "does not answer `--version`"
-        return EngineMissing(f"`{path}` ({why}) cannot be run: {reason}", "set `engines.llamacpp.server` to another")
+    except subprocess.TimeoutExpired:  # a GPU build on a cold disk: slow is not broken
+        return Program((path,), None, f"llama-server at `{path}`, {why}, slow to tell its version", on_gpu=True)
+    except OSError as error:
+        return EngineMissing(f"`{path}` ({why}) cannot be run: {error.strerror}", OTHER_PROGRAM_HINT)
     output = f"{done.stdout}\n{done.stderr}".strip().splitlines() or ["no output"]
     if done.returncode != 0:
-        return EngineMissing(f"`{path}` ({why}) cannot be run: {output[-1]}", "install it again, or take it off PATH")
-    line = next((line for line in output if line.startswith("version:")), output[0])
+        return EngineMissing(f"`{path}` ({why}) cannot be run: {output[-1]}", OTHER_PROGRAM_HINT)
+    line = next((line for line in output if line.startswith("version:")), None)
+    if line is None:
+        return EngineMissing(f"`{path}` ({why}) is no `llama-server`: it tells no version", OTHER_PROGRAM_HINT)
     version = line.removeprefix("version:").strip()
     return Program((path,), version, f"llama-server {version} at `{path}`, {why}", on_gpu=True)
 

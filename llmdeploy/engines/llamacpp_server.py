@@ -28,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     params.hostnames = [arguments.host]
     params.port = arguments.port
     params.model_alias = {arguments.alias}
+    params.cors_origins = ""  # no web page but the server's own may use the model
     params.endpoint_metrics = arguments.metrics
     if cache_mib := os.environ.get("LLAMA_ARG_CACHE_RAM"):
         params.cache_ram_mib = int(cache_mib)
@@ -42,7 +43,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="llama-server", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="llama-server", description="llama.cpp's own HTTP server, out of the xllamacpp wheel."
+    )
     parser.add_argument("--model", required=True)
     parser.add_argument("--mmproj")
     parser.add_argument("--ctx-size", type=int, required=True, help="tokens of all slots together")

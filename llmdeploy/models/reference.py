@@ -51,6 +51,8 @@ def parse(text: str) -> ModelRef:
     """
     if text.startswith(HUB_SCHEME):
         return _parse_hub(text)
+    if "://" in text:
+        raise UsageError(f"`{text}` is no address of a model", "the form is `hf://owner/repo/file.gguf`")
     if text.endswith(".gguf") or text[:1] in {".", "~", "/"} or _names_a_path(text):
         return Path(os.path.expanduser(text)).absolute()  # Path.expanduser raises for a user there is none of
     if _NAME.fullmatch(text):
@@ -66,7 +68,8 @@ def served_name(reference: ModelRef) -> str:
     if isinstance(reference, CatalogName):
         return reference.name
     name = reference.name if isinstance(reference, Path) else Path(reference.file).name
-    return name.removesuffix(".gguf")
+    # A leading dash would read as a flag of the server's.
+    return name.removesuffix(".gguf").lstrip("-") or "model"
 
 
 def _parse_hub(text: str) -> HubFile:
@@ -77,4 +80,4 @@ def _parse_hub(text: str) -> HubFile:
 
 
 def _names_a_path(text: str) -> bool:
-    return ("/" in text or "\\" in text) and Path(text).exists()
+    return ("/" in text or "\\" in text) and os.path.exists(text)  # which never raises

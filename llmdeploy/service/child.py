@@ -12,6 +12,8 @@ from llmdeploy.service.process import ProcessId, identify, kill_group
 
 GUARD = Path(__file__).with_name("guard.py")
 POLL = 0.05
+LAST_WORDS = 1.0
+"""Seconds to read on after the server has ended."""
 
 
 class Child:
@@ -35,11 +37,16 @@ class Child:
         )
         assert guard.stdout is not None
         first_line = await guard.stdout.readline()
-        return cls(guard, identify(int(first_line or b"0")))
+        pid = int(first_line or b"0")
+        return cls(guard, identify(pid) if pid else None)
 
     async def follow(self, on_line: Callable[[str], None]) -> int:
         """Hand over each line of output and return the exit status, negative for a signal."""
-        _, status = await asyncio.gather(self._read(on_line), self._wait())
+        reader = asyncio.ensure_future(self._read(on_line))
+        status = await self._wait()
+        # What was written last; a process that left the group may hold the pipe open for as long as it likes.
+        await asyncio.wait({reader}, timeout=LAST_WORDS)
+        reader.cancel()
         return 128 - status if 128 < status <= 128 + 64 else status  # a server may also end with 255
 
     async def _read(self, on_line: Callable[[str], None]) -> None:
@@ -67,7 +74,7 @@ class Child:
 
 
 async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
-    """Lines as text; one longer than the buffer comes in pieces."""
+    """Lines as text; one longer than the buffer comes in pieces, and a bar that redraws itself as lines of its own."""
     while True:
         try:
             line = await stream.readuntil(b"\n")
@@ -77,4 +84,5 @@ async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
             line = await stream.readexactly(error.consumed)
         if not line:
             return
-        yield line.decode(errors="replace").rstrip("\r\n")
+        for part in line.decode(errors="replace").rstrip("\r\n").split("\r"):
+            yield part

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from llmdeploy import paths
-from llmdeploy.errors import LlmdeployError, StateUnwritable, TimedOut
+from llmdeploy.errors import LlmdeployError, StartFailed, StateUnwritable, TimedOut
 from llmdeploy.service import state
 from llmdeploy.service.process import ProcessId, identify, kill_group, terminate, wait_gone
 from llmdeploy.service.state import Record, Situation
@@ -22,6 +23,30 @@ from llmdeploy.service.state import Record, Situation
 STOP_DEADLINE = 10.0
 """Seconds the service may take to end by itself: its server's grace and some more."""
 POLL = 0.03
+REMINDER = 5.0
+"""Seconds after which a phase that goes on is mentioned again."""
+# Windows' way of a session of one's own.
+LEAVE_TERMINAL = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) | getattr(subprocess, "CREATE_NO_WINDOW", 0)
+
+
+class Watch:
+    """Tells what a start is doing, as its record says: each phase, and from time to time that it goes on."""
+
+    def __init__(self, on_phase: Callable[[str, float], None]) -> None:
+        self._on_phase = on_phase
+        self._began = time.monotonic()
+        self._told = (0.0, "", "")
+
+    def look(self, record: Record) -> None:
+        elapsed = time.monotonic() - self._began
+        at, phase, _ = self._told
+        if record.phase != phase:
+            self._on_phase(record.phase, elapsed)
+        elif elapsed > at + REMINDER:
+            self._on_phase(f"still {record.phase}" + (f": {record.progress}" if record.progress else ""), elapsed)
+        else:
+            return
+        self._told = (elapsed, record.phase, record.progress)
 
 
 @dataclass(frozen=True)
@@ -30,6 +55,7 @@ class Starting:
 
     process: subprocess.Popen[bytes]
     answer: IO[bytes]
+    ticket: str
 
     def wait(self, on_phase: Callable[[str, float], None]) -> Record:
         """Wait until it serves; it keeps its own deadline. Raises its error. Interrupted, it is stopped again."""
@@ -42,19 +68,19 @@ class Starting:
             self.answer.close()
 
     def _wait(self, on_phase: Callable[[str, float], None]) -> Record:
-        phase, began = "", time.monotonic()
+        watch = Watch(on_phase)
         while self.process.poll() is None:
             record = state.read()
-            if record is not None and record.service.pid == self.process.pid:
-                if record.phase != phase:
-                    phase = record.phase
-                    on_phase(phase, time.monotonic() - began)
+            if record is not None and record.ticket == self.ticket:
+                watch.look(record)
                 if record.state == "ready":
                     return record
             time.sleep(POLL)
         raise self._error()
 
     def _error(self) -> LlmdeployError:
+        if self.process.returncode == 0:
+            return StartFailed("the start was stopped by another command", "`llmdeploy serve` starts again")
         self.answer.seek(0)
         with suppress(ValueError, KeyError, TypeError):
             return LlmdeployError.from_document(json.loads(self.answer.read()))
@@ -74,24 +100,26 @@ def start_in_background(arguments: Sequence[str]) -> Starting:
     """Run `llmdeploy serve ARGUMENTS` as a service of its own session. Raises StateUnwritable."""
     # -P: the folder a user stands in must not lend its modules to the service.
     command = [sys.executable, "-P", "-m", "llmdeploy", "serve", "--json", *arguments]
+    ticket = secrets.token_hex(8)
     with ExitStack() as undo:
         # It has no name, so it is gone with the last of the two that hold it.
         answer = undo.enter_context(tempfile.TemporaryFile())
         try:
             paths.state_dir().mkdir(parents=True, exist_ok=True, mode=0o700)
-            with state.open_private(state.service_log(), os.O_TRUNC) as log:
+            with state.open_private(state.service_log(), os.O_APPEND) as log:
                 process = subprocess.Popen(
                     command,
+                    env={**os.environ, state.TICKET: ticket},
                     stdin=subprocess.DEVNULL,
                     stdout=answer,
                     stderr=log,
                     start_new_session=True,
-                    creationflags=getattr(subprocess, "DETACHED_PROCESS", 0),  # Windows' way to leave the terminal
+                    creationflags=LEAVE_TERMINAL,
                 )
         except OSError as error:
             raise state.unwritable(error) from error
         undo.pop_all()
-    return Starting(process, answer)
+    return Starting(process, answer, ticket)
 
 
 def stop(situation: Situation) -> None:
@@ -114,7 +142,12 @@ def stop(situation: Situation) -> None:
 
 
 def _end(service: ProcessId) -> None:
-    terminate(service)
+    try:
+        terminate(service)
+    except PermissionError:
+        raise LlmdeployError(
+            f"process {service.pid} belongs to another user", "stop it as that user", code="not_permitted"
+        ) from None
     if wait_gone(service, STOP_DEADLINE):
         return
     terminate(service, kill=True)

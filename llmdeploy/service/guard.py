@@ -64,8 +64,8 @@ def _signal_group(server: subprocess.Popen[bytes], *, kill: bool) -> None:
             subprocess.run(
                 ["taskkill", "/T", "/F", "/PID", str(server.pid)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
-    except ProcessLookupError:
-        pass
+    except (ProcessLookupError, PermissionError):
+        pass  # macOS says the second of a group of zombies
 
 
 if __name__ == "__main__":

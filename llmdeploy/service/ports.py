@@ -17,10 +17,13 @@ def require_free_port(port: int) -> None:
         try:
             probe.bind(("127.0.0.1", port))
         except PermissionError:
-            raise PortInUse(f"port {port} is not open to this user", "take one above 1023: `--port 11435`") from None
+            raise PortInUse(
+                f"port {port} is not open to this user", "take one above 1023: `llmdeploy serve --port 11435`"
+            ) from None
         except OSError:
             raise PortInUse(
-                f"port {port} is in use by {_holder(port)}", f"serve on another: `--port {_free_port()}`"
+                f"port {port} is in use by {_holder(port)}",
+                f"serve on another: `llmdeploy serve --port {_free_port()}`",
             ) from None
 
 

@@ -33,9 +33,11 @@ def terminate(process: ProcessId, *, kill: bool = False) -> None:
     """Ask the process to end; with `kill`, end it. Its group is left alone."""
     if not alive(process):
         return
-    with suppress(ProcessLookupError):
-        # On Windows both end it at once.
+    # Windows tells of a process that has just ended in words of its own; there, both end it at once.
+    with suppress(ProcessLookupError if os.name == "posix" else OSError):
         os.kill(process.pid, signal.SIGKILL if kill and os.name == "posix" else signal.SIGTERM)
+        if os.name == "posix":
+            os.kill(process.pid, signal.SIGCONT)  # one that was stopped with Ctrl-Z hears it now
 
 
 def kill_group(process: ProcessId) -> None:
@@ -77,5 +79,5 @@ def _start_time_anywhere(pid: int) -> float | None:
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
-    except psutil.NoSuchProcess:
+    except psutil.Error:
         return None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,6 +33,13 @@ def told() -> asyncio.Future[int]:
     return stop
 
 
+def call_on_another(act: Callable[[], None]) -> None:
+    """From now on a signal means: at once."""
+    for number in stopping():
+        with suppress(NotImplementedError):  # Windows
+            asyncio.get_running_loop().add_signal_handler(number, act)
+
+
 class interrupting:
     """While this holds, every signal that stops the service raises as Ctrl-C does."""
 
@@ -52,8 +61,10 @@ def interruption(number: int) -> KeyboardInterrupt:
 
 
 def stopping() -> list[int]:
+    """Those that were not ignored before: `nohup` means it."""
     names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
-    return [getattr(signal, name) for name in names if hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
 
 
 def named(number: int) -> str:

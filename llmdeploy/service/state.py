@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import stat
+import time
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SCHEMA = 1
+TICKET = "LLMDEPLOY_TICKET"
+"""A variable by which the command that started a service knows its record."""
+ELSEWHERE = "name another: `LLMDEPLOY_STATE_DIR=~/llmdeploy-state llmdeploy serve`"
 
 Claim = Literal["starting", "ready", "failed"]
 State = Literal["stopped", "starting", "ready", "failed", "crashed"]
@@ -37,13 +42,17 @@ class Record:
     served_name: str
     """The model name that applications send."""
     engine: str
-    engine_version: str | None
     url: str
     """The address, without `/v1`."""
     since: str
     """When the service started, ISO 8601 in UTC."""
     service: ProcessId
+    ticket: str = ""
+    """What the command that started the service knows it by."""
+    engine_version: str | None = None
     server: ProcessId | None = None
+    progress: str = ""
+    """How far the phase is, where that is known: a download's percentage, a server's last line."""
     plan: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
     """What ended it, as LlmdeployError.as_document gives it."""
@@ -72,7 +81,7 @@ def service_log() -> Path:
 
 
 def observe() -> Situation:
-    """What runs now. Never raises: a record that cannot be read is none."""
+    """What runs now. Raises StateUnwritable when this user may not read the record."""
     record = read()
     if record is None:
         return Situation("stopped")
@@ -83,14 +92,19 @@ def observe() -> Situation:
 
 
 def read() -> Record | None:
+    """The record; one that makes no sense is none. Raises StateUnwritable when this user may not read it."""
     try:
+        _require_ours(state_dir().stat())
         content = json.loads(record_file().read_text())
-        if content.pop("schema") != SCHEMA:
-            return None
         if content["state"] not in get_args(Claim):
             return None
-        service, server = content.pop("service"), content.pop("server")
-        return Record(**content, service=_process(service), server=server and _process(server))
+        content["service"] = _process(content["service"])
+        content["server"] = content["server"] and _process(content["server"])
+        # A newer version may have written it: what is not known here is left out, so that its service can be stopped.
+        known = {field.name for field in fields(Record)}
+        return Record(**{name: value for name, value in content.items() if name in known})
+    except PermissionError as error:
+        raise unwritable(error, "read") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
@@ -104,13 +118,27 @@ def write(record: Record) -> None:
     file = record_file()
     temporary = file.with_suffix(f".{os.getpid()}")
     try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with open_private(temporary, os.O_TRUNC) as stream:
             json.dump({"schema": SCHEMA, **asdict(record)}, stream, indent=2)
-        temporary.replace(file)
+        _replace(temporary, file)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise unwritable(error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _replace(temporary: Path, file: Path) -> None:
+    for _ in range(20):
+        try:
+            temporary.replace(file)
+            return
+        except PermissionError:  # Windows, while a reader has it open
+            if os.name == "posix":
+                raise
+            time.sleep(0.05)
+    temporary.replace(file)
 
 
 def forget() -> None:
@@ -129,6 +157,7 @@ def lock() -> Iterator[None]:
     folder = state_dir()
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _require_ours(folder.stat())
         holder = FileLock(folder / "service.lock", timeout=0, mode=0o600)
         holder.acquire()
     except Timeout:
@@ -136,6 +165,8 @@ def lock() -> Iterator[None]:
     except OSError as error:
         raise unwritable(error) from error
     try:
+        if observe().state in {"starting", "ready"}:  # the lock's file was deleted under a service
+            raise _already_serving()
         yield
     finally:
         holder.release()
@@ -144,6 +175,14 @@ def lock() -> Iterator[None]:
 def open_private(file: Path, flags: int) -> Any:
     """A text file for writing that only its owner can read."""
     return os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | flags, 0o600), "w", encoding="utf-8")
+
+
+def _require_ours(folder: os.stat_result) -> None:
+    """Raises StateUnwritable: a record that others can forge would have us end processes for them."""
+    if os.name == "posix" and (folder.st_uid != os.geteuid() or folder.st_mode & stat.S_IWOTH):
+        raise StateUnwritable(
+            f"the state folder `{state_dir()}` belongs to another user, or everyone may write to it", ELSEWHERE
+        )
 
 
 def _already_serving() -> AlreadyServing:
@@ -157,8 +196,8 @@ def _already_serving() -> AlreadyServing:
     )
 
 
-def unwritable(error: OSError) -> StateUnwritable:
+def unwritable(error: OSError, use: Literal["read", "written"] = "written") -> StateUnwritable:
     return StateUnwritable(
-        f"the state folder `{state_dir()}` cannot be written: {error.strerror}",
-        "free it, or name another: `LLMDEPLOY_STATE_DIR=/tmp/llmdeploy llmdeploy serve`",
+        f"the state folder `{state_dir()}` cannot be {use}: {error.strerror}",
+        ELSEWHERE,
     )
