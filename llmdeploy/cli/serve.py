@@ -109,7 +109,7 @@ def _serve_here(reference: ModelRef, mmproj: Path | None, settings: Settings, *,
         except Terminated:
             out.note("stopped")
         except KeyboardInterrupt:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is stopped: another one may cut the rest short
             out.note("stopped")
             raise
 

@@ -35,18 +35,18 @@ class Watch:
     def __init__(self, on_phase: Callable[[str, float], None]) -> None:
         self._on_phase = on_phase
         self._began = time.monotonic()
-        self._told = (0.0, "", "")
+        self._told = (0.0, "")
 
     def look(self, record: Record) -> None:
         elapsed = time.monotonic() - self._began
-        at, phase, _ = self._told
+        at, phase = self._told
         if record.phase != phase:
             self._on_phase(record.phase, elapsed)
         elif elapsed > at + REMINDER:
             self._on_phase(f"still {record.phase}" + (f": {record.progress}" if record.progress else ""), elapsed)
         else:
             return
-        self._told = (elapsed, record.phase, record.progress)
+        self._told = (elapsed, record.phase)
 
 
 @dataclass(frozen=True)
