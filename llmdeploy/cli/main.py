@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import TextIOWrapper
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -18,18 +20,37 @@ OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 COMPLETE_VARIABLE = "_LLMDEPLOY_COMPLETE"
 
 
+class Stdout(TextIOWrapper):
+    """stdout that tells when it cannot be written, whoever writes: Typer's help too. BrokenPipeError stays itself."""
+
+    def write(self, text: str) -> int:
+        with _unwritable():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with _unwritable():
+            super().flush()
+
+
+@contextmanager
+def _unwritable() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        from llmdeploy.errors import LlmdeployError
+
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 # what is left in it can never be written
+        message = f"stdout cannot be written: {error.strerror}"
+        raise LlmdeployError(message, "free the disk, or send it elsewhere", code="stdout_unwritable") from error
+
+
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit status. What must be instant is answered before Typer is loaded."""
+    """Run one command line and return its exit status."""
     _make_streams_safe()
     try:
-        if "--version" in takewhile(lambda word: word.startswith("-"), arguments):
-            print(f"llmdeploy {__version__}", flush=True)
-            return OK
-        if os.environ.get(COMPLETE_VARIABLE, "").startswith("complete_"):
-            from llmdeploy.cli.complete import answer
-
-            return answer(os.environ)
-        return _run(list(arguments)) if arguments else _run(["--help"]) or USAGE
+        return _run(list(arguments))
     except BrokenPipeError:
         # The reader has gone (`| head`). Nothing more can be said there, not even by the interpreter's last flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -44,31 +65,48 @@ def _make_streams_safe() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 # for as long as the process lives
         elif mode == "w" and hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    if type(sys.stdout) is TextIOWrapper:
+        lines, through = sys.stdout.line_buffering, sys.stdout.write_through
+        sys.stdout = Stdout(sys.stdout.detach(), "utf-8", "backslashreplace", None, lines, through)
 
 
 def _run(arguments: list[str]) -> int:
+    as_json = "--json" in takewhile(lambda word: word != "--", arguments)
+    try:
+        return _answer(arguments, as_json=as_json)
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        from llmdeploy.cli.output import out
+
+        told = _told(error, arguments)
+        if out.verbose or told.code == "internal":
+            _traceback(error)
+        out.error(told, as_json=as_json)
+        return told.exit_status
+
+
+def _answer(arguments: list[str], *, as_json: bool) -> int:
+    """What must be instant is answered before Typer is loaded."""
+    if "--version" in takewhile(lambda word: word.startswith("-"), arguments):
+        print(f"llmdeploy {__version__}", flush=True)
+        return OK
+    if os.environ.get(COMPLETE_VARIABLE, "").startswith("complete_"):
+        from llmdeploy.cli.complete import answer
+
+        return answer(os.environ)
     from llmdeploy.cli.app import invoke
     from llmdeploy.cli.output import out
     from llmdeploy.errors import LlmdeployError
 
-    as_json = "--json" in takewhile(lambda word: word != "--", arguments)
-    try:
-        _require_text(arguments)
-        _require_no_shell(arguments)
-        status = invoke(arguments)
-        if status == INTERRUPTED and as_json:
-            out.error(LlmdeployError("interrupted", code="interrupted"), as_json=True)
-        return status
-    except BrokenPipeError:
-        raise
-    except Exception as error:
-        if out.verbose:
-            _traceback(error)
-        told = _told(error, arguments)
-        if told.code == "internal" and not out.verbose:
-            _traceback(error)
-        out.error(told, as_json=as_json)
-        return told.exit_status
+    if not arguments:
+        return invoke(["--help"]) or USAGE
+    _require_text(arguments)
+    _require_no_shell(arguments)
+    status = invoke(arguments)
+    if status == INTERRUPTED and as_json:
+        out.error(LlmdeployError("interrupted", code="interrupted"), as_json=True)
+    return status
 
 
 def _require_text(arguments: Sequence[str]) -> None:

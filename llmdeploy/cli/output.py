@@ -8,11 +8,11 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from llmdeploy.errors import LlmdeployError
-
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+    from llmdeploy.errors import LlmdeployError
 
 
 class Output:
@@ -25,18 +25,8 @@ class Output:
 
     def data(self, text: str, end: str = "\n") -> None:
         """The answer, or a piece of it: seen at once, also through a pipe. Raises LlmdeployError, BrokenPipeError."""
-        try:
-            sys.stdout.write(text + end)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 # what is left in it can never be written
-            raise LlmdeployError(
-                f"stdout cannot be written: {error.strerror}",
-                "free the disk, or send it elsewhere",
-                code="stdout_unwritable",
-            ) from error
+        sys.stdout.write(text + end)
+        sys.stdout.flush()
 
     def line(self, text: str) -> None:
         """A line of the answer that may hold names from outside."""

@@ -16,7 +16,7 @@ from llmdeploy.plan import Plan, Wishes, make_plan
 from llmdeploy.service import signals
 from llmdeploy.service.child import Child
 from llmdeploy.service.health import answers_for, healthy
-from llmdeploy.service.log import ServerLog
+from llmdeploy.service.log import open_log
 from llmdeploy.service.ports import require_free_port
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class Candidate:
         self._phase = ""
         self._passed: list[str] = []
         self._ready = False
+        self._child: Child | None = None
 
     def prepare(self) -> None:
         """All that can be known before a process is started. Raises what keeps it from being started."""
@@ -94,7 +95,7 @@ class Candidate:
         """Start the server."""
         self._enter("starting the server")
         require_free_port(self.order.port)  # again: a download takes long enough for others to come
-        self._log = ServerLog(self._log_file)
+        self._log = open_log(self._log_file)
         self._child = await Child.start(self.spec.argv, self.spec.env, STOP_GRACE)
         self.ended = asyncio.ensure_future(self._child.follow(self._line))
         return self._child
@@ -105,8 +106,7 @@ class Candidate:
         while not await self._answers():
             await asyncio.wait({self.ended, told}, timeout=POLL, return_when=asyncio.FIRST_COMPLETED)
             self.raise_if_over(told)
-            while self._passed:
-                self._enter(self._passed.pop(0))
+            self._tell_passed()
             now = time.monotonic()
             if now > began + self.order.timeout:
                 raise TimedOut(
@@ -117,6 +117,7 @@ class Candidate:
                 reminded = now
                 self._events.on_wait(self._log.tail[-1] if self._log.tail else "")
         self.raise_if_over(told)
+        self._tell_passed()
         self._ready = True
 
     def raise_if_over(self, told: asyncio.Future[int]) -> None:
@@ -128,17 +129,19 @@ class Candidate:
 
     async def stop(self) -> None:
         """End the server, politely first. Does nothing for one that was never started."""
-        if hasattr(self, "ended"):
-            self._child.let_go()
-            await asyncio.wait({self.ended}, timeout=STOP_GRACE + 1)
-            if not self.ended.done():
-                self._child.kill()
-                await asyncio.wait({self.ended}, timeout=STOP_GRACE)
-            self._log.close()
+        if self._child is None:
+            return
+        self._child.let_go()
+        await asyncio.wait({self.ended}, timeout=STOP_GRACE + 1)
+        if not self.ended.done():
+            self._child.kill()
+            await asyncio.wait({self.ended}, timeout=STOP_GRACE)
+        self._log.close()
 
     def kill(self) -> None:
         """End the server at once: a second Ctrl-C does not wait."""
-        self._child.kill()
+        if self._child is not None:
+            self._child.kill()
 
     async def _answers(self) -> bool:
         """Whether it is this server that answers: another program may have taken the port."""
@@ -147,6 +150,10 @@ class Candidate:
     def _enter(self, phase: str) -> None:
         self._phase = phase
         self._events.on_phase(phase)
+
+    def _tell_passed(self) -> None:
+        while self._passed:
+            self._enter(self._passed.pop(0))
 
     def _line(self, line: str) -> None:
         """A line of the server's. Phases only go forward, and are told by `until_ready`: here nothing may fail."""

@@ -21,6 +21,7 @@ from llmdeploy.service.state import Record
 
 if TYPE_CHECKING:
     from llmdeploy.engines.base import Engine
+    from llmdeploy.service.child import Child
 
 RECORD_WATCH = 1.0
 """Seconds between two looks at the record while it serves, and between two writings of a download's progress."""
@@ -106,7 +107,7 @@ class _Service:
         """Start the server, wait until it is ready, and keep it until it ends or a signal comes."""
         told = signals.told()
         try:
-            child = await self.candidate.start()
+            child = await self._started()
             self.update(server=child.server, engine_version=self.candidate.version)
             await self.candidate.until_ready(told)
             self.update(state="ready", phase="ready", progress="")
@@ -116,14 +117,18 @@ class _Service:
                 await asyncio.wait(ends, timeout=RECORD_WATCH, return_when=asyncio.FIRST_COMPLETED)
                 self.candidate.raise_if_over(told)
                 self._restore_record()
-        except OSError as error:  # the log cannot be opened
-            raise state.unwritable(error) from error
         except KeyboardInterrupt:
             self.notices.on_stop()
             raise
         finally:
             signals.call_on_another(self.candidate.kill)
             await self.candidate.stop()
+
+    async def _started(self) -> Child:
+        try:
+            return await self.candidate.start()
+        except OSError as error:  # the log cannot be opened
+            raise state.unwritable(error) from error
 
     def _restore_record(self) -> None:
         """A record that somebody deleted is written anew: without it no command would find the service."""

@@ -10,7 +10,7 @@ from logging import LogRecord, makeLogRecord
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
-from llmdeploy.service.state import open_private
+from llmdeploy.service.state import open_private, unwritable
 
 MAX_BYTES = 10 * 1024**2
 BACKUPS = 3
@@ -41,3 +41,11 @@ class ServerLog(RotatingFileHandler):
 
     def handleError(self, record: LogRecord) -> None:
         """A full disk must not end what is served: the line is in `tail` still."""
+
+
+def open_log(file: Path) -> ServerLog:
+    """Raises StateUnwritable."""
+    try:
+        return ServerLog(file)
+    except OSError as error:
+        raise unwritable(error) from error
