@@ -130,7 +130,7 @@ class Settings:
     model: str = _key("model", Text(), "selftest", "the model to serve")
     port: int = _key("port", Whole(1, 65535), 11435, "the port of the address that applications use")
     context: int | None = _key(
-        "context", Whole(256), None, "the tokens that one request can hold (none: the plan chooses)"
+        "context", Whole(256, 100_000_000), None, "the tokens that one request can hold (none: the plan chooses)"
     )
     parallel: int | None = _key(
         "parallel", Whole(1, 256), None, "the requests answered at once (none: the plan chooses)"
@@ -287,7 +287,7 @@ def _problem(words: Words, value: object, *, in_project: bool = False) -> tuple[
 
 def not_in_project(name: str) -> tuple[str, str]:
     message = f"`{name}` names a program to run, which the file of a folder may not"
-    return message, f"`llmdeploy config set {name} /path/to/program` writes it to your own"
+    return message, f"take the line out; `llmdeploy config set {name} /path/to/program` writes it to your own file"
 
 
 def permissions_hint(path: str | Path) -> str:

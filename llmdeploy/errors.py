@@ -16,6 +16,7 @@
   + ServerDied                   the server ended while it served
   + RequestFailed                the server refused or broke off a request
   + TimedOut                     a deadline passed
+  + NotPermitted                 a process belongs to another user
   + StateUnwritable              the state folder cannot be written
 
 `code` is stable: scripts read it from `--json`. Anything that is not an LlmdeployError is a bug.
@@ -107,6 +108,10 @@ class RequestFailed(LlmdeployError):
 
 class TimedOut(LlmdeployError):
     code = "timed_out"
+
+
+class NotPermitted(LlmdeployError):
+    code = "not_permitted"
 
 
 class StateUnwritable(LlmdeployError):

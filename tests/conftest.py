@@ -8,7 +8,8 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +54,7 @@ class World:
             "LLMDEPLOY_PORT": str(self.port),
             "NO_COLOR": "1",
             "COLUMNS": "100",
+            "PYTHONUNBUFFERED": "",  # buffered, as it is on a user's machine
             # A service that is left in the background is meant to outlive the command that started it.
             "PYTHONWARNINGS": "error,ignore:subprocess:ResourceWarning",
         }
@@ -133,6 +135,25 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             monkeypatch.delenv(name)
     for name, folder in (("HOME", "home"), ("LLMDEPLOY_STATE_DIR", "state"), ("HF_HOME", "hf")):
         monkeypatch.setenv(name, str(tmp_path / folder))
+
+
+def until(condition: Callable[[], object], seconds: float = 10) -> None:
+    """Wait for a condition, not for a time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.02)
+
+
+def llama_server(world: World, script: str, *, version: bool = True) -> Path:
+    """A program called llama-server that tells its version and then does what `script` says, first on the PATH."""
+    program = world.folder / "bin" / "llama-server"
+    program.parent.mkdir()
+    tell = 'if [ "$1" = --version ]; then echo "version: 7777 (abcdef0)" >&2; exit 0; fi\n' if version else ""
+    program.write_text(f"#!/bin/sh\n{tell}{script}\n")
+    program.chmod(0o755)
+    world.environment["PATH"] = f"{program.parent}:{os.environ['PATH']}"
+    return program
 
 
 def free_port() -> int:

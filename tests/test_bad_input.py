@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ def bad(world: World) -> World:
     (folder / "tensors.gguf").write_bytes(whole[:1_500_000])
     (folder / "text.png").write_text("not an image\n")
     (folder / "cut.png").write_bytes(RED.read_bytes()[:200])
+    (folder / "gone.png").symlink_to("nowhere.png")
     return world
 
 
@@ -161,6 +163,54 @@ CASES = [
         "error: `port` must be a whole number from 1 to 65535, not `abc`",
         None,
     ),
+    (
+        ["serve", ""], 2,
+        "error: `` is not a model name, a GGUF file or a `hf://` address",
+        "hint: `llmdeploy models` lists the names",
+    ),
+    (
+        ["serve", "http://x/y.gguf"], 2,
+        "error: `http://x/y.gguf` is no address of a model",
+        "hint: the form is `hf://owner/repo/file.gguf`",
+    ),
+    (["serve", "a" * 8000], 1, None, "hint: `llmdeploy models` lists the names"),
+    (["serve", f"{'a' * 8000}.gguf"], 1, None, None),
+    (["serve", f"hf://owner/repo/{'a' * 8000}"], 2, None, "hint: the form is `hf://owner/repo/file.gguf`"),
+    (
+        ["serve", "--context", "100"], 2,
+        "error: Invalid value for '--context': 100 is not in the range 256<=x<=100000000",
+        "hint: `llmdeploy serve --help`",
+    ),
+    (
+        ["serve", "--parallel", "1000"], 2,
+        "error: Invalid value for '--parallel': 1000 is not in the range 1<=x<=256",
+        "hint: `llmdeploy serve --help`",
+    ),
+    (
+        ["serve", "--threads", "99999"], 2,
+        "error: Invalid value for '--threads': 99999 is not in the range 1<=x<=1024",
+        "hint: `llmdeploy serve --help`",
+    ),
+    (
+        ["chat", "--image", "", "x"], 2,
+        "error: `--image` names nothing",
+        "hint: give a file, an address, or `-` for stdin",
+    ),
+    (
+        ["chat", "--image", "gone.png", "x"], 1,
+        "error: `gone.png` does not exist",
+        "hint: it is a link to a file that is gone",
+    ),
+    (
+        ["config", "set", "engines.llamacpp.server", "bin/llama-server"], 2,
+        "error: `engines.llamacpp.server` must be the absolute path of a program, not `bin/llama-server`",
+        None,
+    ),
+    (
+        ["config", "set", "--project", "engines.llamacpp.server", "/x"], 2,
+        "error: `engines.llamacpp.server` names a program to run, which the file of a folder may not",
+        None,
+    ),
     (["logs"], 1, "error: there is no log yet: `[FOLDER]/state/server.log`", "hint: `llmdeploy serve` writes one"),
 ]  # fmt: skip
 
@@ -221,7 +271,7 @@ def test_a_state_folder_that_cannot_be_written(world: World) -> None:
         assert result.status == 1
         assert result.stderr.splitlines()[-2:] == [
             "error: the state folder `[FOLDER]/blocked/state` cannot be written: Not a directory",
-            "hint: name another: `LLMDEPLOY_STATE_DIR=~/llmdeploy-state llmdeploy serve`",
+            "hint: name another: `LLMDEPLOY_STATE_DIR=/tmp/llmdeploy-$USER llmdeploy serve`",
         ]
     assert world.run("status", LLMDEPLOY_STATE_DIR=str(blocked / "state")).status == 1
 
@@ -250,6 +300,57 @@ def test_the_folder_a_user_stands_in_lends_no_modules(world: World) -> None:
         cwd=world.work, env=world.environment, capture_output=True, text=True, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "1 2 3\n"), done.stderr
+
+
+def test_a_program_to_run_is_not_taken_from_the_folder_one_stands_in(world: World) -> None:
+    program = world.work / "llama-server"
+    program.write_text(f"#!/bin/sh\ntouch '{world.folder}/ran'\n")
+    program.chmod(0o755)
+    (world.work / "llmdeploy.toml").write_text(f"[engines.llamacpp]\nserver = '{program}'\n")
+    message = "`engines.llamacpp.server` names a program to run, which the file of a folder may not"
+    for arguments in (["serve"], ["serve", "--detach"], ["chat", "hello"], ["models"], ["config", "show"], ["doctor"]):
+        result = world.run(*arguments)
+        assert result.status == 1
+        assert f"`./llmdeploy.toml`, line 2: {message}" in result.text
+        assert "`llmdeploy config set engines.llamacpp.server /path/to/program` writes it" in result.stderr
+    assert not (world.folder / "ran").exists()
+    assert not world.state.exists()
+
+
+def test_a_value_that_begins_with_a_dash(world: World) -> None:
+    assert world.run("config", "set", "engines.llamacpp.gpu_layers", "-1").status == 0
+    assert world.run("config", "get", "engines.llamacpp.gpu_layers").stdout == "-1\n"
+
+
+def test_a_configuration_that_is_a_pipe_or_has_no_end(world: World) -> None:
+    """It is told at once: opening a pipe would wait until somebody writes to it."""
+    pipe = world.work / "llmdeploy.toml"
+    os.mkfifo(pipe)
+    for arguments in (["serve"], ["chat", "hello"], ["config", "show"]):
+        assert world.run(*arguments, timeout=10).text == (
+            "exit 1\n--- stdout\n--- stderr\n"
+            "error: `./llmdeploy.toml` is a pipe\nhint: move it away: a configuration file is TOML text\n"
+        )
+    pipe.unlink()
+    for arguments in (["serve"], ["chat", "hello"], ["config", "show"]):
+        assert world.run(*arguments, timeout=10, LLMDEPLOY_CONFIG="/dev/zero").text == (
+            "exit 1\n--- stdout\n--- stderr\n"
+            "error: `/dev/zero` is larger than 1 MiB\nhint: a configuration file is a few lines of TOML text\n"
+        )
+
+
+def test_a_state_folder_that_everyone_may_write_to(world: World) -> None:
+    """Whoever may write the record could have us end processes for them."""
+    world.state.mkdir()
+    world.state.chmod(0o777)
+    for arguments in (["status"], ["serve", "selftest"], ["serve", "selftest", "-d"], ["stop"], ["chat", "hello"]):
+        assert world.run(*arguments).text == (
+            "exit 1\n--- stdout\n--- stderr\n"
+            "error: the state folder `[FOLDER]/state` belongs to another user, or everyone may write to it\n"
+            "hint: name another: `LLMDEPLOY_STATE_DIR=/tmp/llmdeploy-$USER llmdeploy serve`\n"
+        )
+    assert "fail  state" in world.run("doctor").stdout
+    world.state.chmod(0o700)
 
 
 def test_no_command(world: World) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import EXAMPLES, World
+from tests.conftest import EXAMPLES, World, copy_selftest, llama_server
 
 RED, BLUE = EXAMPLES / "red.png", EXAMPLES / "blue.png"
 SORRY = "I am only the self-test model. Ask me the colour of an image, or ask me to count.\n"
@@ -203,8 +203,6 @@ def test_a_prompt_beyond_the_context(served: World) -> None:
 
 
 def test_an_image_for_a_model_without_eyes(world: World) -> None:
-    from tests.conftest import copy_selftest
-
     copy_selftest(world.work / "m", mmproj=False)
     assert world.run("serve", "m/selftest-f16.gguf", "--detach").status == 0
     assert world.run("chat", "--image", RED, "What color is this?").text == (
@@ -212,3 +210,46 @@ def test_an_image_for_a_model_without_eyes(world: World) -> None:
         "error: the model that is served sees no images\n"
         "hint: serve one that does, with its projector: `llmdeploy serve x.gguf --mmproj mmproj.gguf`\n"
     )
+
+
+def test_two_chats_at_once_with_nothing_served_are_both_answered_by_one_server(world: World) -> None:
+    chats = [world.start("chat", "Count to 3", "--temperature", "0") for _ in range(2)]
+    ends = [chat.communicate(timeout=30) for chat in chats]
+    assert [(chat.returncode, stdout) for chat, (stdout, _) in zip(chats, ends, strict=True)] == [
+        (0, b"1 2 3\n")
+    ] * 2, ends
+    servers = [process for process in world.processes() if "llmdeploy.engines.llamacpp_server" in process.cmdline()[:4]]
+    assert [server.pid for server in servers] == [json.loads(world.run("status", "--json").stdout)["server_pid"]]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-1"])
+def test_a_temperature_that_is_no_temperature(world: World, value: str) -> None:
+    result = world.run("chat", "hello", f"--temperature={value}")
+    assert (result.status, result.stdout) == (2, ""), result.text
+    error, hint = result.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert value in error
+    assert hint.startswith("hint: ")
+    assert not world.processes()
+
+
+def test_an_error_after_a_part_of_the_answer_begins_on_its_own_line(world: World) -> None:
+    assert world.run("serve", "selftest", "--detach").status == 0
+    chat = world.start("chat", "sing", "--max-tokens", "8000", stderr=subprocess.STDOUT)
+    assert chat.stdout is not None
+    first = os.read(chat.stdout.fileno(), 100)
+    os.kill(json.loads(world.run("status", "--json").stdout)["server_pid"], signal.SIGKILL)
+    rest, _ = chat.communicate(timeout=10)
+    assert chat.returncode == 1
+    answer, error, hint = (first + rest).decode().splitlines()
+    assert set(answer.split()) == {"la"}
+    assert error.startswith("error: ")
+    assert hint.startswith("hint: ")
+
+
+def test_the_timeout_reaches_the_service_that_is_started(world: World) -> None:
+    llama_server(world, "sleep 60")
+    result = world.run("chat", "hello", "--timeout", "1")
+    assert (result.status, result.stdout) == (1, "")
+    assert "error: the server was not ready after 1 s, still starting the server\n" in result.stderr
+    assert not world.processes()

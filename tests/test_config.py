@@ -155,7 +155,7 @@ FILE_ERRORS = [
     ),
     (
         "context = 0",
-        ", line 1: `context` must be a whole number from 256 up, not 0",
+        ", line 1: `context` must be a whole number from 256 to 100000000, not 0",
         "`context` is the tokens that one request can hold (none: the plan chooses)",
     ),
     *(

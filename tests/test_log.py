@@ -13,8 +13,7 @@ import pytest
 
 from llmdeploy.service import log
 from llmdeploy.service.log import BACKUPS, TAIL_LINES, ServerLog
-from tests.conftest import World
-from tests.test_serve import until
+from tests.conftest import World, until
 
 
 def write(file: Path, *lines: str) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from llmdeploy.service.child import Child
 from llmdeploy.service.process import ProcessId, alive, identify, kill_group, terminate, wait_gone
-from tests.test_serve import until
+from tests.conftest import until
 
 GRACE = 0.3
 WITHIN = 5.0

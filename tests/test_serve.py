@@ -5,36 +5,70 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 import pytest
 from openai import OpenAI
 
+from llmdeploy.engines.llamacpp import PHASES
+from llmdeploy.service import control, state
 from llmdeploy.service.deployment import STOP_GRACE
-from tests.conftest import SELFTEST, World, copy_selftest, free_port
+from tests import hub_server
+from tests.conftest import SELFTEST, World, copy_selftest, free_port, llama_server, until
+from tests.hub_server import Hub
 
 WITHIN = 5.0
 """Seconds in which a stopped service must be gone, with all it started."""
 
-
-def until(condition: object, seconds: float = 10) -> None:
-    """Wait for a condition, not for a time."""
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.02)
+EMBEDDED = f'exec "{sys.executable}" -P -m llmdeploy.engines.llamacpp_server "$@"'
+"""The end of a `llama-server` script that serves for real."""
 
 
 def serve_until_ready(world: World, **options: object) -> subprocess.Popen[bytes]:
     service = world.start("serve", "selftest", **options)
-    until(lambda: world.run("status").status == 0)
+    until(lambda: is_served(world))
     return service
+
+
+def read_until(command: subprocess.Popen[bytes], word: str) -> None:
+    """Read what it says on stderr up to the line with the word; it is started with `bufsize=0`."""
+    assert command.stderr is not None
+    line = b""
+    while word.encode() not in line:
+        assert select.select([command.stderr], [], [], 10)[0], f"it did not say `{word}`"
+        line = command.stderr.readline()
+        assert line, f"it ended without saying `{word}`"
+
+
+def record(world: World) -> dict[str, Any]:
+    """The record as it stands; empty where there is none."""
+    file = world.state / "deployment.json"
+    content: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    return content
+
+
+def is_served(world: World) -> bool:
+    return world.run("status").status == 0
+
+
+def stop_within(world: World, seconds: float) -> None:
+    """`stop` ends everything in that time."""
+    began = time.monotonic()
+    result = world.run("stop")
+    assert result.status == 0, result.text
+    assert time.monotonic() - began < seconds
+    until(lambda: not world.processes(), 3)  # the command that waited for a start has a word to say
+    assert world.run("status").stdout == "nothing is served\n"
 
 
 def test_foreground_says_phases_and_answers_with_the_address(world: World) -> None:
@@ -49,7 +83,6 @@ def test_foreground_says_phases_and_answers_with_the_address(world: World) -> No
         "[TIME] starting the server",
         "[TIME] loading the weights",
         "[TIME] allocating the KV cache",
-        "[TIME] warming up",
         "[TIME] ready; Ctrl-C stops it",
         "serving `selftest` on llamacpp",
         "stopping",
@@ -161,24 +194,24 @@ def test_a_signal_stops_service_and_engine(world: World, number: int, status: in
     assert world.run("status").text.startswith("exit 1\n--- stdout\nnothing is served\n")
 
 
-def test_a_signal_during_the_start_leaves_nothing(world: World) -> None:
-    """At every moment of the start, from the interpreter's first line to readiness."""
-    for delay in (0.05, 0.15, 0.25, 0.35, 0.45):
-        service = world.start("serve", "selftest")
-        time.sleep(delay)  # the moment itself is what is tested
-        service.send_signal(signal.SIGINT)
-        _, stderr = service.communicate(timeout=10)
-        assert service.returncode in {130, -signal.SIGINT}, (delay, stderr.decode())
-        assert "Traceback" not in stderr.decode() or service.returncode == -signal.SIGINT, (delay, stderr.decode())
-        assert not world.processes()
-        assert world.run("status").status == 1
+@pytest.mark.parametrize("moment", ["checking", "starting the server", *(phase.name for phase in PHASES), "ready"])
+def test_a_signal_during_the_start_leaves_nothing(world: World, moment: str) -> None:
+    del world.environment["PYTHONWARNINGS"]  # an interrupted interpreter may warn of what it had no time to close
+    service = world.start("serve", "selftest", bufsize=0)
+    read_until(service, moment)
+    service.send_signal(signal.SIGINT)
+    _, stderr = service.communicate(timeout=10)
+    assert service.returncode == 130, stderr.decode()
+    assert "Traceback" not in stderr.decode()
+    assert not world.processes()
+    assert world.run("status").stdout == "nothing is served\n"
 
 
 def test_a_closed_terminal_stops_everything(world: World) -> None:
     ours, theirs = pty.openpty()
     service = world.start("serve", "selftest", stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=_own_terminal)
     os.close(theirs)
-    until(lambda: world.run("status").status == 0)
+    until(lambda: is_served(world))
     os.close(ours)
     service.wait(timeout=WITHIN)
     until(lambda: not world.processes(), WITHIN)
@@ -245,21 +278,32 @@ def test_after_kill_9_of_the_engine(world: World) -> None:
     assert world.run("serve", "selftest", "--detach").status == 0
 
 
-def test_after_kill_9_of_service_and_guard_the_engine_is_found(world: World) -> None:
+def orphan(world: World) -> int:
+    """A server whose service and guard were killed with -9: its pid."""
     assert world.run("serve", "selftest", "--detach").status == 0
-    document = json.loads(world.run("status", "--json").stdout)
-    guard = psutil.Process(document["server_pid"]).parent()
-    os.kill(document["service_pid"], signal.SIGSTOP)  # it must not notice that its guard goes
+    service, server = (record(world)[name]["pid"] for name in ("service", "server"))
+    guard = psutil.Process(server).parent()
+    assert guard is not None
+    os.kill(service, signal.SIGSTOP)  # it must not notice that its guard goes
     guard.kill()
-    os.kill(document["service_pid"], signal.SIGKILL)
-    until(lambda: len(world.processes()) == 1)
-    assert (
-        f"server   process {document['server_pid']}\n"
-        in subprocess.run(world.command("status"), env=world.environment, capture_output=True, text=True).stdout
-    )
+    os.kill(service, signal.SIGKILL)
+    until(lambda: [process.pid for process in world.processes()] == [server])
+    return int(server)
+
+
+def test_after_kill_9_of_service_and_guard_the_engine_is_found(world: World) -> None:
+    server = orphan(world)
+    document = json.loads(world.run("status", "--json").stdout)
+    assert (document["state"], document["server_pid"]) == ("crashed", server)
+    assert "  server   process [PID]\n" in world.run("status").stdout  # it is not said to be gone
     result = world.run("serve", "selftest", "--detach")
     assert result.status == 0, result.text
-    assert document["server_pid"] not in [process.pid for process in world.processes()]
+    assert server not in [process.pid for process in world.processes()]
+
+
+def test_stop_ends_a_server_that_was_left_behind(world: World) -> None:
+    orphan(world)
+    stop_within(world, WITHIN)
 
 
 def test_after_kill_9_of_the_guard_the_engine_is_not_left(world: World) -> None:
@@ -333,22 +377,21 @@ def test_a_port_in_use_names_its_holder_and_a_free_one(world: World) -> None:
 
 def test_the_deadline_ends_a_start_that_hangs(world: World) -> None:
     """A `llama-server` that never listens."""
-    hanging = _program(world, "sleep 60")
-    result = world.run("serve", "selftest", "--timeout", "0.5", PATH=f"{hanging.parent}:{os.environ['PATH']}")
+    llama_server(world, "sleep 60")
+    result = world.run("serve", "selftest", "--timeout", "0.5")
     assert result.status == 1
     assert "error: the server was not ready after 0.5 s, still starting the server\n" in result.stderr
     assert not world.processes()
 
 
-def test_a_start_that_goes_on_is_mentioned(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = _program(world, "echo reading tensors; sleep 60")
-    result = world.run("serve", "selftest", "--timeout", "6", PATH=f"{slow.parent}:{os.environ['PATH']}")
+def test_a_start_that_goes_on_is_mentioned(world: World) -> None:
+    llama_server(world, "echo reading tensors; sleep 60")
+    result = world.run("serve", "selftest", "--timeout", "6")
     assert "[TIME] still starting the server: reading tensors\n" in result.stderr
 
 
 def test_interrupting_detach_stops_the_start(world: World) -> None:
-    hanging = _program(world, "sleep 60")
-    world.environment["PATH"] = f"{hanging.parent}:{os.environ['PATH']}"
+    llama_server(world, "sleep 60")
     command = world.start("serve", "selftest", "--detach")
     until(lambda: b"starting the server" in (world.state / "service.log").read_bytes() if world.state.exists() else 0)
     command.send_signal(signal.SIGINT)
@@ -358,37 +401,22 @@ def test_interrupting_detach_stops_the_start(world: World) -> None:
 
 
 def test_a_llama_server_on_path_is_preferred(world: World) -> None:
-    program = _program(world, f'exec "{world.command()[0]}" -m llmdeploy.engines.llamacpp_server "$@"')
-    path = f"{program.parent}:{os.environ['PATH']}"
-    result = world.run("serve", "selftest", "--detach", "--json", PATH=path)
+    llama_server(world, EMBEDDED)
+    result = world.run("serve", "selftest", "--detach", "--json")
     assert result.status == 0, result.text
     assert json.loads(result.stdout)["engine_version"] == "7777 (abcdef0)"
-    assert (
-        "llama-server 7777 (abcdef0) at `[FOLDER]/bin/llama-server`, found on PATH"
-        in world.run("doctor", PATH=path).stdout
-    )
+    assert "llama-server 7777 (abcdef0) at `[FOLDER]/bin/llama-server`, found on PATH" in world.run("doctor").stdout
     assert world.run("chat", "Count to 3").stdout == "1 2 3\n"
 
 
 def test_a_broken_llama_server_on_path_does_not_stand_in_the_way(world: World) -> None:
-    program = _program(world, "echo 'error while loading shared libraries: libcuda.so.1' >&2; exit 127", version=False)
-    path = f"{program.parent}:{os.environ['PATH']}"
-    doctor = world.run("doctor", PATH=path)
+    llama_server(world, "echo 'error while loading shared libraries: libcuda.so.1' >&2; exit 127", version=False)
+    doctor = world.run("doctor")
     assert (
         "the embedded build; `[FOLDER]/bin/llama-server` (found on PATH) cannot be run: error while loading"
         in doctor.stdout
     )
-    assert world.run("serve", "selftest", "--detach", PATH=path).status == 0
-
-
-def _program(world: World, script: str, *, version: bool = True) -> Path:
-    """A program called llama-server that tells its version and then does what `script` says."""
-    program = world.folder / "bin" / "llama-server"
-    program.parent.mkdir()
-    tell = 'if [ "$1" = --version ]; then echo "version: 7777 (abcdef0)" >&2; exit 0; fi\n' if version else ""
-    program.write_text(f"#!/bin/sh\n{tell}{script}\n")
-    program.chmod(0o755)
-    return program
+    assert world.run("serve", "selftest", "--detach").status == 0
 
 
 def test_ready_means_ready(world: World) -> None:
@@ -410,3 +438,213 @@ def test_another_port_by_flag(world: World) -> None:
     result = world.run("serve", "selftest", "--detach", "--port", str(port))
     assert result.stdout == f"http://127.0.0.1:{port}/v1\n"
     assert httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).json() == {"status": "ok"}
+
+
+# Beyond doubt: the server that is announced is ours
+
+# A program that answers 200 to everything and claims to serve a model. `spawn` leaves one behind that claims ours.
+STRANGER = """
+import http.server, subprocess, sys
+port = sys.argv[sys.argv.index("--port") + 1]
+if sys.argv[1] == "spawn":
+    command = [sys.executable, __file__, "selftest", "--port", port]
+    subprocess.Popen(command, start_new_session=True, stdout=-3, stderr=-3)
+    sys.exit(1)
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = b'{"status": "ok", "data": [{"id": "%s"}]}' % sys.argv[1].encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_): pass
+http.server.HTTPServer(("127.0.0.1", int(port)), Handler).serve_forever()
+"""
+
+
+@pytest.mark.parametrize(
+    ("way", "after", "error"),
+    [
+        ("other", "", "the server was not ready after 1 s, still starting the server"),
+        # The server stays until the stranger has been asked for its health.
+        ("spawn", "; sleep 0.5; exit 1", "the server ended before it was ready (status 1): it wrote nothing"),
+    ],
+)
+def test_a_stranger_on_the_port_is_never_announced_as_ours(world: World, way: str, after: str, error: str) -> None:
+    stranger = world.folder / "stranger.py"
+    stranger.write_text(STRANGER)
+    llama_server(world, f'"{sys.executable}" "{stranger}" {way} "$@"{after}')
+    result = world.run("serve", "selftest", "--timeout", "1")
+    for process in world.processes():
+        assert str(stranger) in process.cmdline()
+        process.kill()
+    assert (result.status, result.stdout) == (1, ""), result.text
+    assert f"error: {error}\n" in result.stderr
+    assert "ready;" not in result.stderr
+
+
+@pytest.mark.parametrize("moment", ["before it was ready", "while it served"])
+def test_a_process_that_holds_the_pipe_hides_neither_an_end_nor_a_stop(world: World, moment: str) -> None:
+    """What the server started and what left its group holds its stderr open for as long as it likes."""
+    leave = "import subprocess; subprocess.Popen(['sleep', '60'], start_new_session=True)"
+    left_behind = f'"{sys.executable}" -c "{leave}"'
+    llama_server(world, f"{left_behind}\n{'exit 3' if moment == 'before it was ready' else EMBEDDED}")
+    began = time.monotonic()
+    result = world.run("serve", "selftest", "--detach")
+    if moment == "before it was ready":
+        assert time.monotonic() - began < WITHIN
+        assert "error: the server ended before it was ready (status 3): it wrote nothing\n" in result.stderr
+    else:
+        assert result.status == 0, result.text
+        os.kill(record(world)["server"]["pid"], signal.SIGKILL)
+        until(lambda: record(world)["state"] == "failed", WITHIN)
+        assert world.run("serve", "selftest", "--detach").status == 0
+        began = time.monotonic()
+        assert world.run("stop").status == 0
+        assert time.monotonic() - began < WITHIN
+    assert "Traceback" not in (world.state / "service.log").read_text()
+    for process in world.processes():
+        assert process.cmdline() == ["sleep", "60"]
+        process.kill()
+
+
+# The start
+
+
+def test_the_time_before_the_server_is_started_does_not_count(world: World) -> None:
+    llama_server(world, 'case "$1" in --version) sleep 1.2; echo "version: 1" >&2;; *) sleep 60;; esac', version=False)
+    began = time.monotonic()
+    result = world.run("serve", "selftest", "--timeout", "1")
+    assert "error: the server was not ready after 1 s" in result.stderr
+    assert time.monotonic() - began > 1.2 + 1
+
+
+def test_nothing_is_fetched_for_an_engine_that_is_not_there(world: World) -> None:
+    assert world.run("config", "set", "engines.llamacpp.server", world.folder / "none").status == 0
+    with hub_server.serve(Hub(files={"owner/repo": {"x.gguf": b"GGUF"}})) as hub:
+        result = world.run("serve", "hf://owner/repo/x.gguf", HF_ENDPOINT=hub.url)
+        assert hub.requests == []
+    assert result.status == 1
+    assert "error: `[FOLDER]/none` (set by `engines.llamacpp.server`) cannot be run: No such file" in result.stderr
+    assert "fetching" not in result.stderr
+
+
+def test_phases_only_go_forward(world: World) -> None:
+    """A draft model is loaded after the model: its lines are not the model's."""
+    lines = ["loading model", "initializing, n_slots = 4", "loading model"]
+    llama_server(world, "\n".join(f"echo 'srv: {line}'" for line in lines) + "\nsleep 60")
+    result = world.run("serve", "selftest", "--timeout", "1")
+    said = [line.removeprefix("[TIME] ") for line in result.stderr.splitlines() if line.startswith("[TIME] ")]
+    assert said == ["checking", "starting the server", "loading the weights", "allocating the KV cache"]
+    assert "error: the server was not ready after 1 s, still allocating the KV cache\n" in result.stderr
+
+
+def test_detach_mentions_a_phase_that_goes_on(world: World) -> None:
+    llama_server(world, "echo reading tensors; sleep 60")
+    result = world.run("serve", "selftest", "--detach", "--timeout", "6.5")
+    assert "[TIME] still starting the server: reading tensors\n" in result.stderr, result.text
+
+
+def test_detach_is_told_when_another_command_stops_the_start(world: World) -> None:
+    llama_server(world, "sleep 60")
+    command = world.start("serve", "selftest", "--detach", bufsize=0)
+    read_until(command, "starting the server")
+    stop_within(world, WITHIN)
+    _, stderr = command.communicate(timeout=10)
+    assert command.returncode == 1
+    assert stderr.decode().endswith(
+        "error: the start was stopped by another command\nhint: `llmdeploy serve` starts again\n"
+    )
+
+
+# The record
+
+
+@pytest.mark.parametrize("gone", ["deployment.json", "."])
+def test_what_was_deleted_under_a_service_comes_back(world: World, gone: str) -> None:
+    assert world.run("serve", "selftest", "--detach").status == 0
+    if gone == ".":
+        shutil.rmtree(world.state)
+    else:
+        (world.state / gone).unlink()
+    assert not is_served(world)
+    until(lambda: is_served(world), 3)
+    stop_within(world, WITHIN)
+
+
+def test_a_record_that_cannot_be_read_does_not_end_the_service(world: World) -> None:
+    """A folder in its place, for the superuser may read any file."""
+    service = serve_until_ready(world)
+    file = world.state / "deployment.json"
+    file.unlink()
+    file.mkdir()
+    for _ in range(2):  # the service has looked, and tried to write it anew
+        before = world.state.stat().st_mtime_ns
+        until(lambda before=before: world.state.stat().st_mtime_ns != before)
+    assert httpx.get(f"http://127.0.0.1:{world.port}/health", trust_env=False).status_code == 200
+    file.rmdir()
+    until(lambda: is_served(world), 3)
+    stop_within(world, WITHIN)
+    _, stderr = service.communicate(timeout=10)
+    assert service.returncode == 0
+    assert "Traceback" not in stderr.decode()
+
+
+# Signals
+
+
+def has_signal(pid: int, field: str, number: int) -> bool:
+    """Whether a signal is in one of the sets of /proc/PID/status."""
+    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool(int(lines[field], 16) >> (number - 1) & 1)
+
+
+def test_a_second_ctrl_c_ends_a_server_that_does_not_hear_at_once(world: World) -> None:
+    service = serve_until_ready(world)
+    server = record(world)["server"]["pid"]
+    os.kill(server, signal.SIGSTOP)
+    service.send_signal(signal.SIGINT)
+    until(lambda: has_signal(server, "ShdPnd", signal.SIGTERM))
+    began = time.monotonic()
+    service.send_signal(signal.SIGINT)
+    _, stderr = service.communicate(timeout=10)
+    assert time.monotonic() - began < 1.5
+    assert service.returncode == 130
+    assert "Traceback" not in stderr.decode()
+    assert not world.processes()
+
+
+@pytest.mark.parametrize("way", ["foreground", "detach"])
+def test_a_suspended_service_is_stopped(world: World, way: str) -> None:
+    if way == "foreground":
+        service = serve_until_ready(world)
+    else:
+        assert world.run("serve", "selftest", "--detach").status == 0
+    os.kill(record(world)["service"]["pid"], signal.SIGSTOP)
+    stop_within(world, WITHIN)
+    if way == "foreground":
+        _, stderr = service.communicate(timeout=10)
+        assert service.returncode == 0, stderr.decode()
+
+
+def test_a_service_that_ignores_sigterm_is_ended(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = serve_until_ready(world, preexec_fn=lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN))
+    monkeypatch.setenv("LLMDEPLOY_STATE_DIR", str(world.state))
+    monkeypatch.setattr(control, "STOP_DEADLINE", 0.5)
+    control.stop(state.observe())
+    service.communicate(timeout=WITHIN)
+    assert service.returncode == -signal.SIGKILL
+    until(lambda: not world.processes(), WITHIN)
+    assert world.run("status").stdout == "nothing is served\n"
+
+
+def test_a_signal_that_was_ignored_before_stays_ignored(world: World) -> None:
+    """`nohup llmdeploy serve` outlives its terminal."""
+    service = serve_until_ready(world, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    service.send_signal(signal.SIGHUP)
+    assert has_signal(service.pid, "SigIgn", signal.SIGHUP)
+    assert world.run("chat", "Count to 3").stdout == "1 2 3\n"
+    assert service.poll() is None
+    stop_within(world, WITHIN)
+    service.communicate(timeout=10)
+    assert service.returncode == 0

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from llmdeploy.errors import AlreadyServing, StateUnwritable
+from llmdeploy.errors import AlreadyServing, LlmdeployError, StateUnwritable
 from llmdeploy.service import state
 from llmdeploy.service.process import ProcessId, identify, wait_gone
 from llmdeploy.service.state import Claim, Record, Situation
@@ -57,7 +57,12 @@ def record() -> Record:
 @pytest.mark.parametrize("full", [False, True])
 def test_a_record_comes_back_as_it_was(folder: Path, record: Record, full: bool) -> None:
     if full:
-        record = replace(record, server=DEAD, plan={"context": {"value": 1, "reason": "你好"}}, error={"error": {}})
+        record = replace(
+            record,
+            server=DEAD,
+            plan={"context": {"value": 1, "reason": "你好"}},
+            error=LlmdeployError("a", "b").as_document(),
+        )
     state.write(record)
     assert state.read() == record
     assert [file.name for file in folder.iterdir()] == ["deployment.json"]
@@ -73,7 +78,6 @@ def test_no_folder_is_no_record() -> None:
 
 
 CHANGES = {
-    "an unknown state": {"state": "dancing"},
     "no service": {"service": None},
     "a service that is a number": {"service": 7},
     "a service without a start": {"service": {"pid": 7}},
@@ -96,9 +100,11 @@ def test_a_foreign_record_is_none(folder: Path, record: Record, change: dict[str
 
 def test_a_record_of_a_newer_version_is_read_as_far_as_it_is_known(folder: Path, record: Record) -> None:
     """After an upgrade under a running service, `stop` must still find it."""
-    content = {**asdict(record), "schema": 2, "colour": "red", "plan": {"shape": "new"}}
+    content = {**asdict(record), "schema": 2, "colour": "red", "plan": {"shape": "new"}, "error": "words"}
     state.record_file().write_text(json.dumps(content))
     assert state.observe() == Situation("ready", replace(record, plan={"shape": "new"}))
+    state.record_file().write_text(json.dumps({**content, "state": "draining", "plan": [1, 2]}))
+    assert state.observe() == Situation("starting", replace(record, state="starting"))
 
 
 def test_a_folder_of_another_user_is_not_believed(folder: Path, record: Record) -> None:
@@ -187,7 +193,7 @@ def test_a_claim_is_held_against_what_runs(
 # A folder that cannot be written
 
 BLOCKED = "the state folder `{folder}` cannot be written: Not a directory"
-ELSEWHERE = "name another: `LLMDEPLOY_STATE_DIR=~/llmdeploy-state llmdeploy serve`"
+ELSEWHERE = "name another: `LLMDEPLOY_STATE_DIR=/tmp/llmdeploy-$USER llmdeploy serve`"
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
+from shutil import get_terminal_size
 from typing import Annotated
 
 import typer
@@ -36,6 +37,8 @@ def build(arguments: Sequence[str]) -> typer.Typer:
         help="Put a language model on this machine behind one OpenAI-compatible address.",
         context_settings={"help_option_names": ["-h", "--help"]},
         pretty_exceptions_enable=False,
+        # In a narrow terminal Rich's frames would cut the names of options off.
+        rich_markup_mode="rich" if get_terminal_size().columns >= 60 else None,
     )
     app.callback()(_options)
     wanted = command_of(arguments)

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from math import isfinite
 from typing import TYPE_CHECKING, Annotated, Any
@@ -169,8 +170,9 @@ def _read_stdin(timeout: float) -> bytes:
 
     def read() -> None:
         # Not sys.stdin.buffer: a thread that waits in it holds a lock, and the interpreter could not end.
-        while piece := os.read(sys.stdin.fileno(), 2**16):
-            content.append(piece)
+        with suppress(OSError):  # open for writing alone: there is nothing to read
+            while piece := os.read(sys.stdin.fileno(), 2**16):
+                content.append(piece)
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()

@@ -12,6 +12,7 @@ from llmdeploy.cli import options
 from llmdeploy.cli.output import out
 from llmdeploy.config import Settings, keys
 from llmdeploy.config_edit import set_value
+from llmdeploy.errors import ConfigError
 
 Project = Annotated[bool, typer.Option("--project", help="The file `./llmdeploy.toml` instead of your own.")]
 KeyName = Annotated[str, typer.Argument(metavar="KEY", help="A key, such as `port` or `engines.llamacpp.threads`.")]
@@ -69,7 +70,11 @@ def set_(
     file = _file(project)
     set_value(key, value, file)
     out.note(f"`{key}` is `{value}` in `{file}`")
-    found = config.load().value(key)
+    try:
+        found = config.load().value(key)
+    except ConfigError as error:  # what was asked for is done; something else is wrong
+        out.warn(f"{error.message}; {error.hint}")
+        return
     if found.source not in {str(file), f"./{file.name}"}:
         out.warn(f"{found.source} sets `{key}` to `{_shown(found.value)}`, and wins")
 

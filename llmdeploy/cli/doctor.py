@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from llmdeploy.cli import options
-from llmdeploy.cli.output import out
+from llmdeploy.cli.output import harmless, out
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +46,7 @@ def _show(checks: Sequence[Check]) -> None:
     table = Table("status", "name", box=None, pad_edge=False, show_header=False)
     table.add_column("detail", overflow="fold")
     for check in checks:
-        table.add_row(Text(check.status, colours[check.status]), check.name, check.detail)
+        table.add_row(Text(check.status, colours[check.status]), check.name, harmless(check.detail))
     out.table(table)
     for check in checks:
         if check.hint:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from llmdeploy.cli.output import out
+from llmdeploy.cli.output import harmless, out
 from llmdeploy.errors import NotServing
 from llmdeploy.service import state
 
@@ -38,10 +38,10 @@ def logs(
     except OSError as error:
         raise state.unwritable(error, "read") from error
     for line in text.splitlines()[-lines:] if lines else []:
-        out.data(line)
+        out.line(line)
     if follow:
         for text in _growth(file, position):
-            out.data(text, end="")
+            out.data(harmless(text), end="")
 
 
 def _growth(file: Path, position: int) -> Iterator[str]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from io import TextIOWrapper
+from collections.abc import Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from llmdeploy import __version__
+from llmdeploy.cli.streams import make_safe
 
 if TYPE_CHECKING:
     from llmdeploy.errors import LlmdeployError
@@ -20,54 +19,15 @@ OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 COMPLETE_VARIABLE = "_LLMDEPLOY_COMPLETE"
 
 
-class Stdout(TextIOWrapper):
-    """stdout that tells when it cannot be written, whoever writes: Typer's help too. BrokenPipeError stays itself."""
-
-    def write(self, text: str) -> int:
-        with _unwritable():
-            return super().write(text)
-
-    def flush(self) -> None:
-        with _unwritable():
-            super().flush()
-
-
-@contextmanager
-def _unwritable() -> Iterator[None]:
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        from llmdeploy.errors import LlmdeployError
-
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 # what is left in it can never be written
-        message = f"stdout cannot be written: {error.strerror}"
-        raise LlmdeployError(message, "free the disk, or send it elsewhere", code="stdout_unwritable") from error
-
-
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit status."""
-    _make_streams_safe()
+    make_safe()
     try:
         return _run(list(arguments))
     except BrokenPipeError:
         # The reader has gone (`| head`). Nothing more can be said there, not even by the interpreter's last flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-
-
-def _make_streams_safe() -> None:
-    """A closed stream takes anything, and no text fails for want of a character: JSON is UTF-8 everywhere."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 # for as long as the process lives
-        elif mode == "w" and hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    if type(sys.stdout) is TextIOWrapper:
-        lines, through = sys.stdout.line_buffering, sys.stdout.write_through
-        sys.stdout = Stdout(sys.stdout.detach(), "utf-8", "backslashreplace", None, lines, through)
 
 
 def _run(arguments: list[str]) -> int:
@@ -125,9 +85,10 @@ def _require_no_shell(arguments: Sequence[str]) -> None:
     """Typer sets up completion for the shell that runs it, and would pass over the name of another."""
     from llmdeploy.errors import UsageError
 
-    if arguments[0] in {"--install-completion", "--show-completion"} and arguments[1:]:
-        message = f"`{arguments[0]}` takes no value: it is for the shell that runs it"
-        raise UsageError(message, f"`llmdeploy {arguments[0]}`")
+    for at, option in enumerate(takewhile(lambda word: word.startswith("-"), arguments)):
+        if option in {"--install-completion", "--show-completion"} and arguments[at + 1 :]:
+            message = f"`{option}` takes no value: it is for the shell that runs it"
+            raise UsageError(message, f"`llmdeploy {option}`")
 
 
 def _told(error: Exception, arguments: Sequence[str]) -> LlmdeployError:

@@ -18,7 +18,13 @@ Port = Annotated[
 ]
 Context = Annotated[
     int | None,
-    typer.Option(min=256, metavar="TOKENS", help="Tokens one request may use, prompt and answer.", show_default=False),
+    typer.Option(
+        min=256,
+        max=100_000_000,
+        metavar="TOKENS",
+        help="Tokens one request may use, prompt and answer.",
+        show_default=False,
+    ),
 ]
 Parallel = Annotated[
     int | None,

@@ -8,11 +8,11 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from llmdeploy.errors import LlmdeployError
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-
-    from llmdeploy.errors import LlmdeployError
 
 
 class Output:
@@ -59,8 +59,9 @@ class Output:
 
     def error(self, error: LlmdeployError, *, as_json: bool) -> None:
         if as_json and not self._documented:
-            self.document(error.as_document())
-            return
+            with suppress(LlmdeployError):  # stdout cannot be written: then stderr has it
+                self.document(error.as_document())
+                return
         self._tell(f"error: {error.message}", "red")
         if error.hint:
             self._tell(f"hint: {error.hint}", "cyan")

@@ -71,7 +71,9 @@ def _show(situation: Situation) -> None:
     out.line(f"{situation.state}: `{record.served_name}` on {record.engine}")
     for name, value in _lines(situation, record):
         out.line(f"  {name:<9}{value}")
-    if situation.state == "crashed":
+    if situation.leftover:
+        out.hint("`llmdeploy stop` ends its server; `llmdeploy serve` does too, and serves again")
+    elif situation.state == "crashed":
         out.hint("`llmdeploy serve` serves again; `llmdeploy stop` only clears this away")
     elif record.error and (hint := record.error["error"]["hint"]):
         out.hint(hint)

@@ -34,5 +34,7 @@ def stop(json: options.Json = False) -> None:
         out.note("nothing is served")
     elif runs:
         out.note("stopped")
+    elif situation.leftover:
+        out.note(f"the service of `{record.served_name}` had ended already; its server is ended now")
     else:
         out.note(f"`{record.served_name}` had ended already; cleared away")

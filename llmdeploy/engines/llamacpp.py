@@ -32,7 +32,6 @@ VERSION_TIMEOUT = 1.5
 PHASES = (
     Phase("loading the weights", "loading model"),
     Phase("allocating the KV cache", "initializing, n_slots"),
-    Phase("warming up", "model loaded"),
 )
 OTHER_PROGRAM_HINT = (
     "install it again, or name another: `llmdeploy config set engines.llamacpp.server /path/to/llama-server`"

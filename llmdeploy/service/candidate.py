@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from llmdeploy.models.reference import ModelRef, served_name
 from llmdeploy.plan import Plan, Wishes, make_plan
 from llmdeploy.service import signals
 from llmdeploy.service.child import Child
-from llmdeploy.service.health import answers_for, healthy
+from llmdeploy.service.health import answers_for, healthy, listens
 from llmdeploy.service.log import open_log
 from llmdeploy.service.ports import require_free_port
 
@@ -75,7 +76,7 @@ class Candidate:
         if not found.installed:
             raise EngineMissing(found.detail, found.hint)
         self.version = found.version
-        require_free_port(self.order.port)
+        require_free_port(self.order.port, self._command)
         artefact = self._weights()
         facts = self.engine.facts(artefact)
         plan = make_plan(facts, hardware.detect(), self.order.wishes, on_gpu=self.engine.on_gpu)
@@ -83,6 +84,10 @@ class Candidate:
         self._events.on_plan(plan)
         name = served_name(self.order.model)
         self.spec: ServerSpec = self.engine.server(artefact, plan, served_name=name, port=self.order.port)
+
+    @property
+    def _command(self) -> str:
+        return f"llmdeploy serve {shlex.quote(str(self.order.model))}"
 
     def _weights(self) -> Artefact:
         artefact = self.engine.artefact(self.order.model, self.order.mmproj)
@@ -94,7 +99,7 @@ class Candidate:
     async def start(self) -> Child:
         """Start the server."""
         self._enter("starting the server")
-        require_free_port(self.order.port)  # again: a download takes long enough for others to come
+        require_free_port(self.order.port, self._command)  # again: a download takes long enough for others to come
         self._log = open_log(self._log_file)
         self._child = await Child.start(self.spec.argv, self.spec.env, STOP_GRACE)
         self.ended = asyncio.ensure_future(self._child.follow(self._line))
@@ -145,7 +150,9 @@ class Candidate:
 
     async def _answers(self) -> bool:
         """Whether it is this server that answers: another program may have taken the port."""
-        return await healthy(self.spec) and await answers_for(self.spec)
+        if not (await healthy(self.spec) and await answers_for(self.spec)):
+            return False
+        return self._child is None or self._child.server is None or listens(self._child.server, self.order.port)
 
     def _enter(self, phase: str) -> None:
         self._phase = phase

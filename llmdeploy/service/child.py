@@ -47,6 +47,7 @@ class Child:
         # What was written last; a process that left the group may hold the pipe open for as long as it likes.
         await asyncio.wait({reader}, timeout=LAST_WORDS)
         reader.cancel()
+        self._guard._transport.close()  # type: ignore[attr-defined] # else it complains when the loop is closed
         return 128 - status if 128 < status <= 128 + 64 else status  # a server may also end with 255
 
     async def _read(self, on_line: Callable[[str], None]) -> None:

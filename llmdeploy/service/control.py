@@ -12,19 +12,23 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 from llmdeploy import paths
 from llmdeploy.errors import LlmdeployError, StartFailed, StateUnwritable, TimedOut
-from llmdeploy.service import state
+from llmdeploy.service import signals, state
 from llmdeploy.service.process import ProcessId, identify, kill_group, terminate, wait_gone
 from llmdeploy.service.state import Record, Situation
 
 STOP_DEADLINE = 10.0
 """Seconds the service may take to end by itself: its server's grace and some more."""
 POLL = 0.03
-REMINDER = 5.0
-"""Seconds after which a phase that goes on is mentioned again."""
+LARGE_LOG = 2**20
+"""Bytes of `service.log` after which a start begins it anew."""
+REMINDER = 5.5
+"""Seconds after which a phase that goes on is mentioned again: a little after the service's own reminder, which puts
+the server's last line on record."""
 # Windows' way of a session of one's own.
 LEAVE_TERMINAL = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) | getattr(subprocess, "CREATE_NO_WINDOW", 0)
 
@@ -60,7 +64,8 @@ class Starting:
     def wait(self, on_phase: Callable[[str, float], None]) -> Record:
         """Wait until it serves; it keeps its own deadline. Raises its error. Interrupted, it is stopped again."""
         try:
-            return self._wait(on_phase)
+            with signals.interrupting():
+                return self._wait(on_phase)
         except BaseException:
             self._stop()
             raise
@@ -106,7 +111,7 @@ def start_in_background(arguments: Sequence[str]) -> Starting:
         answer = undo.enter_context(tempfile.TemporaryFile())
         try:
             paths.state_dir().mkdir(parents=True, exist_ok=True, mode=0o700)
-            with state.open_private(state.service_log(), os.O_APPEND) as log:
+            with state.open_private(state.service_log(), _append_or_begin(state.service_log())) as log:
                 process = subprocess.Popen(
                     command,
                     env={**os.environ, state.TICKET: ticket},
@@ -120,6 +125,12 @@ def start_in_background(arguments: Sequence[str]) -> Starting:
             raise state.unwritable(error) from error
         undo.pop_all()
     return Starting(process, answer, ticket)
+
+
+def _append_or_begin(log: Path) -> int:
+    """Another service may write to it still, so it is appended to, until it is large."""
+    large = log.exists() and log.stat().st_size > LARGE_LOG
+    return os.O_APPEND | (os.O_TRUNC if large else 0)
 
 
 def stop(situation: Situation) -> None:
@@ -142,12 +153,7 @@ def stop(situation: Situation) -> None:
 
 
 def _end(service: ProcessId) -> None:
-    try:
-        terminate(service)
-    except PermissionError:
-        raise LlmdeployError(
-            f"process {service.pid} belongs to another user", "stop it as that user", code="not_permitted"
-        ) from None
+    terminate(service)
     if wait_gone(service, STOP_DEADLINE):
         return
     terminate(service, kill=True)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from llmdeploy.errors import LlmdeployError
+from llmdeploy.errors import LlmdeployError, NotPermitted
 from llmdeploy.models.reference import served_name
 from llmdeploy.plan import Plan
 from llmdeploy.service import signals, state
@@ -159,5 +159,6 @@ def end_leftover() -> None:
     """End a server whose service is gone: the guard was killed with it."""
     situation = state.observe()
     if situation.leftover and situation.record is not None and situation.record.server is not None:
-        kill_group(situation.record.server)
+        with suppress(NotPermitted):  # then it is not ours
+            kill_group(situation.record.server)
         wait_gone(situation.record.server, STOP_GRACE)  # its port and its memory are free then

@@ -9,8 +9,8 @@ from contextlib import suppress
 from llmdeploy.errors import PortInUse
 
 
-def require_free_port(port: int) -> None:
-    """Raises PortInUse, naming a free port instead."""
+def require_free_port(port: int, command: str = "llmdeploy serve") -> None:
+    """Raises PortInUse, with the command that serves on a free port instead."""
     with socket.socket() as probe:
         if os.name == "posix":  # where it means: also when an old connection lingers there
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -18,12 +18,12 @@ def require_free_port(port: int) -> None:
             probe.bind(("127.0.0.1", port))
         except PermissionError:
             raise PortInUse(
-                f"port {port} is not open to this user", "take one above 1023: `llmdeploy serve --port 11435`"
+                f"port {port} is not open to this user", f"take one above 1023: `{command} --port 11435`"
             ) from None
         except OSError:
             raise PortInUse(
                 f"port {port} is in use by {_holder(port)}",
-                f"serve on another: `llmdeploy serve --port {_free_port()}`",
+                f"serve on another: `{command} --port {_free_port()}`",
             ) from None
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import time
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from llmdeploy.errors import NotPermitted
 
 
 @dataclass(frozen=True)
@@ -30,25 +32,34 @@ def alive(process: ProcessId | None) -> bool:
 
 
 def terminate(process: ProcessId, *, kill: bool = False) -> None:
-    """Ask the process to end; with `kill`, end it. Its group is left alone."""
-    if not alive(process):
-        return
-    # Windows tells of a process that has just ended in words of its own; there, both end it at once.
-    with suppress(ProcessLookupError if os.name == "posix" else OSError):
-        os.kill(process.pid, signal.SIGKILL if kill and os.name == "posix" else signal.SIGTERM)
-        if os.name == "posix":
-            os.kill(process.pid, signal.SIGCONT)  # one that was stopped with Ctrl-Z hears it now
+    """Ask the process to end; with `kill`, end it. Its group is left alone. Raises NotPermitted."""
+    if os.name == "posix":
+        # One that was stopped with Ctrl-Z hears it now.
+        _send(process, os.kill, signal.SIGKILL if kill else signal.SIGTERM, signal.SIGCONT)
+    else:
+        _send(process, os.kill, signal.SIGTERM)  # which ends it at once there
 
 
 def kill_group(process: ProcessId) -> None:
-    """Kill a server and all it started. It leads its own group: the guard sees to that."""
+    """Kill a server and all it started. It leads its own group: the guard sees to that. Raises NotPermitted."""
+    if os.name == "posix":
+        _send(process, os.killpg, signal.SIGKILL)
+    else:
+        terminate(process, kill=True)
+
+
+def _send(process: ProcessId, send: Callable[[int, int], None], *numbers: int) -> None:
+    """Signals for that process and no other, which may end at any moment."""
     if not alive(process):
         return
-    with suppress(ProcessLookupError):
-        if os.name == "posix":
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            terminate(process, kill=True)
+    try:
+        for number in numbers:
+            send(process.pid, number)
+    except PermissionError:
+        if os.name == "posix":  # Windows says so of a process that has just ended
+            raise NotPermitted(f"process {process.pid} belongs to another user", "stop it as that user") from None
+    except OSError:
+        pass  # it has just ended
 
 
 def wait_gone(process: ProcessId, seconds: float) -> bool:

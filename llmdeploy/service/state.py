@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from llmdeploy.errors import AlreadyServing, StateUnwritable
+from llmdeploy.errors import AlreadyServing, LlmdeployError, StateUnwritable
 from llmdeploy.paths import state_dir
 from llmdeploy.service.process import ProcessId, alive
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 TICKET = "LLMDEPLOY_TICKET"
 """A variable by which the command that started a service knows its record."""
-ELSEWHERE = "name another: `LLMDEPLOY_STATE_DIR=~/llmdeploy-state llmdeploy serve`"
+ELSEWHERE = "name another: `LLMDEPLOY_STATE_DIR=/tmp/llmdeploy-$USER llmdeploy serve`"
 
 Claim = Literal["starting", "ready", "failed"]
 State = Literal["stopped", "starting", "ready", "failed", "crashed"]
@@ -97,9 +97,11 @@ def read() -> Record | None:
         _require_ours(state_dir().stat())
         content = json.loads(record_file().read_text())
         if content["state"] not in get_args(Claim):
-            return None
+            content["state"] = "starting"  # a newer version has more states; it lives, and can be stopped
         content["service"] = _process(content["service"])
         content["server"] = content["server"] and _process(content["server"])
+        content["plan"] = content["plan"] if isinstance(content["plan"], dict) else None
+        content["error"] = _error(content["error"])
         # A newer version may have written it: what is not known here is left out, so that its service can be stopped.
         known = {field.name for field in fields(Record)}
         return Record(**{name: value for name, value in content.items() if name in known})
@@ -107,6 +109,16 @@ def read() -> Record | None:
         raise unwritable(error, "read") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
+
+
+def _error(content: Any) -> dict[str, Any] | None:
+    """An error's document; None for what is of another form."""
+    try:
+        LlmdeployError.from_document(content)
+    except (KeyError, TypeError):
+        return None
+    found: dict[str, Any] = content
+    return found
 
 
 def _process(content: dict[str, Any]) -> ProcessId:

@@ -1,0 +1,245 @@
+"""llama.cpp as an engine: which program it would run, with which words; and that nothing too large is started."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+import pytest
+
+from llmdeploy import config, engines, hardware
+from llmdeploy.engines.base import Artefact, Engine, EngineStatus, OnProgress, ServerSpec
+from llmdeploy.engines.failures import Diagnosis
+from llmdeploy.engines.llamacpp import LlamaCpp
+from llmdeploy.errors import DoesNotFit, EngineMissing
+from llmdeploy.models.facts import ModelFacts, read_gguf
+from llmdeploy.models.reference import HubFile, ModelRef, parse, served_name
+from llmdeploy.plan import Plan, Wishes, make_plan
+from llmdeploy.service.candidate import Candidate, Events, Order
+from tests.conftest import SELFTEST, free_port
+
+WEIGHTS, MMPROJ = SELFTEST / "selftest-f16.gguf", SELFTEST / "mmproj-selftest-f16.gguf"
+FACTS = read_gguf(WEIGHTS, MMPROJ)
+WHEEL = version("xllamacpp")
+TELLS = 'echo "version: 7777 (abcdef0)" >&2'
+
+
+def plan(context: int = 4096, parallel: int = 2, threads: int = 3, gpu_layers: int | None = None) -> Plan:
+    return make_plan(FACTS, hardware.detect(), Wishes(context, parallel, threads, gpu_layers))
+
+
+def program(folder: Path, script: str = TELLS) -> Path:
+    """A `llama-server` in a folder of its own."""
+    folder.mkdir()
+    file = folder / "llama-server"
+    file.write_text(f"#!/bin/sh\n{script}\n")
+    file.chmod(0o755)
+    return file
+
+
+@pytest.fixture(autouse=True)
+def no_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No `llama-server` of this machine's."""
+    monkeypatch.setenv("PATH", "")
+
+
+@pytest.fixture
+def no_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which xllamacpp is not installed."""
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+
+
+# The server, as data
+
+EMBEDDED = (sys.executable, "-P", "-m", "llmdeploy.engines.llamacpp_server")
+
+
+@pytest.mark.parametrize(
+    ("weights", "mmproj", "wished", "words"),
+    [
+        ("/m/x.gguf", None, plan(), ()),
+        ("/m/x.gguf", "/m/mmproj x.gguf", plan(), ()),
+        ("/m/x.gguf", None, plan(gpu_layers=-1), ()),
+        ("/m/x.gguf", None, plan(gpu_layers=0), ("--n-gpu-layers", "0")),
+        ("/m/my models/a b.gguf", "/m/my models/p.gguf", plan(gpu_layers=10), ("--n-gpu-layers", "10")),
+        ("/m/--model.gguf", None, plan(1024, 1, 1), ()),
+        ("/m/-.gguf", None, plan(8192, 4, 16), ()),
+    ],
+    ids=["plain", "mmproj", "all layers", "no layers", "blanks", "dashes", "a dash alone"],
+)
+def test_the_command_line(weights: str, mmproj: str | None, wished: Plan, words: tuple[str, ...]) -> None:
+    reference = parse(weights)
+    artefact = Artefact(Path(weights), Path(mmproj) if mmproj else None)
+    spec = LlamaCpp().server(artefact, wished, served_name=served_name(reference), port=1234)
+    alias = {"/m/my models/a b.gguf": "a b", "/m/--model.gguf": "model", "/m/-.gguf": "model"}.get(weights, "x")
+    assert spec.argv == (
+        *EMBEDDED,
+        *("--model", weights),
+        *(("--mmproj", mmproj) if mmproj else ()),
+        *("--ctx-size", str(wished.context.value * wished.parallel.value)),
+        *("--parallel", str(wished.parallel.value)),
+        *("--threads", str(wished.threads.value)),
+        *words,
+        *("--host", "127.0.0.1", "--port", "1234", "--alias", alias, "--metrics"),
+    )
+    assert spec.env == {"LLAMA_ARG_CACHE_RAM": "512", "GGML_NO_BACKTRACE": "1"}
+    assert (spec.base_url, spec.health_path, spec.served_name) == ("http://127.0.0.1:1234", "/health", alias)
+    assert [phase.name for phase in spec.phases] == ["loading the weights", "allocating the KV cache"]
+
+
+def test_a_program_of_the_users_own_gets_the_same_words(tmp_path: Path) -> None:
+    own = program(tmp_path / "bin")
+    argv = [
+        engine.server(Artefact(WEIGHTS), plan(), served_name="x", port=1).argv
+        for engine in (LlamaCpp(), LlamaCpp(str(own)))
+    ]
+    assert argv[1] == (str(own), *argv[0][len(EMBEDDED) :])
+
+
+# Which program
+
+
+def looked(engine: Engine) -> tuple[bool, str | None, str, bool]:
+    status = engine.status()
+    assert bool(status.hint) == (not status.installed or status.version is None)
+    return status.installed, status.version, status.detail, engine.on_gpu
+
+
+@pytest.mark.usefixtures("no_wheel")
+def test_nothing_is_installed() -> None:
+    engine = LlamaCpp()
+    assert engine.status() == EngineStatus(
+        False, None, "no llama.cpp on this machine", "`pip install xllamacpp`, or put a `llama-server` on PATH"
+    )
+    assert not engine.on_gpu
+    with pytest.raises(EngineMissing, match=r"^no llama\.cpp on this machine$"):
+        engine.server(Artefact(WEIGHTS), plan(), served_name="x", port=1)
+
+
+def test_the_wheel() -> None:
+    assert looked(LlamaCpp()) == (True, WHEEL, f"xllamacpp {WHEEL}, the embedded build", sys.platform == "darwin")
+
+
+def test_a_program_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = program(tmp_path / "bin")
+    monkeypatch.setenv("PATH", str(own.parent))
+    detail = f"llama-server 7777 (abcdef0) at `{own}`, found on PATH"
+    assert looked(LlamaCpp()) == (True, "7777 (abcdef0)", detail, True)
+
+
+def test_a_configured_program_beats_the_one_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(program(tmp_path / "bin").parent))
+    own = program(tmp_path / "own", 'echo "version: 1 (own)" >&2')
+    monkeypatch.setenv("LLMDEPLOY_ENGINES_LLAMACPP_SERVER", str(own))
+    detail = f"llama-server 1 (own) at `{own}`, set by `engines.llamacpp.server`"
+    assert looked(engines.get("llamacpp", config.load())) == (True, "1 (own)", detail, True)
+
+
+def test_a_configured_program_that_is_gone_is_not_replaced_in_silence(tmp_path: Path) -> None:
+    gone = tmp_path / "llama-server"
+    detail = f"`{gone}` (set by `engines.llamacpp.server`) cannot be run: No such file or directory"
+    assert looked(LlamaCpp(str(gone))) == (False, None, detail, False)
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        ("echo no libcuda >&2; exit 127", "cannot be run: no libcuda"),
+        ("exit 1", "cannot be run: no output"),
+        ("echo hello", "is no `llama-server`: it tells no version"),
+    ],
+)
+def test_a_program_on_the_path_that_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, why: str
+) -> None:
+    """The wheel serves instead; where there is none, the reason is told."""
+    own = program(tmp_path / "bin", script)
+    monkeypatch.setenv("PATH", str(own.parent))
+    told = f"`{own}` (found on PATH) {why}"
+    assert looked(LlamaCpp())[:3] == (True, WHEEL, f"xllamacpp {WHEEL}, the embedded build; {told}")
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    assert looked(LlamaCpp()) == (False, None, f"no llama.cpp on this machine; {told}", False)
+
+
+@pytest.mark.parametrize("path", ["bin", "./bin", ".", ""])
+def test_a_program_below_the_folder_one_stands_in_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    script = f"{TELLS}; : > '{tmp_path}/ran'"
+    own = program(tmp_path / "bin", script)
+    monkeypatch.chdir(own.parent if path == "." else tmp_path)
+    monkeypatch.setenv("PATH", path)
+    assert looked(LlamaCpp())[2] == f"xllamacpp {WHEEL}, the embedded build"
+    assert not (tmp_path / "ran").exists()
+
+
+# A model that does not fit
+
+
+class Stub:
+    """An engine that is asked for one model, of the size that a test gives it."""
+
+    name = "stub"
+    on_gpu = False
+
+    def __init__(self, facts: ModelFacts) -> None:
+        self._facts = facts
+        self.asked: list[str] = []
+
+    def status(self) -> EngineStatus:
+        return EngineStatus(True, "1", "a stub")
+
+    def artefact(self, model: ModelRef, mmproj: Path | None = None) -> Artefact:
+        return Artefact(WEIGHTS)
+
+    def present(self, artefact: Artefact) -> bool:
+        return True
+
+    def pull(self, artefact: Artefact, on_progress: OnProgress) -> None:
+        self.asked.append("pull")
+
+    def facts(self, artefact: Artefact) -> ModelFacts:
+        return self._facts
+
+    def server(self, artefact: Artefact, plan: Plan, *, served_name: str, port: int) -> ServerSpec:
+        self.asked.append("server")
+        return LlamaCpp().server(artefact, plan, served_name=served_name, port=port)
+
+    def diagnose(self, log: Sequence[str], exit_status: int) -> Diagnosis | None:
+        return None
+
+
+def candidate(engine: Engine, folder: Path, on_plan: Callable[[Plan], None]) -> Candidate:
+    def ignore(*_: object) -> None: ...
+
+    order = Order(HubFile("owner/repo", "x.gguf"), free_port(), Wishes(), None, 10)
+    return Candidate(order, engine, Events(ignore, ignore, ignore, on_plan), folder / "server.log")
+
+
+def test_a_model_that_does_not_fit_this_machine_is_not_started(tmp_path: Path) -> None:
+    plans: list[Plan] = []
+    needs = replace(FACTS, weights_bytes=hardware.detect().memory_available + 2**30)
+    engine = Stub(needs)
+    before = psutil.Process().children()
+    with pytest.raises(DoesNotFit, match=r"^`hf://owner/repo/x.gguf` needs .* GiB .* is free$") as caught:
+        candidate(engine, tmp_path, plans.append).prepare()
+    assert caught.value.hint.startswith("free memory, or take a smaller model")
+    assert (engine.asked, plans) == ([], [])
+    assert psutil.Process().children() == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_model_of_a_size_that_fits_is_prepared(tmp_path: Path) -> None:
+    """So that the test above cannot pass for another reason."""
+    plans: list[Plan] = []
+    engine = Stub(FACTS)
+    one = candidate(engine, tmp_path, plans.append)
+    one.prepare()
+    assert (engine.asked, len(plans)) == (["server"], 1)
+    assert one.spec.served_name == "x"
+    assert os.fspath(WEIGHTS) in one.spec.argv
