@@ -1,0 +1,724 @@
+"""The daemon's API: the real `ollama` client and the real httpx against what a real Ollama sent, byte for byte."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from llmdeploy.engines.ollama_api import (
+    Answer,
+    Daemon,
+    Installed,
+    Layers,
+    Probe,
+    _shown,
+    full_name,
+    recognise,
+    same_name,
+)
+from llmdeploy.errors import (
+    DownloadFailed,
+    EngineMissing,
+    LlmdeployError,
+    ModelInvalid,
+    ModelNotFound,
+    RequestFailed,
+    StartFailed,
+    TimedOut,
+)
+from tests.conftest import SELFTEST
+from tests.ollama_replay import FORBIDDEN, HTML, SSH, Replay, closed_port, exchanges, http_answer, port, replay
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+TINY = "http://127.0.0.1:5055/library/tiny"
+"""What the recordings pull from: a registry on the recorder's machine."""
+WEIGHTS, MMPROJ = SELFTEST / "selftest-f16.gguf", SELFTEST / "mmproj-selftest-f16.gguf"
+BLOBS = "/var/lib/ollama/models/blobs/sha256-"
+MODEL_BLOB = BLOBS + "6f79c766f24c5a7e21b39002deb4502d1a4e056f1e31060eda1cb0f7ed292aa0"
+PROJECTOR_BLOB = BLOBS + "9bdeed7a6d21f6674d464a2261848ff6595358a87c4570fdeaf898e800c72f17"
+
+
+def ignore(*_: object) -> None: ...
+
+
+def digest(path: Path) -> str:
+    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+
+@pytest.fixture
+def dead_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that nobody runs, and one of a kind that httpx cannot speak to."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{closed_port()}")
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+
+
+# --- The probe
+
+
+def probed(url: str) -> Probe:
+    began = time.monotonic()
+    probe = Daemon(url).probe()
+    assert time.monotonic() - began < 3
+    return probe
+
+
+def test_a_running_daemon_tells_its_version(dead_proxies: None) -> None:
+    with replay("version") as ollama:
+        assert probed(ollama.url) == Probe("running", "0.33.0-rc2", "Ollama 0.33.0-rc2")
+        assert ollama.unknown == []
+
+
+def test_a_path_stands_before_every_route() -> None:
+    with replay("version") as ollama:
+        for one in ollama.exchanges:
+            one["request"]["path"] = "/ollama" + one["request"]["path"]
+        assert probed(f"{ollama.url}/ollama").state == "running"
+        assert Daemon(f"{ollama.url}/ollama/").version() == "0.33.0-rc2"
+        assert ollama.unknown == []
+
+
+def test_a_closed_port_refuses() -> None:
+    probe = probed(f"http://127.0.0.1:{closed_port()}")
+    assert (probe.state, probe.version) == ("refused", None)
+    assert probe.detail.startswith("nothing answers at `http://127.0.0.1:")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://no-such-host.invalid:11434", "http://a b:11434", "http://[1.2.3.4:80:90]:11434"]
+)
+def test_an_address_that_leads_nowhere_refuses(url: str) -> None:
+    assert probed(url).state == "refused"
+
+
+@pytest.mark.parametrize(
+    ("answer", "state", "detail"),
+    [
+        (None, "starting", "`URL` accepts connections and does not answer yet"),
+        (FORBIDDEN, "forbidden", "it refuses us (status 403): an Ollama behind a proxy, or its rules"),
+        (http_answer("text/html", HTML), "other", "another program: a web page `Grafana` (status 200)"),
+        (
+            http_answer("text/html; charset=utf-8", b"<h1>gone</h1>", "502 Bad Gateway"),
+            "other",
+            "another program: a web page (status 502)",
+        ),
+        (
+            http_answer("application/json", b'{"ok":true}'),
+            "other",
+            "another program: it answers with status 200 and `application/json`",
+        ),
+        (
+            http_answer("application/json", b'{"version":"1.2.3"}'),
+            "other",
+            "it answers with status 200 and `application/json`; it has a version as Ollama has, and is another program",
+        ),
+        (SSH, "other", "what listens at `URL` does not speak HTTP"),
+        (b"", "other", "what listens at `URL` does not speak HTTP"),
+        (
+            b"HTTP/1.1 301 Moved\r\nLocation: https://h/\r\nContent-Length: 0\r\n\r\n",
+            "other",
+            "another program: it redirects to `https://h/`",
+        ),
+    ],
+    ids=["silent", "forbidden", "html", "bad gateway", "json", "version", "ssh", "closes", "redirect"],
+)
+def test_what_is_no_ollama_is_told(answer: bytes | None, state: str, detail: str) -> None:
+    with port(answer) as url:
+        probe = probed(url)
+    assert (probe.state, probe.version, probe.detail) == (state, None, detail.replace("URL", url))
+
+
+def test_an_answer_without_an_end_is_cut() -> None:
+    with port(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n" + b"x" * 1_000_000) as url:
+        assert probed(url).state == "other"
+
+
+def test_https_where_only_http_is_spoken() -> None:
+    with port(http_answer("text/html", HTML)) as url:
+        assert probed(url.replace("http:", "https:")).state == "other"
+
+
+def test_only_both_answers_make_an_ollama() -> None:
+    [root, version] = [one["response"]["chunks"][0][1].encode() for one in exchanges("version")]
+    assert recognise(Answer(200, {}, version), Answer(200, {}, root)).state == "running"
+    assert recognise(Answer(200, {}, version), Answer(200, {}, b"KoboldCpp")).state == "other"
+    assert recognise(Answer(404, {}, b"404 page not found"), Answer(200, {}, root)).state == "other"
+    assert recognise(Answer(200, {}, b'{"version":5}'), Answer(200, {}, root)).state == "other"
+
+
+# --- The environment
+
+IMPORTS = """
+import sys
+from llmdeploy.engines import ollama_api, ollama_failures, ollama_host
+heavy = {"ollama", "httpx", "asyncio", "pydantic"} & set(sys.modules)
+assert not heavy, heavy
+daemon = ollama_api.Daemon(sys.argv[1])
+print(daemon.version(), daemon.running(), daemon.probe().state)
+assert "ollama" in sys.modules
+"""
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"OLLAMA_HOST": "127.0.0.1:abc"},
+        {"OLLAMA_HOST": "::1"},
+        {"OLLAMA_HOST": '"127.0.0.1"'},
+        {"HTTP_PROXY": "http://127.0.0.1:9", "ALL_PROXY": "socks5://127.0.0.1:9", "HTTPS_PROXY": "nonsense://x"},
+        {"SSL_CERT_FILE": "/nowhere.pem"},
+        {"OLLAMA_API_KEY": "key\nof two lines"},
+    ],
+    ids=lambda environment: " ".join(environment) or "empty",
+)
+def test_a_hostile_environment_changes_nothing(environment: dict[str, str]) -> None:
+    with replay("version", "empty_store") as ollama:
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", IMPORTS, ollama.url],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (done.stdout, done.stderr) == ("0.33.0-rc2 [] running\n", "")
+        assert ollama.unknown == []
+
+
+def test_the_environment_is_as_it_was_after_the_import() -> None:
+    script = (
+        "import os; from llmdeploy.engines.ollama_api import _imported_ollama as load; load(); "
+        "print(os.environ['OLLAMA_HOST'])"
+    )
+    environment = {**os.environ, "OLLAMA_HOST": "127.0.0.1:abc"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("127.0.0.1:abc\n", "")
+
+
+def test_the_key_of_the_cloud_goes_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_API_KEY", "secret")
+    with replay("version", "empty_store") as ollama:
+        Daemon(ollama.url).running()
+        Daemon(ollama.url).version()
+        assert len(ollama.headers) == 2
+        assert "secret" not in str(ollama.headers)
+
+
+# --- What is there
+
+
+def test_models(dead_proxies: None) -> None:
+    with replay("tags") as ollama:
+        assert Daemon(ollama.url).models() == [
+            Installed("selftest:latest", 2334040, ("completion", "vision"), 8192),
+            Installed("selftest-text:latest", 1726904, ("completion",), 8192),
+            Installed("selftest-8k:latest", 2334057, ("completion", "vision"), 8192),
+        ]
+
+
+def test_models_of_a_server_before_0_30() -> None:
+    """It has neither capabilities nor the length of the context."""
+    with replay("tags") as ollama:
+        [chunk] = ollama.exchanges[0]["response"]["chunks"]
+        document = json.loads(chunk[1])
+        for model in document["models"]:
+            del model["capabilities"], model["details"]["context_length"]
+        chunk[1] = json.dumps(document)
+        assert Daemon(ollama.url).models()[1] == Installed("selftest-text:latest", 1726904, (), None)
+
+
+def test_an_empty_store() -> None:
+    with replay("empty_store") as ollama:
+        assert Daemon(ollama.url).models() == []
+        assert Daemon(ollama.url).running() == []
+
+
+def test_show() -> None:
+    with replay("show", "tags") as ollama:
+        shown = Daemon(ollama.url).show("selftest")
+        assert ollama.unknown == []
+    assert (shown.capabilities, shown.architecture, shown.context_length) == (("completion", "vision"), "qwen2vl", 8192)
+    assert (shown.layers, shown.heads, shown.kv_heads) == (4, (4,) * 4, (2,) * 4)
+    assert (shown.key_length, shown.value_length, shown.embedding_length, shown.vocabulary_size) == (32, 32, 128, 508)
+    assert (shown.parameters, shown.num_ctx, shown.size) == ("", None, 2334040)
+    assert shown.blobs == (MODEL_BLOB, PROJECTOR_BLOB)
+    assert (shown.projector, shown.merged, shown.sees_images) == (True, False, True)
+    assert (shown.format, shown.quantization, shown.remote_host) == ("gguf", "F16", None)
+
+
+def test_show_of_a_model_without_eyes() -> None:
+    with replay("show", "tags") as ollama:
+        shown = Daemon(ollama.url).show("selftest-text")
+    assert (shown.blobs, shown.projector, shown.merged, shown.sees_images) == ((MODEL_BLOB,), False, False, False)
+    assert shown.size == 1726904
+
+
+def test_show_of_an_alias() -> None:
+    with replay("create_alias_num_ctx", "tags") as ollama:
+        shown = Daemon(ollama.url).show("selftest-8k")
+    assert (shown.parameters, shown.num_ctx) == ("num_ctx                        8192", 8192)
+    assert shown.blobs == (MODEL_BLOB, PROJECTOR_BLOB)
+
+
+def test_a_merged_model_is_known_by_its_tensors() -> None:
+    document = json.loads(exchanges("show")[1]["response"]["chunks"][0][1])
+    document["tensors"].append({"name": "v.blk.0.attn_q.weight", "type": "F16", "shape": [64, 64]})
+    assert _shown(document, None).merged
+    document["projector_info"] = {"clip.has_vision_encoder": True}
+    assert not _shown(document, None).merged
+
+
+def test_layers_that_differ_are_asked_for() -> None:
+    """Ollama tells an array as null until it is asked for all."""
+    with replay("show", "tags") as ollama:
+        hidden = ollama.exchanges[0]
+        document = json.loads(hidden["response"]["chunks"][0][1])
+        document["model_info"]["qwen2vl.attention.head_count_kv"] = None
+        hidden["response"]["chunks"][0][1] = json.dumps(document)
+        document["model_info"]["qwen2vl.attention.head_count_kv"] = [2, 0, 1, 2]
+        told = json.loads(json.dumps(hidden))
+        told["request"]["body"]["verbose"] = True
+        told["response"]["chunks"][0][1] = json.dumps(document)
+        ollama.exchanges.append(told)
+        assert Daemon(ollama.url).show("selftest").kv_heads == (2, 0, 1, 2)
+        assert ollama.unknown == []
+
+
+def test_show_of_a_missing_model() -> None:
+    with (
+        replay("show", "tags", "version") as ollama,
+        pytest.raises(ModelNotFound, match="Ollama has no model `nope:latest`"),
+    ):
+        Daemon(ollama.url).show("nope")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("qwen3", "qwen3:latest", True),
+        ("Qwen3:8B", "qwen3:8b", True),
+        ("registry.ollama.ai/library/qwen3:8b", "qwen3:8b", True),
+        ("hf.co/a/b", "hf.co/a/b:latest", True),
+        ("localhost:5000/a/b", "localhost:5000/a/b:latest", True),
+        ("qwen3", "qwen3:8b", False),
+    ],
+)
+def test_names_of_one_model(one: str, other: str, same: bool) -> None:
+    assert same_name(one, other) is same
+    assert full_name(full_name(one)) == full_name(one)
+
+
+# --- What is made there
+
+
+def test_a_model_is_made_of_files() -> None:
+    statuses: list[str] = []
+    progress: list[tuple[str, int, int]] = []
+    files = {"selftest.gguf": digest(WEIGHTS), "mmproj.gguf": digest(MMPROJ)}
+    with replay("create_from_gguf") as ollama:
+        daemon = Daemon(ollama.url)
+        assert daemon.has_blob(digest(WEIGHTS)) is False
+        daemon.push_blob(WEIGHTS, digest(WEIGHTS), lambda *now: progress.append(now))
+        daemon.push_blob(WEIGHTS, digest(WEIGHTS), ignore)  # again: it is there already
+        daemon.push_blob(MMPROJ, digest(MMPROJ), ignore)
+        daemon.create_from_files("selftest", files, on_status=statuses.append)
+        assert ollama.unknown == []
+    size = WEIGHTS.stat().st_size
+    assert progress == [(WEIGHTS.name, 1 << 20, size), (WEIGHTS.name, size, size)]
+    assert statuses[0] == "parsing GGUF"
+    assert statuses[-1] == "success"
+
+
+def test_a_file_of_another_digest(tmp_path: Path) -> None:
+    file = tmp_path / "two.gguf"
+    file.write_bytes(b"\xff\xfe")
+    with replay("create_from_gguf", "tags", "version") as ollama, pytest.raises(ModelInvalid, match="not what it was"):
+        Daemon(ollama.url).push_blob(file, "sha256:" + "0" * 64, ignore)
+
+
+def test_a_file_that_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(ModelInvalid, match="cannot be read: No such file"):
+        Daemon("http://127.0.0.1:1").push_blob(tmp_path / "gone.gguf", "sha256:0", ignore)
+
+
+def test_an_alias_is_made_of_a_model_that_is_there() -> None:
+    with replay("create_alias_num_ctx", "show") as ollama:
+        Daemon(ollama.url).create_alias("selftest-8k", "selftest", {"num_ctx": 8192})
+        assert ollama.unknown == []
+        [sent] = ollama.asked("/api/create")
+        assert (sent["from"], sent["parameters"]) == ("selftest", {"num_ctx": 8192})
+
+
+def test_an_alias_of_a_missing_model_is_not_even_sent() -> None:
+    """Ollama would begin to download it."""
+    with replay("create_alias_num_ctx", "show", "tags", "version") as ollama:
+        with pytest.raises(ModelNotFound, match="nope"):
+            Daemon(ollama.url).create_alias("selftest-8k", "nope", {"num_ctx": 8192})
+        assert ollama.asked("/api/create") == []
+
+
+def test_an_alias_whose_base_goes_away_stops_the_download() -> None:
+    with replay("create_alias_num_ctx", "show", "tags", "version", hold_after=3) as ollama:
+        [creation] = [one for one in ollama.exchanges if (one["request"]["body"] or {}).get("from")]
+        creation["response"]["chunks"] = exchanges("pull_progress")[0]["response"]["chunks"]
+        with pytest.raises(ModelNotFound, match="selftest"):
+            Daemon(ollama.url).create_alias("selftest-8k", "selftest", {"num_ctx": 8192})
+        assert ollama.hung_up.wait(2)
+
+
+def test_copy_and_delete() -> None:
+    with replay("copy_delete", "tags", "version") as ollama:
+        daemon = Daemon(ollama.url)
+        daemon.copy("selftest", "copy")
+        daemon.delete("copy")
+        daemon.delete("copy")  # 404: it is gone, which is what was asked for
+        assert ollama.unknown == []
+        assert [request[:2] for request in ollama.requests][:3] == [
+            ("POST", "/api/copy"),
+            ("DELETE", "/api/delete"),
+            ("DELETE", "/api/delete"),
+        ]
+
+
+# --- Pull
+
+
+def pulled(ollama: Replay, tag: str, on_progress: Callable[[str, int, int], None] = ignore) -> None:
+    Daemon(ollama.url).pull(f"{TINY}:{tag}", on_progress, insecure=True)
+
+
+@pytest.mark.parametrize("name", ["pull_progress", "pull_ok"])
+def test_progress_reaches_the_total_and_never_runs_backwards(name: str, dead_proxies: None) -> None:
+    seen: list[tuple[str, int, int]] = []
+    layers = Layers()
+    sums = []
+
+    def on_progress(layer: str, done: int, total: int) -> None:
+        seen.append((layer, done, total))
+        layers.update(layer, done, total)
+        sums.append((layers.done, layers.total))
+
+    with replay(name) as ollama:
+        pulled(ollama, "ok", on_progress)
+        assert ollama.asked("/api/pull") == [{"model": f"{TINY}:ok", "insecure": True, "stream": True}]
+    assert {layer for layer, _, _ in seen} == {"7824df67ad67", "e5dcffe836b6"}
+    for layer, size in (("7824df67ad67", 9082336), ("e5dcffe836b6", 3)):
+        done = [now for name, now, _ in seen if name == layer]
+        assert done == sorted(done)
+        assert done[-1] == size
+    assert len(seen) > 15
+    assert sums == sorted(sums)
+    assert sums[-1] == (9082339, 9082339)
+
+
+def test_numbers_that_run_backwards_are_held() -> None:
+    seen: list[int] = []
+    with replay("pull_progress") as ollama:
+        chunks = ollama.exchanges[0]["response"]["chunks"]
+        chunks[5], chunks[9] = chunks[9], chunks[5]  # what a retry does
+        pulled(ollama, "ok", lambda layer, done, total: seen.append(done if total > 3 else 9082336))
+    assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize(
+    ("recording", "tag", "kind", "message"),
+    [
+        (
+            "pull_bad",
+            "bad",
+            DownloadFailed,
+            "what arrived is not what Ollama's registry sent: a proxy or a virus scanner changed it",
+        ),
+        ("pull_boom", "boom", DownloadFailed, "Ollama's registry is out of order (503): upstream sad"),
+        ("pull_gone", "gone", ModelNotFound, f"Ollama's registry has no `{TINY}:gone`"),
+        (
+            "pull_html",
+            "html",
+            DownloadFailed,
+            "a web page answers in the place of Ollama's registry: a network that wants a login, or a proxy",
+        ),
+        (
+            "pull_new",
+            "new",
+            DownloadFailed,
+            f"`{TINY}:new` needs a newer Ollama server than the one that runs (0.33.0-rc2)",
+        ),
+        ("pull_not_streamed", "gone", ModelNotFound, f"Ollama's registry has no `{TINY}:gone`"),
+    ],
+)
+def test_a_recorded_failure_has_its_sentence(
+    recording: str, tag: str, kind: type[LlmdeployError], message: str
+) -> None:
+    with replay(recording, "version", "tags") as ollama:
+        # An error may come with a status of its own, or as a line behind status 200.
+        ollama.exchanges[0]["request"]["body"].pop("stream", None)
+        with pytest.raises(LlmdeployError) as caught:
+            pulled(ollama, tag)
+        assert ollama.unknown == []
+    assert (type(caught.value), caught.value.message) == (kind, message)
+    assert caught.value.hint
+
+
+def test_a_refused_registry_and_a_bad_name() -> None:
+    with replay("pull_refused", "version", "tags") as ollama:
+        with pytest.raises(DownloadFailed, match=r"`127\.0\.0\.1:9` refuses Ollama's server"):
+            Daemon(ollama.url).pull("http://127.0.0.1:9/library/tiny:ok", ignore, insecure=True)
+        with pytest.raises(ModelNotFound, match="no such name as `bad name!`"):
+            Daemon(ollama.url).pull("bad name!", ignore)
+        assert ollama.unknown == []
+
+
+def test_a_full_disk_says_what_is_still_to_come() -> None:
+    with replay("pull_progress", "version", "tags") as ollama:
+        chunks = ollama.exchanges[0]["response"]["chunks"]
+        words = "write /data/models/blobs/sha256-78-partial: no space left on device"
+        del chunks[3:]
+        chunks.append([0, json.dumps({"error": words}) + "\n"])
+        with pytest.raises(DownloadFailed) as caught:
+            pulled(ollama, "ok")
+    assert caught.value.message == "the disk of Ollama's store `/data/models` is full: 0.01 GB are still to come"
+
+
+@pytest.mark.parametrize("cut_after", [1, 5])
+def test_a_daemon_that_dies_in_a_pull(cut_after: int) -> None:
+    with replay("pull_progress", "version", "tags", cut_after=cut_after) as ollama:
+        with pytest.raises(DownloadFailed) as caught:
+            pulled(ollama, "ok")
+        assert caught.value.message == f"Ollama at `{ollama.url}` broke off its answer"
+        assert caught.value.hint.startswith("run it again: what is there is kept")
+
+
+def test_a_pull_without_its_last_line_is_no_success() -> None:
+    with replay("pull_progress", "version", "tags") as ollama:
+        del ollama.exchanges[0]["response"]["chunks"][-1]
+        with pytest.raises(DownloadFailed, match="broke off its answer"):
+            pulled(ollama, "ok")
+
+
+def test_an_exception_out_of_the_progress_closes_the_connection() -> None:
+    def on_progress(layer: str, done: int, total: int) -> None:
+        raise ZeroDivisionError
+
+    with replay("pull_progress", hold_after=4) as ollama:
+        with pytest.raises(ZeroDivisionError):
+            pulled(ollama, "ok", on_progress)
+        assert ollama.hung_up.wait(2)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send SIGINT to itself")
+def test_an_interrupt_closes_the_connection() -> None:
+    with replay("pull_progress", slower=0.1, hold_after=4) as ollama:
+
+        def interrupt() -> None:
+            ollama.holding.wait(10)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        killer = threading.Thread(target=interrupt)
+        killer.start()
+        with pytest.raises(KeyboardInterrupt):
+            pulled(ollama, "ok")
+        killer.join()
+        assert ollama.hung_up.wait(2)
+
+
+def test_a_pull_that_falls_silent_ends() -> None:
+    with replay("pull_progress", "version", "tags", hold_after=4) as ollama:
+        with pytest.raises(TimedOut, match="does not answer in time"):
+            Daemon(ollama.url).pull(f"{TINY}:ok", ignore, insecure=True, silence=0.3)
+        assert ollama.hung_up.wait(2)
+
+
+def test_a_pull_that_gets_no_more_bytes_ends() -> None:
+    """Ollama says the same number every 60 ms, for ever."""
+    with replay("pull_progress", slower=1.0) as ollama:
+        chunks = ollama.exchanges[0]["response"]["chunks"]
+        chunks[4:] = [[0.3 + number * 0.06, chunks[3][1]] for number in range(100)]
+        with pytest.raises(TimedOut, match=r"got nothing more of .* for 0\.5 s"):
+            Daemon(ollama.url).pull(f"{TINY}:ok", ignore, insecure=True, stall=0.5)
+        assert ollama.hung_up.wait(2)
+
+
+def test_layers_add_up() -> None:
+    layers = Layers()
+    assert (layers.done, layers.total) == (0, 0)
+    assert layers.update("a", 5, 10)
+    assert not layers.update("a", 3, 10)
+    assert layers["a"] == (5, 10)
+    assert layers.update("b", 99, 20)
+    assert (layers.done, layers.total, layers.unfinished()) == (25, 30, ["a"])
+
+
+# --- What is in memory
+
+
+def test_load_and_release(dead_proxies: None) -> None:
+    with replay("load_unload") as ollama:
+        daemon = Daemon(ollama.url)
+        asyncio.run(daemon.load("selftest"))
+        [running] = daemon.running()
+        daemon.unload("selftest")
+        assert daemon.wait_released("selftest", 2)
+        assert ollama.unknown == []
+        assert [body["keep_alive"] for body in ollama.asked("/api/generate")] == [-1, 0]
+    assert (running.name, running.size, running.size_vram) == ("selftest:latest", 463418161, 0)
+    assert running.context_length == 4096
+    assert running.expires_at is not None
+    assert running.expires_at.year == 2319
+
+
+def test_a_model_that_stays_in_memory() -> None:
+    with replay("load_unload") as ollama:
+        del ollama.exchanges[3]
+        assert not Daemon(ollama.url).wait_released("selftest", 0.3)
+        assert Daemon(ollama.url).wait_released("another", 0)
+
+
+def test_the_context_is_sent_only_where_it_is_wished() -> None:
+    with replay("load_unload") as ollama:
+        wished = json.loads(json.dumps(ollama.exchanges[0]))
+        wished["request"]["body"]["options"] = {"num_ctx": 2048}
+        ollama.exchanges.append(wished)
+        asyncio.run(Daemon(ollama.url).load("selftest", num_ctx=2048))
+        asyncio.run(Daemon(ollama.url).load("selftest"))
+        assert ["options" in body for body in ollama.asked("/api/generate")] == [True, False]
+        assert ollama.unknown == []
+
+
+def test_a_load_that_fails_has_its_sentence() -> None:
+    """The words are a recorded refusal's of another route: Ollama wraps all of them alike."""
+    with replay("load_unload", "version", "tags") as ollama:
+        ollama.exchanges[0]["response"] = exchanges("chat_errors")[0]["response"]
+        with pytest.raises(ModelNotFound, match="Ollama has no model `nope`"):
+            asyncio.run(Daemon(ollama.url).load("selftest"))
+
+
+def test_a_cancelled_load_closes_the_connection() -> None:
+    with replay("load_unload", hold_after=0) as ollama:
+
+        async def cancelled() -> None:
+            load = asyncio.create_task(Daemon(ollama.url).load("selftest"))
+            await asyncio.to_thread(ollama.holding.wait, 10)
+            load.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await load
+
+        asyncio.run(cancelled())
+        assert ollama.hung_up.wait(2)
+
+
+def test_a_load_that_takes_too_long_ends() -> None:
+    with replay("load_unload", hold_after=0) as ollama, pytest.raises(TimedOut, match="does not answer in time"):
+        asyncio.run(Daemon(ollama.url).load("selftest", timeout=0.3))
+
+
+def test_to_unload_a_missing_model_is_fine() -> None:
+    with replay("load_unload", "version", "tags") as ollama:
+        ollama.exchanges[2]["response"] = exchanges("chat_errors")[0]["response"]
+        Daemon(ollama.url).unload("selftest")
+        assert ollama.unknown == []
+
+
+# --- What is no Ollama, for every call
+
+CALLS: dict[str, Callable[[Daemon], object]] = {
+    "version": lambda daemon: daemon.version(),
+    "models": lambda daemon: daemon.models(),
+    "show": lambda daemon: daemon.show("selftest"),
+    "running": lambda daemon: daemon.running(),
+    "has_blob": lambda daemon: daemon.has_blob("sha256:00"),
+    "push_blob": lambda daemon: daemon.push_blob(WEIGHTS, "sha256:00", ignore),
+    "create": lambda daemon: daemon.create_from_files("x", {"x.gguf": "sha256:00"}),
+    "alias": lambda daemon: daemon.create_alias("y", "x", {}),
+    "copy": lambda daemon: daemon.copy("x", "y"),
+    "delete": lambda daemon: daemon.delete("x"),
+    "pull": lambda daemon: daemon.pull("x", ignore),
+    "load": lambda daemon: asyncio.run(daemon.load("x")),
+    "unload": lambda daemon: daemon.unload("x"),
+    "wait_released": lambda daemon: daemon.wait_released("x", 1),
+}
+NO_DOCUMENT = {"has_blob", "push_blob", "copy", "delete"}
+"""The status alone is the answer."""
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_nothing_listens(call: str, dead_proxies: None) -> None:
+    daemon = Daemon(f"http://127.0.0.1:{closed_port()}")
+    with pytest.raises(EngineMissing, match="no Ollama answers at `http://127") as caught:
+        CALLS[call](daemon)
+    assert "`ollama serve`" in caught.value.hint
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    "answer",
+    [FORBIDDEN, http_answer("text/html", HTML, "502 Bad Gateway"), SSH, b""],
+    ids=["forbidden", "bad gateway", "ssh", "closes"],
+)
+def test_something_else_answers(call: str, answer: bytes) -> None:
+    with port(answer) as url, pytest.raises((RequestFailed, DownloadFailed, StartFailed)) as caught:
+        CALLS[call](Daemon(url))
+    assert caught.value.hint
+    assert "Grafana" not in caught.value.message
+
+
+SHAPES = [
+    b"[]",
+    b"null",
+    b'"text"',
+    b"{",
+    b'{"models":5}',
+    b'{"models":[{"name":5}]}',
+    b'{"status":5}',
+    b'{"error":[1]}',
+]
+
+
+@pytest.mark.parametrize("call", sorted(CALLS.keys() - NO_DOCUMENT))
+@pytest.mark.parametrize("body", [HTML, *SHAPES])
+def test_an_answer_of_another_shape(call: str, body: bytes) -> None:
+    """Each is an error of ours or, where the shape happens to be right, an answer."""
+    with port(http_answer("application/json", body)) as url:
+        error = failure(lambda: CALLS[call](Daemon(url)))
+    assert error is None or error.hint
+    assert error is not None or body.startswith(b'{"')
+
+
+def failure(call: Callable[[], object]) -> LlmdeployError | None:
+    try:
+        call()
+    except LlmdeployError as error:
+        return error
+    return None
+
+
+def test_another_host_is_reached_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a refusal says on which machine to look."""
+    with replay("version") as proxy:
+        for one in proxy.exchanges:
+            one["request"]["path"] = "http://gpu.example:11434" + one["request"]["path"]
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        assert Daemon("http://gpu.example:11434").version() == "0.33.0-rc2"
+    with pytest.raises(EngineMissing) as caught:
+        Daemon("http://gpu.example:11434").version()
+    assert caught.value.hint.startswith("on `gpu.example:11434`: start it")
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "nonsense://127.0.0.1"])
+@pytest.mark.parametrize("call", ["version", "running", "load", "pull"])
+def test_a_proxy_that_cannot_be_used(call: str, proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(EngineMissing, match=r"there is no way to `http://gpu\.example:11434`"):
+        CALLS[call](Daemon("http://gpu.example:11434"))
