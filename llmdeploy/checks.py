@@ -138,9 +138,12 @@ def _engines(settings: Settings) -> list[Check]:
 
 
 def _engine(name: str, found: EngineStatus, *, chosen: bool) -> Check:
-    if found.installed:
-        return Check(name, "ok" if found.version else "warn", found.detail, found.hint)
-    return Check(name, "fail" if chosen else "warn", found.detail, found.hint)
+    """Of an engine that is not the chosen one it is enough to be told that it is not here."""
+    if found.usable:
+        return Check(name, "warn" if found.hint else "ok", found.detail, found.hint)
+    if chosen:
+        return Check(name, "fail", found.detail, found.hint)
+    return Check(name, "warn" if found.installed else "ok", found.detail, found.hint if found.installed else "")
 
 
 def _port(settings: Settings, situation: Situation) -> Check:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +70,7 @@ class Conversation:
 
     answer: Answer
 
-    def __init__(self, base_url: str, body: dict[str, Any], timeout: float) -> None:
+    def __init__(self, base_url: str, body: Mapping[str, Any], timeout: float) -> None:
         """`base_url` without `/v1`; `timeout` in seconds, for each wait."""
         self._url = f"{base_url}/v1/chat/completions"
         self._body = body
@@ -158,10 +159,21 @@ def _piece(delta: dict[str, Any]) -> Piece:
     return Piece(delta.get("content") or "", delta.get("reasoning_content") or delta.get("reasoning") or "")
 
 
+def sees_no_images() -> RequestFailed:
+    return RequestFailed(
+        "the model that is served sees no images",
+        "serve one that does, with its projector: `llmdeploy serve x.gguf --mmproj mmproj.gguf`",
+    )
+
+
 def _message(body: Any) -> str:
-    """The words of an error body: OpenAI's shape, a bare one, or none."""
+    """The words of an error body: OpenAI's shape, a bare one, or none; Ollama puts one into another, as text."""
     error = body.get("error", body) if isinstance(body, dict) else body
-    return str(error.get("message", error) if isinstance(error, dict) else error)
+    words = str(error.get("message", error) if isinstance(error, dict) else error)
+    if words.startswith('{"error"'):
+        with suppress(ValueError, RecursionError):
+            return _message(json.loads(words))
+    return words
 
 
 def _refusal(response: httpx.Response) -> RequestFailed:
@@ -170,10 +182,7 @@ def _refusal(response: httpx.Response) -> RequestFailed:
     except ValueError:
         message = " ".join(response.text.split())[:200] or response.reason_phrase
     if "image input is not supported" in message:
-        return RequestFailed(
-            "the model that is served sees no images",
-            "serve one that does, with its projector: `llmdeploy serve x.gguf --mmproj mmproj.gguf`",
-        )
+        return sees_no_images()
     if "context size" in message:
         return RequestFailed(message, "ask for less, or serve it again with a larger `--context`")
     return RequestFailed(

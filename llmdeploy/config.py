@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Words = tuple[str, ...]  # a dotted key, split
 
 # Written out: importing the engines to ask them would load them all.
-ENGINE_NAMES = ("llamacpp",)
+ENGINE_NAMES = ("llamacpp", "ollama")
 
 LARGEST_FILE = 2**20  # bytes: it ends a device that has no end
 LARGEST = 2**63 - 1  # TOML promises no larger integer
@@ -70,11 +70,27 @@ class Text:
         return text
 
 
-class Program:
-    """The path of a program that will be run: whole, and never out of the file of a folder one stands in."""
+class Switch:
+    def __str__(self) -> str:
+        return "`true` or `false`"
+
+    def accepts(self, value: object) -> bool:
+        return isinstance(value, bool)
+
+    def read(self, text: str) -> bool:
+        if text not in {"true", "false"}:
+            raise ValueError(text)
+        return text == "true"
+
+
+class Absolute:
+    """A path that means the same wherever one stands."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
 
     def __str__(self) -> str:
-        return "the absolute path of a program"
+        return f"the absolute path of a {self.what}"
 
     def accepts(self, value: object) -> bool:
         return isinstance(value, str) and value.isprintable() and os.path.isabs(value)
@@ -83,7 +99,21 @@ class Program:
         return text
 
 
-Rule = Whole | Positive | Text | Program
+class Program(Absolute):
+    """A program that will be run."""
+
+    names, example = "a program to run", "/path/to/program"
+    """What the file of a folder one stands in may not name."""
+
+    def __init__(self) -> None:
+        super().__init__("program")
+
+
+class Address(Text):
+    names, example = "where prompts go", "127.0.0.1:11434"
+
+
+Rule = Whole | Positive | Text | Switch | Absolute
 
 
 @dataclass(frozen=True)
@@ -151,6 +181,31 @@ class Settings:
         None,
         "the path of a `llama-server` program (none: one on PATH, or the embedded one)",
     )
+    ollama_host: str | None = _key(
+        "engines.ollama.host", Address(), None, "the address of Ollama (none: OLLAMA_HOST, or 127.0.0.1:11434)"
+    )
+    ollama_models: str | None = _key(
+        "engines.ollama.models",
+        Absolute("folder"),
+        None,
+        "the store of an Ollama that llmdeploy starts (none: OLLAMA_MODELS, or Ollama's own)",
+    )
+    ollama_program: str | None = _key(
+        "engines.ollama.program",
+        Program(),
+        None,
+        "the path of the `ollama` program (none: found)",
+    )
+    ollama_spread: bool | None = _key(
+        "engines.ollama.spread",
+        Switch(),
+        None,
+        "whether an Ollama that llmdeploy starts spreads a model over all GPUs (none: where one is too small)",
+    )
+    mmproj: Path | None = None
+    """The vision projector of a GGUF file, where it is not beside it."""
+    allow_cloud: bool = False
+    """Whether a model may run in Ollama's cloud. A flag alone: no file may send prompts away."""
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def value(self, name: str) -> Value:
@@ -280,14 +335,18 @@ def _problem(words: Words, value: object, *, in_project: bool = False) -> tuple[
         return f"unknown key `{name}`", _keys_hint(name)
     if not key.rule.accepts(value):
         return must_be(f"`{name}`", key.rule, _toml(value)), help_hint(key)
-    if isinstance(key.rule, Program) and in_project:
-        return not_in_project(name)
-    return None
+    return not_in_project(key) if in_project else None
 
 
-def not_in_project(name: str) -> tuple[str, str]:
-    message = f"`{name}` names a program to run, which the file of a folder may not"
-    return message, f"take the line out; `llmdeploy config set {name} /path/to/program` writes it to your own file"
+def not_in_project(key: Key) -> tuple[str, str] | None:
+    """What is wrong with a key in the file of a folder, as message and hint."""
+    if not isinstance(key.rule, Program | Address):
+        return None
+    message = f"`{key.name}` names {key.rule.names}, which the file of a folder may not"
+    return (
+        message,
+        f"take the line out; `llmdeploy config set {key.name} {key.rule.example}` writes it to your own file",
+    )
 
 
 def permissions_hint(path: str | Path) -> str:
@@ -307,11 +366,12 @@ def help_hint(key: Key) -> str:
 def _keys_hint(name: str) -> str:
     from difflib import get_close_matches
 
-    full = {key.name: key.name for key in keys()} | {name: name for name in map(_dotted, _tables())}
+    tables = set(map(_dotted, _tables()))
+    full = {key.name: key.name for key in keys()} | {table: table for table in tables if name not in tables}
     # A key that was written outside its table is near too.
     meant = {key.words[-1]: key.name for key in keys()} | full
-    listed = "the keys are " + ", ".join(f"`{key.name}`" for key in keys())
     near = [it for it in get_close_matches(name, meant, n=2) if meant[it] != name]
+    listed = "`llmdeploy config show` lists the keys"
     return f"did you mean `{meant[near[0]]}`? ({listed})" if near else listed
 
 

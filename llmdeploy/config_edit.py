@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from llmdeploy import paths
 from llmdeploy.config import (
-    Program,
     check,
     help_hint,
     key_named,
@@ -37,8 +36,8 @@ def set_value(key: str, text: str, file: Path) -> None:
         value = entry.read(text)
     except ValueError:
         raise UsageError(must_be(f"`{key}`", entry.rule, f"`{plain(text)}`"), help_hint(entry)) from None
-    if isinstance(entry.rule, Program) and file == paths.PROJECT_CONFIG.absolute():
-        raise UsageError(*not_in_project(key))
+    if file == paths.PROJECT_CONFIG.absolute() and (problem := not_in_project(entry)):
+        raise UsageError(*problem)
     if os.path.exists(file) and not os.path.isfile(file):
         raise ConfigError(f"`{file}` is not a file that can be replaced")  # /dev/null, a pipe, a folder
     before = read(file, str(file)) or ""
@@ -49,15 +48,15 @@ def set_value(key: str, text: str, file: Path) -> None:
         if words == entry.words[: len(words)] and (words != entry.words or isinstance(old, dict)):
             check(words, old, before, str(file))
     wanted = _with(document, entry.words, value)
-    after = None if entry.words in found else _inserted(before, entry.words, value, wanted)
-    after = after or _edited(before, entry.words, value, wanted)
+    after = None if entry.words in found else _inserted(before, entry.words[-1:], value, wanted)
+    after = after or _edited(before, entry.words, value, wanted) or _inserted(before, entry.words, value, wanted)
     if after is None:
         raise ConfigError(f"`{file}` is written in a way that cannot be edited here", f"set `{key}` in it by hand")
     _replace(file, after)
 
 
 def _inserted(text: str, words: Words, value: object, wanted: dict[str, object]) -> str | None:
-    """The text with a line for a new key after the last line of its table; None if there is no such place.
+    """The text with a line for a new key, `words` of it, after the last line of its table; None if there is no place.
 
     tomlkit would put the line below the comment that introduces the next table.
     """
@@ -68,7 +67,7 @@ def _inserted(text: str, words: Words, value: object, wanted: dict[str, object])
     lines = text.split("\n")
     for index in reversed(range(len(lines))):
         if lines[index].strip() and not lines[index].lstrip().startswith("#"):
-            new = f"{words[-1]} = {tomlkit.item(value).as_string()}" + "\r" * lines[index].endswith("\r")
+            new = f"{'.'.join(words)} = {tomlkit.item(value).as_string()}" + "\r" * lines[index].endswith("\r")
             after = "\n".join([*lines[: index + 1], new, *lines[index + 1 :]])
             # The line is in the right place exactly where it changes nothing else.
             with suppress(ValueError):

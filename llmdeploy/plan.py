@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import product
 
 from llmdeploy.errors import DoesNotFit
@@ -19,13 +20,10 @@ SMALLEST_CONTEXT = 2048
 """Below this a chat model is of no use, so the plan says that it does not fit."""
 DEFAULT_PARALLEL = (4, 2, 1)
 """Requests answered at once, from the wished for to the least."""
-PROMPT_CACHE_BYTES = 512 * MIB
-"""Given to llama.cpp's cache of earlier prompts, whose own limit of 8 GiB would take a laptop's memory over time."""
 RESERVE_BYTES = 512 * MIB
 """Left to the rest of the machine."""
 KV_CACHE = "KV cache"
-MICRO_BATCH = 512
-"""Tokens computed in one step: llama.cpp's default `--ubatch-size`."""
+LOWERED = "lowered to fit the memory that is free"
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,6 @@ class Wishes:
 
     context: int | None = None
     parallel: int | None = None
-    threads: int | None = None
-    gpu_layers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -59,11 +55,11 @@ class Plan:
     """Tokens one request may use: prompt and answer together."""
     parallel: Setting
     """Requests answered at once; the engine's KV cache holds `parallel` x `context` tokens."""
-    threads: Setting
-    gpu_layers: Setting
-    """Layers computed on a GPU; -1 leaves it to the engine."""
     memory: tuple[MemoryPart, ...]
-    available: MemoryPart
+    available: MemoryPart | None
+    """None where it is not known: on another machine."""
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    """What only this engine has, under its own names."""
 
     @property
     def needed_bytes(self) -> int:
@@ -71,7 +67,10 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        return self.needed_bytes <= self.available.bytes
+        return self._fits(self.needed_bytes)
+
+    def _fits(self, needed: int) -> bool:
+        return self.available is None or needed <= self.available.bytes
 
     def _needed_with(self, tokens: int) -> int:
         """What it would need with a KV cache of so many tokens."""
@@ -80,13 +79,13 @@ class Plan:
 
     def demand_fit(self, model: str) -> None:
         """Raises DoesNotFit with the numbers and the way out."""
-        if self.fits:
+        if self.fits or self.available is None:
             return
         parts = ", ".join(f"{part.name} {in_gib(part.bytes)}" for part in self.memory)
         least = min(SMALLEST_CONTEXT, self.context.value)
         less = (
             f", or ask for less: `llmdeploy serve {shlex.quote(model)} --context {least} --parallel 1`"
-            if self._needed_with(least) <= self.available.bytes
+            if self._fits(self._needed_with(least))
             else ""
         )
         raise DoesNotFit(
@@ -95,11 +94,21 @@ class Plan:
         )
 
 
-def make_plan(facts: ModelFacts, hardware: Hardware, wishes: Wishes, *, on_gpu: bool = False) -> Plan:
-    """The largest settings that fit: first all requests at once, then fewer, then a shorter context.
+def make_plan(
+    facts: ModelFacts,
+    wishes: Wishes,
+    available: MemoryPart | None,
+    *,
+    overhead: tuple[MemoryPart, ...] = (),
+    parallels: Sequence[Setting] = (),
+    settings: Mapping[str, Setting] | None = None,
+) -> Plan:
+    """The largest context and number of requests that fit: first all requests at once, then fewer, then less context.
 
     What the user wished for is kept as it is. When nothing fits, the smallest plan is returned and says so.
-    Raises DoesNotFit for a context longer than the model was trained for.
+    `overhead` is what the engine needs beside weights and KV cache; `parallels` are the numbers to try, where the
+    engine does not leave them to us; `settings` are its own. Raises DoesNotFit for a context longer than the model was
+    trained for.
     """
     if wishes.context is not None and wishes.context > facts.context_length:
         raise DoesNotFit(
@@ -107,8 +116,8 @@ def make_plan(facts: ModelFacts, hardware: Hardware, wishes: Wishes, *, on_gpu: 
             f"ask for at most that: `--context {facts.context_length}`",
         )
     candidates = [
-        _plan(facts, hardware, wishes, context, parallel, on_gpu)
-        for context, parallel in product(_contexts(facts, wishes), _parallels(wishes))
+        Plan(context, parallel, _memory(facts, context.value * parallel.value, overhead), available, settings or {})
+        for context, parallel in product(_contexts(facts, wishes), parallels or _parallels(wishes))
     ]
     return next((plan for plan in candidates if plan.fits), candidates[-1])
 
@@ -120,7 +129,7 @@ def _contexts(facts: ModelFacts, wishes: Wishes) -> list[Setting]:
     reason = "the default" if largest == DEFAULT_CONTEXT else "the model's own"
     settings = [Setting(largest, reason)]
     while (half := settings[-1].value // 2) >= SMALLEST_CONTEXT:
-        settings.append(Setting(half, "lowered to fit the memory that is free"))
+        settings.append(Setting(half, LOWERED))
     return settings
 
 
@@ -128,32 +137,11 @@ def _parallels(wishes: Wishes) -> list[Setting]:
     if wishes.parallel is not None:
         return [Setting(wishes.parallel, "as asked for")]
     first, *fewer = DEFAULT_PARALLEL
-    return [Setting(first, "the default"), *(Setting(n, "lowered to fit the memory that is free") for n in fewer)]
+    return [Setting(first, "the default"), *(Setting(n, LOWERED) for n in fewer)]
 
 
-def _plan(
-    facts: ModelFacts, hardware: Hardware, wishes: Wishes, context: Setting, parallel: Setting, on_gpu: bool
-) -> Plan:
-    return Plan(
-        context=context,
-        parallel=parallel,
-        threads=Setting(wishes.threads, "as asked for")
-        if wishes.threads is not None
-        else Setting(hardware.usable_cores, "physical cores that this process may use"),
-        gpu_layers=Setting(wishes.gpu_layers, "as asked for")
-        if wishes.gpu_layers is not None
-        else Setting(-1, "the engine offloads what fits"),
-        memory=_memory(facts, context.value * parallel.value),
-        available=_available(hardware, on_gpu and wishes.gpu_layers != 0),
-    )
-
-
-def _memory(facts: ModelFacts, tokens: int) -> tuple[MemoryPart, ...]:
-    """What llama.cpp allocates. The compute buffer is `n_ubatch x (n_vocab + 2 n_embd) x 4` bytes with flash attention:
-    within 5 % on 30 of 44 start-up logs of fully offloaded models.
-    """
-    compute = MICRO_BATCH * (facts.vocabulary_size + 2 * facts.embedding_length) * 4
-    vision = (MemoryPart("vision", facts.mmproj_bytes, "size of the mmproj file"),) if facts.sees_images else ()
+def _memory(facts: ModelFacts, tokens: int, overhead: tuple[MemoryPart, ...]) -> tuple[MemoryPart, ...]:
+    vision = (MemoryPart("vision", facts.mmproj_bytes, "size of the mmproj file"),) if facts.mmproj_bytes else ()
     return (
         MemoryPart("weights", facts.weights_bytes, facts.source),
         *vision,
@@ -162,12 +150,12 @@ def _memory(facts: ModelFacts, tokens: int) -> tuple[MemoryPart, ...]:
             facts.kv_bytes_per_token() * tokens,
             f"{facts.kv_bytes_per_token()} bytes a token (f16) x {tokens} tokens",
         ),
-        MemoryPart("compute", compute, f"{MICRO_BATCH} x (vocabulary + 2 x embedding) x 4 bytes"),
-        MemoryPart("prompt cache", PROMPT_CACHE_BYTES, "its limit"),
+        *overhead,
     )
 
 
-def _available(hardware: Hardware, on_gpu: bool) -> MemoryPart:
+def free_memory(hardware: Hardware, *, on_gpu: bool) -> MemoryPart:
+    """What an engine may use now: the machine's memory less a reserve and, where it computes on GPUs, theirs."""
     ram = max(0, hardware.memory_available - RESERVE_BYTES)
     reason = f"free memory less {in_gib(RESERVE_BYTES)} for the rest of the machine"
     if not on_gpu:

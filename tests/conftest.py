@@ -52,6 +52,7 @@ class World:
             "HOME": str(folder / "home"),
             "LLMDEPLOY_STATE_DIR": str(self.state),
             "LLMDEPLOY_PORT": str(self.port),
+            "OLLAMA_HOST": f"127.0.0.1:{free_port()}",  # where none runs
             "NO_COLOR": "1",
             "COLUMNS": "100",
             "PYTHONUNBUFFERED": "",  # buffered, as it is on a user's machine

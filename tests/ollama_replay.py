@@ -122,8 +122,10 @@ class _Handler(BaseHTTPRequestHandler):
         response = self.replay.answer(self.command, self.path, _body(raw))
         if response is None:
             response = {"status": 599, "headers": {}, "chunks": [[0, '{"error":"never recorded"}']]}
-        with contextlib.suppress(ConnectionError):
+        try:
             self._send(response)
+        except ConnectionError:  # it closed with bytes of ours unread
+            self.replay.hung_up.set()
 
     do_HEAD = do_POST = do_DELETE = do_GET
 

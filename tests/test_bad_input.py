@@ -99,7 +99,7 @@ CASES = [
     ),
     (
         ["serve", "--engine", "lamacpp"], 2,
-        "error: `--engine` must be `llamacpp`, not `lamacpp`",
+        "error: `--engine` must be `llamacpp` or `ollama`, not `lamacpp`",
         None,
     ),
     (

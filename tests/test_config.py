@@ -12,13 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmdeploy import config, config_edit, paths
-from llmdeploy.config import Key, Positive, Program, Settings, Value, Whole, keys
+from llmdeploy.config import Absolute, Key, Positive, Settings, Switch, Value, Whole, keys
 from llmdeploy.errors import ConfigError, UsageError
 
-KEYS = (
-    "the keys are `engine`, `model`, `port`, `context`, `parallel`, `timeout`, `engines.llamacpp.threads`, "
-    "`engines.llamacpp.gpu_layers`, `engines.llamacpp.server`"
-)
+KEYS = "`llmdeploy config show` lists the keys"
 PORT_HINT = "`port` is the port of the address that applications use"
 
 
@@ -54,6 +51,10 @@ def test_without_any_file_every_value_is_the_default() -> None:
         "engines.llamacpp.threads": Value(None, "default"),
         "engines.llamacpp.gpu_layers": Value(None, "default"),
         "engines.llamacpp.server": Value(None, "default"),
+        "engines.ollama.host": Value(None, "default"),
+        "engines.ollama.models": Value(None, "default"),
+        "engines.ollama.program": Value(None, "default"),
+        "engines.ollama.spread": Value(None, "default"),
     }
 
 
@@ -168,7 +169,7 @@ FILE_ERRORS = [
     ),
     (
         'engine = "olama"',
-        ', line 1: `engine` must be `llamacpp`, not "olama"',
+        ', line 1: `engine` must be `llamacpp` or `ollama`, not "olama"',
         "`engine` is the engine that runs the model",
     ),
     *(
@@ -260,7 +261,7 @@ def test_a_file_that_was_asked_for_must_exist(user_file: Path, monkeypatch: pyte
         ("LLMDEPLOY_PORT", "9" * 5000, f"LLMDEPLOY_PORT must be a whole number from 1 to 65535, not `{'9' * 57}...`"),
         ("LLMDEPLOY_TIMEOUT", "soon", "LLMDEPLOY_TIMEOUT must be a number above 0, not `soon`"),
         ("LLMDEPLOY_TIMEOUT", "inf", "LLMDEPLOY_TIMEOUT must be a number above 0, not `inf`"),
-        ("LLMDEPLOY_ENGINE", "x\x1b", "LLMDEPLOY_ENGINE must be `llamacpp`, not `x\\x1b`"),
+        ("LLMDEPLOY_ENGINE", "x\x1b", "LLMDEPLOY_ENGINE must be `llamacpp` or `ollama`, not `x\\x1b`"),
         (
             "LLMDEPLOY_ENGINES_LLAMACPP_GPU_LAYERS",
             "-2",
@@ -445,7 +446,9 @@ def accepted(key: Key) -> st.SearchStrategy[object]:
         return st.integers(key.rule.low, key.rule.high)
     if isinstance(key.rule, Positive):
         return st.integers(1, 10**6) | st.floats(0, 10**6, exclude_min=True)
-    if isinstance(key.rule, Program):
+    if isinstance(key.rule, Switch):
+        return st.booleans()
+    if isinstance(key.rule, Absolute):
         return st.text(min_size=1).filter(str.isprintable).map(lambda text: f"/{text}")
     return st.sampled_from(key.rule.choices) if key.rule.choices else st.text(min_size=1).filter(str.isprintable)
 
@@ -460,7 +463,8 @@ ASSIGNMENTS = st.lists(
 def test_what_is_set_is_loaded(assignments: list[tuple[str, object]], before: str, user_file: Path) -> None:
     write(user_file, before)
     for name, value in assignments:
-        config_edit.set_value(name, str(value), user_file)
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        config_edit.set_value(name, text, user_file)
         assert config.load().value(name) == Value(value, str(user_file))
     comments = [line for line in before.splitlines() if line.startswith("#")]
     assert [line for line in user_file.read_text().splitlines() if line.startswith("#")] == comments

@@ -32,7 +32,20 @@ from llmdeploy.plan import GIB, MIB
 from tests import machines
 from tests.conftest import ROOT, World
 
-NAMES = ["python", "platform", "cpu", "memory", "disk", "gpu", "state", "config", "llamacpp", "port", "service"]
+NAMES = [
+    "python",
+    "platform",
+    "cpu",
+    "memory",
+    "disk",
+    "gpu",
+    "state",
+    "config",
+    "llamacpp",
+    "ollama",
+    "port",
+    "service",
+]
 
 
 def lines_of(text: str) -> dict[str, tuple[str, str]]:
@@ -268,9 +281,9 @@ def test_a_machine_that_tells_nothing(look: Look, monkeypatch: pytest.MonkeyPatc
         def status(self) -> EngineStatus:
             return EngineStatus(False, None, "")
 
-    monkeypatch.setattr(engines, "every", lambda settings: [Silent()])
+    monkeypatch.setattr(engines, "every", lambda settings: [Silent(settings)])
     found = look(Hardware("", "", "", 0, 0, 0, 0, (Gpu(0, "", None, None), Gpu(1, "", 0, None))))
-    assert list(found) == NAMES
+    assert list(found) == [name for name in NAMES if name != "ollama"]
     assert found["memory"].detail == "0 MiB of 0 MiB free"
     assert found["gpu"].detail == "0: , memory not reported; 1: , memory not reported; driver unknown, CUDA unknown"
     assert found["llamacpp"] == Check("llamacpp", "fail", "")
@@ -313,7 +326,7 @@ def test_models_as_json(world: World) -> None:
     qwen3 = ["hf://Qwen/Qwen3-8B-GGUF/Qwen3-8B-Q4_K_M.gguf"]
     both = ["text", "image"]
     assert json.loads(result.stdout)["models"] == [
-        model("selftest", both, 8192, files(own, 1_726_752 + 607_136, True), None, f"{shipped}/hf"),
+        model("selftest", both, 8192, files(own, 1_726_752 + 607_136, True), own, f"{shipped}/hf"),
         model(
             "qwen2.5-vl:7b", both, 128_000, files(vl_files, 4_683_072_032 + 853_119_712, False),
             "qwen2.5vl:7b", "Qwen/Qwen2.5-VL-7B-Instruct",

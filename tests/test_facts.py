@@ -76,6 +76,7 @@ def test_the_shipped_model() -> None:
         vocabulary_size=508,
         context_length=8192,
         mmproj_bytes=603_136,
+        capabilities=("text", "image"),
         source="header of selftest-f16.gguf",
     )
     assert facts.layers == 4

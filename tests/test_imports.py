@@ -34,6 +34,7 @@ LAYERS = [
 ONLY_IN: dict[str, set[str]] = {
     "pynvml": {"llmdeploy.hardware"},
     "huggingface_hub": {"llmdeploy.models.hub"},
+    "ollama": {"llmdeploy.engines.ollama.connection"},
     "xllamacpp": {"llmdeploy.engines.llamacpp_server"},
     "vllm": set(),
     "torch": {"llmdeploy.selftest.train"},

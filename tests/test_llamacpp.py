@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from llmdeploy import config, engines, hardware
-from llmdeploy.engines.base import Artefact, Engine, EngineStatus, OnProgress, ServerSpec
-from llmdeploy.engines.failures import Diagnosis
+from llmdeploy.config import Settings
+from llmdeploy.engines.base import Engine, EngineStatus, ServerSpec
 from llmdeploy.engines.llamacpp import LlamaCpp
 from llmdeploy.errors import DoesNotFit, EngineMissing
 from llmdeploy.models.facts import ModelFacts, read_gguf
+from llmdeploy.models.gguf import GgufModel
+from llmdeploy.models.hub import OnProgress
 from llmdeploy.models.reference import HubFile, ModelRef, parse, served_name
-from llmdeploy.plan import Plan, Wishes, make_plan
+from llmdeploy.plan import Plan, Wishes
 from llmdeploy.service.candidate import Candidate, Events, Order
+from tests import machines
 from tests.conftest import SELFTEST, free_port
 
 WEIGHTS, MMPROJ = SELFTEST / "selftest-f16.gguf", SELFTEST / "mmproj-selftest-f16.gguf"
@@ -29,8 +33,13 @@ WHEEL = version("xllamacpp")
 TELLS = 'echo "version: 7777 (abcdef0)" >&2'
 
 
+def llamacpp(server: str | None = None, **settings: int | None) -> LlamaCpp:
+    return LlamaCpp(replace(Settings(server=server), **settings))  # type: ignore[arg-type]
+
+
 def plan(context: int = 4096, parallel: int = 2, threads: int = 3, gpu_layers: int | None = None) -> Plan:
-    return make_plan(FACTS, hardware.detect(), Wishes(context, parallel, threads, gpu_layers))
+    engine = llamacpp(threads=threads, gpu_layers=gpu_layers)
+    return engine.plan(FACTS, hardware.detect(), Wishes(context, parallel))
 
 
 def program(folder: Path, script: str = TELLS) -> Path:
@@ -74,16 +83,16 @@ EMBEDDED = (sys.executable, "-P", "-m", "llmdeploy.engines.llamacpp_server")
 )
 def test_the_command_line(weights: str, mmproj: str | None, wished: Plan, words: tuple[str, ...]) -> None:
     reference = parse(weights)
-    artefact = Artefact(Path(weights), Path(mmproj) if mmproj else None)
-    spec = LlamaCpp().server(artefact, wished, served_name=served_name(reference), port=1234)
-    alias = {"/m/my models/a b.gguf": "a b", "/m/--model.gguf": "model", "/m/-.gguf": "model"}.get(weights, "x")
+    artefact = GgufModel(Path(weights), Path(mmproj) if mmproj else None)
+    spec = llamacpp().server(artefact, wished, served_name=served_name(reference), port=1234)
+    alias = {"/m/my models/a b.gguf": "a-b", "/m/--model.gguf": "model", "/m/-.gguf": "model"}.get(weights, "x")
     assert spec.argv == (
         *EMBEDDED,
         *("--model", weights),
         *(("--mmproj", mmproj) if mmproj else ()),
         *("--ctx-size", str(wished.context.value * wished.parallel.value)),
         *("--parallel", str(wished.parallel.value)),
-        *("--threads", str(wished.threads.value)),
+        *("--threads", str(wished.settings["threads"].value)),
         *words,
         *("--host", "127.0.0.1", "--port", "1234", "--alias", alias, "--metrics"),
     )
@@ -95,8 +104,8 @@ def test_the_command_line(weights: str, mmproj: str | None, wished: Plan, words:
 def test_a_program_of_the_users_own_gets_the_same_words(tmp_path: Path) -> None:
     own = program(tmp_path / "bin")
     argv = [
-        engine.server(Artefact(WEIGHTS), plan(), served_name="x", port=1).argv
-        for engine in (LlamaCpp(), LlamaCpp(str(own)))
+        engine.server(GgufModel(WEIGHTS), plan(), served_name="x", port=1).argv
+        for engine in (llamacpp(), llamacpp(str(own)))
     ]
     assert argv[1] == (str(own), *argv[0][len(EMBEDDED) :])
 
@@ -104,32 +113,39 @@ def test_a_program_of_the_users_own_gets_the_same_words(tmp_path: Path) -> None:
 # Which program
 
 
-def looked(engine: Engine) -> tuple[bool, str | None, str, bool]:
+def looked(engine: Engine[Any]) -> tuple[bool, str | None, str, bool]:
+    """Whether it can be used, its version, its words, and whether the memory of GPUs counts for its plans."""
     status = engine.status()
-    assert bool(status.hint) == (not status.installed or status.version is None)
-    return status.installed, status.version, status.detail, engine.on_gpu
+    assert bool(status.hint) == (not status.usable or status.version is None)
+    machine = machines.load("t4")
+    available = engine.plan(FACTS, machine, Wishes()).available
+    assert available is not None
+    return status.usable, status.version, status.detail, available.bytes > machine.memory_available
 
 
 @pytest.mark.usefixtures("no_wheel")
 def test_nothing_is_installed() -> None:
-    engine = LlamaCpp()
+    engine = llamacpp()
     assert engine.status() == EngineStatus(
-        False, None, "no llama.cpp on this machine", "`pip install xllamacpp`, or put a `llama-server` on PATH"
+        False,
+        None,
+        "no llama.cpp on this machine",
+        "`pip install xllamacpp`, or put a `llama-server` on PATH",
+        installed=False,
     )
-    assert not engine.on_gpu
     with pytest.raises(EngineMissing, match=r"^no llama\.cpp on this machine$"):
-        engine.server(Artefact(WEIGHTS), plan(), served_name="x", port=1)
+        engine.server(GgufModel(WEIGHTS), plan(), served_name="x", port=1)
 
 
 def test_the_wheel() -> None:
-    assert looked(LlamaCpp()) == (True, WHEEL, f"xllamacpp {WHEEL}, the embedded build", sys.platform == "darwin")
+    assert looked(llamacpp()) == (True, WHEEL, f"xllamacpp {WHEEL}, the embedded build", sys.platform == "darwin")
 
 
 def test_a_program_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = program(tmp_path / "bin")
     monkeypatch.setenv("PATH", str(own.parent))
     detail = f"llama-server 7777 (abcdef0) at `{own}`, found on PATH"
-    assert looked(LlamaCpp()) == (True, "7777 (abcdef0)", detail, True)
+    assert looked(llamacpp()) == (True, "7777 (abcdef0)", detail, True)
 
 
 def test_a_configured_program_beats_the_one_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +159,7 @@ def test_a_configured_program_beats_the_one_on_the_path(tmp_path: Path, monkeypa
 def test_a_configured_program_that_is_gone_is_not_replaced_in_silence(tmp_path: Path) -> None:
     gone = tmp_path / "llama-server"
     detail = f"`{gone}` (set by `engines.llamacpp.server`) cannot be run: No such file or directory"
-    assert looked(LlamaCpp(str(gone))) == (False, None, detail, False)
+    assert looked(llamacpp(str(gone))) == (False, None, detail, False)
 
 
 @pytest.mark.parametrize(
@@ -161,9 +177,9 @@ def test_a_program_on_the_path_that_does_not_start(
     own = program(tmp_path / "bin", script)
     monkeypatch.setenv("PATH", str(own.parent))
     told = f"`{own}` (found on PATH) {why}"
-    assert looked(LlamaCpp())[:3] == (True, WHEEL, f"xllamacpp {WHEEL}, the embedded build; {told}")
+    assert looked(llamacpp())[:3] == (True, WHEEL, f"xllamacpp {WHEEL}, the embedded build; {told}")
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
-    assert looked(LlamaCpp()) == (False, None, f"no llama.cpp on this machine; {told}", False)
+    assert looked(llamacpp()) == (False, None, f"no llama.cpp on this machine; {told}", False)
 
 
 @pytest.mark.parametrize("path", ["bin", "./bin", ".", ""])
@@ -174,51 +190,40 @@ def test_a_program_below_the_folder_one_stands_in_is_not_run(
     own = program(tmp_path / "bin", script)
     monkeypatch.chdir(own.parent if path == "." else tmp_path)
     monkeypatch.setenv("PATH", path)
-    assert looked(LlamaCpp())[2] == f"xllamacpp {WHEEL}, the embedded build"
+    assert looked(llamacpp())[2] == f"xllamacpp {WHEEL}, the embedded build"
     assert not (tmp_path / "ran").exists()
 
 
 # A model that does not fit
 
 
-class Stub:
-    """An engine that is asked for one model, of the size that a test gives it."""
-
-    name = "stub"
-    on_gpu = False
+class Stub(LlamaCpp):
+    """llama.cpp, asked for one model of the size that a test gives it."""
 
     def __init__(self, facts: ModelFacts) -> None:
+        super().__init__(Settings())
         self._facts = facts
         self.asked: list[str] = []
 
-    def status(self) -> EngineStatus:
-        return EngineStatus(True, "1", "a stub")
+    def artefact(self, model: ModelRef) -> GgufModel:
+        return GgufModel(WEIGHTS)
 
-    def artefact(self, model: ModelRef, mmproj: Path | None = None) -> Artefact:
-        return Artefact(WEIGHTS)
-
-    def present(self, artefact: Artefact) -> bool:
-        return True
-
-    def pull(self, artefact: Artefact, on_progress: OnProgress) -> None:
+    def pull(self, artefact: GgufModel, on_progress: OnProgress) -> None:
         self.asked.append("pull")
 
-    def facts(self, artefact: Artefact) -> ModelFacts:
+    def facts(self, artefact: GgufModel) -> ModelFacts:
         return self._facts
 
-    def server(self, artefact: Artefact, plan: Plan, *, served_name: str, port: int) -> ServerSpec:
+    def server(self, artefact: GgufModel, plan: Plan, *, served_name: str, port: int) -> ServerSpec:
         self.asked.append("server")
-        return LlamaCpp().server(artefact, plan, served_name=served_name, port=port)
-
-    def diagnose(self, log: Sequence[str], exit_status: int) -> Diagnosis | None:
-        return None
+        return super().server(artefact, plan, served_name=served_name, port=port)
 
 
-def candidate(engine: Engine, folder: Path, on_plan: Callable[[Plan], None]) -> Candidate:
+def candidate(engine: Engine[Any], folder: Path, on_plan: Callable[[Plan], None]) -> Candidate:
     def ignore(*_: object) -> None: ...
 
-    order = Order(HubFile("owner/repo", "x.gguf"), free_port(), Wishes(), None, 10)
-    return Candidate(order, engine, Events(ignore, ignore, ignore, on_plan), folder / "server.log")
+    order = Order(HubFile("owner/repo", "x.gguf"), free_port(), Wishes(), 10)
+    return Candidate(order, engine, Events(ignore, ignore, ignore, on_plan, ignore), folder / "server.log")
 
 
 def test_a_model_that_does_not_fit_this_machine_is_not_started(tmp_path: Path) -> None:

@@ -15,17 +15,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from llmdeploy.engines.ollama_api import (
-    Answer,
-    Daemon,
-    Installed,
-    Layers,
-    Probe,
-    _shown,
-    full_name,
-    recognise,
-    same_name,
-)
+from llmdeploy.engines.ollama.api import Daemon, Layers
+from llmdeploy.engines.ollama.documents import Installed, full_name, same_name, shown
+from llmdeploy.engines.ollama.probe import Answer, Probe, probe, recognise
 from llmdeploy.errors import (
     DownloadFailed,
     EngineMissing,
@@ -71,9 +63,9 @@ def dead_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def probed(url: str) -> Probe:
     began = time.monotonic()
-    probe = Daemon(url).probe()
+    found = probe(url)
     assert time.monotonic() - began < 3
-    return probe
+    return found
 
 
 def test_a_running_daemon_tells_its_version(dead_proxies: None) -> None:
@@ -92,9 +84,9 @@ def test_a_path_stands_before_every_route() -> None:
 
 
 def test_a_closed_port_refuses() -> None:
-    probe = probed(f"http://127.0.0.1:{closed_port()}")
-    assert (probe.state, probe.version) == ("refused", None)
-    assert probe.detail.startswith("nothing answers at `http://127.0.0.1:")
+    found = probed(f"http://127.0.0.1:{closed_port()}")
+    assert (found.state, found.version) == ("refused", None)
+    assert found.detail.startswith("nothing answers at `http://127.0.0.1:")
 
 
 @pytest.mark.parametrize(
@@ -107,7 +99,7 @@ def test_an_address_that_leads_nowhere_refuses(url: str) -> None:
 @pytest.mark.parametrize(
     ("answer", "state", "detail"),
     [
-        (None, "starting", "`URL` accepts connections and does not answer yet"),
+        (None, "silent", "`URL` accepts connections and does not answer"),
         (FORBIDDEN, "forbidden", "it refuses us (status 403): an Ollama behind a proxy, or its rules"),
         (http_answer("text/html", HTML), "other", "another program: a web page `Grafana` (status 200)"),
         (
@@ -137,8 +129,8 @@ def test_an_address_that_leads_nowhere_refuses(url: str) -> None:
 )
 def test_what_is_no_ollama_is_told(answer: bytes | None, state: str, detail: str) -> None:
     with port(answer) as url:
-        probe = probed(url)
-    assert (probe.state, probe.version, probe.detail) == (state, None, detail.replace("URL", url))
+        found = probed(url)
+    assert (found.state, found.version, found.detail) == (state, None, detail.replace("URL", url))
 
 
 def test_an_answer_without_an_end_is_cut() -> None:
@@ -163,12 +155,12 @@ def test_only_both_answers_make_an_ollama() -> None:
 
 IMPORTS = """
 import sys
-from llmdeploy.engines import ollama_api, ollama_failures, ollama_host
+from llmdeploy.engines.ollama import api, connection, failures, host, probe
 heavy = {"ollama", "httpx", "asyncio", "pydantic"} & set(sys.modules)
 assert not heavy, heavy
-daemon = ollama_api.Daemon(sys.argv[1])
-print(daemon.version(), daemon.running(), daemon.probe().state)
-assert "ollama" in sys.modules
+daemon = api.Daemon(sys.argv[1])
+print(daemon.version(), daemon.running(), probe.probe(sys.argv[1]).state)
+connection._imported_ollama()
 """
 
 
@@ -200,7 +192,7 @@ def test_a_hostile_environment_changes_nothing(environment: dict[str, str]) -> N
 
 def test_the_environment_is_as_it_was_after_the_import() -> None:
     script = (
-        "import os; from llmdeploy.engines.ollama_api import _imported_ollama as load; load(); "
+        "import os; from llmdeploy.engines.ollama.connection import _imported_ollama as load; load(); "
         "print(os.environ['OLLAMA_HOST'])"
     )
     environment = {**os.environ, "OLLAMA_HOST": "127.0.0.1:abc"}
@@ -225,7 +217,7 @@ def test_models(dead_proxies: None) -> None:
         assert Daemon(ollama.url).models() == [
             Installed("selftest:latest", 2334040, ("completion", "vision"), 8192),
             Installed("selftest-text:latest", 1726904, ("completion",), 8192),
-            Installed("selftest-8k:latest", 2334057, ("completion", "vision"), 8192),
+            Installed("selftest-8k:latest", 2334057, ("completion", "vision"), 8192, parent="selftest:latest"),
         ]
 
 
@@ -248,37 +240,37 @@ def test_an_empty_store() -> None:
 
 def test_show() -> None:
     with replay("show", "tags") as ollama:
-        shown = Daemon(ollama.url).show("selftest")
+        found = Daemon(ollama.url).show("selftest")
         assert ollama.unknown == []
-    assert (shown.capabilities, shown.architecture, shown.context_length) == (("completion", "vision"), "qwen2vl", 8192)
-    assert (shown.layers, shown.heads, shown.kv_heads) == (4, (4,) * 4, (2,) * 4)
-    assert (shown.key_length, shown.value_length, shown.embedding_length, shown.vocabulary_size) == (32, 32, 128, 508)
-    assert (shown.parameters, shown.num_ctx, shown.size) == ("", None, 2334040)
-    assert shown.blobs == (MODEL_BLOB, PROJECTOR_BLOB)
-    assert (shown.projector, shown.merged, shown.sees_images) == (True, False, True)
-    assert (shown.format, shown.quantization, shown.remote_host) == ("gguf", "F16", None)
+    assert (found.capabilities, found.architecture, found.context_length) == (("completion", "vision"), "qwen2vl", 8192)
+    assert (found.layers, found.heads, found.kv_heads) == (4, (4,) * 4, (2,) * 4)
+    assert (found.key_length, found.value_length, found.embedding_length, found.vocabulary_size) == (32, 32, 128, 508)
+    assert (found.parameters, found.num_ctx, found.size) == ("", None, 2334040)
+    assert found.blobs == (MODEL_BLOB, PROJECTOR_BLOB)
+    assert (found.projector, found.merged, found.sees_images) == (True, False, True)
+    assert (found.format, found.quantization, found.remote_host) == ("gguf", "F16", None)
 
 
 def test_show_of_a_model_without_eyes() -> None:
     with replay("show", "tags") as ollama:
-        shown = Daemon(ollama.url).show("selftest-text")
-    assert (shown.blobs, shown.projector, shown.merged, shown.sees_images) == ((MODEL_BLOB,), False, False, False)
-    assert shown.size == 1726904
+        found = Daemon(ollama.url).show("selftest-text")
+    assert (found.blobs, found.projector, found.merged, found.sees_images) == ((MODEL_BLOB,), False, False, False)
+    assert found.size == 1726904
 
 
 def test_show_of_an_alias() -> None:
     with replay("create_alias_num_ctx", "tags") as ollama:
-        shown = Daemon(ollama.url).show("selftest-8k")
-    assert (shown.parameters, shown.num_ctx) == ("num_ctx                        8192", 8192)
-    assert shown.blobs == (MODEL_BLOB, PROJECTOR_BLOB)
+        found = Daemon(ollama.url).show("selftest-8k")
+    assert (found.parameters, found.num_ctx) == ("num_ctx                        8192", 8192)
+    assert found.blobs == (MODEL_BLOB, PROJECTOR_BLOB)
 
 
 def test_a_merged_model_is_known_by_its_tensors() -> None:
     document = json.loads(exchanges("show")[1]["response"]["chunks"][0][1])
     document["tensors"].append({"name": "v.blk.0.attn_q.weight", "type": "F16", "shape": [64, 64]})
-    assert _shown(document, None).merged
+    assert shown(document, None).merged
     document["projector_info"] = {"clip.has_vision_encoder": True}
-    assert not _shown(document, None).merged
+    assert not shown(document, None).merged
 
 
 def test_layers_that_differ_are_asked_for() -> None:
@@ -403,13 +395,13 @@ def pulled(ollama: Replay, tag: str, on_progress: Callable[[str, int, int], None
 @pytest.mark.parametrize("name", ["pull_progress", "pull_ok"])
 def test_progress_reaches_the_total_and_never_runs_backwards(name: str, dead_proxies: None) -> None:
     seen: list[tuple[str, int, int]] = []
-    layers = Layers()
+    layers: dict[str, int] = {}
     sums = []
 
     def on_progress(layer: str, done: int, total: int) -> None:
         seen.append((layer, done, total))
-        layers.update(layer, done, total)
-        sums.append((layers.done, layers.total))
+        layers[layer] = done
+        sums.append(sum(layers.values()))
 
     with replay(name) as ollama:
         pulled(ollama, "ok", on_progress)
@@ -421,7 +413,7 @@ def test_progress_reaches_the_total_and_never_runs_backwards(name: str, dead_pro
         assert done[-1] == size
     assert len(seen) > 15
     assert sums == sorted(sums)
-    assert sums[-1] == (9082339, 9082339)
+    assert sums[-1] == 9082339
 
 
 def test_numbers_that_run_backwards_are_held() -> None:
@@ -553,12 +545,12 @@ def test_a_pull_that_gets_no_more_bytes_ends() -> None:
 
 def test_layers_add_up() -> None:
     layers = Layers()
-    assert (layers.done, layers.total) == (0, 0)
+    assert layers.missing == 0
     assert layers.update("a", 5, 10)
     assert not layers.update("a", 3, 10)
     assert layers["a"] == (5, 10)
     assert layers.update("b", 99, 20)
-    assert (layers.done, layers.total, layers.unfinished()) == (25, 30, ["a"])
+    assert (layers.missing, layers.unfinished()) == (5, ["a"])
 
 
 # --- What is in memory

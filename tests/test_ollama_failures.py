@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from llmdeploy.engines import ollama_failures
-from llmdeploy.engines.ollama_failures import TABLE, Context, explain, find, is_newer, one_line, unwrap
+from llmdeploy.engines.ollama import failures as ollama_failures
+from llmdeploy.engines.ollama.failures import TABLE, Context, explain, find, is_newer, one_line, unwrap
 from llmdeploy.errors import (
     DoesNotFit,
     DownloadFailed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmdeploy.engines.ollama_host import Host, is_loopback, parse
+from llmdeploy.engines.ollama.host import Host, is_loopback, parse
 
 
 @pytest.mark.parametrize(

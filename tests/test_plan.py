@@ -11,13 +11,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmdeploy.config import Settings
+from llmdeploy.engines.llamacpp import LlamaCpp, Program
 from llmdeploy.errors import DoesNotFit
 from llmdeploy.hardware import Gpu, Hardware
 from llmdeploy.models import catalog
 from llmdeploy.models.facts import ModelFacts, read_gguf
-from llmdeploy.plan import GIB, MIB, RESERVE_BYTES, MemoryPart, Plan, Setting, Wishes, in_gib, make_plan
+from llmdeploy.plan import GIB, MIB, RESERVE_BYTES, MemoryPart, Plan, Setting, Wishes, in_gib
 from tests import machines
 from tests.conftest import SELFTEST, free_port
+
+
+def make_plan(facts: ModelFacts, machine: Hardware, wishes: Wishes, *, on_gpu: bool = False, **settings: int) -> Plan:
+    """llama.cpp's plan, of a build that uses GPUs or not."""
+    engine = LlamaCpp(replace(Settings(), **settings))
+    vars(engine)["_program"] = Program(("llama-server",), "1", "a build", on_gpu)
+    return engine.plan(facts, machine, wishes)
+
 
 WEIGHTS, MMPROJ = SELFTEST / "selftest-f16.gguf", SELFTEST / "mmproj-selftest-f16.gguf"
 SELFTEST_FACTS = read_gguf(WEIGHTS, MMPROJ)
@@ -60,8 +70,8 @@ def test_the_defaults_fit_every_machine(name: str, facts: ModelFacts, needed: st
     plan = make_plan(facts, machine, Wishes())
     assert plan.context == Setting(8192, "the default")
     assert plan.parallel == Setting(4, "the default")
-    assert plan.threads == Setting(machine.usable_cores, "physical cores that this process may use")
-    assert plan.gpu_layers == Setting(-1, "the engine offloads what fits")
+    assert plan.settings["threads"] == Setting(machine.usable_cores, "physical cores that this process may use")
+    assert plan.settings["gpu_layers"] == Setting(-1, "the engine offloads what fits")
     assert plan.fits
     plan.demand_fit("x")
     assert in_gib(plan.needed_bytes) == needed
@@ -160,6 +170,7 @@ def test_the_smallest_plan_is_returned_when_nothing_fits() -> None:
 
 def test_a_machine_whose_free_memory_is_below_the_reserve_has_none() -> None:
     plan = make_plan(SELFTEST_FACTS, replace(machines.load("t4"), memory_available=1), Wishes())
+    assert plan.available is not None
     assert plan.available.bytes == 0
     assert not plan.fits
 
@@ -179,12 +190,11 @@ def test_a_model_with_a_short_context_gets_its_own() -> None:
 
 
 def test_wishes_are_kept_when_they_do_not_fit() -> None:
-    wishes = Wishes(context=40_960, parallel=3, threads=7, gpu_layers=5)
-    plan = make_plan(QWEN3, with_free(GIB), wishes)
+    plan = make_plan(QWEN3, with_free(GIB), Wishes(context=40_960, parallel=3), threads=7, gpu_layers=5)
     assert plan.context == Setting(40_960, "as asked for")
     assert plan.parallel == Setting(3, "as asked for")
-    assert plan.threads == Setting(7, "as asked for")
-    assert plan.gpu_layers == Setting(5, "as asked for")
+    assert plan.settings["threads"] == Setting(7, "as asked for")
+    assert plan.settings["gpu_layers"] == Setting(5, "as asked for")
 
 
 @pytest.mark.parametrize(
@@ -309,8 +319,6 @@ wishes = st.builds(
     Wishes,
     context=st.none() | st.integers(1, 200_000),
     parallel=st.none() | st.integers(1, 256),
-    threads=st.none() | st.integers(1, 512),
-    gpu_layers=st.none() | st.integers(0, 200),
 )
 
 
@@ -343,6 +351,8 @@ def test_more_memory_never_gives_less(model: ModelFacts, one: int, other: int) -
 
 def test_a_gpu_that_is_not_to_be_used_lends_no_memory() -> None:
     machine = machines.load("1x4090")
-    with_gpu = make_plan(QWEN3, machine, Wishes(), on_gpu=True).available.bytes
-    without = make_plan(QWEN3, machine, Wishes(gpu_layers=0), on_gpu=True).available.bytes
-    assert with_gpu - without == machine.gpus[0].memory_free
+    with_gpu = make_plan(QWEN3, machine, Wishes(), on_gpu=True).available
+    without = make_plan(QWEN3, machine, Wishes(), on_gpu=True, gpu_layers=0).available
+    assert with_gpu is not None
+    assert without is not None
+    assert with_gpu.bytes - without.bytes == machine.gpus[0].memory_free

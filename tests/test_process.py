@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -34,22 +34,21 @@ class Run:
 def run(*argv: str, let_go_at: str | None = None, grace: float = GRACE, **env: str) -> Run:
     """Run a server on its leash to its end; the leash is let go when it writes a line that begins so."""
 
-    async def follow() -> Run:
-        child = await Child.start(argv, env, grace)
-        lines: list[str] = []
-        let_go = time.monotonic()
+    lines: list[str] = []
+    told: queue.SimpleQueue[None] = queue.SimpleQueue()
 
-        def on_line(line: str) -> None:
-            nonlocal let_go
-            lines.append(line)
-            if let_go_at is not None and line.startswith(let_go_at):
-                let_go = time.monotonic()
-                child.let_go()
+    def on_line(line: str) -> None:
+        lines.append(line)
+        if let_go_at is not None and line.startswith(let_go_at):
+            told.put(None)
 
-        status = await asyncio.wait_for(child.follow(on_line), 20)
-        return Run(lines, status, time.monotonic() - let_go, child.server)
-
-    return asyncio.run(follow())
+    child = Child(argv, env, grace, on_line)
+    if let_go_at is not None:
+        told.get(timeout=20)
+        child.let_go()
+    let_go = time.monotonic()
+    status = child.ended.result(20)
+    return Run(lines, status, time.monotonic() - let_go, child.server)
 
 
 def python(code: str) -> tuple[str, ...]:
@@ -179,20 +178,17 @@ def test_all_of_a_long_output_comes_through() -> None:
 
 @pytest.mark.parametrize("script", ["echo 1; echo 1 >&2; exec sleep 60", "exec >&-; echo 1 >&2; exec sleep 60"])
 def test_output_cannot_be_taken_for_the_pid(script: str) -> None:
-    async def server() -> tuple[ProcessId | None, list[str]]:
-        child = await Child.start(("sh", "-c", script), {}, GRACE)
-        assert child.server is not None
-        until(lambda: psutil.Process(child.server.pid).cmdline() == ["sleep", "60"])
-        leader = os.getpgid(child.server.pid)
-        child.kill()
-        lines: list[str] = []
-        assert await child.follow(lines.append) == -signal.SIGKILL
-        assert leader == child.server.pid
-        return child.server, lines
-
-    found, lines = asyncio.run(server())
+    lines: list[str] = []
+    child = Child(("sh", "-c", script), {}, GRACE, lines.append)
+    server = child.server
+    assert server is not None
+    until(lambda: psutil.Process(server.pid).cmdline() == ["sleep", "60"])
+    leader = os.getpgid(server.pid)
+    child.kill()
+    assert child.ended.result(WITHIN) == -signal.SIGKILL
+    assert leader == server.pid
     assert set(lines) == {"1"}
-    assert not alive(found)
+    assert not alive(server)
 
 
 def test_a_server_has_our_variables_and_its_own_and_no_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,15 +232,12 @@ def test_what_a_server_started_ends_with_it(script: str, let_go_at: str | None) 
 
 
 HOLDER = """
-import asyncio, sys, time
+import sys
 from llmdeploy.service.child import Child
 
-async def main():
-    child = await Child.start(("sh", "-c", sys.argv[1]), {}, 0.3)
-    print(child.server.pid, flush=True)
-    await child.follow(print)
-
-asyncio.run(main())
+child = Child(("sh", "-c", sys.argv[1]), {}, 0.3, print)
+print(child.server.pid, flush=True)
+child.ended.result()
 """
 
 

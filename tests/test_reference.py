@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmdeploy.errors import UsageError
-from llmdeploy.models.reference import CatalogName, HubFile, parse, served_name
+from llmdeploy.models.reference import CatalogName, HubFile, OllamaTag, parse, served_name
 
 WORDS = st.text("abcAZ019._-", min_size=1, max_size=8)
 HUB_FILES = st.builds(
@@ -17,8 +18,15 @@ HUB_FILES = st.builds(
     WORDS,
     st.one_of(st.just(""), st.just("@main"), WORDS.map(lambda word: f"@{word}")),
 )
+TAGS = st.builds(
+    lambda start, path, tag: f"{start}{'/'.join(path)}{tag}",
+    st.sampled_from(["ollama://", "hf.co/", "huggingface.co/"]),
+    st.lists(WORDS, min_size=1, max_size=3),
+    st.one_of(st.just(""), WORDS.map(lambda word: f":{word}")),
+)
 TYPED = st.one_of(
     HUB_FILES,
+    TAGS,
     WORDS,
     st.builds(lambda name, tag: f"{name}:{tag}", WORDS, WORDS),
     st.builds(lambda start, rest: start + rest, st.sampled_from(["./", "../", "/", "~/", ""]), st.text(max_size=12)),
@@ -34,7 +42,8 @@ def test_any_text_is_a_reference_that_survives_being_written_or_a_usage_error(te
     except UsageError:
         return
     assert parse(str(reference)) == reference
-    assert "/" not in served_name(reference)
+    if not isinstance(reference, CatalogName | OllamaTag):  # these are names
+        assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}", served_name(reference))
 
 
 @pytest.mark.parametrize("text", ["~no-such-user-here/x.gguf", "~no-such-user-here"])
@@ -59,9 +68,14 @@ def test_a_hub_address_names_repository_file_and_revision(text: str) -> None:
         ("/models/x.gguf", Path("/models/x.gguf"), "x"),
         ("hf://o/r/x.gguf", HubFile("o/r", "x.gguf"), "x"),
         ("hf://o/r/d/x.gguf@v1", HubFile("o/r", "d/x.gguf", "v1"), "x"),
+        ("ollama://llama3.2:1b", OllamaTag("llama3.2:1b"), "llama3.2:1b"),
+        ("ollama://user/model", OllamaTag("user/model"), "user/model"),
+        ("hf.co/o/r:Q4_K_M", OllamaTag("hf.co/o/r:Q4_K_M"), "hf.co/o/r:Q4_K_M"),
+        ("/models/my model (1).gguf", Path("/models/my model (1).gguf"), "my-model-1"),
+        ("/models/模型.gguf", Path("/models/模型.gguf"), "model"),
     ],
 )
-def test_the_three_forms(text: str, reference: object, served: str) -> None:
+def test_the_forms(text: str, reference: object, served: str) -> None:
     assert parse(text) == reference
     assert served_name(parse(text)) == served
 
@@ -75,7 +89,22 @@ def test_a_path_is_absolute_and_home_is_known(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "a b", "hf://", "hf://o/r", "hf://o/r/model.safetensors", "hf://o/r/x.gguf@", "name:", "o/r", "-x"],
+    [
+        "",
+        " ",
+        "a b",
+        "hf://",
+        "hf://o/r",
+        "hf://o/r/model.safetensors",
+        "hf://o/r/x.gguf@",
+        "name:",
+        "o/r",
+        "-x",
+        "ollama://",
+        "ollama://a b",
+        "hf.co/r",
+        "hf.co/o/r/f",
+    ],
 )
 def test_what_is_no_reference(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

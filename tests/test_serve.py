@@ -22,7 +22,7 @@ from openai import OpenAI
 
 from llmdeploy.engines.llamacpp import PHASES
 from llmdeploy.service import control, state
-from llmdeploy.service.deployment import STOP_GRACE
+from llmdeploy.service.candidate import STOP_GRACE
 from tests import hub_server
 from tests.conftest import SELFTEST, World, copy_selftest, free_port, llama_server, until
 from tests.hub_server import Hub

@@ -244,7 +244,8 @@ def test_control_characters_in_names_are_shown_and_not_obeyed(world: World) -> N
     ):  # fmt: skip
         result = world.run(*arguments)
         assert not set("\x1b\x07\r") & set(result.text), (arguments, result.text)
-        assert SHOWN in result.text, (arguments, result.text)
+        # The name it is served by is made of what every engine allows.
+        assert SHOWN in result.text or "`a-31m-b`" in result.text, (arguments, result.text)
 
 
 def test_control_characters_in_names_on_a_terminal(world: World) -> None:

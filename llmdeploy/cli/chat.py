@@ -60,7 +60,8 @@ def chat(
     timeout: options.Timeout = None,
     json: options.Json = False,
 ) -> None:
-    from llmdeploy.client import Conversation, Question
+    from llmdeploy import engines
+    from llmdeploy.client import Conversation, Question, sees_no_images
     from llmdeploy.images import load
 
     settings = config.load({"timeout": timeout})
@@ -77,8 +78,11 @@ def chat(
         raise UsageError("there is no prompt", '`llmdeploy chat "Hello"`')
     images = [load(source, sys.stdin.buffer if source == "-" else None) for source in sources]
     record = _served(model, settings)
+    if images and record.capabilities and "image" not in record.capabilities:
+        raise sees_no_images()
     question = Question(text, images, system, max_tokens, temperature, seed)
-    conversation = Conversation(record.url, question.body(record.served_name), settings.timeout)
+    body = engines.get(record.engine, settings).adapt(question.body(record.served_name))
+    conversation = Conversation(record.url, body, settings.timeout)
     if json:
         for _ in conversation:
             pass

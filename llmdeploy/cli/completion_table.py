@@ -42,6 +42,7 @@ TABLE: Commands = {
             "--threads": ("CPU threads (llama.cpp).", "N"),
             "--gpu-layers": ("Layers on the GPU (llama.cpp); -1: as many as fit.", "N"),
             "--mmproj": ("The vision projector of a GGUF file, where it is not beside it.", "FILE"),
+            "--allow-cloud": ("Let a model of Ollama's run in its cloud: prompts leave this machine.", ""),
             "--timeout": ("How long to wait before giving up.", "SECONDS"),
             "-d": ("Serve in the background.", ""),
             "--detach": ("Serve in the background.", ""),

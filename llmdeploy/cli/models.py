@@ -13,6 +13,7 @@ from llmdeploy.cli.output import out
 if TYPE_CHECKING:
     from llmdeploy.engines.base import Engine
     from llmdeploy.models.catalog import CatalogEntry
+    from llmdeploy.models.gguf import GgufModel
 
 EPILOG = """Examples:
 
@@ -29,15 +30,16 @@ def models(json: options.Json = False) -> None:
     from llmdeploy import config, engines
     from llmdeploy.models import catalog
 
-    engine = engines.get("llamacpp", config.load())
-    rows = [_row(entry, engine) for entry in catalog.load().values()]
+    settings = config.load()
+    llamacpp = engines.get("llamacpp", settings)
+    rows = [_row(entry, llamacpp) for entry in catalog.load().values()]
     if json:
         out.document({"models": rows})
     else:
         _show(rows)
 
 
-def _row(entry: CatalogEntry, llamacpp: Engine) -> dict[str, Any]:
+def _row(entry: CatalogEntry, llamacpp: Engine[GgufModel]) -> dict[str, Any]:
     from llmdeploy.models.reference import CatalogName
     from llmdeploy.paths import selftest_dir
 
@@ -53,7 +55,7 @@ def _row(entry: CatalogEntry, llamacpp: Engine) -> dict[str, Any]:
                 "bytes": entry.gguf.bytes + entry.gguf.mmproj_bytes,
                 "here": llamacpp.present(artefact),
             },
-            "ollama": {"artefact": entry.ollama},
+            "ollama": {"artefact": entry.ollama or [str(file) for file in artefact.files]},
             "vllm": {"artefact": entry.hub or str(selftest_dir() / "hf")},
         },
     }

@@ -45,6 +45,9 @@ Mmproj = Annotated[
         metavar="FILE", help="The vision projector of a GGUF file, where it is not beside it.", show_default=False
     ),
 ]
+AllowCloud = Annotated[
+    bool, typer.Option("--allow-cloud", help="Let a model of Ollama's run in its cloud: prompts leave this machine.")
+]
 Timeout = Annotated[
     float | None,
     typer.Option(min=0.001, metavar="SECONDS", help="How long to wait before giving up.", show_default=False),

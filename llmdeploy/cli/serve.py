@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Annotated
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,14 +14,20 @@ from llmdeploy.cli import options
 from llmdeploy.cli.output import out
 from llmdeploy.cli.status import document
 from llmdeploy.config import Settings, keys
+from llmdeploy.errors import UsageError
 from llmdeploy.models.reference import ModelRef, parse
 from llmdeploy.service.state import Record, Situation
+
+if TYPE_CHECKING:
+    from llmdeploy.engines.base import Loaded
 
 EPILOG = """Examples:
 
 llmdeploy serve selftest
 
-llmdeploy serve ./model.gguf --context 16384 --detach"""
+llmdeploy serve ./model.gguf --context 16384 --detach
+
+llmdeploy serve qwen3:8b --engine ollama"""
 
 
 def register(app: typer.Typer, summary: str) -> None:
@@ -30,7 +36,10 @@ def register(app: typer.Typer, summary: str) -> None:
 
 def serve(
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="A name, a GGUF file or `hf://owner/repo/file.gguf`.")
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]", help="A name, a GGUF file, `hf://owner/repo/file.gguf` or a model of Ollama's."
+        ),
     ] = None,
     engine: options.Engine = None,
     port: options.Port = None,
@@ -39,6 +48,7 @@ def serve(
     threads: options.Threads = None,
     gpu_layers: options.GpuLayers = None,
     mmproj: options.Mmproj = None,
+    allow_cloud: options.AllowCloud = False,
     timeout: options.Timeout = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Serve in the background.")] = False,
     json: options.Json = False,
@@ -52,14 +62,27 @@ def serve(
         "engines.llamacpp.threads": threads,
         "engines.llamacpp.gpu_layers": gpu_layers,
     }
-    settings = config.load(flags)
+    settings = replace(config.load(flags), mmproj=mmproj and mmproj.absolute(), allow_cloud=allow_cloud)
+    _refuse_foreign(flags, settings.engine)
     reference = parse(settings.model if model is None else model)
     if detach:
         arguments = [f"{key.flag}={flags[key.name]}" for key in keys() if flags.get(key.name) is not None]
-        arguments += [f"--mmproj={mmproj.absolute()}"] if mmproj else []
+        arguments += [f"--mmproj={settings.mmproj}"] if settings.mmproj else []
+        arguments += ["--allow-cloud"] if allow_cloud else []
         _announce(start([str(reference), *arguments]), as_json=json)
     else:
-        _serve_here(reference, mmproj, settings, as_json=json)
+        _serve_here(reference, settings, as_json=json)
+
+
+def _refuse_foreign(flags: dict[str, Any], engine: str) -> None:
+    """A flag of another engine would have no effect. Raises UsageError."""
+    for key in keys():
+        words = key.words
+        if words[0] == "engines" and words[1] != engine and flags.get(key.name) is not None:
+            raise UsageError(
+                f"`{key.flag}` is an option of {words[1]}, and the engine is {engine}",
+                f"leave it out, or add `--engine {words[1]}`",
+            )
 
 
 def start(arguments: list[str]) -> Record:
@@ -73,7 +96,7 @@ def say_phase(name: str, elapsed: float) -> None:
     out.note(f"[{elapsed:5.1f} s] {name}")
 
 
-def _serve_here(reference: ModelRef, mmproj: Path | None, settings: Settings, *, as_json: bool) -> None:
+def _serve_here(reference: ModelRef, settings: Settings, *, as_json: bool) -> None:
     from llmdeploy import engines
     from llmdeploy.cli.progress import Downloads
     from llmdeploy.plan import Plan, Wishes, in_gib
@@ -83,17 +106,22 @@ def _serve_here(reference: ModelRef, mmproj: Path | None, settings: Settings, *,
     from llmdeploy.service.signals import Terminated
 
     def on_plan(plan: Plan) -> None:
-        out.note(
-            f"          {plan.context.value} tokens a request, {plan.parallel.value} at a time, "
-            f"{plan.threads.value} threads; {in_gib(plan.needed_bytes)} of {in_gib(plan.available.bytes)} free memory"
-        )
+        own = [f"{plan.settings['threads'].value} threads"] if "threads" in plan.settings else []
+        sizes = ", ".join([f"{plan.context.value} tokens a request", f"{plan.parallel.value} at a time", *own])
+        free = f" of {in_gib(plan.available.bytes)} free memory" if plan.available else ""
+        out.note(f"          {sizes}; {in_gib(plan.needed_bytes)}{free}")
+
+    def on_loaded(loaded: Loaded) -> None:
+        context = f", {loaded.context} tokens a request" if loaded.context else ""
+        out.note(f"          {loaded.detail}{context}")
+        if loaded.warning:
+            out.warn(loaded.warning)
 
     def on_ready(record: Record, elapsed: float) -> None:
         out.note(f"[{elapsed:5.1f} s] ready; Ctrl-C stops it")
         _announce(record, as_json=as_json)
 
-    wishes = Wishes(settings.context, settings.parallel, settings.threads, settings.gpu_layers)
-    order = Order(reference, settings.port, wishes, mmproj and mmproj.absolute(), settings.timeout)
+    order = Order(reference, settings.port, Wishes(settings.context, settings.parallel), settings.timeout)
     with ExitStack() as stack:
         downloads = stack.enter_context(Downloads())
         notices = Notices(
@@ -101,6 +129,7 @@ def _serve_here(reference: ModelRef, mmproj: Path | None, settings: Settings, *,
             on_wait=lambda name, elapsed, line: say_phase(f"still {name}: {line}", elapsed),
             on_download=downloads.show,
             on_plan=on_plan,
+            on_loaded=on_loaded,
             on_ready=on_ready,
             on_stop=lambda: out.note("stopping"),
         )

@@ -45,6 +45,8 @@ def document(situation: Situation) -> dict[str, Any]:
         "served_name": record.served_name,
         "engine": record.engine,
         "engine_version": record.engine_version,
+        "engine_detail": record.detail,
+        "capabilities": list(record.capabilities),
         "base_url": f"{record.url}/v1",
         "since": record.since,
         "service_pid": record.service.pid,
@@ -92,6 +94,8 @@ def _lines(situation: Situation, record: Record) -> list[tuple[str, str]]:
         lines.append(("reason", "the service was killed or crashed: it left no word"))
     if record.error:
         lines.append(("reason", record.error["error"]["message"]))
+    if record.detail:
+        lines.append(("loaded", record.detail))
     if context := _setting(record, "context"):
         lines.append(("context", f"{context} tokens a request, {_setting(record, 'parallel')} at a time"))
     lines.append(("log", str(state.server_log())))

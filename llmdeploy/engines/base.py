@@ -1,47 +1,41 @@
 """The seam: an engine describes, the service runs.
 
-An engine is one file in this package and one name in `config.ENGINE_NAMES`. It answers questions and returns data; it
-starts nothing, prints nothing and knows no command.
+An engine is one module (or package) beside this file and one name in `config.ENGINE_NAMES`. It answers questions and
+returns data; it starts no process, prints nothing and knows no command.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from llmdeploy.engines.failures import Diagnosis
+from llmdeploy.hardware import Hardware
 from llmdeploy.models.facts import ModelFacts
-from llmdeploy.models.reference import HubFile, ModelRef
-from llmdeploy.plan import Plan
+from llmdeploy.models.hub import OnProgress
+from llmdeploy.models.reference import ModelRef
+from llmdeploy.plan import Plan, Wishes
 
-OnProgress = Callable[[str, int, int], None]
-"""Called while weights are fetched: file name, bytes so far, bytes in all."""
+A = TypeVar("A")
+"""What an engine needs of a model, its artefact: a file, a tag. Only the engine that made one looks into it."""
+
+Request = Mapping[str, Any]
+"""The body of a chat completions request, as OpenAI documents it."""
 
 
 @dataclass(frozen=True)
 class EngineStatus:
     """Whether an engine can be used here, in words `doctor` can show."""
 
-    installed: bool
+    usable: bool
     version: str | None
     detail: str
-    """Which program would run, or why none can."""
+    """Which program would run or runs, or why none can."""
     hint: str = ""
-
-
-@dataclass(frozen=True)
-class Artefact:
-    """What an engine needs of a model: here or still at the Hub."""
-
-    weights: Path | HubFile
-    mmproj: Path | HubFile | None = None
-    """The vision projector; None for a model that sees no images."""
-
-    @property
-    def files(self) -> tuple[Path | HubFile, ...]:
-        return (self.weights, self.mmproj) if self.mmproj else (self.weights,)
+    """What to type about it, where there is anything to do."""
+    installed: bool = True
+    """False where there is none of it on this machine: then nothing is wrong, it is only not here."""
 
 
 @dataclass(frozen=True)
@@ -57,45 +51,83 @@ class ServerSpec:
     """One server, as data: how to start it and how to know that it serves."""
 
     argv: tuple[str, ...]
+    """Empty: it runs already, whoever started it."""
     base_url: str
-    served_name: str
     health_path: str
-    phases: tuple[Phase, ...]
+    served_name: str = ""
+    """The model name that applications send; empty for a server that is started before its model is chosen."""
+    model: str = ""
+    """What the engine calls the model, where that is not what it is served as."""
+    context: int | None = None
+    phases: tuple[Phase, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
 
 
-class Engine(Protocol):
-    """How a model is run. Every method is quick but `pull`."""
+@dataclass(frozen=True)
+class Loaded:
+    """What came of loading a model, as the engine tells it."""
+
+    context: int | None
+    """Tokens one request may use; None where the engine does not tell."""
+    detail: str
+    """Where it computes, in words."""
+    warning: str = ""
+
+
+class Engine(Protocol[A]):
+    """How a model is run. Every method is quick but `pull` and `load`."""
 
     name: str
 
-    @property
-    def on_gpu(self) -> bool:
-        """Whether the memory of this machine's GPUs counts for the plan."""
-        ...
-
     def status(self) -> EngineStatus:
-        """Installed? Which version? Never raises, answers within 2 s."""
+        """Installed? Which version? Running? Never raises, answers within 2 s."""
         ...
 
-    def artefact(self, model: ModelRef, mmproj: Path | None = None) -> Artefact:
+    def daemon(self, wishes: Wishes, port: int) -> ServerSpec | None:
+        """The server that must answer before this engine knows any model; None where nothing must.
+
+        One with an empty `argv` runs already.
+        """
+        ...
+
+    def artefact(self, model: ModelRef) -> A:
         """What this engine needs for that model. Raises ModelNotFound or ModelInvalid."""
         ...
 
-    def present(self, artefact: Artefact) -> bool:
-        """Whether all of it is on this machine. Touches no network."""
+    def present(self, artefact: A) -> bool:
+        """Whether all of it is where the engine finds it. Touches no network beyond the daemon."""
         ...
 
-    def pull(self, artefact: Artefact, on_progress: OnProgress) -> None:
+    def pull(self, artefact: A, on_progress: OnProgress) -> None:
         """Fetch what is missing. Raises DownloadFailed."""
         ...
 
-    def facts(self, artefact: Artefact) -> ModelFacts:
+    def facts(self, artefact: A) -> ModelFacts:
         """Sizes and shapes of an artefact that is present. Raises ModelInvalid."""
         ...
 
-    def server(self, artefact: Artefact, plan: Plan, *, served_name: str, port: int) -> ServerSpec:
+    def plan(self, facts: ModelFacts, hardware: Hardware, wishes: Wishes) -> Plan:
+        """The settings for that model on that machine. Raises DoesNotFit."""
+        ...
+
+    def server(self, artefact: A, plan: Plan, *, served_name: str, port: int) -> ServerSpec:
         """The server for that artefact and plan, on a loopback port. Starts nothing. Raises EngineMissing."""
+        ...
+
+    async def load(self, spec: ServerSpec) -> Loaded | None:
+        """Have a server that answers take its model; None where it did so in its start. May be cancelled."""
+        ...
+
+    async def keep(self, spec: ServerSpec) -> None:
+        """Called from time to time while it serves: load again what was let go, unless something else took the room."""
+        ...
+
+    def release(self, base_url: str, served_name: str) -> None:
+        """Undo `load`: the memory is free and nothing of ours is left there. Raises TimedOut; fine when nothing is."""
+        ...
+
+    def adapt(self, request: Request) -> Request:
+        """The request in this engine's dialect; usually unchanged."""
         ...
 
     def diagnose(self, log: Sequence[str], exit_status: int) -> Diagnosis | None:

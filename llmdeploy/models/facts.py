@@ -29,7 +29,9 @@ class ModelFacts:
     context_length: int
     """The longest context the model was trained for."""
     mmproj_bytes: int = 0
-    """0: sees no images."""
+    """Of a vision projector in a file of its own."""
+    capabilities: tuple[str, ...] = ("text",)
+    """What it takes and does: `text`, `image`, and what an engine knows beyond: `tools`, `thinking`."""
     source: str = ""
 
     @property
@@ -38,7 +40,7 @@ class ModelFacts:
 
     @property
     def sees_images(self) -> bool:
-        return self.mmproj_bytes > 0
+        return "image" in self.capabilities
 
     def kv_bytes_per_token(self, bytes_per_element: int = 2) -> int:
         """Bytes of KV cache for one token of context: the sum over layers of kv_heads x (key + value length) x bytes.
@@ -47,6 +49,11 @@ class ModelFacts:
         sliding window or a recurrent state are counted in full, so for models that have them it is an upper bound.
         """
         return sum(self.kv_heads) * (self.key_length + self.value_length) * bytes_per_element
+
+
+def parts(weights: Path) -> list[Path]:
+    """All files of a model: more than one where it is split. Raises what `read_gguf` raises."""
+    return [weights, *_other_parts(gguf_header.read(weights))]
 
 
 def read_gguf(weights: Path, mmproj: Path | None = None) -> ModelFacts:
@@ -92,6 +99,7 @@ def _facts(header: Header, weights_bytes: int, mmproj_bytes: int) -> ModelFacts:
         vocabulary_size=number("vocab_size", header.fields.get("tokenizer.ggml.tokens")),
         context_length=number("context_length"),
         mmproj_bytes=mmproj_bytes,
+        capabilities=("text", "image") if mmproj_bytes else ("text",),
         source=f"header of {header.path.name}",
     )
 

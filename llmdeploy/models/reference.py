@@ -3,8 +3,11 @@
     selftest, qwen3:8b                  a name of the catalog
     ./x.gguf, /models/x.gguf, ~/x.gguf  a file on this machine
     hf://owner/repo/x.gguf[@revision]   a file in a repository of the Hub
+    ollama://user/model[:tag]           a model of Ollama's registry
+    hf.co/owner/repo[:quantization]     a GGUF repository of the Hub, as Ollama names it
 
-A text is a file when it ends in `.gguf`, begins with `.`, `~` or `/`, or is the path of something that exists.
+A text is a file when it ends in `.gguf`, begins with `.`, `~` or `/`, or is the path of something that exists. A name
+that is not of the catalog is one of Ollama's on that engine.
 """
 
 from __future__ import annotations
@@ -17,8 +20,15 @@ from pathlib import Path
 from llmdeploy.errors import UsageError
 
 HUB_SCHEME = "hf://"
+OLLAMA_SCHEME = "ollama://"
+HUB_HOSTS = ("hf.co/", "huggingface.co/")
+LONGEST_NAME = 80
+"""Characters that Ollama allows in a part of a name; the other engines allow more."""
 _HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)/(?P<file>[^@]+?)(?:@(?P<revision>[\w./-]+))?")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?::[\w.-]+)?")
+_PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"
+_HOST, _USER = r"(?:[A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}/)?", r"(?:[A-Za-z0-9_][A-Za-z0-9_-]{0,79}/)?"
+_TAG = re.compile(f"{_HOST}{_USER}{_PART}(?::{_PART})?")
 
 
 @dataclass(frozen=True)
@@ -41,16 +51,28 @@ class CatalogName:
         return self.name
 
 
-ModelRef = CatalogName | Path | HubFile
+@dataclass(frozen=True)
+class OllamaTag:
+    """A model by its name at Ollama: `[[host/]namespace/]model[:tag]`."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name if self.name.startswith(HUB_HOSTS) else OLLAMA_SCHEME + self.name
+
+
+ModelRef = CatalogName | Path | HubFile | OllamaTag
 
 
 def parse(text: str) -> ModelRef:
     """The reference that `text` names; `str()` of it, parsed again, is the same reference.
 
-    Raises UsageError when it is none of the three forms.
+    Raises UsageError when it is none of these forms.
     """
     if text.startswith(HUB_SCHEME):
         return _parse_hub(text)
+    if text.startswith((OLLAMA_SCHEME, *HUB_HOSTS)):
+        return _parse_tag(text)
     if "://" in text:
         raise UsageError(f"`{text}` is no address of a model", "the form is `hf://owner/repo/file.gguf`")
     if text.endswith(".gguf") or text[:1] in {".", "~", "/"} or _names_a_path(text):
@@ -64,12 +86,29 @@ def parse(text: str) -> ModelRef:
 
 
 def served_name(reference: ModelRef) -> str:
-    """The model name applications send: the catalog's name, or the file's without its ending."""
-    if isinstance(reference, CatalogName):
-        return reference.name
-    name = reference.name if isinstance(reference, Path) else Path(reference.file).name
+    """The model name applications send, on every engine: the name, or the file's without its ending.
+
+    It holds what every engine allows: letters, digits, `_`, `.` and `-` in each part.
+    """
+    match reference:
+        case CatalogName() | OllamaTag():
+            return reference.name
+        case Path():
+            name = reference.name
+        case HubFile():
+            name = Path(reference.file).name
     # A leading dash would read as a flag of the server's.
-    return name.removesuffix(".gguf").lstrip("-") or "model"
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name.removesuffix(".gguf")).strip("-.")[:LONGEST_NAME] or "model"
+
+
+def _parse_tag(text: str) -> OllamaTag:
+    name = text.removeprefix(OLLAMA_SCHEME)
+    if not _TAG.fullmatch(name) or (name.startswith(HUB_HOSTS) and name.count("/") != 2):
+        raise UsageError(
+            f"`{text}` does not name a model as Ollama does",
+            "the forms are `ollama://model:tag`, `ollama://user/model:tag` and `hf.co/owner/repo:Q4_K_M`",
+        )
+    return OllamaTag(name)
 
 
 def _parse_hub(text: str) -> HubFile:

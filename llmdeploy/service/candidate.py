@@ -6,22 +6,26 @@ import asyncio
 import shlex
 import time
 from collections.abc import Callable
+from concurrent.futures import wait
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmdeploy import hardware
 from llmdeploy.errors import EngineMissing, LlmdeployError, ServerDied, StartFailed, TimedOut
 from llmdeploy.models.reference import ModelRef, served_name
-from llmdeploy.plan import Plan, Wishes, make_plan
+from llmdeploy.plan import Plan, Wishes
 from llmdeploy.service import signals
+from llmdeploy.service.attached import Attached
 from llmdeploy.service.child import Child
 from llmdeploy.service.health import answers_for, healthy, listens
-from llmdeploy.service.log import open_log
+from llmdeploy.service.log import ServerLog, open_log
 from llmdeploy.service.ports import require_free_port
 
 if TYPE_CHECKING:
-    from llmdeploy.engines.base import Artefact, Engine, ServerSpec
+    from llmdeploy.engines.base import Engine, Loaded, ServerSpec
+    from llmdeploy.models.facts import ModelFacts
 
 STOP_GRACE = 3.0
 """Seconds a server has to end by itself before it is killed."""
@@ -29,6 +33,8 @@ POLL = 0.05
 """Seconds between two looks at the health of a server that starts."""
 REMINDER = 5.0
 """Seconds after which a phase that goes on is mentioned again."""
+KEEP = 30.0
+"""Seconds between two looks at whether the model is still loaded."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,6 @@ class Order:
     model: ModelRef
     port: int
     wishes: Wishes
-    mmproj: Path | None
     timeout: float
     """Seconds the server may take to become ready, once it is started."""
 
@@ -53,77 +58,126 @@ class Events:
     on_download: Callable[[str, int, int], None]
     """A file, bytes so far, bytes in all."""
     on_plan: Callable[[Plan], None]
+    on_loaded: Callable[[Loaded], None]
 
 
 class Candidate:
     """One server for one order: `prepare`, `start`, `until_ready`, `stop`."""
 
-    def __init__(self, order: Order, engine: Engine, events: Events, log_file: Path) -> None:
+    facts: ModelFacts
+    spec: ServerSpec
+
+    def __init__(self, order: Order, engine: Engine[Any], events: Events, log_file: Path) -> None:
         self.order = order
         self.engine = engine
         self.version: str | None = None
         self._events = events
         self._log_file = log_file
+        self._log: ServerLog | None = None
         self._phase = ""
         self._passed: list[str] = []
+        self._loading = False
         self._ready = False
-        self._child: Child | None = None
+        self._runs: Child | Attached | None = None
 
     def prepare(self) -> None:
-        """All that can be known before a process is started. Raises what keeps it from being started."""
+        """All up to the start of the server, the engine's daemon included. Raises what keeps it from being started."""
         self._enter("checking")
         found = self.engine.status()
-        if not found.installed:
+        if not found.usable:
             raise EngineMissing(found.detail, found.hint)
         self.version = found.version
-        require_free_port(self.order.port, self._command)
+        daemon = self.engine.daemon(self.order.wishes, self.order.port)
+        if daemon is None or daemon.argv:
+            require_free_port(self.order.port, self._command)
+        if daemon is not None:
+            self._attend(daemon)
         artefact = self._weights()
-        facts = self.engine.facts(artefact)
-        plan = make_plan(facts, hardware.detect(), self.order.wishes, on_gpu=self.engine.on_gpu)
+        self.facts = self.engine.facts(artefact)
+        plan = self.engine.plan(self.facts, hardware.detect(), self.order.wishes)
         plan.demand_fit(str(self.order.model))
         self._events.on_plan(plan)
         name = served_name(self.order.model)
-        self.spec: ServerSpec = self.engine.server(artefact, plan, served_name=name, port=self.order.port)
+        self.spec = self.engine.server(artefact, plan, served_name=name, port=self.order.port)
 
-    @property
-    def _command(self) -> str:
-        return f"llmdeploy serve {shlex.quote(str(self.order.model))}"
+    def _attend(self, daemon: ServerSpec) -> None:
+        """Have the engine's daemon answer: start it, or wait until it has started."""
+        self.spec = daemon
+        self._enter(f"starting {self.engine.name}" if daemon.argv else f"reaching {self.engine.name}")
+        self._runs = self._run()
+        ended = self._runs.ended
+        deadline = time.monotonic() + self.order.timeout
+        while not healthy(daemon):
+            if wait([ended], POLL).done:
+                raise self._ending(ended.result())
+            if time.monotonic() > deadline:
+                raise self._late()
 
-    def _weights(self) -> Artefact:
-        artefact = self.engine.artefact(self.order.model, self.order.mmproj)
+    def _weights(self) -> Any:
+        artefact = self.engine.artefact(self.order.model)
         if not self.engine.present(artefact):
             self._enter("fetching the weights")
             self.engine.pull(artefact, self._events.on_download)
         return artefact
 
-    async def start(self) -> Child:
-        """Start the server."""
-        self._enter("starting the server")
-        require_free_port(self.order.port, self._command)  # again: a download takes long enough for others to come
+    @property
+    def _command(self) -> str:
+        return f"llmdeploy serve {shlex.quote(str(self.order.model))}"
+
+    async def start(self) -> Child | Attached:
+        """Start the server, where it does not run since `prepare`."""
+        if self._runs is None:
+            self._enter("starting the server")
+            require_free_port(self.order.port, self._command)  # again: a download takes long enough for others to come
+            self._runs = await asyncio.to_thread(self._run)
+        self.ended = asyncio.wrap_future(self._runs.ended)
+        return self._runs
+
+    def _run(self) -> Child | Attached:
+        """Start the server as a child, or watch the one that runs already."""
         self._log = open_log(self._log_file)
-        self._child = await Child.start(self.spec.argv, self.spec.env, STOP_GRACE)
-        self.ended = asyncio.ensure_future(self._child.follow(self._line))
-        return self._child
+        spec = self.spec
+        if spec.argv:
+            return Child(spec.argv, spec.env, STOP_GRACE, self._line)
+        return Attached(spec, self._line)
 
     async def until_ready(self, told: asyncio.Future[int]) -> None:
         """Return when the server answers for its model. Raises what `raise_if_over` raises, and TimedOut."""
         began = reminded = time.monotonic()
-        while not await self._answers():
-            await asyncio.wait({self.ended, told}, timeout=POLL, return_when=asyncio.FIRST_COMPLETED)
-            self.raise_if_over(told)
-            self._tell_passed()
-            now = time.monotonic()
-            if now > began + self.order.timeout:
-                raise TimedOut(
-                    f"the server was not ready after {self.order.timeout:g} s, still {self._phase}",
-                    f"give it longer with `--timeout`; its log is `{self._log_file}`",
-                )
-            if now > reminded + REMINDER:
-                reminded = now
-                self._events.on_wait(self._log.tail[-1] if self._log.tail else "")
-        self.raise_if_over(told)
-        self._tell_passed()
+        ready = asyncio.ensure_future(self._becoming_ready())
+        events: set[asyncio.Future[Any]] = {ready, self.ended, told}
+        try:
+            while not ready.done():
+                await asyncio.wait(events, timeout=POLL, return_when=asyncio.FIRST_COMPLETED)
+                self.raise_if_over(told)
+                self._tell_passed()
+                now = time.monotonic()
+                if now > began + self.order.timeout:
+                    raise self._late()
+                if now > reminded + REMINDER:
+                    reminded = now
+                    self._events.on_wait(self._last_line)
+        finally:
+            ready.cancel()
+            await asyncio.wait({ready})
+        ready.result()
         self._ready = True
+
+    async def _becoming_ready(self) -> None:
+        self._loading = True
+        if not self.spec.argv:
+            self._enter("loading the model")
+        if loaded := await self.engine.load(self.spec):
+            self._events.on_loaded(loaded)
+        while not await asyncio.to_thread(self._answers):
+            await asyncio.sleep(POLL)
+
+    async def keep(self) -> None:
+        """See to it, for as long as it serves, that the model stays where it was loaded."""
+        while True:
+            await asyncio.sleep(KEEP)
+            with suppress(LlmdeployError):  # the next round tries again; the end of a server is seen elsewhere
+                await self.engine.keep(self.spec)
 
     def raise_if_over(self, told: asyncio.Future[int]) -> None:
         """Raises KeyboardInterrupt when told to stop, and ServerDied or StartFailed when the server has ended."""
@@ -132,27 +186,33 @@ class Candidate:
         if self.ended.done():
             raise self._ending(self.ended.result())
 
-    async def stop(self) -> None:
-        """End the server, politely first. Does nothing for one that was never started."""
-        if self._child is None:
+    def stop(self) -> None:
+        """Give back what was taken and end the server, politely first. Does nothing where nothing was started."""
+        if self._runs is None:
             return
-        self._child.let_go()
-        await asyncio.wait({self.ended}, timeout=STOP_GRACE + 1)
-        if not self.ended.done():
-            self._child.kill()
-            await asyncio.wait({self.ended}, timeout=STOP_GRACE)
-        self._log.close()
+        if self._loading and not self._runs.ended.done():
+            try:
+                self.engine.release(self.spec.base_url, self.spec.served_name)
+            except LlmdeployError as error:
+                self._line(error.message)
+        self._runs.let_go()
+        if not wait([self._runs.ended], STOP_GRACE + 1).done:
+            self._runs.kill()
+            wait([self._runs.ended], STOP_GRACE)
+        if self._log:
+            self._log.close()
 
     def kill(self) -> None:
         """End the server at once: a second Ctrl-C does not wait."""
-        if self._child is not None:
-            self._child.kill()
+        if self._runs is not None:
+            self._runs.kill()
 
-    async def _answers(self) -> bool:
+    def _answers(self) -> bool:
         """Whether it is this server that answers: another program may have taken the port."""
-        if not (await healthy(self.spec) and await answers_for(self.spec)):
+        if not (healthy(self.spec) and answers_for(self.spec)):
             return False
-        return self._child is None or self._child.server is None or listens(self._child.server, self.order.port)
+        server = self._runs.server if self._runs else None
+        return server is None or listens(server, self.spec.base_url)
 
     def _enter(self, phase: str) -> None:
         self._phase = phase
@@ -162,23 +222,37 @@ class Candidate:
         while self._passed:
             self._enter(self._passed.pop(0))
 
+    @property
+    def _last_line(self) -> str:
+        return next((line for line in reversed(self._lines) if line.strip()), "")
+
+    @property
+    def _lines(self) -> list[str]:
+        return list(self._log.tail) if self._log else []
+
     def _line(self, line: str) -> None:
         """A line of the server's. Phases only go forward, and are told by `until_ready`: here nothing may fail."""
-        self._log.write(line)
+        if self._log:
+            self._log.write(line)
         names = [phase.name for phase in self.spec.phases]
         at = (self._passed or [self._phase])[-1]
         for phase in self.spec.phases[names.index(at) + 1 if at in names else 0 :]:
             if phase.log_text in line:
                 self._passed.append(phase.name)
 
+    def _late(self) -> TimedOut:
+        return TimedOut(
+            f"the server was not ready after {self.order.timeout:g} s, still {self._phase}",
+            f"give it longer with `--timeout`; its log is `{self._log_file}`",
+        )
+
     def _ending(self, status: int) -> LlmdeployError:
         kind, when = (ServerDied, "while it served") if self._ready else (StartFailed, "before it was ready")
-        lines = list(self._log.tail)
-        diagnosis = self.engine.diagnose(lines, status)
+        diagnosis = self.engine.diagnose(self._lines, status)
         if diagnosis is not None:
             return kind(
                 f"the server ended {when}: {diagnosis.cause}", f"{diagnosis.fix}; its log is `{self._log_file}`"
             )
         how = signals.named(-status) if status < 0 else f"status {status}"
-        last = next((line for line in reversed(lines) if line.strip()), "it wrote nothing")
+        last = self._last_line or "it wrote nothing"
         return kind(f"the server ended {when} ({how}): {last}", f"its log is `{self._log_file}`")

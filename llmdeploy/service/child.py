@@ -2,66 +2,50 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
+import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
+from llmdeploy.errors import NotPermitted
 from llmdeploy.service.process import ProcessId, identify, kill_group
 
 GUARD = Path(__file__).with_name("guard.py")
-POLL = 0.05
 LAST_WORDS = 1.0
 """Seconds to read on after the server has ended."""
+LONGEST_LINE = 2**20
+"""Bytes; a longer line comes in pieces."""
 
 
 class Child:
     """A server on a leash: see guard.py. When this process ends, however it ends, the server ends too."""
 
-    def __init__(self, guard: asyncio.subprocess.Process, server: ProcessId | None) -> None:
-        self._guard = guard
-        self.server = server
-
-    @classmethod
-    async def start(cls, argv: tuple[str, ...], env: Mapping[str, str], grace: float) -> Child:
-        """Start the server; it has `grace` seconds to end when it is told to."""
-        guard = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", str(GUARD), str(grace), *argv),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+    def __init__(self, argv: tuple[str, ...], env: Mapping[str, str], grace: float, on_line: Callable[[str], None]):
+        """Start the server; it has `grace` seconds to end when it is told to. `on_line` is called in a thread."""
+        output, its_output = os.pipe()
+        self._guard = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(GUARD), str(grace), *argv],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=its_output,
             env={**os.environ, **env},
             start_new_session=True,
-            limit=2**20,
+            bufsize=0,
         )
-        assert guard.stdout is not None
-        first_line = await guard.stdout.readline()
-        pid = int(first_line or b"0")
-        return cls(guard, identify(pid) if pid else None)
-
-    async def follow(self, on_line: Callable[[str], None]) -> int:
-        """Hand over each line of output and return the exit status, negative for a signal."""
-        reader = asyncio.ensure_future(self._read(on_line))
-        status = await self._wait()
-        # What was written last; a process that left the group may hold the pipe open for as long as it likes.
-        await asyncio.wait({reader}, timeout=LAST_WORDS)
-        reader.cancel()
-        self._guard._transport.close()  # type: ignore[attr-defined] # else it complains when the loop is closed
-        return 128 - status if 128 < status <= 128 + 64 else status  # a server may also end with 255
-
-    async def _read(self, on_line: Callable[[str], None]) -> None:
-        assert self._guard.stderr is not None
-        async for line in _lines(self._guard.stderr):
-            on_line(line)
-
-    async def _wait(self) -> int:
-        # Process.wait() would wait for the pipe too, which the server holds open when its guard is gone.
-        while (status := self._guard.returncode) is None:
-            await asyncio.sleep(POLL)
-        if status < 0:
-            self.kill()  # the guard itself was killed: nothing else would end the server
-        return status
+        os.close(its_output)
+        assert self._guard.stdout is not None
+        with self._guard.stdout as first_line:
+            pid = int(first_line.readline() or b"0")
+        self.server: ProcessId | None = identify(pid) if pid else None
+        self.ended: Future[int] = Future()
+        """The exit status, negative for a signal, once all it wrote was read."""
+        reader = Thread(target=_read, args=(output, on_line), daemon=True)
+        reader.start()
+        Thread(target=self._wait, args=(reader,), daemon=True).start()
 
     def let_go(self) -> None:
         """Have the server ended, politely first."""
@@ -73,17 +57,36 @@ class Child:
         if self.server is not None:
             kill_group(self.server)
 
+    def _wait(self, reader: Thread) -> None:
+        status = self._guard.wait()
+        if status < 0:
+            with suppress(NotPermitted):
+                self.kill()  # the guard itself was killed: nothing else would end the server
+        self.let_go()
+        # What was written last; a process that left the group may hold the pipe open for as long as it likes.
+        reader.join(LAST_WORDS)
+        self.ended.set_result(128 - status if 128 < status <= 128 + 64 else status)  # a server may also end with 255
 
-async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
+
+def _read(output: int, on_line: Callable[[str], None]) -> None:
+    for line in _lines(output):
+        on_line(line)
+    os.close(output)
+
+
+def _lines(output: int) -> Iterator[str]:
     """Lines as text; one longer than the buffer comes in pieces, and a bar that redraws itself as lines of its own."""
-    while True:
-        try:
-            line = await stream.readuntil(b"\n")
-        except asyncio.IncompleteReadError as error:
-            line = error.partial
-        except asyncio.LimitOverrunError as error:
-            line = await stream.readexactly(error.consumed)
-        if not line:
-            return
-        for part in line.decode(errors="replace").rstrip("\r\n").split("\r"):
-            yield part
+    rest = b""
+    while chunk := os.read(output, 2**16):
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield from _parts(line)
+        if len(rest) > LONGEST_LINE:
+            yield from _parts(rest)
+            rest = b""
+    if rest:
+        yield from _parts(rest)
+
+
+def _parts(line: bytes) -> list[str]:
+    return line.decode(errors="replace").rstrip("\r").split("\r")

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import IO
 
 from llmdeploy import paths
-from llmdeploy.errors import LlmdeployError, StartFailed, StateUnwritable, TimedOut
+from llmdeploy.errors import AlreadyServing, LlmdeployError, StartFailed, StateUnwritable, TimedOut
 from llmdeploy.service import signals, state
-from llmdeploy.service.process import ProcessId, identify, kill_group, terminate, wait_gone
+from llmdeploy.service.leftover import end_leftover
+from llmdeploy.service.process import ProcessId, identify, terminate, wait_gone
 from llmdeploy.service.state import Record, Situation
 
 STOP_DEADLINE = 10.0
@@ -139,16 +140,13 @@ def stop(situation: Situation) -> None:
     if record is None:
         return
     _end(record.service)
-    if record.server is not None:
-        kill_group(record.server)
-        if not wait_gone(record.server, STOP_DEADLINE):
-            raise TimedOut(f"process {record.server.pid} does not end", f"`kill -9 {record.server.pid}`")
     try:
         with state.lock():
+            end_leftover(state.observe())
             state.forget()
-    except StateUnwritable:
+    except (StateUnwritable, TimedOut):
         raise
-    except LlmdeployError:
+    except AlreadyServing:
         return  # another service has begun meanwhile; the record is its own
 
 

@@ -9,18 +9,20 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from llmdeploy.errors import LlmdeployError, NotPermitted
+from llmdeploy.errors import LlmdeployError
 from llmdeploy.models.reference import served_name
 from llmdeploy.plan import Plan
 from llmdeploy.service import signals, state
-from llmdeploy.service.candidate import STOP_GRACE, Candidate, Events, Order
-from llmdeploy.service.process import identify, kill_group, wait_gone
+from llmdeploy.service.candidate import Candidate, Events, Order
+from llmdeploy.service.leftover import end_leftover
+from llmdeploy.service.process import identify
 from llmdeploy.service.state import Record
 
 if TYPE_CHECKING:
-    from llmdeploy.engines.base import Engine
+    from llmdeploy.engines.base import Engine, Loaded
+    from llmdeploy.service.attached import Attached
     from llmdeploy.service.child import Child
 
 RECORD_WATCH = 1.0
@@ -36,22 +38,23 @@ class Notices:
     """A phase that goes on: its name, elapsed, the server's last line."""
     on_download: Callable[[str, int, int], None]
     on_plan: Callable[[Plan], None]
+    on_loaded: Callable[[Loaded], None]
     on_ready: Callable[[Record, float], None]
     on_stop: Callable[[], None]
     """Told to stop, and about to."""
 
 
-def serve(order: Order, engine: Engine, notices: Notices) -> None:
+def serve(order: Order, engine: Engine[Any], notices: Notices) -> None:
     """Serve until told to stop.
 
     Raises KeyboardInterrupt when interrupted, Terminated when told to stop, and an LlmdeployError for everything that
     keeps the deployment from serving; that one stays on record.
     """
     with signals.interrupting(), state.lock():
-        end_leftover()
+        end_leftover(state.observe())
         service = _Service(order, engine, notices)
         try:
-            service.candidate.prepare()
+            service.prepare()
             asyncio.run(service.run())
         except LlmdeployError as error:
             service.fail(error)
@@ -64,7 +67,7 @@ def serve(order: Order, engine: Engine, notices: Notices) -> None:
 @dataclass
 class _Service:
     order: Order
-    engine: Engine
+    engine: Engine[Any]
     notices: Notices
     began: float = field(default_factory=time.monotonic)
     written: float = 0.0
@@ -83,7 +86,7 @@ class _Service:
             service=itself,
             ticket=os.environ.get(state.TICKET, ""),
         )
-        events = Events(self._on_phase, self._on_wait, self._on_download, self._on_plan)
+        events = Events(self._on_phase, self._on_wait, self._on_download, self._on_plan, self._on_loaded)
         self.candidate = Candidate(self.order, self.engine, events, state.server_log())
 
     @property
@@ -103,15 +106,24 @@ class _Service:
             except LlmdeployError:
                 state.forget()
 
+    def prepare(self) -> None:
+        try:
+            self.candidate.prepare()
+        except BaseException:
+            self.candidate.stop()
+            raise
+
     async def run(self) -> None:
         """Start the server, wait until it is ready, and keep it until it ends or a signal comes."""
         told = signals.told()
+        keeping = None
         try:
-            child = await self._started()
-            self.update(server=child.server, engine_version=self.candidate.version)
+            runs = await self._started()
+            self.update(server=runs.server, engine_version=self.candidate.version, url=self.candidate.spec.base_url)
             await self.candidate.until_ready(told)
-            self.update(state="ready", phase="ready", progress="")
+            self.update(state="ready", phase="ready", progress="", capabilities=self.candidate.facts.capabilities)
             self.notices.on_ready(self.record, self.elapsed)
+            keeping = asyncio.ensure_future(self.candidate.keep())
             while True:
                 ends = {self.candidate.ended, told}
                 await asyncio.wait(ends, timeout=RECORD_WATCH, return_when=asyncio.FIRST_COMPLETED)
@@ -122,9 +134,11 @@ class _Service:
             raise
         finally:
             signals.call_on_another(self.candidate.kill)
-            await self.candidate.stop()
+            if keeping is not None:
+                keeping.cancel()
+            await asyncio.to_thread(self.candidate.stop)
 
-    async def _started(self) -> Child:
+    async def _started(self) -> Child | Attached:
         try:
             return await self.candidate.start()
         except OSError as error:  # the log cannot be opened
@@ -154,11 +168,10 @@ class _Service:
         self.update(plan=asdict(plan))
         self.notices.on_plan(plan)
 
-
-def end_leftover() -> None:
-    """End a server whose service is gone: the guard was killed with it."""
-    situation = state.observe()
-    if situation.leftover and situation.record is not None and situation.record.server is not None:
-        with suppress(NotPermitted):  # then it is not ours
-            kill_group(situation.record.server)
-        wait_gone(situation.record.server, STOP_GRACE)  # its port and its memory are free then
+    def _on_loaded(self, loaded: Loaded) -> None:
+        """The engine has the last word on the context."""
+        plan = self.record.plan
+        if plan and loaded.context is not None and loaded.context != plan["context"]["value"]:
+            plan = {**plan, "context": {"value": loaded.context, "reason": "what the engine gives it"}}
+        self.update(plan=plan, detail=loaded.detail)
+        self.notices.on_loaded(loaded)

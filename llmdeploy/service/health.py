@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
+import socket
 from contextlib import suppress
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -16,24 +16,38 @@ if TYPE_CHECKING:
 TIMEOUT = 1.0
 
 
-async def healthy(spec: ServerSpec) -> bool:
+def healthy(spec: ServerSpec) -> bool:
     """Whether the server answers 200 at its health path."""
-    status, _ = await asyncio.to_thread(_get, spec.base_url, spec.health_path)
+    status, _ = _get(spec.base_url, spec.health_path)
     return status == 200
 
 
-async def answers_for(spec: ServerSpec) -> bool:
-    """Whether the server lists the model that it was started for."""
-    status, body = await asyncio.to_thread(_get, spec.base_url, "/v1/models")
+def reachable(spec: ServerSpec) -> bool:
+    """Whether something accepts connections at its address. Unlike a request it leaves no line in a log."""
+    address = urlsplit(spec.base_url)
+    port = address.port or (443 if address.scheme == "https" else 80)
     try:
-        return status == 200 and spec.served_name in [model["id"] for model in json.loads(body)["data"]]
+        socket.create_connection((address.hostname or "", port), TIMEOUT).close()
+    except OSError:
+        return False
+    return True
+
+
+def answers_for(spec: ServerSpec) -> bool:
+    """Whether the server lists the model that it serves; Ollama adds a tag to a name that has none."""
+    status, body = _get(spec.base_url, "/v1/models")
+    try:
+        names = {model["id"] for model in json.loads(body)["data"]}
     except (ValueError, KeyError, TypeError):
         return False
+    return status == 200 and not names.isdisjoint({spec.served_name, f"{spec.served_name}:latest"})
 
 
-def listens(server: ProcessId, port: int) -> bool:
-    """Whether the server or a process it started holds the port; where the system does not tell, it is believed."""
+def listens(server: ProcessId, base_url: str) -> bool:
+    """Whether the server or a process it started holds the address; where the system does not tell, it is believed."""
     import psutil
+
+    port = urlsplit(base_url).port
 
     def held_by(process: psutil.Process) -> bool:
         with suppress(psutil.NoSuchProcess):  # it ended while it was looked at
@@ -54,9 +68,11 @@ def listens(server: ProcessId, port: int) -> bool:
 
 def _get(base_url: str, path: str) -> tuple[int, bytes]:
     """Status and body; status 0 when there is no answer within `TIMEOUT`."""
-    connection = HTTPConnection(urlsplit(base_url).netloc, timeout=TIMEOUT)
+    address = urlsplit(base_url)
+    connect = HTTPSConnection if address.scheme == "https" else HTTPConnection
+    connection = connect(address.netloc, timeout=TIMEOUT)
     try:
-        connection.request("GET", path)
+        connection.request("GET", address.path + path)
         response = connection.getresponse()
         return response.status, response.read()
     except (OSError, HTTPException):

@@ -54,6 +54,10 @@ class Record:
     progress: str = ""
     """How far the phase is, where that is known: a download's percentage, a server's last line."""
     plan: dict[str, Any] | None = None
+    detail: str = ""
+    """How the engine has loaded the model, where it tells: how large, on which processor."""
+    capabilities: tuple[str, ...] = ()
+    """What the model takes and does: `text`, `image`, and what the engine knows beyond."""
     error: dict[str, Any] | None = None
     """What ended it, as LlmdeployError.as_document gives it."""
 
@@ -102,6 +106,7 @@ def read() -> Record | None:
         content["server"] = content["server"] and _process(content["server"])
         content["plan"] = content["plan"] if isinstance(content["plan"], dict) else None
         content["error"] = _error(content["error"])
+        content["capabilities"] = tuple(map(str, content.get("capabilities") or ()))
         # A newer version may have written it: what is not known here is left out, so that its service can be stopped.
         known = {field.name for field in fields(Record)}
         return Record(**{name: value for name, value in content.items() if name in known})

@@ -1,17 +1,10 @@
-"""Ollama's words for a failure -> our error: one table, the first row that matches speaks.
+"""Ollama's words for a failure -> our sentence and hint: the first row that matches speaks.
 
 Ollama has two dialects: before 0.30 it ran models in its own `llama runner`, since then in llama.cpp's `llama-server`.
-An error's text may itself be JSON, nested; it is unwrapped before the table sees it.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
-import re
-import shlex
-import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from llmdeploy.errors import (
@@ -28,34 +21,19 @@ from llmdeploy.errors import (
     StartFailed,
     TimedOut,
 )
-from llmdeploy.models import catalog
 
-_LONGEST = 300
-"""Characters of Ollama's own words in a message: a crash brings pages."""
-
-
-@dataclass(frozen=True)
-class Context:
-    """What is known beside the words themselves. Everything may be unknown."""
-
-    model: str = ""
-    known: Sequence[str] = ()
-    """Names that the server has."""
-    server_version: str | None = None
-    program_version: str | None = None
-    """Of the `ollama` that is installed: it may be newer than the server that still runs."""
-    missing_bytes: int = 0
-    """What was still to be fetched."""
-    host: str = ""
-    """The machine of the server, where it is another than this one."""
-    platform: str = sys.platform
+AGAIN = "run it again: what is there is kept"
+_LESS = "ask for less: `--context 2048`, or take a smaller model"
+_SEES = "take a model that sees, such as `qwen2.5vl:7b`"
+_CHATS = "take a model that chats, such as `qwen3:8b`"
+_ABLE = "`ollama show {name}` lists what it can do"
 
 
 @dataclass(frozen=True)
 class Row:
     """`pattern` is searched in the words on one line, in any case.
 
-    Its groups and the fields of `_fields` fill `sentence` and `hint`.
+    Its groups and the fields of `failures` fill `sentence` and `hint`.
     """
 
     pattern: str
@@ -63,12 +41,6 @@ class Row:
     sentence: str
     hint: str
 
-
-_AGAIN = "run it again: what is there is kept"
-_LESS = "ask for less: `--context 2048`, or take a smaller model"
-_SEES = "take a model that sees, such as `qwen2.5vl:7b`"
-_CHATS = "take a model that chats, such as `qwen3:8b`"
-_ABLE = "`ollama show {name}` lists what it can do"
 
 PULL = (
     Row(
@@ -165,7 +137,7 @@ PULL = (
         r"max retries exceeded|unexpected EOF|connection reset by peer|stream error|: EOF$",
         DownloadFailed,
         "the connection broke off too often",
-        _AGAIN,
+        AGAIN,
     ),
     Row(
         r"^unauthorized$",
@@ -467,205 +439,3 @@ REQUEST = (
 )
 
 TABLE = (*PULL, *MEMORY, *LOAD, *SERVE, *REQUEST)
-
-
-def explain(
-    words: object, context: Context | None = None, *, otherwise: type[LlmdeployError] = RequestFailed
-) -> LlmdeployError:
-    """What Ollama's `words` mean: a text, or what stood behind `error` in its JSON. `otherwise`: of unknown ones."""
-    context = context or Context()
-    text = one_line(unwrap(words))
-    row, match = find(text)
-    if row is None or match is None:
-        fields = _fields({}, text, context)
-        return otherwise(f"Ollama says: {_shortened(text)}", "{log} tells more".format(**fields))
-    fields = _fields(match.groupdict(), text, context)
-    return row.error(row.sentence.format(**fields), row.hint.format(**fields))
-
-
-def find(text: str) -> tuple[Row | None, re.Match[str] | None]:
-    """The first row that matches words on one line."""
-    for row in TABLE:
-        if match := re.search(row.pattern, text, re.IGNORECASE):
-            return row, match
-    return None, None
-
-
-def unwrap(error: object) -> str:
-    """The words of an error, out of JSON in JSON: `{"error": "{\\"error\\": {\\"message\\": ...}}"}`."""
-    if isinstance(error, Mapping):
-        inner = next((error[key] for key in ("error", "message") if error.get(key)), None)
-        return json.dumps(dict(error), default=str) if inner is None else unwrap(inner)
-    text = str(error)
-    start = text.find("{")
-    if start < 0:
-        return text
-    try:
-        inner = json.loads(text[start:])
-    except (ValueError, RecursionError):
-        return text
-    return text[:start] + (unwrap(inner) if inner.get("error") or inner.get("message") else text[start:])
-
-
-def one_line(text: str) -> str:
-    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
-
-
-def is_newer(version: str | None, than: str | None) -> bool:
-    """Whether one version is surely above another. `0.0.0` is what builds of one's own say: unknown."""
-    one, other = _numbers(version), _numbers(than)
-    return bool(one and other) and one > other
-
-
-# --- What the daemon's silence means: failures without words
-
-
-def not_running(url: str, context: Context) -> EngineMissing:
-    return EngineMissing(f"no Ollama answers at `{url}`", "{on}start it: {start}".format(**_fields({}, "", context)))
-
-
-def silent(url: str, context: Context) -> TimedOut:
-    return TimedOut(f"Ollama at `{url}` does not answer in time", "{log} tells why".format(**_fields({}, "", context)))
-
-
-def broken_off(url: str, context: Context, otherwise: type[LlmdeployError]) -> LlmdeployError:
-    hint = (_AGAIN if otherwise is DownloadFailed else "run it again") + "; {log} tells why"
-    return otherwise(f"Ollama at `{url}` broke off its answer", hint.format(**_fields({}, "", context)))
-
-
-def not_ollama(url: str, why: str) -> RequestFailed:
-    return RequestFailed(
-        f"what answers at `{url}` does not speak as Ollama does: {_shortened(one_line(why))}",
-        "set `OLLAMA_HOST` to the address of Ollama",
-    )
-
-
-def unreachable(url: str, why: str) -> EngineMissing:
-    return EngineMissing(
-        f"there is no way to `{url}`: {_shortened(one_line(why))}",
-        "check `OLLAMA_HOST`, and the proxy variables: `env | grep -i proxy`",
-    )
-
-
-# --- The fields of the rows
-
-
-def _fields(groups: Mapping[str, str | None], text: str, context: Context) -> dict[str, str]:
-    model = groups.get("model") or context.model
-    words = groups.get("words") or "no reason"
-    path = groups.get("path") or ""
-    places = _places(context.platform)
-    on = f"on `{context.host}`: " if context.host else ""
-    return {
-        **{name: value or "" for name, value in groups.items()},
-        "words": _shortened(words),
-        "model": f"`{model}`" if model else "the model",
-        "name": shlex.quote(model) if model else "NAME",
-        "repo": re.sub(r":[^/:]*$", "", model) or "hf.co/owner/repo",
-        "near": _near(model, context.known),
-        "fetch": _fetch(model, context.known),
-        "on": on,
-        "registry": _registry(text, model),
-        "store": _store(text),
-        "folder": shlex.quote(re.split(r"[/\\]blobs[/\\]", path)[0]),
-        "room": f": {context.missing_bytes / 1e9:.2f} GB are still to come" if context.missing_bytes > 0 else "",
-        "keys_page": "https://huggingface.co/settings/keys" if _on_hub(model) else "https://ollama.com/settings/keys",
-        **_versions(context),
-        **places,
-        "log": on + places["log"],
-    }
-
-
-def _versions(context: Context) -> dict[str, str]:
-    """Which part is old: the server that runs, or all that is installed."""
-    server, program = context.server_version, context.program_version
-    on = f"on `{context.host}`: " if context.host else ""
-    places = _places(context.platform)
-    if server and program and is_newer(program, server):
-        versions = f" (it is {server}; the installed program is {program})"
-        return {"versions": versions, "newer": f"{on}restart the server: {places['restart']}"}
-    upgrade = f"{on}install the newest Ollama and restart its server: {places['install']}"
-    return {"versions": f" ({server})" if server else "", "newer": upgrade}
-
-
-def _places(platform: str) -> dict[str, str]:
-    """Where things are and how they are done on that system."""
-    if platform == "darwin":
-        return {
-            "start": "`ollama serve`, or open the Ollama app",
-            "stop": "quit the Ollama app",
-            "restart": "quit the Ollama app and open it again",
-            "install": "`brew upgrade ollama`, or https://ollama.com/download",
-            "log": "`~/.ollama/logs/server.log`",
-            "environment": "`launchctl setenv NAME VALUE`, then open the Ollama app again",
-            "trust": "add the proxy's certificate to the system's keychain, then open the Ollama app again",
-            "key": "`~/.ollama/id_ed25519.pub`",
-        }
-    if platform == "win32":
-        return {
-            "start": "`ollama serve`, or open the Ollama app",
-            "stop": "quit the Ollama app",
-            "restart": "quit the Ollama app and open it again",
-            "install": "`winget upgrade Ollama.Ollama`",
-            "log": r"`%LOCALAPPDATA%\Ollama\server.log`",
-            "environment": "`setx NAME VALUE`, then open the Ollama app again",
-            "trust": "add the proxy's certificate to the system's store, then open the Ollama app again",
-            "key": r"`%USERPROFILE%\.ollama\id_ed25519.pub`",
-        }
-    return {
-        "start": "`ollama serve`, or `sudo systemctl start ollama`",
-        "stop": "`sudo systemctl stop ollama`",
-        "restart": "`sudo systemctl restart ollama`",
-        "install": "`curl -fsSL https://ollama.com/install.sh | sh`",
-        "log": "`journalctl -u ollama` or `~/.ollama/logs/server.log`",
-        "environment": "`sudo systemctl edit ollama`",
-        "trust": "add the proxy's certificate to the system's store (`sudo update-ca-certificates`), "
-        "then `sudo systemctl restart ollama`",
-        "key": "`~/.ollama/id_ed25519.pub`, of the service `/usr/share/ollama/.ollama/id_ed25519.pub`",
-    }
-
-
-def _fetch(model: str, known: Sequence[str]) -> str:
-    """A hint for a model that the server lacks: the registry has it, or it may be another's name."""
-    in_registry = any(model == entry.ollama for entry in catalog.load().values())
-    return f"fetch it: `ollama pull {model}`" if in_registry else _near(model, known)
-
-
-def _near(model: str, known: Sequence[str]) -> str:
-    """A hint with names that are like a missing one: of the catalog, and of what the server has."""
-    names = [entry.ollama for entry in catalog.load().values() if entry.ollama]
-    candidates = dict.fromkeys(name.removesuffix(":latest") for name in [*names, *known])
-    candidates.pop(model, None)
-    near = difflib.get_close_matches(model.lower().removesuffix(":latest"), candidates, n=3, cutoff=0.7)
-    if near:
-        return f"did you mean {' or '.join(f'`{name}`' for name in near)}?"
-    if _on_hub(model):
-        return "check the repository and the name behind the `:`, which is a quantization or a file of it"
-    return "https://ollama.com/search lists the names; `ollama list` those that are here"
-
-
-def _on_hub(model: str) -> bool:
-    return model.startswith(("hf.co/", "huggingface.co/"))
-
-
-def _registry(text: str, model: str) -> str:
-    """The host that Ollama's server wanted to reach: its words name it."""
-    if match := re.search(r"https?://([^/\s\"]+)", text):
-        return f"`{match[1]}`"
-    return "the Hub" if _on_hub(model) else "Ollama's registry"
-
-
-def _store(text: str) -> str:
-    """Where the store is, out of the path of a file that could not be written."""
-    match = re.search(r"(?:write|open|mkdir|truncate|fallocate) (\S+?)(?:[/\\](?:blobs|manifests)\b\S*)?: ", text)
-    return f" `{match[1]}`" if match else ""
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
-
-
-def _numbers(version: str | None) -> tuple[int, ...]:
-    match = re.match(r"v?(\d+)\.(\d+)\.(\d+)", version or "")
-    numbers = tuple(map(int, match.groups())) if match else ()
-    return numbers if any(numbers) else ()

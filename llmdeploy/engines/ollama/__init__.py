@@ -1,0 +1,315 @@
+"""Ollama: the engine for development. It is attached to where it runs, started where it does not, and never fought.
+
+The model is served under the user's own name: an alias with the plan's context, which shares the weights and goes when
+the deployment ends. A name that is Ollama's own already is served as it is, with the context that Ollama gives it: what
+is the user's is never rewritten.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmdeploy import paths
+from llmdeploy.engines import failures as engine_failures
+from llmdeploy.engines.base import EngineStatus, Loaded, Request, ServerSpec
+from llmdeploy.engines.llamacpp import compute_buffer
+from llmdeploy.engines.ollama import failures, state
+from llmdeploy.engines.ollama.api import Daemon
+from llmdeploy.engines.ollama.documents import Shown, same_name
+from llmdeploy.engines.ollama.imports import Import
+from llmdeploy.engines.ollama.places import places
+from llmdeploy.errors import (
+    AlreadyServing,
+    DoesNotFit,
+    EngineMissing,
+    LlmdeployError,
+    ModelInvalid,
+    NotPermitted,
+    TimedOut,
+)
+from llmdeploy.models import catalog, gguf
+from llmdeploy.models.facts import ModelFacts
+from llmdeploy.models.gguf import GgufModel
+from llmdeploy.models.reference import CatalogName, ModelRef, OllamaTag
+from llmdeploy.plan import DEFAULT_CONTEXT, MemoryPart, Plan, Setting, Wishes, free_memory, in_gib, make_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llmdeploy.config import Settings
+    from llmdeploy.hardware import Hardware
+    from llmdeploy.models.hub import OnProgress
+
+MARK = "llmdeploy: an alias for as long as it is served"
+PATIENCE = 2.0
+"""Seconds for each answer where a deployment ends."""
+RELEASE_SECONDS = 4.0
+"""For the memory to be free once it was asked for; less than `stop` waits."""
+UNKNOWN_LENGTH = 2**31
+"""The context of a model of which Ollama tells no length: any wish is within it."""
+
+
+def engine(settings: Settings) -> Ollama:
+    return Ollama(settings)
+
+
+@dataclass(frozen=True)
+class Tag:
+    """A model by its name at Ollama."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Ollama:
+    name = "ollama"
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._state: state.State | None = None
+        self._ours = False
+        self._url = ""
+
+    def status(self) -> EngineStatus:
+        self._state = state.look(self._settings)
+        return state.describe(self._state)
+
+    def daemon(self, wishes: Wishes, port: int) -> ServerSpec:
+        found = self._state or state.look(self._settings)
+        self._ours = found.probe.state == "refused"
+        self._url = f"http://127.0.0.1:{port}" if self._ours else found.host.url
+        if not self._ours:
+            return ServerSpec((), self._url, "/api/version")
+        if found.program is None:
+            raise EngineMissing(found.probe.detail, state.describe(found).hint)
+        return ServerSpec((str(found.program), "serve"), self._url, "/api/version", env=self._environment(wishes, port))
+
+    def _environment(self, wishes: Wishes, port: int) -> dict[str, str]:
+        """Of a daemon that we start; the user's own variables of Ollama hold where we have nothing to say."""
+        settings = self._settings
+        own: dict[str, object] = {
+            "OLLAMA_HOST": f"127.0.0.1:{port}",
+            "OLLAMA_KEEP_ALIVE": -1,
+            "OLLAMA_CONTEXT_LENGTH": wishes.context or DEFAULT_CONTEXT,
+            "OLLAMA_NUM_PARALLEL": wishes.parallel,
+            "OLLAMA_MODELS": settings.ollama_models,
+            "OLLAMA_SCHED_SPREAD": None if settings.ollama_spread is None else int(settings.ollama_spread),
+            "OLLAMA_NO_CLOUD": None if settings.allow_cloud else 1,
+        }
+        return {name: str(value) for name, value in own.items() if value is not None}
+
+    def artefact(self, model: ModelRef) -> Tag | GgufModel:
+        if isinstance(model, OllamaTag):
+            return self._tag(model.name)
+        if not isinstance(model, CatalogName):
+            return gguf.find(model, self._settings.mmproj)
+        entry = catalog.load().get(model.name)
+        if entry is None:
+            return self._tag(model.name)
+        return self._tag(entry.ollama) if entry.ollama else gguf.find(model, self._settings.mmproj)
+
+    def _tag(self, name: str) -> Tag:
+        if name.endswith((":cloud", "-cloud")):
+            self._demand_cloud(name, "ollama.com")
+        return Tag(name)
+
+    def present(self, artefact: Tag | GgufModel) -> bool:
+        if isinstance(artefact, GgufModel):
+            return self._import(artefact).is_there()
+        return any(same_name(one.name, artefact.name) for one in self._api().models())
+
+    def pull(self, artefact: Tag | GgufModel, on_progress: OnProgress) -> None:
+        if isinstance(artefact, GgufModel):
+            artefact.pull(on_progress)
+            self._import(artefact).make(on_progress)
+        else:
+            self._api().pull(artefact.name, on_progress)
+
+    def _import(self, model: GgufModel) -> Import:
+        """Where the daemon's store is, it tells where it has a model; else the variables tell where it should be."""
+        named = (self._ours and self._settings.ollama_models) or os.environ.get("OLLAMA_MODELS")
+        found = self._state.store if self._state and not self._ours else None
+        return Import(self._api(), found or Path(named or Path.home() / ".ollama" / "models"), model)
+
+    def facts(self, artefact: Tag | GgufModel) -> ModelFacts:
+        name = self._model(artefact)
+        shown = self._api().show(name)
+        if shown.remote_host:
+            self._demand_cloud(name, shown.remote_host)
+        if shown.capabilities and "completion" not in shown.capabilities:
+            raise ModelInvalid(f"`{name}` cannot chat: it makes embeddings", "take a model that chats: `qwen3:8b`")
+        return _facts(shown, f"`ollama show {name}`")
+
+    def _model(self, artefact: Tag | GgufModel) -> str:
+        return self._import(artefact).name() if isinstance(artefact, GgufModel) else artefact.name
+
+    def _demand_cloud(self, name: str, host: str) -> None:
+        if not self._settings.allow_cloud:
+            raise NotPermitted(
+                f"`{name}` runs at {host}, not here: the prompts would leave this machine",
+                f"`llmdeploy serve {name} --engine ollama --allow-cloud` allows it",
+                code="cloud_model",
+            )
+
+    def plan(self, facts: ModelFacts, hardware: Hardware, wishes: Wishes) -> Plan:
+        parallel = Setting(int(os.environ.get("OLLAMA_NUM_PARALLEL") or 1), "Ollama's default")
+        if wishes.parallel is not None and self._ours:
+            parallel = Setting(wishes.parallel, "as asked for")
+        elif not self._ours:
+            parallel = Setting(1, "at least: Ollama was started with a number of its own, `OLLAMA_NUM_PARALLEL`")
+        return make_plan(
+            facts, wishes, self._available(hardware), overhead=(compute_buffer(facts),), parallels=(parallel,)
+        )
+
+    def _available(self, hardware: Hardware) -> MemoryPart | None:
+        daemon = self._api()
+        if not daemon.is_local:
+            return None
+        free = free_memory(hardware, on_gpu=True)
+        held = sum(one.size for one in daemon.running())
+        if not held:
+            return free
+        reason = f"{free.reason}, and {in_gib(held)} of models that Ollama lets go for another"
+        return MemoryPart(free.name, free.bytes + held, reason)
+
+    def server(self, artefact: Tag | GgufModel, plan: Plan, *, served_name: str, port: int) -> ServerSpec:
+        return ServerSpec(
+            argv=(),
+            base_url=self._url,
+            health_path="/api/version",
+            served_name=served_name,
+            model=self._model(artefact),
+            context=plan.context.value,
+        )
+
+    async def load(self, spec: ServerSpec) -> Loaded:
+        import asyncio
+
+        daemon = Daemon(spec.base_url)
+        await asyncio.to_thread(_prepare_name, daemon, spec)
+        await daemon.load(spec.served_name)
+        return await asyncio.to_thread(self._loaded, daemon, spec)
+
+    def _loaded(self, daemon: Daemon, spec: ServerSpec) -> Loaded:
+        found = next((one for one in daemon.running() if same_name(one.name, spec.served_name)), None)
+        if found is None:  # a model of Ollama's cloud, or let go for another at once
+            return Loaded(None, "loaded")
+        wished, given = self._settings.context, found.context_length
+        if wished is not None and given is not None and given < wished:
+            raise DoesNotFit(
+                f"Ollama gives `{spec.served_name}` a context of {given} tokens, not {wished}",
+                f"set `OLLAMA_CONTEXT_LENGTH={wished}` where it is started ({places(sys.platform)['environment']})",
+            )
+        size = next((one.size for one in daemon.models() if same_name(one.name, spec.model)), 0)
+        where = state.processor(found, size)
+        return Loaded(given, f"{in_gib(found.size)} {where}")
+
+    async def keep(self, spec: ServerSpec) -> None:
+        import asyncio
+
+        daemon = Daemon(spec.base_url)
+        running = await asyncio.to_thread(daemon.running)
+        ours = next((one for one in running if same_name(one.name, spec.served_name)), None)
+        # Where another model has taken the room, ours comes back with its next request: to insist would be a fight.
+        if ours.expires_soon if ours else not running:
+            await daemon.load(spec.served_name)
+
+    def release(self, base_url: str, served_name: str) -> None:
+        daemon = Daemon(base_url, patience=PATIENCE)
+        daemon.unload(served_name)
+        gone = daemon.wait_released(served_name, RELEASE_SECONDS)
+        _delete_aliases(daemon)
+        if not gone:
+            raise TimedOut(f"Ollama still holds `{served_name}` in memory", f"`ollama stop {served_name}`")
+
+    def adapt(self, request: Request) -> Request:
+        return adapt(request)
+
+    def diagnose(self, log: Sequence[str], exit_status: int) -> engine_failures.Diagnosis | None:
+        for line in reversed(log):
+            row, match = failures.find(failures.unwrap(line))
+            if row and match:
+                error = failures.explain(line)
+                return engine_failures.Diagnosis(error.message, error.hint)
+        return None
+
+    def _api(self) -> Daemon:
+        if not self._url:
+            self._url = (self._state or state.look(self._settings)).host.url
+        version = self._state.program_version if self._state else None
+        return Daemon(self._url, program_version=version)
+
+
+def adapt(request: Request) -> Request:
+    """What Ollama would ignore, in words that it knows.
+
+    It knows `max_tokens` alone; and where a model's template comes from its GGUF file it does not enforce
+    `json_object`, but a schema.
+    """
+    changed: dict[str, Any] = dict(request)
+    if (most := changed.pop("max_completion_tokens", None)) is not None:
+        changed.setdefault("max_tokens", most)
+    if (changed.get("response_format") or {}).get("type") == "json_object":
+        schema = {"name": "object", "schema": {"type": "object"}}
+        changed["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return changed
+
+
+def _facts(shown: Shown, source: str) -> ModelFacts:
+    known = {"completion": "text", "vision": "image"}
+    capabilities = [known.get(it, it) for it in shown.capabilities or ("completion",)]
+    if not shown.capabilities and shown.projector:  # an Ollama that does not tell
+        capabilities.append("image")
+    return ModelFacts(
+        architecture=shown.architecture or "unknown",
+        weights_bytes=shown.size or 0,
+        kv_heads=shown.kv_heads,
+        key_length=shown.key_length or 0,
+        value_length=shown.value_length or 0,
+        embedding_length=shown.embedding_length or 0,
+        vocabulary_size=shown.vocabulary_size or 0,
+        context_length=shown.context_length or UNKNOWN_LENGTH,
+        capabilities=tuple(capabilities),
+        source=source,
+    )
+
+
+def _prepare_name(daemon: Daemon, spec: ServerSpec) -> None:
+    """Have the daemon know the model by the name that it is served as. Raises AlreadyServing, ModelInvalid."""
+    _delete_aliases(daemon)
+    if same_name(spec.served_name, spec.model):
+        return
+    if any(same_name(one.name, spec.served_name) for one in daemon.models()):
+        raise _taken(spec.served_name, daemon.show(spec.served_name).license)
+    daemon.create_alias(spec.served_name, spec.model, {"num_ctx": spec.context}, license=_mark())
+
+
+def _taken(name: str, license: str) -> LlmdeployError:
+    if MARK in license:
+        return AlreadyServing(
+            f"another llmdeploy serves `{name}` on this Ollama ({license[license.index(MARK) + len(MARK) + 2 :]})",
+            f"stop that one; where it is gone: `ollama rm {name}`",
+        )
+    return ModelInvalid(
+        f"Ollama has another model that is called `{name}`, and llmdeploy overwrites none",
+        f"give that one another name: `ollama cp {name} {name}-mine && ollama rm {name}`",
+    )
+
+
+def _mark() -> str:
+    """A text that goes with an alias of this service's: there is one service for each state folder."""
+    return f"{MARK}, state folder {paths.state_dir()} of {socket.gethostname()}"
+
+
+def _delete_aliases(daemon: Daemon) -> None:
+    """Remove the aliases of this service: that of now, and what a crash has left."""
+    for one in daemon.models():
+        if one.parent and _mark() in daemon.show(one.name).license:
+            daemon.delete(one.name)

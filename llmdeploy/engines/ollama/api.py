@@ -1,0 +1,288 @@
+"""Ollama's daemon over HTTP: what is there, what runs, pull, create, load, release.
+
+The official client does what it does in full: pull, create, copy, delete. Plain HTTP does the rest: it has no
+version, no HEAD of a blob and no load, its list and show drop fields, and its upload of a blob tells no progress.
+Every failure is an LlmdeployError (see failures.py).
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+from llmdeploy.engines.ollama import documents, failures
+from llmdeploy.engines.ollama.connection import Connection
+from llmdeploy.engines.ollama.documents import Installed, Running, Shown, same_name
+from llmdeploy.errors import (
+    DownloadFailed,
+    LlmdeployError,
+    ModelInvalid,
+    ModelNotFound,
+    RequestFailed,
+    StartFailed,
+    TimedOut,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import ollama
+
+    from llmdeploy.models.hub import OnProgress
+
+OnStatus = Callable[[str], None]
+
+SILENCE_SECONDS = 1800.0
+"""Without a line while it pulls or creates: it checks and rewrites files of many GB without a word."""
+STALL_SECONDS = 300.0
+"""Without a byte while it pulls: it tries again and again for ever, and reports that every 60 ms."""
+UPLOAD_CHUNK = 1 << 20
+
+
+class Layers:
+    """The layers of one pull. Ollama's numbers may run backwards after a retry; these do not."""
+
+    def __init__(self) -> None:
+        self._layers: dict[str, tuple[int, int]] = {}
+
+    def update(self, name: str, done: int, total: int) -> bool:
+        """Take in one report; whether it brought anything new."""
+        before = self._layers.get(name)
+        total = max(total, before[1] if before else 0)
+        now = (min(max(done, before[0] if before else 0), total), total)
+        self._layers[name] = now
+        return now != before
+
+    def __getitem__(self, name: str) -> tuple[int, int]:
+        return self._layers[name]
+
+    def unfinished(self) -> list[str]:
+        return [name for name, (done, total) in self._layers.items() if done < total]
+
+    @property
+    def missing(self) -> int:
+        """Bytes, of the layers seen so far: Ollama names the next one when it begins with it."""
+        return sum(total - done for done, total in self._layers.values())
+
+
+class Daemon(Connection):
+    """The Ollama server at an address."""
+
+    # --- What is there
+
+    def version(self) -> str:
+        return str(self._get("/api/version").get("version", ""))
+
+    def models(self) -> list[Installed]:
+        """The models that the daemon has."""
+        with self._translated(RequestFailed):
+            return [documents.installed(model) for model in self._get("/api/tags")["models"] or ()]
+
+    def show(self, model: str) -> Shown:
+        """What the daemon tells of a model. Raises ModelNotFound."""
+        with self._translated(RequestFailed, model):
+            document = self._post("/api/show", {"model": model}, model)
+            if documents.has_hidden_heads(document):
+                # Only then: it tells every token too, which makes 10 MB.
+                document = self._post("/api/show", {"model": model, "verbose": True}, model)
+            size = next((one.size for one in self.models() if same_name(one.name, model)), None)
+            return documents.shown(document, size)
+
+    def running(self) -> list[Running]:
+        """The models in memory."""
+        return self._running(self._patience)
+
+    def has_blob(self, digest: str) -> bool:
+        """Whether the daemon has a file of that digest (`sha256:...`)."""
+        with self._translated(RequestFailed), self._http(self._patience) as http:
+            response = http.head(f"/api/blobs/{digest}")
+        if response.status_code == 404:
+            return False
+        self._check(response, RequestFailed)
+        return True
+
+    # --- What is made there
+
+    def push_blob(self, path: Path, digest: str, on_progress: OnProgress) -> None:
+        """Give the daemon a file of this machine. Raises ModelInvalid where it is not of that digest."""
+        with _opened(path) as file:
+            size = os.fstat(file.fileno()).st_size
+
+            def chunks() -> Iterator[bytes]:
+                while chunk := _read(file, path):
+                    yield chunk
+                    on_progress(path.name, min(file.tell(), size), size)
+
+            # A length instead of chunked coding: a proxy can pass it on without keeping it all.
+            headers = {"Content-Length": str(size)}
+            with self._translated(RequestFailed), self._http(SILENCE_SECONDS) as http:
+                response = http.post(f"/api/blobs/{digest}", content=chunks(), headers=headers)
+            self._check(response, RequestFailed)
+
+    def create_from_files(
+        self,
+        model: str,
+        files: Mapping[str, str],
+        parameters: Mapping[str, Any] | None = None,
+        on_status: OnStatus = lambda status: None,
+    ) -> None:
+        """Make a model out of pushed files: file name -> digest. Ollama 0.30 and newer rewrite a GGUF for it."""
+        self._create(model, on_status, files=dict(files), parameters=dict(parameters or {}) or None)
+
+    def create_alias(self, alias: str, base: str, parameters: Mapping[str, Any], license: str | None = None) -> None:
+        """Make a second name with parameters of its own; the weights are shared. Raises ModelNotFound.
+
+        `license` is added to those of the base: a text that goes with the model and changes nothing else.
+        """
+        # A base that is missing would start a download, so it is looked for first.
+        self._post("/api/show", {"model": base}, base)
+        self._create(alias, lambda status: None, from_=base, parameters=dict(parameters) or None, license=license)
+
+    def copy(self, source: str, destination: str) -> None:
+        with self._translated(RequestFailed, source), self._ollama(self._patience) as client:
+            client.copy(source, destination)
+
+    def delete(self, model: str) -> None:
+        """Remove a name, and the files that no other name uses. A missing one is fine."""
+        with suppress(ModelNotFound), self._translated(RequestFailed, model), self._ollama(self._patience) as client:
+            client.delete(model)
+
+    def pull(
+        self,
+        model: str,
+        on_progress: OnProgress,
+        *,
+        insecure: bool = False,
+        silence: float = SILENCE_SECONDS,
+        stall: float = STALL_SECONDS,
+    ) -> None:
+        """Fetch a model. An exception, KeyboardInterrupt too, closes the connection, and Ollama stops.
+
+        `on_progress` hears layer by layer; `Layers` adds them up. `silence` and `stall` are in seconds.
+        """
+        layers, status, moved = Layers(), "", time.monotonic()
+
+        def start(client: ollama.Client) -> Iterator[ollama.ProgressResponse]:
+            return client.pull(model, insecure=insecure, stream=True)
+
+        with self._stream(start, silence, DownloadFailed, model, layers) as parts:
+            for part in parts:
+                news, status = part.status != status, part.status or ""
+                if part.digest and part.total:
+                    name = status.removeprefix("pulling ")
+                    news = layers.update(name, part.completed or 0, part.total) or news
+                    on_progress(name, *layers[name])
+                if news:
+                    moved = time.monotonic()
+                elif time.monotonic() - moved > stall:
+                    raise TimedOut(
+                        f"Ollama has got nothing more of `{model}` for {stall:g} s",
+                        "check the network and run it again: what is there is kept",
+                    )
+        self._check_success(status, DownloadFailed, model)
+        for name in layers.unfinished():  # Ollama reports every 60 ms, so it is silent about the last bytes
+            _, total = layers[name]
+            on_progress(name, total, total)
+
+    # --- What is in memory
+
+    async def load(self, model: str, *, num_ctx: int | None = None, timeout: float = 600.0) -> None:
+        """Load a model and keep it loaded; `timeout` in seconds. To cancel it ends the load.
+
+        A later request without the same `num_ctx` loads it again: give it to an alias instead (`create_alias`).
+        """
+        import asyncio
+
+        import httpx
+
+        body: dict[str, Any] = {"model": model, "keep_alive": -1, "stream": False}
+        if num_ctx is not None:
+            body["options"] = {"num_ctx": num_ctx}
+        with self._translated(StartFailed, model):
+            async with self._made(httpx.AsyncClient, timeout) as http:
+                response = await http.post("/api/generate", json=body)
+        # In a thread: for a better message it may ask the daemon.
+        await asyncio.to_thread(self._document, response, StartFailed, model)
+
+    def unload(self, model: str) -> None:
+        """Let the memory of a model go. One that is not loaded, or not there, is fine."""
+        with suppress(ModelNotFound):
+            self._post("/api/generate", {"model": model, "keep_alive": 0, "stream": False}, model)
+
+    def wait_released(self, model: str, seconds: float) -> bool:
+        """Whether the model left the memory within that time."""
+        deadline = time.monotonic() + seconds
+        while True:
+            left = max(deadline - time.monotonic(), 0.1)
+            with suppress(TimedOut):
+                if not any(same_name(one.name, model) for one in self._running(min(left, self._patience))):
+                    return True
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.1)
+
+    def _running(self, seconds: float) -> list[Running]:
+        # Not by the official client: to import it takes a second, and `doctor` asks too.
+        with self._translated(RequestFailed):
+            return [documents.running(model) for model in self._get("/api/ps", seconds)["models"] or ()]
+
+    def _create(self, model: str, on_status: OnStatus, **wishes: Any) -> None:
+        def start(client: ollama.Client) -> Iterator[ollama.ProgressResponse]:
+            return client.create(model, stream=True, **wishes)
+
+        status = ""
+        with self._stream(start, SILENCE_SECONDS, RequestFailed, model) as parts:
+            for part in parts:
+                status = part.status or ""
+                if status.startswith("pulling"):
+                    break
+                on_status(status)
+        if status.startswith("pulling"):  # the base went away a moment ago
+            raise failures.explain(f"model '{wishes.get('from_')}' not found", self._context(model))
+        self._check_success(status, RequestFailed, model)
+
+    @contextmanager
+    def _stream(
+        self,
+        start: Callable[[ollama.Client], Iterator[ollama.ProgressResponse]],
+        silence: float,
+        otherwise: type[LlmdeployError],
+        model: str,
+        layers: Layers | None = None,
+    ) -> Iterator[Iterator[ollama.ProgressResponse]]:
+        """The lines of a long answer. However it is left, the connection is closed."""
+
+        def lines() -> Generator[ollama.ProgressResponse, None, None]:
+            with closing(cast("Generator[ollama.ProgressResponse, None, None]", start(client))) as parts:
+                while True:
+                    # Around each line only: what the reader of the lines raises is its own.
+                    with self._translated(otherwise, model, layers.missing if layers else 0):
+                        part = next(parts, None)
+                    if part is None:
+                        return
+                    yield part
+
+        with self._ollama(silence) as client, closing(lines()) as each:
+            yield each
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _read(file: BinaryIO, path: Path) -> bytes:
+    try:
+        return file.read(UPLOAD_CHUNK)
+    except OSError as error:  # not to be taken for one of the connection
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> ModelInvalid:
+    return ModelInvalid(f"`{path}` cannot be read: {error.strerror}", f"check it: `ls -l {shlex.quote(str(path))}`")

@@ -1,0 +1,190 @@
+"""How Ollama is asked: the two clients, and every failure of theirs as one of ours."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from llmdeploy.engines.ollama import failures
+from llmdeploy.engines.ollama.host import is_loopback
+from llmdeploy.errors import LlmdeployError, RequestFailed
+
+if TYPE_CHECKING:
+    import httpx
+    import ollama
+
+T = TypeVar("T")
+
+CONNECT_SECONDS = 5.0
+ANSWER_SECONDS = 10.0
+"""For what the daemon knows by heart."""
+
+
+class Connection:
+    """The way to the server at `url`. Holds nothing open: each call makes its own client."""
+
+    def __init__(self, url: str, *, program_version: str | None = None, patience: float = ANSWER_SECONDS) -> None:
+        """`program_version`: of the `ollama` that is installed, where it is known; it makes messages better."""
+        self._patience = patience
+        self.url = url.rstrip("/")
+        self.is_local = is_loopback(url)
+        self._program_version = program_version
+
+    def options(self, read: float) -> dict[str, Any]:
+        """For a client of httpx. `verify`: certificates take 35 ms to load, and plain HTTP has none."""
+        import httpx
+
+        return {
+            "base_url": self.url,
+            "trust_env": not self.is_local,
+            "verify": self.url.startswith("https:"),
+            "timeout": httpx.Timeout(read, connect=min(read, CONNECT_SECONDS)),
+        }
+
+    def _made(self, make: Callable[..., T], read: float) -> T:
+        """A client. httpx reads the proxies and certificates of the environment, and these may be malformed."""
+        import httpx
+
+        try:
+            return make(**self.options(read))
+        except (ValueError, ImportError, OSError, httpx.InvalidURL) as error:
+            raise failures.unreachable(self.url, str(error)) from error
+
+    def _http(self, read: float) -> httpx.Client:
+        import httpx
+
+        return self._made(httpx.Client, read)
+
+    def _ollama(self, read: float) -> ollama.Client:
+        """The official client, which would send the key of Ollama's cloud to any host."""
+        module = _imported_ollama()
+
+        def make(base_url: str, **options: Any) -> ollama.Client:
+            client: ollama.Client = module.Client(base_url, event_hooks={"request": [_without_cloud_key]}, **options)
+            return client
+
+        return self._made(make, read)
+
+    def _get(self, path: str, seconds: float | None = None) -> dict[str, Any]:
+        with self._translated(RequestFailed), self._http(seconds or self._patience) as http:
+            response = http.get(path)
+        return self._document(response, RequestFailed)
+
+    def _post(self, path: str, body: dict[str, Any], model: str) -> dict[str, Any]:
+        with self._translated(RequestFailed, model), self._http(self._patience) as http:
+            response = http.post(path, json=body)
+        return self._document(response, RequestFailed, model)
+
+    # --- What went wrong
+
+    @contextmanager
+    def _translated(self, otherwise: type[LlmdeployError], model: str = "", missing_bytes: int = 0) -> Iterator[None]:
+        """Failures of both clients become ours; `otherwise` is for those that nobody knows."""
+        try:
+            yield
+        except LlmdeployError:
+            raise
+        except Exception as error:
+            explained = self._explained(error, otherwise, model, missing_bytes)
+            if explained is None:
+                raise
+            raise explained from error
+
+    def _explained(
+        self, error: Exception, otherwise: type[LlmdeployError], model: str, missing_bytes: int
+    ) -> LlmdeployError | None:
+        """Our error for one of a client; None for a bug."""
+        import httpx
+
+        status = getattr(error, "status_code", None)
+        if status is not None:  # ollama.ResponseError; not by its name, which would import ollama for plain HTTP
+            words = _words(getattr(error, "error", ""), status)
+            return failures.explain(words, self._context(model, missing_bytes), otherwise=otherwise)
+        place = failures.Context(host=self._remote_host)
+        if isinstance(error, ConnectionError | httpx.ConnectError | httpx.ConnectTimeout):
+            return failures.not_running(self.url, place)
+        if isinstance(error, httpx.TimeoutException):
+            return failures.silent(self.url, place)
+        if isinstance(error, httpx.HTTPError) and not isinstance(error, httpx.ProxyError | httpx.UnsupportedProtocol):
+            return failures.broken_off(self.url, place, otherwise)
+        if isinstance(error, httpx.HTTPError | httpx.InvalidURL | OSError | ImportError | UnicodeError):
+            return failures.unreachable(self.url, str(error))
+        if isinstance(error, ValueError | TypeError | AttributeError | KeyError):
+            # No JSON, or of another shape: json, pydantic and the official client raise one each.
+            return failures.not_ollama(self.url, f"{type(error).__name__}: {error}")
+        return None
+
+    def _check(self, response: httpx.Response, otherwise: type[LlmdeployError], model: str = "") -> None:
+        if not response.is_success:
+            words = _words(response.text, response.status_code)
+            raise failures.explain(words, self._context(model), otherwise=otherwise)
+
+    def _check_success(self, status: str, otherwise: type[LlmdeployError], model: str) -> None:
+        """A stream without its last line was cut: the daemon ended."""
+        if status != "success":
+            raise failures.broken_off(self.url, self._context(model), otherwise)
+
+    def _document(self, response: httpx.Response, otherwise: type[LlmdeployError], model: str = "") -> dict[str, Any]:
+        self._check(response, otherwise, model)
+        try:
+            document = response.json()
+        except ValueError:
+            document = None
+        if not isinstance(document, dict):
+            raise failures.not_ollama(self.url, response.text[:80])
+        return document
+
+    def _context(self, model: str, missing_bytes: int = 0) -> failures.Context:
+        """What makes a message better, as far as the daemon still tells it."""
+        names, version = [], None
+        with suppress(Exception), self._http(2.0) as http:
+            version = http.get("/api/version").json()["version"]
+            names = [one["name"] for one in http.get("/api/tags").json()["models"]]
+        return failures.Context(
+            model=model,
+            known=names,
+            server_version=version,
+            program_version=self._program_version,
+            missing_bytes=missing_bytes,
+            host=self._remote_host,
+        )
+
+    @property
+    def _remote_host(self) -> str:
+        return "" if self.is_local else urlsplit(self.url).netloc
+
+
+# --- The official client
+
+_IMPORT = threading.Lock()
+_READ_AT_IMPORT = re.compile(r"OLLAMA_HOST|OLLAMA_API_KEY|SSL_CERT_FILE|SSL_CERT_DIR|.*_PROXY", re.IGNORECASE)
+
+
+def _imported_ollama() -> Any:
+    """The module `ollama`. Its import makes a client out of the environment, and fails where that is malformed."""
+    with _IMPORT:
+        if "ollama" in sys.modules:
+            return sys.modules["ollama"]
+        kept = {name: os.environ.pop(name) for name in list(os.environ) if _READ_AT_IMPORT.fullmatch(name)}
+        try:
+            import ollama
+        finally:
+            os.environ.update(kept)
+        return ollama
+
+
+def _without_cloud_key(request: httpx.Request) -> None:
+    request.headers.pop("authorization", None)
+
+
+def _words(text: Any, status: int) -> Any:
+    """The words of an error's body; an empty one and a page of a proxy have none."""
+    if not text or (isinstance(text, str) and text.lstrip().startswith("<")):
+        return f"status {status}"
+    return text

@@ -1,0 +1,141 @@
+"""GGUF files of this machine as a model of Ollama's: made once, by content, and without a copy where that can be.
+
+Where the store is ours and on the same disk, the files are linked into it and a manifest is written beside them, which
+Ollama sees at once. Elsewhere they are pushed, and Ollama makes a model of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmdeploy.engines.ollama.documents import same_name
+from llmdeploy.models import digest, facts, gguf_header
+from llmdeploy.models.reference import served_name
+
+if TYPE_CHECKING:
+    from llmdeploy.engines.ollama.api import Daemon
+    from llmdeploy.models.gguf import GgufModel
+    from llmdeploy.models.hub import OnProgress
+
+NAMESPACE = "llmdeploy"
+"""Of the models that were imported: they stay, as pulled ones do."""
+CONFIG = "application/vnd.docker.container.image.v1+json"
+MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+LAYER = "application/vnd.ollama.image."
+
+
+@dataclass(frozen=True)
+class Import:
+    daemon: Daemon
+    store: Path
+    """Where the daemon's store is, if it is ours."""
+    model: GgufModel
+
+    def name(self, on_progress: OnProgress = lambda name, done, total: None) -> str:
+        """By the file's name for people, by the content of all files for certain. Raises what `digests` raises."""
+        content = hashlib.sha256("+".join(self.digests(on_progress).values()).encode()).hexdigest()
+        return f"{NAMESPACE}/{served_name(self.model.paths()[0]).lower()}:{content[:12]}"
+
+    def is_there(self) -> bool:
+        """Whether it was made. Not where the digests are unknown: they take a while, which `make` tells."""
+        known = self.model.present() and all(self._known(path) for path in self._files)
+        return known and any(same_name(one.name, self.name()) for one in self.daemon.models())
+
+    def make(self, on_progress: OnProgress) -> None:
+        """Make the model, where it is not there yet."""
+        files, name = self.digests(on_progress), self.name()
+        if self.is_there():
+            return
+        # Of a model in parts Ollama makes one file.
+        if len(files) == len(self.model.files) and self._linked(files):
+            _write_manifest(self.store, name, files)
+            return
+        for path, sha256 in files.items():
+            if not self.daemon.has_blob(f"sha256:{sha256}"):
+                self.daemon.push_blob(path, f"sha256:{sha256}", on_progress)
+        self.daemon.create_from_files(name, {path.name: f"sha256:{sha256}" for path, sha256 in files.items()})
+
+    def digests(self, on_progress: OnProgress) -> dict[Path, str]:
+        """The SHA-256 of each file: all parts of the weights, the projector. Raises ModelNotFound, ModelInvalid."""
+        return {path: self._known(path) or digest.sha256(path, on_progress) for path in self._files}
+
+    @property
+    def _files(self) -> list[Path]:
+        weights, mmproj = self.model.paths()
+        return [*facts.parts(weights), *([mmproj] if mmproj else [])]
+
+    def _known(self, path: Path) -> str | None:
+        """A digest at hand. Ollama sets the time of what it uses, so a file that is in its store is known by that."""
+        earlier = digest.known(path, whenever=True)
+        with suppress(OSError):
+            if earlier and path.samefile(self._blob(earlier)):
+                return earlier
+        return digest.known(path)
+
+    def _blob(self, sha256: str) -> Path:
+        return self.store / "blobs" / f"sha256-{sha256}"
+
+    def _linked(self, files: dict[Path, str]) -> bool:
+        """Put links to the files into the store; whether they are there, and it is the daemon's store."""
+        try:
+            if not self.daemon.is_local or self.store.stat().st_uid != os.geteuid():
+                return False
+            (self.store / "blobs").mkdir(exist_ok=True)
+            made = [link for path, sha256 in files.items() if (link := _link(path, self._blob(sha256)))]
+        except (OSError, AttributeError):  # no store there, another disk, a system without users
+            return False
+        if all(self.daemon.has_blob(f"sha256:{sha256}") for sha256 in files.values()):
+            return True
+        for link in made:  # it is another Ollama's
+            link.unlink(missing_ok=True)
+        return False
+
+
+def _link(path: Path, link: Path) -> Path | None:
+    """The link, if it was made now."""
+    with suppress(FileExistsError):
+        os.link(path.resolve(), link)
+        return link
+    return None
+
+
+def _write_manifest(store: Path, name: str, files: dict[Path, str]) -> None:
+    """What Ollama itself would write for these files, as its version 0.33 does."""
+    weights, *projector = files
+    fields = gguf_header.read(weights).fields
+    family = str(fields.get("general.architecture", ""))
+    size = fields.get("general.size_label")
+    config = {
+        "model_format": "gguf",
+        "model_family": family,
+        "model_families": [family],
+        "model_type": size if isinstance(size, str) else "",
+        "architecture": "amd64",
+        "os": "linux",
+    }
+    layers = [_layer("model", weights, files), *(_layer("projector", path, files) for path in projector)]
+    content = json.dumps(config).encode()
+    sha256 = hashlib.sha256(content).hexdigest()
+    (store / "blobs" / f"sha256-{sha256}").write_bytes(content)
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": {"mediaType": CONFIG, "digest": f"sha256:{sha256}", "size": len(content)},
+        "layers": layers,
+    }
+    model, _, tag = name.partition(":")
+    file = store / "manifests" / "registry.ollama.ai" / model / tag
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = store / f".{tag}"  # not among the manifests, where Ollama would read it
+    temporary.write_text(json.dumps(manifest))
+    temporary.replace(file)
+
+
+def _layer(kind: str, path: Path, files: dict[Path, str]) -> dict[str, Any]:
+    return {"mediaType": LAYER + kind, "digest": f"sha256:{files[path]}", "size": path.stat().st_size}

@@ -1,0 +1,133 @@
+"""What answers at an address: an Ollama, one that starts, another program, or nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from llmdeploy.engines.ollama.connection import Connection
+from llmdeploy.engines.ollama.failures import one_line
+
+if TYPE_CHECKING:
+    import httpx
+
+T = TypeVar("T")
+
+PROBE_SECONDS = 1.8
+"""All that a probe may take."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What answers at an address."""
+
+    state: Literal["running", "refused", "silent", "other", "forbidden"]
+    version: str | None
+    detail: str
+    """In words that `doctor` can show."""
+
+
+def probe(url: str) -> Probe:
+    """What answers at the address. Never raises, takes under 2 s."""
+    connection = Connection(url)
+    try:
+        return within(PROBE_SECONDS, lambda: _ask(connection))
+    except TimeoutError:
+        if connection.is_local:
+            return Probe("silent", None, f"`{url}` accepts connections and does not answer")
+        return Probe("refused", None, f"`{url}` does not answer")
+    except Exception as error:  # a proxy, a certificate, a strange address: each raises its own
+        return Probe("refused", None, f"no way to `{url}`: {one_line(str(error))}")
+
+
+def _ask(connection: Connection) -> Probe:
+    import httpx
+
+    try:
+        with httpx.Client(**connection.options(PROBE_SECONDS * 0.8)) as http:
+            version = _answer(http, "/api/version")
+            root = _answer(http, "/")
+    except httpx.ConnectError as error:
+        if "[SSL" in str(error):
+            return Probe("other", None, f"no safe connection to `{connection.url}`: {one_line(str(error))}")
+        return Probe("refused", None, f"nothing answers at `{connection.url}`: {one_line(str(error))}")
+    except httpx.ConnectTimeout:
+        return Probe("refused", None, f"`{connection.url}` cannot be reached: no connection in time")
+    except httpx.TimeoutException as error:
+        raise TimeoutError from error
+    except (httpx.RemoteProtocolError, httpx.ReadError):
+        return Probe("other", None, f"what listens at `{connection.url}` does not speak HTTP")
+    return recognise(version, root)
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    """By lower-case names."""
+    body: bytes
+    """The beginning of it."""
+
+
+def recognise(version: Answer, root: Answer) -> Probe:
+    """What a server is, by its answers to `/api/version` and `/`. Other programs have a version too."""
+    number = _version_of(version)
+    if number is not None and b"Ollama is running" in root.body:
+        return Probe("running", number, f"Ollama {number}")
+    if version.status in {401, 403}:
+        return Probe(
+            "forbidden", None, f"it refuses us (status {version.status}): an Ollama behind a proxy, or its rules"
+        )
+    if number is not None:
+        return Probe("other", None, f"{_described(root)}; it has a version as Ollama has, and is another program")
+    return Probe("other", None, f"another program: {_described(root if root.status == 200 else version)}")
+
+
+def _version_of(answer: Answer) -> str | None:
+    try:
+        version = json.loads(answer.body)["version"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return version if isinstance(version, str) and answer.status == 200 else None
+
+
+def _described(answer: Answer) -> str:
+    kind = answer.headers.get("content-type", "").partition(";")[0]
+    if kind == "text/html":
+        title = re.search(rb"<title[^>]*>([^<]{1,80})", answer.body, re.IGNORECASE)
+        name = f" `{one_line(title[1].decode(errors='replace'))}`" if title else ""
+        return f"a web page{name} (status {answer.status})"
+    if location := answer.headers.get("location"):
+        return f"it redirects to `{one_line(location)}`"
+    return f"it answers with status {answer.status}" + (f" and `{kind}`" if kind else "")
+
+
+def _answer(http: httpx.Client, path: str) -> Answer:
+    """An answer and the beginning of its body: another program's may have no end."""
+    body = b""
+    with http.stream("GET", path, headers={"Accept-Encoding": "identity", "Connection": "close"}) as response:
+        for chunk in response.iter_raw():
+            body += chunk
+            if len(body) > 1 << 16:
+                break
+    return Answer(response.status_code, dict(response.headers), body)
+
+
+def within(seconds: float, work: Callable[[], T]) -> T:
+    """`work()`, or TimeoutError. In a thread: a socket's time-out bounds neither name look-ups nor slow headers."""
+    from concurrent.futures import Future
+
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # handed to the caller
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future.result(seconds)

@@ -1,0 +1,211 @@
+"""How Ollama is here: installed, running, as whom, with which store, on which processor. Never raises."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from llmdeploy.engines.base import EngineStatus
+from llmdeploy.engines.ollama import failures, host
+from llmdeploy.engines.ollama.api import Daemon
+from llmdeploy.engines.ollama.places import PROGRAMS, places
+from llmdeploy.engines.ollama.probe import Probe, probe, within
+
+if TYPE_CHECKING:
+    from llmdeploy.config import Settings
+    from llmdeploy.engines.ollama.documents import Running
+    from llmdeploy.engines.ollama.host import Host
+
+SECONDS = 1.9
+"""All that a look may take."""
+VERSION_SECONDS = 1.5
+
+
+@dataclass(frozen=True)
+class State:
+    host: Host
+    probe: Probe
+    program: Path | None = None
+    program_version: str | None = None
+    program_problem: str = ""
+    """Why the program that was named cannot be run."""
+    starting: bool = False
+    """It accepts connections and does not answer yet: it looks for GPUs."""
+    owner: str | None = None
+    """The user it runs as, where that is another."""
+    store: Path | None = None
+    processor: str = ""
+    """Where the models that are loaded are computed; empty where none is."""
+
+
+def look(settings: Settings) -> State:
+    """How Ollama is here, now. Takes under 2 s."""
+    deadline = time.monotonic() + SECONDS
+    at = host.parse(settings.ollama_host or os.environ.get("OLLAMA_HOST"))
+    program, problem = find_program(settings)
+    version: list[str] = []
+    asking = Thread(target=lambda: version.extend(_version(program)), daemon=True)
+    asking.start()
+    found = probe(at.url)
+    asking.join(max(0.0, deadline - time.monotonic()))
+    state = State(at, found, program, version[0] if version else None, problem)
+    if not host.is_loopback(at.url) or found.state == "refused":
+        return state
+    try:
+        return within(max(0.05, deadline - time.monotonic()), lambda: _closer(state))
+    except Exception:  # what is known without it is shown
+        return state
+
+
+def _closer(state: State) -> State:
+    """What takes more questions."""
+    state = replace(state, owner=_owner(urlsplit(state.host.url).port or 0))
+    if state.probe.state == "silent":
+        return replace(state, starting=_ollama_runs())
+    if state.probe.state != "running":
+        return state
+    daemon = Daemon(state.host.url)
+    models, running = daemon.models(), daemon.running()
+    sizes = {one.name: one.size for one in models}
+    blobs = next((daemon.show(one.name).blobs for one in models if not one.remote_host), ())
+    return replace(
+        state,
+        store=Path(blobs[0]).parents[1] if blobs else None,
+        processor=processor(running[0], sizes.get(running[0].name, 0)) if running else "",
+    )
+
+
+def describe(state: State, platform: str = sys.platform) -> EngineStatus:
+    """The state in words, and whether a model can be served with it."""
+    how = places(platform)
+    version = state.probe.version or state.program_version
+    if state.probe.state == "running":
+        return EngineStatus(True, version, _running_words(state), _running_hint(state, how))
+    if state.starting:
+        return EngineStatus(True, version, f"Ollama at `{state.host.url}` starts: it does not answer yet")
+    if state.probe.state in {"other", "forbidden", "silent"}:
+        at = f"`{state.host.url}` is taken by no Ollama that we can use"
+        return EngineStatus(False, None, f"{at}: {state.probe.detail}", _elsewhere(state))
+    if state.program_problem:
+        return EngineStatus(False, None, state.program_problem, "`llmdeploy config unset engines.ollama.program`")
+    if not host.is_loopback(state.host.url):
+        return EngineStatus(False, None, state.probe.detail, "start Ollama there, or `unset OLLAMA_HOST`")
+    if state.program is None:
+        return EngineStatus(False, None, "no Ollama on this machine", f"get it: {how['get']}", installed=False)
+    detail = (
+        f"Ollama {version or 'of an unknown version'} at `{state.program}`, not running: `llmdeploy serve` starts it"
+    )
+    return EngineStatus(True, version, detail, state.host.problem or "")
+
+
+def processor(running: Running, file_size: int) -> str:
+    """Where a loaded model is computed, by what Ollama tells of its memory.
+
+    Ollama says that all of it is on GPUs where it could not read what its engine allocated: then both numbers are the
+    size of the file, and tell nothing.
+    """
+    if running.size_vram == 0:
+        return "on the CPU"
+    if running.size == 0 or running.size_vram > running.size or running.size == running.size_vram == file_size:
+        return "where, it does not tell"
+    if running.size_vram == running.size:
+        return "on the GPU"
+    share = round(100 * running.size_vram / running.size)
+    return f"{share} % on the GPU, {100 - share} % on the CPU"
+
+
+def find_program(settings: Settings) -> tuple[Path | None, str]:
+    """The `ollama` program, and what is wrong with the one that was named."""
+    if settings.ollama_program:
+        path = Path(settings.ollama_program)
+        usable = path.is_file() and os.access(path, os.X_OK)
+        return (path, "") if usable else (None, f"`{path}` (set by `engines.ollama.program`) is no program")
+    on_path = shutil.which("ollama")
+    candidates = [on_path, *(os.path.expandvars(place) for place in PROGRAMS)]
+    found = (Path(it) for it in candidates if it and os.path.isabs(it) and os.access(it, os.X_OK))
+    return next(found, None), ""
+
+
+def _version(program: Path | None) -> list[str]:
+    """The version of the program itself, which may be newer than that of a server that still runs."""
+    if program is None:
+        return []
+    with suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(
+            [program, "--version"],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=VERSION_SECONDS,
+            stdin=subprocess.DEVNULL,
+            # Whom it asks for the version of the server is no matter here, and that one may be silent.
+            env={**os.environ, "OLLAMA_HOST": "127.0.0.1:1"},
+        )
+        return re.findall(r"client version is (\S+)", done.stdout + done.stderr)
+    return []
+
+
+def _owner(port: int) -> str | None:
+    """The user of the process that listens on a port of this machine, where that is another; Linux tells."""
+    if not Path("/proc/net/tcp").exists():
+        return None
+    import pwd
+
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with suppress(OSError):
+            uid = listener(Path(table).read_text(), port)
+            if uid is not None and uid != os.geteuid():
+                try:
+                    return pwd.getpwuid(uid).pw_name
+                except KeyError:
+                    return str(uid)
+    return None
+
+
+def listener(table: str, port: int) -> int | None:
+    """The user id of who listens on a port, out of the text of `/proc/net/tcp`."""
+    for line in table.splitlines()[1:]:
+        fields = line.split()
+        if len(fields) > 7 and fields[1].endswith(f":{port:04X}") and fields[3] == "0A":
+            return int(fields[7])
+    return None
+
+
+def _ollama_runs() -> bool:
+    """Whether a process of this machine is called Ollama."""
+    import psutil
+
+    return any((process.info["name"] or "").lower().startswith("ollama") for process in psutil.process_iter(["name"]))
+
+
+def _running_words(state: State) -> str:
+    words = [f"Ollama {state.probe.version} at `{state.host.url}`"]
+    if state.owner:
+        words.append(f"run by user `{state.owner}`")
+    if state.store:
+        words.append(f"store `{state.store}`")
+    if state.processor:
+        words.append(f"computes {state.processor}")
+    return ", ".join(words)
+
+
+def _running_hint(state: State, how: dict[str, str]) -> str:
+    if failures.is_newer(state.program_version, state.probe.version):
+        return f"the program is {state.program_version}, newer than the server that runs: {how['restart']}"
+    return state.host.problem or ""
+
+
+def _elsewhere(state: State) -> str:
+    if state.host.problem:
+        return f"{state.host.problem}; `unset OLLAMA_HOST`"
+    return "name Ollama's address: `llmdeploy config set engines.ollama.host 127.0.0.1:11434`"

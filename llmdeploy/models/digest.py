@@ -1,0 +1,78 @@
+"""SHA-256 of large files, computed once for each state of a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from llmdeploy.errors import ModelInvalid
+from llmdeploy.models.gguf_header import command
+from llmdeploy.paths import state_dir
+
+CHUNK = 2**22
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def sha256(path: Path, on_progress: Callable[[str, int, int], None]) -> str:
+    """The digest of a file, 64 hexadecimal digits. Raises ModelInvalid where it cannot be read."""
+    if digest := known(path):
+        return digest
+    try:
+        file = path.resolve(strict=True)
+        status = file.stat()
+        digest = _computed(file, status.st_size, on_progress)
+    except OSError as error:
+        raise ModelInvalid(
+            f"`{path}` cannot be read: {error.strerror}", f"check it: `{command('ls -l', path)}`"
+        ) from error
+    _remember({**_remembered(), str(file): [status.st_size, status.st_mtime_ns, digest]})
+    return digest
+
+
+def known(path: Path, *, whenever: bool = False) -> str | None:
+    """The digest, where it is there without reading the file; with `whenever` that of an earlier state of it too."""
+    try:
+        file = path.resolve(strict=True)
+        status = file.stat()
+    except OSError:
+        return None
+    if _SHA256.fullmatch(file.name):  # the Hub's cache names large files by their digest
+        return file.name
+    size, time, digest = _remembered().get(str(file), (None, None, None))
+    return digest if (size, time) == (status.st_size, status.st_mtime_ns) or whenever else None
+
+
+def _computed(file: Path, size: int, on_progress: Callable[[str, int, int], None]) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
+            on_progress(f"checking {file.name}", stream.tell(), size)
+    return digest.hexdigest()
+
+
+def _file() -> Path:
+    return state_dir() / "digests.json"
+
+
+def _remembered() -> dict[str, Any]:
+    """Path -> size, time of its last change, digest."""
+    try:
+        content = json.loads(_file().read_text())
+        return {name: value for name, value in content.items() if len(value) == 3 and _SHA256.fullmatch(value[2])}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def _remember(digests: dict[str, Any]) -> None:
+    """To lose it costs the time to compute it again, so what goes wrong here is not told."""
+    temporary = _file().with_suffix(".new")
+    with suppress(OSError):
+        temporary.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        temporary.write_text(json.dumps(digests))
+        temporary.replace(_file())
