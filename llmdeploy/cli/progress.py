@@ -19,6 +19,7 @@ class Downloads:
     def __init__(self) -> None:
         self._bar: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
+        self._total: TaskID | None = None
         self._said: dict[str, int] = {}
 
     def __enter__(self) -> Downloads:
@@ -50,8 +51,22 @@ class Downloads:
         if file not in self._tasks:
             self._tasks[file] = self._bar.add_task(file, total=total)
         self._bar.update(self._tasks[file], completed=done, total=total)
+        self._draw_total(self._bar)
         if all(task.finished for task in self._bar.tasks):
             self._bar.refresh()
+
+    def _draw_total(self, bar: Progress) -> None:
+        """A bar for all files, once there are two: of those that have begun, for the others are not known yet."""
+        parts = [task for task in bar.tasks if task.id != self._total]
+        if len(parts) < 2:
+            return
+        if self._total is None:
+            self._total = bar.add_task("in total")
+        bar.update(
+            self._total,
+            completed=sum(task.completed for task in parts),
+            total=sum(task.total or 0 for task in parts),
+        )
 
     def _say(self, file: str, done: int, total: int) -> None:
         tenth = 10 * done // total if total else 10
