@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """One setting that another try may start with: the engine's own name for it, and its value."""
+
+    key: str
+    value: int | float | str | bool
 
 
 @dataclass(frozen=True)
 class Diagnosis:
     cause: str
     fix: str
+    remedy: Remedy | None = None
 
 
 @dataclass(frozen=True)
@@ -21,6 +30,10 @@ class Failure:
     pattern: str
     cause: str
     fix: str
+    remedy: Callable[[Mapping[str, str]], Remedy | None] | None = None
+    """Works a remedy out of the groups; its value is `{value}` in `fix`. When none helps, the row is passed over."""
+    seen: str = ""
+    """What a line of the whole log must match too; its groups fill `cause` and `fix` as well."""
 
 
 LLAMACPP = (
@@ -111,26 +124,48 @@ def diagnose(table: Sequence[Failure], log: Sequence[str], exit_status: int) -> 
 
     None when no line is known and the status tells nothing.
     """
-    if by_signal := _by_signal(exit_status):
-        return by_signal
+    return _lacks_instructions(exit_status) or killed(exit_status) or first(table, log)
+
+
+def first(table: Sequence[Failure], lines: Sequence[str], log: Sequence[str] = ()) -> Diagnosis | None:
+    """What the first row says that matches one of `lines`; `log` is all that was written."""
     for failure in table:
-        for line in log:
-            if match := re.search(failure.pattern, line):
-                words = match.groupdict()
-                return Diagnosis(failure.cause.format(**words), failure.fix.format(**words))
+        for line in lines:
+            if (match := re.search(failure.pattern, line)) and (found := _told(failure, match, log)):
+                return found
     return None
 
 
-def _by_signal(exit_status: int) -> Diagnosis | None:
-    if exit_status == -signal.SIGILL:
-        return Diagnosis(
-            "this processor lacks instructions that the engine's build uses (AVX2)",
-            "put a `llama-server` that was built for this machine on PATH",
-        )
+def _told(failure: Failure, match: re.Match[str], log: Sequence[str]) -> Diagnosis | None:
+    words = match.groupdict("")
+    if failure.seen:
+        seen = next(filter(None, (re.search(failure.seen, line) for line in log)), None)
+        if seen is None:
+            return None
+        words |= seen.groupdict("")
+    remedy = failure.remedy(words) if failure.remedy else None
+    if remedy is not None:
+        words["value"] = str(remedy.value)
+    elif failure.remedy:
+        return None
+    return Diagnosis(failure.cause.format(**words), failure.fix.format(**words), remedy)
+
+
+def killed(exit_status: int) -> Diagnosis | None:
+    """What an end by a signal from outside says, whatever the log holds."""
     if exit_status in {-9, -signal.SIGTERM}:  # Windows has no SIGKILL to name
         name = "SIGKILL" if exit_status == -9 else "SIGTERM"
         return Diagnosis(
             f"the server was killed from outside ({name})",
             "look for who did; where memory ran out, `dmesg` says so",
+        )
+    return None
+
+
+def _lacks_instructions(exit_status: int) -> Diagnosis | None:
+    if exit_status == -signal.SIGILL:
+        return Diagnosis(
+            "this processor lacks instructions that the engine's build uses (AVX2)",
+            "put a `llama-server` that was built for this machine on PATH",
         )
     return None

@@ -1,0 +1,1 @@
+"""vLLM: the engine for production on NVIDIA GPUs."""
