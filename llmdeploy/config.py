@@ -206,6 +206,8 @@ class Settings:
     """The vision projector of a GGUF file, where it is not beside it."""
     allow_cloud: bool = False
     """Whether a model may run in Ollama's cloud. A flag alone: no file may send prompts away."""
+    trust_remote_code: bool = False
+    """Whether the code that comes with this revision of the model may run. A flag alone, and remembered for it."""
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def value(self, name: str) -> Value:

@@ -24,6 +24,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llmdeploy.engines.failures import Remedy
+
 
 class LlmdeployError(Exception):
     """An expected failure: `message` says what happened, `hint` what to type next."""
@@ -96,10 +101,13 @@ class NotServing(LlmdeployError):
 
 class StartFailed(LlmdeployError):
     code = "start_failed"
+    remedy: Remedy | None = None
+    """A setting that another start may succeed with."""
 
 
 class ServerDied(LlmdeployError):
     code = "server_died"
+    remedy: Remedy | None = None
 
 
 class RequestFailed(LlmdeployError):

@@ -98,7 +98,6 @@ def test_the_command_line(weights: str, mmproj: str | None, wished: Plan, words:
     )
     assert spec.env == {"LLAMA_ARG_CACHE_RAM": "512", "GGML_NO_BACKTRACE": "1"}
     assert (spec.base_url, spec.health_path, spec.served_name) == ("http://127.0.0.1:1234", "/health", alias)
-    assert [phase.name for phase in spec.phases] == ["loading the weights", "allocating the KV cache"]
 
 
 def test_a_program_of_the_users_own_gets_the_same_words(tmp_path: Path) -> None:
@@ -223,7 +222,7 @@ def candidate(engine: Engine[Any], folder: Path, on_plan: Callable[[Plan], None]
     def ignore(*_: object) -> None: ...
 
     order = Order(HubFile("owner/repo", "x.gguf"), free_port(), Wishes(), 10)
-    return Candidate(order, engine, Events(ignore, ignore, ignore, on_plan, ignore), folder / "server.log")
+    return Candidate(order, engine, Events(ignore, ignore, ignore, ignore, on_plan, ignore), folder / "server.log")
 
 
 def test_a_model_that_does_not_fit_this_machine_is_not_started(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmdeploy.errors import UsageError
-from llmdeploy.models.reference import CatalogName, HubFile, OllamaTag, parse, served_name
+from llmdeploy.models.reference import CatalogName, HubFile, HubRepo, OllamaTag, parse, served_name
 
 WORDS = st.text("abcAZ019._-", min_size=1, max_size=8)
 HUB_FILES = st.builds(
@@ -42,7 +42,7 @@ def test_any_text_is_a_reference_that_survives_being_written_or_a_usage_error(te
     except UsageError:
         return
     assert parse(str(reference)) == reference
-    if not isinstance(reference, CatalogName | OllamaTag):  # these are names
+    if not isinstance(reference, CatalogName | HubRepo | OllamaTag):  # these are names
         assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}", served_name(reference))
 
 
@@ -68,6 +68,9 @@ def test_a_hub_address_names_repository_file_and_revision(text: str) -> None:
         ("/models/x.gguf", Path("/models/x.gguf"), "x"),
         ("hf://o/r/x.gguf", HubFile("o/r", "x.gguf"), "x"),
         ("hf://o/r/d/x.gguf@v1", HubFile("o/r", "d/x.gguf", "v1"), "x"),
+        ("hf://o/r", HubRepo("o/r"), "o/r"),
+        ("hf://o/r@v1", HubRepo("o/r", "v1"), "o/r"),
+        ("Qwen/Qwen3-8B", HubRepo("Qwen/Qwen3-8B"), "Qwen/Qwen3-8B"),
         ("ollama://llama3.2:1b", OllamaTag("llama3.2:1b"), "llama3.2:1b"),
         ("ollama://user/model", OllamaTag("user/model"), "user/model"),
         ("hf.co/o/r:Q4_K_M", OllamaTag("hf.co/o/r:Q4_K_M"), "hf.co/o/r:Q4_K_M"),
@@ -94,11 +97,10 @@ def test_a_path_is_absolute_and_home_is_known(tmp_path: Path, monkeypatch: pytes
         " ",
         "a b",
         "hf://",
-        "hf://o/r",
         "hf://o/r/model.safetensors",
         "hf://o/r/x.gguf@",
         "name:",
-        "o/r",
+        "o/r/x",
         "-x",
         "ollama://",
         "ollama://a b",

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmdeploy.engines.vllm.log import PHASES, Event, Learned, Line, Progress, parse
+from llmdeploy.engines.base import Step
+from llmdeploy.engines.vllm.log import PHASES, Learned, Line, Progress, parse
 
 RECORDINGS = Path(__file__).parent / "recordings" / "vllm"
 """Complete logs of vLLM 0.32.0 (CPU build) with tiny models."""
@@ -124,41 +125,41 @@ def test_real_failures_stop_at_their_phase(name: str, last: str) -> None:
 # A start on a GPU: the lines of facts, sources and users' reports, for there is no recording.
 GPU_START = [
     ("(APIServer pid=1) INFO 11-22 16:19:22 [api_utils.py:347]  ▄▄ ▄█ █     █     █ ▀▄▀ █  version 0.33.0",
-     Event("starting vLLM")),
+     Step("starting vLLM")),
     ("(APIServer pid=1) INFO 11-22 16:19:23 [model.py:733] Resolved architecture: Qwen3ForCausalLM",
-     Event("reading the model's configuration")),
+     Step("reading the model's configuration")),
     ("(EngineCore pid=2) INFO 11-22 16:19:33 [core.py:133] Initializing a V1 LLM engine (v0.33.0) with config: x",
-     Event("starting the engine")),
+     Step("starting the engine")),
     ("(Worker_TP0 pid=3) INFO 11-22 16:19:34 [model_runner.py:7] Loading model from scratch...",
-     Event("building the model")),
+     Step("building the model")),
     ("(Worker_TP0 pid=3) INFO 11-22 16:19:34 [weight_utils.py:9] Time spent downloading weights for X: 12.34 seconds",
-     Event("fetching the weights")),
-    ("Loading safetensors checkpoint shards:   0% Completed | 0/4 [00:00<?, ?it/s]", Event("loading the weights", 0)),
+     Step("fetching the weights")),
+    ("Loading safetensors checkpoint shards:   0% Completed | 0/4 [00:00<?, ?it/s]", Step("loading the weights", 0)),
     ("Loading safetensors checkpoint shards:  50% Completed | 2/4 [00:03<00:03,  3.05s/it]",
-     Event("loading the weights", 50)),
+     Step("loading the weights", 50)),
     ("Loading safetensors checkpoint shards:  25% Completed | 1/4 [00:03<00:03,  3.05s/it]", None),
     ("(Worker_TP0 pid=3) INFO 11-22 16:19:40 [default_loader.py:1] Loading weights took 3.21 seconds", None),
     ("(Worker_TP0 pid=3) INFO 11-22 16:19:40 [x.py:1] Model loading took 14.2 GiB memory and 5.123456 seconds", None),
     ("(Worker_TP0 pid=3) INFO 11-22 16:19:41 [x.py:1] Encoder cache will be initialized with a budget of 16384 tokens, "
-     "and profiled with 1 image items of the maximum feature size.", Event("trying the largest image")),
+     "and profiled with 1 image items of the maximum feature size.", Step("trying the largest image")),
     ("(Worker_TP0 pid=3) INFO 11-22 16:19:42 [backends.py:1] [backbone] Dynamo bytecode transform time: 4.2 s",
-     Event("compiling")),
+     Step("compiling")),
     ("(Worker_TP0 pid=3) INFO 11-22 16:19:50 [x.py:1] Profiling CUDA graph memory: PIECEWISE=76 (largest=512)",
-     Event("sizing the KV cache")),
+     Step("sizing the KV cache")),
     ("(Worker_TP0 pid=3) INFO 11-22 16:19:51 [x.py:1] Available KV cache memory: 18.65 GiB", None),
     ("(Worker_TP1 pid=4) INFO 11-22 16:19:51 [x.py:1] Available KV cache memory: 18.35 GiB", None),
     ("(Worker_TP2 pid=5) INFO 11-22 16:19:51 [x.py:1] Available KV cache memory: 18.95 GiB", None),
     ("(EngineCore pid=2) INFO 11-22 16:19:52 [kv_cache_utils.py:1] GPU KV cache size: 643,232 tokens, "
      "Maximum concurrency for 40,960 tokens per request: 15.70x", None),
     ("Capturing CUDA graphs (PIECEWISE):  51%|█████▏    | 26/51 [00:01<00:01, 20.0it/s]",
-     Event("capturing CUDA graphs", 51)),
+     Step("capturing CUDA graphs", 51)),
     ("(Worker_TP0 pid=3) INFO 11-22 16:19:59 [x.py:1] Free memory on device (78.66/79.2 GiB) on startup. Desired GPU "
      "memory utilization is (0.92, 72.86 GiB). Replace gpu_memory_utilization config with "
      "`--kv-cache-memory=20025170944` (18.65 GiB) to fit into requested memory", None),
     ("(EngineCore pid=2) INFO 11-22 16:20:00 [core.py:402] init engine (profile, create kv cache, warmup model) took "
-     "27.68 s (compilation: 17.57 s)", Event("starting the HTTP server")),
+     "27.68 s (compilation: 17.57 s)", Step("starting the HTTP server")),
     ("(APIServer pid=1) INFO 11-22 16:20:00 [launcher.py:1] Starting vLLM server on http://0.0.0.0:8000", None),
-    ("(APIServer pid=1) INFO:     Application startup complete.", Event("ready")),
+    ("(APIServer pid=1) INFO:     Application startup complete.", Step("ready")),
     ("(EngineCore pid=2) INFO 11-22 16:29:33 [core.py:133] Initializing a V1 LLM engine (v0.33.0) with", None),
 ]  # fmt: skip
 

@@ -48,6 +48,10 @@ Mmproj = Annotated[
 AllowCloud = Annotated[
     bool, typer.Option("--allow-cloud", help="Let a model of Ollama's run in its cloud: prompts leave this machine.")
 ]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Let vLLM run the Python files that come with the model."),
+]
 Timeout = Annotated[
     float | None,
     typer.Option(min=0.001, metavar="SECONDS", help="How long to wait before giving up.", show_default=False),

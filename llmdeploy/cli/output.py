@@ -22,6 +22,7 @@ class Output:
         self.quiet = False
         self.verbose = False
         self._documented = False
+        self._streams = False
 
     def data(self, text: str, end: str = "\n") -> None:
         """The answer, or a piece of it: seen at once, also through a pipe. Raises LlmdeployError, BrokenPipeError."""
@@ -33,9 +34,14 @@ class Output:
         self.data(harmless(text))
 
     def document(self, content: object) -> None:
-        """The answer as JSON: one document."""
+        """The answer as JSON: one document, or the last line where events came before it."""
         self._documented = True
-        self.data(json.dumps(content, ensure_ascii=False, indent=2))
+        self.data(json.dumps(content, ensure_ascii=False, indent=None if self._streams else 2))
+
+    def event(self, content: object) -> None:
+        """What happens on the way, as JSON: a line of its own."""
+        self._streams = True
+        self.data(json.dumps(content, ensure_ascii=False))
 
     def table(self, table: Table) -> None:
         """The answer as a table: folded on a terminal, one row a line elsewhere."""

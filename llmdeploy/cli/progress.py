@@ -69,7 +69,12 @@ class Downloads:
         )
 
     def _say(self, file: str, done: int, total: int) -> None:
-        tenth = 10 * done // total if total else 10
-        if self._said.get(file) != tenth:
-            self._said[file] = tenth
+        if self.is_news(file, done, total):
             out.note(f"          {file}: {in_gib(done)} of {in_gib(total)}")
+
+    def is_news(self, file: str, done: int, total: int) -> bool:
+        """Whether another tenth of it is here since this was asked last."""
+        tenth = 10 * done // total if total else 10
+        news = self._said.get(file) != tenth
+        self._said[file] = tenth
+        return news

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from contextlib import ExitStack
 from dataclasses import replace
@@ -16,10 +17,11 @@ from llmdeploy.cli.status import document
 from llmdeploy.config import Settings, keys
 from llmdeploy.errors import UsageError
 from llmdeploy.models.reference import ModelRef, parse
+from llmdeploy.service import state
 from llmdeploy.service.state import Record, Situation
 
 if TYPE_CHECKING:
-    from llmdeploy.engines.base import Loaded
+    pass
 
 EPILOG = """Examples:
 
@@ -49,6 +51,10 @@ def serve(
     gpu_layers: options.GpuLayers = None,
     mmproj: options.Mmproj = None,
     allow_cloud: options.AllowCloud = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    repair: Annotated[
+        bool, typer.Option("--repair/--no-repair", help="Try a start that fails again with what the engine asks for.")
+    ] = True,
     timeout: options.Timeout = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Serve in the background.")] = False,
     json: options.Json = False,
@@ -62,16 +68,23 @@ def serve(
         "engines.llamacpp.threads": threads,
         "engines.llamacpp.gpu_layers": gpu_layers,
     }
-    settings = replace(config.load(flags), mmproj=mmproj and mmproj.absolute(), allow_cloud=allow_cloud)
+    settings = replace(
+        config.load(flags),
+        mmproj=mmproj and mmproj.absolute(),
+        allow_cloud=allow_cloud,
+        trust_remote_code=trust_remote_code,
+    )
     _refuse_foreign(flags, settings.engine)
     reference = parse(settings.model if model is None else model)
     if detach:
         arguments = [f"{key.flag}={flags[key.name]}" for key in keys() if flags.get(key.name) is not None]
         arguments += [f"--mmproj={settings.mmproj}"] if settings.mmproj else []
         arguments += ["--allow-cloud"] if allow_cloud else []
-        _announce(start([str(reference), *arguments]), as_json=json)
+        arguments += ["--trust-remote-code"] if trust_remote_code else []
+        arguments += [] if repair else ["--no-repair"]
+        announce(start([str(reference), *arguments]), as_json=json)
     else:
-        _serve_here(reference, settings, as_json=json)
+        _serve_here(reference, settings, repair=repair, as_json=json)
 
 
 def _refuse_foreign(flags: dict[str, Any], engine: str) -> None:
@@ -96,43 +109,20 @@ def say_phase(name: str, elapsed: float) -> None:
     out.note(f"[{elapsed:5.1f} s] {name}")
 
 
-def _serve_here(reference: ModelRef, settings: Settings, *, as_json: bool) -> None:
+def _serve_here(reference: ModelRef, settings: Settings, *, repair: bool, as_json: bool) -> None:
     from llmdeploy import engines
-    from llmdeploy.cli.progress import Downloads
-    from llmdeploy.plan import Plan, Wishes, in_gib
+    from llmdeploy.cli.start import AsJson, AsText
+    from llmdeploy.plan import Wishes
     from llmdeploy.service.candidate import Order
-    from llmdeploy.service.deployment import Notices
     from llmdeploy.service.deployment import serve as run
     from llmdeploy.service.signals import Terminated
 
-    def on_plan(plan: Plan) -> None:
-        own = [f"{plan.settings['threads'].value} threads"] if "threads" in plan.settings else []
-        sizes = ", ".join([f"{plan.context.value} tokens a request", f"{plan.parallel.value} at a time", *own])
-        free = f" of {in_gib(plan.available.bytes)} free memory" if plan.available else ""
-        out.note(f"          {sizes}; {in_gib(plan.needed_bytes)}{free}")
-
-    def on_loaded(loaded: Loaded) -> None:
-        context = f", {loaded.context} tokens a request" if loaded.context else ""
-        out.note(f"          {loaded.detail}{context}")
-        if loaded.warning:
-            out.warn(loaded.warning)
-
-    def on_ready(record: Record, elapsed: float) -> None:
-        out.note(f"[{elapsed:5.1f} s] ready; Ctrl-C stops it")
-        _announce(record, as_json=as_json)
-
-    order = Order(reference, settings.port, Wishes(settings.context, settings.parallel), settings.timeout)
+    wishes = Wishes(settings.context, settings.parallel)
+    order = Order(reference, settings.port, wishes, settings.timeout, repair)
+    # In the background the record tells what happens, and the command that started it wants one answer.
+    streams = as_json and state.TICKET not in os.environ
     with ExitStack() as stack:
-        downloads = stack.enter_context(Downloads())
-        notices = Notices(
-            on_phase=say_phase,
-            on_wait=lambda name, elapsed, line: say_phase(f"still {name}: {line}", elapsed),
-            on_download=downloads.show,
-            on_plan=on_plan,
-            on_loaded=on_loaded,
-            on_ready=on_ready,
-            on_stop=lambda: out.note("stopping"),
-        )
+        notices = stack.enter_context((AsJson if streams else AsText)(lambda record: announce(record, as_json=as_json)))
         try:
             run(order, engines.get(settings.engine, settings), notices)
         except Terminated:
@@ -143,7 +133,7 @@ def _serve_here(reference: ModelRef, settings: Settings, *, as_json: bool) -> No
             raise
 
 
-def _announce(record: Record, *, as_json: bool) -> None:
+def announce(record: Record, *, as_json: bool) -> None:
     if as_json:
         out.document(document(Situation(record.state, record)))
         return

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from llmdeploy.engines.failures import Diagnosis
+from llmdeploy.engines.failures import Diagnosis, Remedy
 from llmdeploy.hardware import Hardware
 from llmdeploy.models.facts import ModelFacts
 from llmdeploy.models.hub import OnProgress
@@ -39,11 +40,23 @@ class EngineStatus:
 
 
 @dataclass(frozen=True)
-class Phase:
-    """A step of a server's start, known by a piece of a log line."""
+class Step:
+    """A start has come further."""
 
-    name: str
-    log_text: str
+    phase: str
+    percent: int | None = None
+
+
+class Progress(Protocol):
+    """Reads the log of one start."""
+
+    def feed(self, line: str) -> Step | None:
+        """Take a line; None where it brings nothing new. Raises nothing: it is called in a thread."""
+        ...
+
+    def outcome(self) -> Loaded | None:
+        """What the log has told of the model in memory, once the server is ready."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -59,8 +72,9 @@ class ServerSpec:
     model: str = ""
     """What the engine calls the model, where that is not what it is served as."""
     context: int | None = None
-    phases: tuple[Phase, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[Path, str] = field(default_factory=dict)
+    """The backend's own configuration, written before the start."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +84,7 @@ class Loaded:
     context: int | None
     """Tokens one request may use; None where the engine does not tell."""
     detail: str
-    """Where it computes, in words."""
-    warning: str = ""
+    """How large it is and where it computes, in words."""
 
 
 class Engine(Protocol[A]):
@@ -112,6 +125,14 @@ class Engine(Protocol[A]):
 
     def server(self, artefact: A, plan: Plan, *, served_name: str, port: int) -> ServerSpec:
         """The server for that artefact and plan, on a loopback port. Starts nothing. Raises EngineMissing."""
+        ...
+
+    def progress(self) -> Progress:
+        """Of the next start: who reads its log."""
+        ...
+
+    def repaired(self, remedy: Remedy) -> Engine[A] | None:
+        """This engine with one setting changed; None where that changes nothing, or is not its own to change."""
         ...
 
     async def load(self, spec: ServerSpec) -> Loaded | None:

@@ -13,7 +13,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from llmdeploy.engines import failures
-from llmdeploy.engines.base import EngineStatus, Phase, Request, ServerSpec
+from llmdeploy.engines.base import EngineStatus, Request, ServerSpec
+from llmdeploy.engines.phases import Phase, Phases
 from llmdeploy.errors import EngineMissing
 from llmdeploy.models import gguf
 from llmdeploy.models.gguf import GgufModel
@@ -125,11 +126,16 @@ class LlamaCpp:
             base_url=f"http://127.0.0.1:{port}",
             health_path="/health",
             served_name=served_name,
-            phases=PHASES,
             # By variable: builds from before the flag ignore it, where an unknown flag would end them.
             # Where gdb is installed, a failed assertion would bury its own words under a backtrace of seconds.
             env={"LLAMA_ARG_CACHE_RAM": str(PROMPT_CACHE_BYTES // MIB), "GGML_NO_BACKTRACE": "1"},
         )
+
+    def progress(self) -> Phases:
+        return Phases(PHASES)
+
+    def repaired(self, remedy: failures.Remedy) -> None:
+        """It names no numbers that another try could take."""
 
     async def load(self, spec: ServerSpec) -> None:
         """Its server loads its model in its start."""

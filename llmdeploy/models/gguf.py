@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from llmdeploy.errors import ModelNotFound
 from llmdeploy.models import catalog, facts, hub
 from llmdeploy.models.hub import OnProgress
 from llmdeploy.models.mmproj import find_mmproj
-from llmdeploy.models.reference import CatalogName, HubFile, ModelRef, OllamaTag
+from llmdeploy.models.reference import CatalogName, HubFile, HubRepo, ModelRef, OllamaTag
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,17 @@ def find(model: ModelRef, mmproj: Path | None = None) -> GgufModel:
 def _files(model: ModelRef) -> GgufModel:
     match model:
         case Path():
+            if model.is_dir():
+                raise ModelNotFound(
+                    f"`{model}` is a folder: a model in Hugging Face form, which runs on vLLM",
+                    f"`llmdeploy serve {shlex.quote(str(model))} --engine vllm`, or give a GGUF file",
+                )
             return GgufModel(model, find_mmproj(model))
+        case HubRepo():
+            raise ModelNotFound(
+                f"`{model}` names a whole repository, which runs on vLLM",
+                f"`llmdeploy serve {model} --engine vllm`, or name a GGUF file of it: `{model}/model-Q4_K_M.gguf`",
+            )
         case HubFile():
             return GgufModel(model)
         case CatalogName():

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmdeploy.errors import DownloadFailed, LlmdeployError
-from llmdeploy.models.reference import HubFile
+from llmdeploy.models.reference import HubFile, HubRepo
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -61,6 +61,17 @@ def download(file: HubFile, on_progress: OnProgress) -> Path:
             raise
         except Exception as error:  # httpx, hf_xet, filelock and the system all raise their own
             raise explain(file, error) from error
+
+
+def files_of(repo: HubRepo) -> list[str]:
+    """The files of a repository at its revision, by the Hub's own word. Raises DownloadFailed."""
+    with _quiet():
+        from huggingface_hub import HfApi
+
+        try:
+            return list(HfApi().list_repo_files(repo.repo, revision=repo.revision))
+        except Exception as error:  # as in `download`
+            raise explain(HubFile(repo.repo, "", repo.revision), error) from error
 
 
 def explain(file: HubFile, error: Exception) -> DownloadFailed:

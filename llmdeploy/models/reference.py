@@ -3,6 +3,8 @@
     selftest, qwen3:8b                  a name of the catalog
     ./x.gguf, /models/x.gguf, ~/x.gguf  a file on this machine
     hf://owner/repo/x.gguf[@revision]   a file in a repository of the Hub
+    hf://owner/repo[@revision]          a repository of the Hub; `owner/repo` is short for it
+    ./folder, /models/folder            a model in Hugging Face form on this machine
     ollama://user/model[:tag]           a model of Ollama's registry
     hf.co/owner/repo[:quantization]     a GGUF repository of the Hub, as Ollama names it
 
@@ -24,7 +26,8 @@ OLLAMA_SCHEME = "ollama://"
 HUB_HOSTS = ("hf.co/", "huggingface.co/")
 LONGEST_NAME = 80
 """Characters that Ollama allows in a part of a name; the other engines allow more."""
-_HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)/(?P<file>[^@]+?)(?:@(?P<revision>[\w./-]+))?")
+_HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+?))?(?:@(?P<revision>[\w./-]+))?")
+_REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?::[\w.-]+)?")
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"
 _HOST, _USER = r"(?:[A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}/)?", r"(?:[A-Za-z0-9_][A-Za-z0-9_-]{0,79}/)?"
@@ -41,6 +44,17 @@ class HubFile:
 
     def __str__(self) -> str:
         return f"{HUB_SCHEME}{self.repo}/{self.file}" + ("" if self.revision == "main" else f"@{self.revision}")
+
+
+@dataclass(frozen=True)
+class HubRepo:
+    """A Hub repository at a revision."""
+
+    repo: str
+    revision: str = "main"
+
+    def __str__(self) -> str:
+        return f"{HUB_SCHEME}{self.repo}" + ("" if self.revision == "main" else f"@{self.revision}")
 
 
 @dataclass(frozen=True)
@@ -61,7 +75,7 @@ class OllamaTag:
         return self.name if self.name.startswith(HUB_HOSTS) else OLLAMA_SCHEME + self.name
 
 
-ModelRef = CatalogName | Path | HubFile | OllamaTag
+ModelRef = CatalogName | Path | HubFile | HubRepo | OllamaTag
 
 
 def parse(text: str) -> ModelRef:
@@ -79,8 +93,10 @@ def parse(text: str) -> ModelRef:
         return Path(os.path.expanduser(text)).absolute()  # Path.expanduser raises for a user there is none of
     if _NAME.fullmatch(text):
         return CatalogName(text)
+    if _REPO.fullmatch(text):
+        return HubRepo(text)
     raise UsageError(
-        f"`{text}` is not a model name, a GGUF file or a `hf://` address",
+        f"`{text}` is not a model name, a file, a folder or a `hf://` address",
         "`llmdeploy models` lists the names",
     )
 
@@ -93,6 +109,8 @@ def served_name(reference: ModelRef) -> str:
     match reference:
         case CatalogName() | OllamaTag():
             return reference.name
+        case HubRepo():
+            return reference.repo
         case Path():
             name = reference.name
         case HubFile():
@@ -111,11 +129,15 @@ def _parse_tag(text: str) -> OllamaTag:
     return OllamaTag(name)
 
 
-def _parse_hub(text: str) -> HubFile:
+def _parse_hub(text: str) -> HubFile | HubRepo:
     match = _HUB.fullmatch(text)
-    if match is None or not match["file"].endswith(".gguf"):
-        raise UsageError(f"`{text}` does not name a GGUF file of the Hub", "the form is `hf://owner/repo/file.gguf`")
-    return HubFile(match["repo"], match["file"], match["revision"] or "main")
+    if match is None or not (match["file"] or "x.gguf").endswith(".gguf"):
+        raise UsageError(
+            f"`{text}` does not name a repository or a GGUF file of the Hub",
+            "the forms are `hf://owner/repo` and `hf://owner/repo/file.gguf`",
+        )
+    revision = match["revision"] or "main"
+    return HubFile(match["repo"], match["file"], revision) if match["file"] else HubRepo(match["repo"], revision)
 
 
 def _names_a_path(text: str) -> bool:

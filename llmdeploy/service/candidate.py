@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
 import time
 from collections.abc import Callable
@@ -22,9 +23,10 @@ from llmdeploy.service.child import Child
 from llmdeploy.service.health import answers_for, healthy, listens
 from llmdeploy.service.log import ServerLog, open_log
 from llmdeploy.service.ports import require_free_port
+from llmdeploy.service.state import open_private
 
 if TYPE_CHECKING:
-    from llmdeploy.engines.base import Engine, Loaded, ServerSpec
+    from llmdeploy.engines.base import Engine, Loaded, ServerSpec, Step
     from llmdeploy.models.facts import ModelFacts
 
 STOP_GRACE = 3.0
@@ -33,6 +35,7 @@ POLL = 0.05
 """Seconds between two looks at the health of a server that starts."""
 REMINDER = 5.0
 """Seconds after which a phase that goes on is mentioned again."""
+READY = "ready"
 KEEP = 30.0
 """Seconds between two looks at whether the model is still loaded."""
 
@@ -46,6 +49,8 @@ class Order:
     wishes: Wishes
     timeout: float
     """Seconds the server may take to become ready, once it is started."""
+    repair: bool = True
+    """Whether a start that fails may be tried again with the number that the engine names."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,8 @@ class Events:
     """A phase goes on: the server's last line."""
     on_download: Callable[[str, int, int], None]
     """A file, bytes so far, bytes in all."""
+    on_percent: Callable[[int], None]
+    """How far the phase is."""
     on_plan: Callable[[Plan], None]
     on_loaded: Callable[[Loaded], None]
 
@@ -75,7 +82,8 @@ class Candidate:
         self._log_file = log_file
         self._log: ServerLog | None = None
         self._phase = ""
-        self._passed: list[str] = []
+        self._steps: list[Step] = []
+        self._progress = engine.progress()
         self._loading = False
         self._ready = False
         self._runs: Child | Attached | None = None
@@ -137,6 +145,9 @@ class Candidate:
         """Start the server as a child, or watch the one that runs already."""
         self._log = open_log(self._log_file)
         spec = self.spec
+        for file, text in spec.files.items():
+            with open_private(file, os.O_TRUNC) as stream:
+                stream.write(text)
         if spec.argv:
             return Child(spec.argv, spec.env, STOP_GRACE, self._line)
         return Attached(spec, self._line)
@@ -150,7 +161,7 @@ class Candidate:
             while not ready.done():
                 await asyncio.wait(events, timeout=POLL, return_when=asyncio.FIRST_COMPLETED)
                 self.raise_if_over(told)
-                self._tell_passed()
+                self._tell_steps()
                 now = time.monotonic()
                 if now > began + self.order.timeout:
                     raise self._late()
@@ -161,16 +172,18 @@ class Candidate:
             ready.cancel()
             await asyncio.wait({ready})
         ready.result()
+        self._tell_steps()
         self._ready = True
 
     async def _becoming_ready(self) -> None:
         self._loading = True
         if not self.spec.argv:
             self._enter("loading the model")
-        if loaded := await self.engine.load(self.spec):
-            self._events.on_loaded(loaded)
+        loaded = await self.engine.load(self.spec)
         while not await asyncio.to_thread(self._answers):
             await asyncio.sleep(POLL)
+        if loaded := loaded or self._progress.outcome():
+            self._events.on_loaded(loaded)
 
     async def keep(self) -> None:
         """See to it, for as long as it serves, that the model stays where it was loaded."""
@@ -218,9 +231,20 @@ class Candidate:
         self._phase = phase
         self._events.on_phase(phase)
 
-    def _tell_passed(self) -> None:
-        while self._passed:
-            self._enter(self._passed.pop(0))
+    def _tell_steps(self) -> None:
+        while self._steps:
+            step = self._steps.pop(0)
+            if step.phase == READY:
+                continue  # that is said once it answers
+            if step.phase != self._phase:
+                self._enter(step.phase)
+            if step.percent is not None:
+                self._events.on_percent(step.percent)
+
+    @property
+    def attached(self) -> bool:
+        """Whether its server is another's."""
+        return isinstance(self._runs, Attached)
 
     @property
     def _last_line(self) -> str:
@@ -231,14 +255,11 @@ class Candidate:
         return list(self._log.tail) if self._log else []
 
     def _line(self, line: str) -> None:
-        """A line of the server's. Phases only go forward, and are told by `until_ready`: here nothing may fail."""
+        """A line of the server's. What it tells is passed on by `until_ready`: here nothing may fail."""
         if self._log:
             self._log.write(line)
-        names = [phase.name for phase in self.spec.phases]
-        at = (self._passed or [self._phase])[-1]
-        for phase in self.spec.phases[names.index(at) + 1 if at in names else 0 :]:
-            if phase.log_text in line:
-                self._passed.append(phase.name)
+        if step := self._progress.feed(line):
+            self._steps.append(step)
 
     def _late(self) -> TimedOut:
         return TimedOut(
@@ -250,9 +271,11 @@ class Candidate:
         kind, when = (ServerDied, "while it served") if self._ready else (StartFailed, "before it was ready")
         diagnosis = self.engine.diagnose(self._lines, status)
         if diagnosis is not None:
-            return kind(
+            error = kind(
                 f"the server ended {when}: {diagnosis.cause}", f"{diagnosis.fix}; its log is `{self._log_file}`"
             )
+            error.remedy = diagnosis.remedy
+            return error
         how = signals.named(-status) if status < 0 else f"status {status}"
         last = self._last_line or "it wrote nothing"
         return kind(f"the server ended {when} ({how}): {last}", f"its log is `{self._log_file}`")

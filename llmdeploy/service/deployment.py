@@ -5,43 +5,60 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from llmdeploy.errors import LlmdeployError
+from llmdeploy import hardware
+from llmdeploy.errors import LlmdeployError, ServerDied, StartFailed
 from llmdeploy.models.reference import served_name
 from llmdeploy.plan import Plan
-from llmdeploy.service import signals, state
-from llmdeploy.service.candidate import Candidate, Events, Order
+from llmdeploy.service import history, signals, state
+from llmdeploy.service.candidate import READY, Candidate, Events, Order
 from llmdeploy.service.leftover import end_leftover
 from llmdeploy.service.process import identify
 from llmdeploy.service.state import Record
 
 if TYPE_CHECKING:
     from llmdeploy.engines.base import Engine, Loaded
+    from llmdeploy.engines.failures import Remedy
     from llmdeploy.service.attached import Attached
     from llmdeploy.service.child import Child
 
 RECORD_WATCH = 1.0
 """Seconds between two looks at the record while it serves, and between two writings of a download's progress."""
+REPAIRS = 4
+"""Tries of a start with other settings, after the first."""
+CRASHES = 5
+"""Ends of the server in a row after which it is not started again."""
+BACKOFF = 0.5
+"""Seconds before a server that ended is started again; twice as long each time."""
+LONG = 5.0
+"""Seconds of a start from which on it is worth an estimate."""
+STEADY = 60.0
+"""Seconds of service after which an end is no longer in a row with those before."""
 
 
-@dataclass(frozen=True)
-class Notices:
+class Notices(Protocol):
     """What the service tells whoever runs it. `elapsed` is in seconds since it began."""
 
-    on_phase: Callable[[str, float], None]
-    on_wait: Callable[[str, float, str], None]
-    """A phase that goes on: its name, elapsed, the server's last line."""
-    on_download: Callable[[str, int, int], None]
-    on_plan: Callable[[Plan], None]
-    on_loaded: Callable[[Loaded], None]
-    on_ready: Callable[[Record, float], None]
-    on_stop: Callable[[], None]
-    """Told to stop, and about to."""
+    def on_phase(self, name: str, elapsed: float) -> None: ...
+    def on_wait(self, name: str, elapsed: float, line: str) -> None:
+        """A phase goes on: the server's last line."""
+
+    def on_percent(self, name: str, elapsed: float, percent: int) -> None:
+        """How far a phase is."""
+
+    def on_note(self, text: str) -> None:
+        """What was decided meanwhile, in a sentence."""
+
+    def on_download(self, file: str, done: int, total: int) -> None: ...
+    def on_plan(self, plan: Plan) -> None: ...
+    def on_loaded(self, loaded: Loaded) -> None: ...
+    def on_ready(self, record: Record, elapsed: float) -> None: ...
+    def on_stop(self) -> None:
+        """Told to stop, and about to."""
 
 
 def serve(order: Order, engine: Engine[Any], notices: Notices) -> None:
@@ -71,6 +88,8 @@ class _Service:
     notices: Notices
     began: float = field(default_factory=time.monotonic)
     written: float = 0.0
+    remedies: tuple[Remedy, ...] = ()
+    """The settings that had to be changed, in order."""
 
     def __post_init__(self) -> None:
         itself = identify(os.getpid())
@@ -86,8 +105,13 @@ class _Service:
             service=itself,
             ticket=os.environ.get(state.TICKET, ""),
         )
-        events = Events(self._on_phase, self._on_wait, self._on_download, self._on_plan, self._on_loaded)
-        self.candidate = Candidate(self.order, self.engine, events, state.server_log())
+        self.candidate = self._candidate()
+
+    def _candidate(self) -> Candidate:
+        events = Events(
+            self._on_phase, self._on_wait, self._on_download, self._on_percent, self._on_plan, self._on_loaded
+        )
+        return Candidate(self.order, self.engine, events, state.server_log())
 
     @property
     def elapsed(self) -> float:
@@ -107,36 +131,118 @@ class _Service:
                 state.forget()
 
     def prepare(self) -> None:
+        """All up to the start of the server. From a start like it that had to be repaired the settings are taken."""
         try:
             self.candidate.prepare()
+            self.known = history.recall(self._kind)
+            for remedy in self.known.remedies if self.known and self.order.repair else ():
+                if self._take(remedy, "as the last start like this one needed it"):
+                    self.replaced.stop()
+                    self.candidate.prepare()
         except BaseException:
             self.candidate.stop()
             raise
 
+    @property
+    def _kind(self) -> str:
+        """What makes a start like another: the engine and its version, the model, the wishes, the machine."""
+        machine = hardware.detect()
+        memory = [machine.memory_total, *(gpu.memory_total for gpu in machine.gpus)]
+        return f"{self.record.engine} {self.candidate.version} {self.order.model} {self.order.wishes} {memory}"
+
     async def run(self) -> None:
-        """Start the server, wait until it is ready, and keep it until it ends or a signal comes."""
+        """Start the server, wait until it is ready, and keep it until a signal comes or it cannot be kept."""
         told = signals.told()
-        keeping = None
         try:
-            runs = await self._started()
-            self.update(server=runs.server, engine_version=self.candidate.version, url=self.candidate.spec.base_url)
-            await self.candidate.until_ready(told)
-            self.update(state="ready", phase="ready", progress="", capabilities=self.candidate.facts.capabilities)
+            await self._start_repaired(told)
             self.notices.on_ready(self.record, self.elapsed)
-            keeping = asyncio.ensure_future(self.candidate.keep())
+            await self._keep(told)
+        except KeyboardInterrupt:
+            self.notices.on_stop()
+            raise
+        finally:
+            signals.call_on_another(lambda: self.candidate.kill())
+            await asyncio.to_thread(self.candidate.stop)
+
+    async def _start_repaired(self, told: asyncio.Future[int]) -> None:
+        """Start; where the engine names the number that would have done, start again with it."""
+        for _ in range(REPAIRS):
+            try:
+                await self._start(told)
+                return
+            except StartFailed as error:
+                if not self.order.repair or error.remedy is None or not self._take(error.remedy, error.message):
+                    raise
+            await self._anew()
+        await self._start(told)
+
+    def _take(self, remedy: Remedy, why: str) -> bool:
+        """Go on with an engine that has the setting; whether there is such a one."""
+        repaired = self.engine.repaired(remedy)
+        if repaired is None:
+            return False
+        self.engine = repaired
+        self.remedies = (*self.remedies, remedy)
+        self.notices.on_note(f"{remedy.key} = {remedy.value}: {why}")
+        self.replaced, self.candidate = self.candidate, self._candidate()
+        return True
+
+    async def _anew(self) -> None:
+        """Prepare another server, once the one before is gone."""
+        await asyncio.to_thread(self.replaced.stop)
+        await asyncio.to_thread(self.candidate.prepare)
+
+    async def _start(self, told: asyncio.Future[int]) -> None:
+        began = time.monotonic()
+        runs = await self._started()
+        if self.known is not None and self.known.seconds > LONG:
+            self.notices.on_note(f"the last start like this one took {self.known.seconds:.0f} s")
+        self.update(server=runs.server, engine_version=self.candidate.version, url=self.candidate.spec.base_url)
+        await self.candidate.until_ready(told)
+        history.remember(self._kind, history.Start(time.monotonic() - began, self.remedies))
+        self.update(state="ready", phase=READY, progress="", capabilities=self.candidate.facts.capabilities)
+
+    async def _keep(self, told: asyncio.Future[int]) -> None:
+        """Serve, and start the server again where it ends: later each time, and not after the fifth end in a row."""
+        crashes, began = 0, time.monotonic()
+        ended: LlmdeployError | None = None
+        while True:
+            try:
+                if ended is not None:
+                    await self._restart(ended, BACKOFF * 2 ** (crashes - 1), told)
+                began = time.monotonic()
+                await self._serve(told)
+            except (ServerDied, StartFailed) as error:
+                crashes = crashes + 1 if time.monotonic() < began + STEADY else 1
+                if self.candidate.attached:
+                    raise  # it is not ours to start
+                if crashes == CRASHES:
+                    message = f"the server ended {crashes} times in a row; at last: {error.message}"
+                    raise ServerDied(message, error.hint) from error
+                ended = error
+
+    async def _restart(self, ended: LlmdeployError, delay: float, told: asyncio.Future[int]) -> None:
+        self.notices.on_note(f"{ended.message}; it is started again in {delay:g} s")
+        self.update(state="starting", phase="restarting", progress=ended.message, server=None)
+        await asyncio.wait({told}, timeout=delay)
+        if told.done():
+            raise signals.interruption(told.result())
+        self.replaced, self.candidate = self.candidate, self._candidate()
+        await self._anew()
+        await self._start(told)
+        self.notices.on_note("it serves again")
+
+    async def _serve(self, told: asyncio.Future[int]) -> None:
+        """Until the server ends or a signal comes."""
+        keeping = asyncio.ensure_future(self.candidate.keep())
+        try:
             while True:
                 ends = {self.candidate.ended, told}
                 await asyncio.wait(ends, timeout=RECORD_WATCH, return_when=asyncio.FIRST_COMPLETED)
                 self.candidate.raise_if_over(told)
                 self._restore_record()
-        except KeyboardInterrupt:
-            self.notices.on_stop()
-            raise
         finally:
-            signals.call_on_another(self.candidate.kill)
-            if keeping is not None:
-                keeping.cancel()
-            await asyncio.to_thread(self.candidate.stop)
+            keeping.cancel()
 
     async def _started(self) -> Child | Attached:
         try:
@@ -157,6 +263,10 @@ class _Service:
     def _on_wait(self, line: str) -> None:
         self.update(progress=line)
         self.notices.on_wait(self.record.phase, self.elapsed, line)
+
+    def _on_percent(self, percent: int) -> None:
+        self.update(progress=f"{percent} %")
+        self.notices.on_percent(self.record.phase, self.elapsed, percent)
 
     def _on_download(self, file: str, done: int, total: int) -> None:
         self.notices.on_download(file, done, total)

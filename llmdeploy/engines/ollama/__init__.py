@@ -23,6 +23,7 @@ from llmdeploy.engines.ollama.api import Daemon
 from llmdeploy.engines.ollama.documents import Shown, same_name
 from llmdeploy.engines.ollama.imports import Import
 from llmdeploy.engines.ollama.places import places
+from llmdeploy.engines.phases import Phases
 from llmdeploy.errors import (
     AlreadyServing,
     DoesNotFit,
@@ -188,6 +189,12 @@ class Ollama:
             model=self._model(artefact),
             context=plan.context.value,
         )
+
+    def progress(self) -> Phases:
+        return Phases(())
+
+    def repaired(self, remedy: engine_failures.Remedy) -> None:
+        """It fits a model to the memory by itself."""
 
     async def load(self, spec: ServerSpec) -> Loaded:
         import asyncio

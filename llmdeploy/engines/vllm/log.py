@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
+from llmdeploy.engines.base import Loaded, Step
+
 
 @dataclass(frozen=True)
 class Line:
@@ -243,14 +245,6 @@ def _value(name: str, word: str) -> str | int | float:
     return float(word) if name.endswith(("_gib", "_seconds", "_concurrency")) else int(word.replace(",", ""))
 
 
-@dataclass(frozen=True)
-class Event:
-    """The start has come further."""
-
-    phase: str
-    percent: int | None = None
-
-
 class Progress:
     """How far a start has come. Phases only go forward, and so does the percentage within one."""
 
@@ -263,14 +257,25 @@ class Progress:
     def phase(self) -> str | None:
         return PHASES[self._at].name if self._at >= 0 else None
 
-    def feed(self, raw: str) -> Event | None:
+    def feed(self, raw: str) -> Step | None:
         """Take one line of the log. None when it brought nothing new."""
         before = self._at, self._percent
         for line in parse(raw):
             self._take(line)
         if (self._at, self._percent) == before:
             return None
-        return Event(PHASES[self._at].name, self._percent)
+        return Step(PHASES[self._at].name, self._percent)
+
+    def outcome(self) -> Loaded | None:
+        learned = self.learned
+        if learned.kv_cache_tokens is None:
+            return None
+        words = [f"a KV cache of {learned.kv_cache_tokens:,} tokens"]
+        if learned.weights_gib is not None:
+            words.insert(0, f"weights of {learned.weights_gib:.1f} GiB")
+        if learned.max_concurrency is not None:
+            words.append(f"{learned.max_concurrency:.1f} requests of full length at a time")
+        return Loaded(learned.max_model_len, ", ".join(words))
 
     def _take(self, line: Line) -> None:
         text = _PREFIX.sub("", line.text)
