@@ -14,13 +14,13 @@ from llmdeploy import paths
 from llmdeploy.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     Words = tuple[str, ...]  # a dotted key, split
 
 # Written out: importing the engines to ask them would load them all.
-ENGINE_NAMES = ("llamacpp", "ollama")
+ENGINE_NAMES = ("llamacpp", "ollama", "vllm")
 
 LARGEST_FILE = 2**20  # bytes: it ends a device that has no end
 LARGEST = 2**63 - 1  # TOML promises no larger integer
@@ -52,6 +52,44 @@ class Positive:
             return int(text)
         except ValueError:
             return float(text)
+
+
+class Fraction(Positive):
+    def __str__(self) -> str:
+        return "a number above 0, 1 at most"
+
+    def accepts(self, value: object) -> bool:
+        return super().accepts(value) and cast("float", value) <= 1
+
+
+class Length(Whole):
+    """A number, or `auto`: the longest that fits."""
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}, or `auto`"
+
+    def accepts(self, value: object) -> bool:
+        return value == "auto" or super().accepts(value)
+
+    def read(self, text: str) -> Any:
+        return text if text == "auto" else int(text)
+
+
+class Arguments:
+    """Of a program that will be run, passed on as they are."""
+
+    names, example = "arguments of a program", "'--max-num-batched-tokens 8192'"
+
+    def __str__(self) -> str:
+        return "an array of texts"
+
+    def accepts(self, value: object) -> bool:
+        return isinstance(value, list) and all(isinstance(word, str) and word.isprintable() for word in value)
+
+    def read(self, text: str) -> list[str]:
+        import shlex
+
+        return shlex.split(text)
 
 
 class Text:
@@ -113,7 +151,7 @@ class Address(Text):
     names, example = "where prompts go", "127.0.0.1:11434"
 
 
-Rule = Whole | Positive | Text | Switch | Absolute
+Rule = Whole | Positive | Text | Switch | Arguments | Absolute
 
 
 @dataclass(frozen=True)
@@ -201,6 +239,58 @@ class Settings:
         Switch(),
         None,
         "whether an Ollama that llmdeploy starts spreads a model over all GPUs (none: where one is too small)",
+    )
+    vllm_python: str | None = _key(
+        "engines.vllm.python",
+        Program(),
+        None,
+        "the path of the Python that has vLLM (none: found)",
+    )
+    vllm_max_model_len: int | str | None = _key(
+        "engines.vllm.max_model_len", Length(1), None, "the context of vLLM, where `context` names none"
+    )
+    vllm_gpu_memory_utilization: float | None = _key(
+        "engines.vllm.gpu_memory_utilization",
+        Fraction(),
+        None,
+        "the part of a GPU that vLLM takes (none: what is free)",
+    )
+    vllm_kv_cache_memory_bytes: str | None = _key(
+        "engines.vllm.kv_cache_memory_bytes",
+        Text(),
+        None,
+        "the size of vLLM's KV cache, such as `4G` (none: the rest)",
+    )
+    vllm_kv_cache_dtype: str | None = _key(
+        "engines.vllm.kv_cache_dtype", Text(), None, "the type of vLLM's KV cache, such as `fp8` (none: the model's)"
+    )
+    vllm_tensor_parallel_size: int | None = _key(
+        "engines.vllm.tensor_parallel_size",
+        Whole(1, 1024),
+        None,
+        "the GPUs that share each layer (none: as needed)",
+    )
+    vllm_pipeline_parallel_size: int | None = _key(
+        "engines.vllm.pipeline_parallel_size",
+        Whole(1, 1024),
+        None,
+        "the groups of GPUs that share layers (none: 1)",
+    )
+    vllm_dtype: str | None = _key("engines.vllm.dtype", Text(), None, "the type vLLM computes in (none: the model's)")
+    vllm_quantization: str | None = _key(
+        "engines.vllm.quantization", Text(), None, "the quantization of the weights (none: the model's)"
+    )
+    vllm_max_num_seqs: int | None = _key(
+        "engines.vllm.max_num_seqs", Whole(1), None, "the requests in one step of vLLM's (none: its own)"
+    )
+    vllm_limit_mm_per_prompt: str | None = _key(
+        "engines.vllm.limit_mm_per_prompt", Text(), None, 'the images a request may hold, as JSON: `{"image": 4}`'
+    )
+    vllm_enforce_eager: bool | None = _key(
+        "engines.vllm.enforce_eager", Switch(), None, "whether to start without compiling and graphs (none: no)"
+    )
+    vllm_extra_args: Sequence[str] | None = _key(
+        "engines.vllm.extra_args", Arguments(), None, "arguments that `vllm serve` gets as they are"
     )
     mmproj: Path | None = None
     """The vision projector of a GGUF file, where it is not beside it."""
@@ -342,7 +432,7 @@ def _problem(words: Words, value: object, *, in_project: bool = False) -> tuple[
 
 def not_in_project(key: Key) -> tuple[str, str] | None:
     """What is wrong with a key in the file of a folder, as message and hint."""
-    if not isinstance(key.rule, Program | Address):
+    if not isinstance(key.rule, Program | Address | Arguments):
         return None
     message = f"`{key.name}` names {key.rule.names}, which the file of a folder may not"
     return (

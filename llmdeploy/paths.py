@@ -4,6 +4,7 @@
 | ------------- | --------------------- | -------------------------------------- |
 | configuration | LLMDEPLOY_CONFIG      | $XDG_CONFIG_HOME/llmdeploy/config.toml |
 | state         | LLMDEPLOY_STATE_DIR   | $XDG_STATE_HOME/llmdeploy              |
+| data          | LLMDEPLOY_DATA_DIR    | $XDG_DATA_HOME/llmdeploy               |
 """
 
 from __future__ import annotations
@@ -30,6 +31,15 @@ def state_dir() -> Path:
     import platformdirs
 
     return platformdirs.user_state_path("llmdeploy", appauthor=False)
+
+
+def data_dir() -> Path:
+    """The folder of what llmdeploy installs: large, and the same for every state folder."""
+    if path := os.environ.get("LLMDEPLOY_DATA_DIR"):
+        return Path(os.path.expanduser(path)).absolute()
+    import platformdirs
+
+    return platformdirs.user_data_path("llmdeploy", appauthor=False)
 
 
 def selftest_dir() -> Path:

@@ -6,10 +6,13 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from typing import Any, Generic, TypeVar
 
 from llmdeploy.errors import DoesNotFit
 from llmdeploy.hardware import Hardware
 from llmdeploy.models.facts import ModelFacts
+
+V = TypeVar("V")
 
 MIB = 1024**2
 GIB = 1024**3
@@ -35,8 +38,8 @@ class Wishes:
 
 
 @dataclass(frozen=True)
-class Setting:
-    value: int
+class Setting(Generic[V]):
+    value: V
     reason: str
 
 
@@ -51,14 +54,14 @@ class MemoryPart:
 class Plan:
     """The settings for one model on one machine, and the memory (bytes) they need beside what is free."""
 
-    context: Setting
+    context: Setting[int]
     """Tokens one request may use: prompt and answer together."""
-    parallel: Setting
+    parallel: Setting[int]
     """Requests answered at once; the engine's KV cache holds `parallel` x `context` tokens."""
     memory: tuple[MemoryPart, ...]
     available: MemoryPart | None
     """None where it is not known: on another machine."""
-    settings: Mapping[str, Setting] = field(default_factory=dict)
+    settings: Mapping[str, Setting[Any]] = field(default_factory=dict)
     """What only this engine has, under its own names."""
 
     @property
@@ -100,8 +103,8 @@ def make_plan(
     available: MemoryPart | None,
     *,
     overhead: tuple[MemoryPart, ...] = (),
-    parallels: Sequence[Setting] = (),
-    settings: Mapping[str, Setting] | None = None,
+    parallels: Sequence[Setting[int]] = (),
+    settings: Mapping[str, Setting[Any]] | None = None,
 ) -> Plan:
     """The largest context and number of requests that fit: first all requests at once, then fewer, then less context.
 
@@ -122,7 +125,7 @@ def make_plan(
     return next((plan for plan in candidates if plan.fits), candidates[-1])
 
 
-def _contexts(facts: ModelFacts, wishes: Wishes) -> list[Setting]:
+def _contexts(facts: ModelFacts, wishes: Wishes) -> list[Setting[int]]:
     if wishes.context is not None:
         return [Setting(wishes.context, "as asked for")]
     largest = min(DEFAULT_CONTEXT, facts.context_length)
@@ -133,7 +136,7 @@ def _contexts(facts: ModelFacts, wishes: Wishes) -> list[Setting]:
     return settings
 
 
-def _parallels(wishes: Wishes) -> list[Setting]:
+def _parallels(wishes: Wishes) -> list[Setting[int]]:
     if wishes.parallel is not None:
         return [Setting(wishes.parallel, "as asked for")]
     first, *fewer = DEFAULT_PARALLEL

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +16,7 @@ from llmdeploy.cli import options
 from llmdeploy.cli.output import out
 from llmdeploy.cli.status import document
 from llmdeploy.config import Settings, keys
-from llmdeploy.errors import UsageError
+from llmdeploy.errors import LlmdeployError, UsageError
 from llmdeploy.models.reference import ModelRef, parse
 from llmdeploy.service import state
 from llmdeploy.service.state import Record, Situation
@@ -30,6 +31,9 @@ llmdeploy serve selftest
 llmdeploy serve ./model.gguf --context 16384 --detach
 
 llmdeploy serve qwen3:8b --engine ollama"""
+
+
+REMOTE_CODE = "remote_code"
 
 
 def register(app: typer.Typer, summary: str) -> None:
@@ -76,15 +80,38 @@ def serve(
     )
     _refuse_foreign(flags, settings.engine)
     reference = parse(settings.model if model is None else model)
-    if detach:
-        arguments = [f"{key.flag}={flags[key.name]}" for key in keys() if flags.get(key.name) is not None]
-        arguments += [f"--mmproj={settings.mmproj}"] if settings.mmproj else []
-        arguments += ["--allow-cloud"] if allow_cloud else []
-        arguments += ["--trust-remote-code"] if trust_remote_code else []
-        arguments += [] if repair else ["--no-repair"]
-        announce(start([str(reference), *arguments]), as_json=json)
-    else:
-        _serve_here(reference, settings, repair=repair, as_json=json)
+
+    def run(settings: Settings) -> None:
+        if detach:
+            given = [f"{key.flag}={flags[key.name]}" for key in keys() if flags.get(key.name) is not None]
+            announce(start([str(reference), *given, *_passed_on(settings, repair=repair)]), as_json=json)
+        else:
+            _serve_here(reference, settings, repair=repair, as_json=json)
+
+    try:
+        run(settings)
+    except LlmdeployError as error:
+        if error.code != REMOTE_CODE or not _agrees(error):
+            raise
+        run(replace(settings, trust_remote_code=True))
+
+
+def _passed_on(settings: Settings, *, repair: bool) -> list[str]:
+    """The flags that are no keys of the configuration, for the service in the background."""
+    return [
+        *([f"--mmproj={settings.mmproj}"] if settings.mmproj else []),
+        *(["--allow-cloud"] if settings.allow_cloud else []),
+        *(["--trust-remote-code"] if settings.trust_remote_code else []),
+        *([] if repair else ["--no-repair"]),
+    ]
+
+
+def _agrees(error: LlmdeployError) -> bool:
+    """Ask whoever sits at a terminal; nobody else is asked, and nothing is the answer by default."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    out.warn(error.message)
+    return typer.confirm("Run this code on this machine?", default=False, err=True)
 
 
 def _refuse_foreign(flags: dict[str, Any], engine: str) -> None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from llmdeploy.service.state import Record
 
 OnReady = Callable[["Record"], None]
+LONGEST = 100
+"""Characters of a line of a server's that is shown."""
 INDENT = " " * len("[  0.0 s] ")
 
 
@@ -40,7 +42,8 @@ class AsText:
         out.note(f"[{elapsed:5.1f} s] {name}")
 
     def on_wait(self, name: str, elapsed: float, line: str) -> None:
-        self.on_phase(f"still {name}" + (f": {line}" if line else ""), elapsed)
+        short = line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."
+        self.on_phase(f"still {name}" + (f": {short}" if line else ""), elapsed)
 
     def on_percent(self, name: str, elapsed: float, percent: int) -> None:
         """Not more often than once a second: a bar of vLLM's redraws itself all the time."""

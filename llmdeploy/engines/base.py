@@ -48,7 +48,12 @@ class Step:
 
 
 class Progress(Protocol):
-    """Reads the log of one start."""
+    """Reads the log of one server."""
+
+    @property
+    def is_doomed(self) -> bool:
+        """Whether the server has said that it will end: a part of it is gone, and it takes its time."""
+        ...
 
     def feed(self, line: str) -> Step | None:
         """Take a line; None where it brings nothing new. Raises nothing: it is called in a thread."""

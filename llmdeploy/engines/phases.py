@@ -15,7 +15,9 @@ class Phase:
 
 
 class Phases:
-    """Reads the log of one start. Phases only go forward."""
+    """Reads the log of one server. Phases only go forward."""
+
+    is_doomed = False
 
     def __init__(self, phases: Sequence[Phase]) -> None:
         self._to_come = list(phases)

@@ -198,6 +198,8 @@ class Candidate:
             raise signals.interruption(told.result())
         if self.ended.done():
             raise self._ending(self.ended.result())
+        if self._ready and self._progress.is_doomed:
+            raise self._ending(1)
 
     def stop(self) -> None:
         """Give back what was taken and end the server, politely first. Does nothing where nothing was started."""

@@ -136,7 +136,7 @@ class _Service:
             self.candidate.prepare()
             self.known = history.recall(self._kind)
             for remedy in self.known.remedies if self.known and self.order.repair else ():
-                if self._take(remedy, "as the last start like this one needed it"):
+                if self._take(remedy, "as the last start like this one needed"):
                     self.replaced.stop()
                     self.candidate.prepare()
         except BaseException:
@@ -171,7 +171,8 @@ class _Service:
                 await self._start(told)
                 return
             except StartFailed as error:
-                if not self.order.repair or error.remedy is None or not self._take(error.remedy, error.message):
+                again = f"{error.message}; it is tried again with that"
+                if not self.order.repair or error.remedy is None or not self._take(error.remedy, again):
                     raise
             await self._anew()
         await self._start(told)
@@ -183,7 +184,7 @@ class _Service:
             return False
         self.engine = repaired
         self.remedies = (*self.remedies, remedy)
-        self.notices.on_note(f"{remedy.key} = {remedy.value}: {why}")
+        self.notices.on_note(f"`{remedy.key}` {remedy.value}: {why}")
         self.replaced, self.candidate = self.candidate, self._candidate()
         return True
 

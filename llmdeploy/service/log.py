@@ -14,8 +14,8 @@ from llmdeploy.service.state import open_private, unwritable
 
 MAX_BYTES = 10 * 1024**2
 BACKUPS = 3
-TAIL_LINES = 400
-"""Lines kept at hand for a diagnosis."""
+TAIL_LINES = 2000
+"""Lines kept at hand for a diagnosis: each of vLLM's processes writes a traceback of 70 lines."""
 
 
 class ServerLog(RotatingFileHandler):

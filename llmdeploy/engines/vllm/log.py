@@ -182,6 +182,8 @@ PHASES = (
     StartPhase(READY, (r"Application startup complete",)),
 )
 
+_DOOM = re.compile(r"died unexpectedly|EngineDeadError|Engine core proc \S+ died|shutting down the engine")
+"""A worker or the engine core is gone. The API server answers what is in flight with an error, and ends in seconds."""
 _PREFIX = re.compile(r"^(?:\[\w+\] )+")  # `[backbone] `, before the compiler's lines since 0.32
 _SPELLINGS = tuple(re.compile("|".join(phase.spellings)) for phase in PHASES)
 
@@ -249,6 +251,7 @@ class Progress:
     """How far a start has come. Phases only go forward, and so does the percentage within one."""
 
     def __init__(self) -> None:
+        self.is_doomed = False
         self.learned = Learned()
         self._at = -1
         self._percent: int | None = None
@@ -279,6 +282,7 @@ class Progress:
 
     def _take(self, line: Line) -> None:
         text = _PREFIX.sub("", line.text)
+        self.is_doomed = self.is_doomed or _DOOM.search(text) is not None
         self.learned = _learn(self.learned, text)
         for at in range(max(self._at, 0), len(PHASES)):
             if _SPELLINGS[at].match(text):

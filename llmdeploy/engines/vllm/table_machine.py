@@ -220,5 +220,10 @@ ENDS = (
         "a process of vLLM crashed (SIGSEGV)",
         "`llmdeploy logs` has its last words; a newer vLLM or driver may do",
     ),
+    Failure(
+        r"died unexpectedly(?: \(exit code: None\)|, )",
+        "a process of vLLM died; it does not say of what",
+        "where memory ran out, `dmesg` says so; `llmdeploy logs` has its last words",
+    ),
 )
 """Ends without an exception. Last: a worker that is ended because another failed has one too."""

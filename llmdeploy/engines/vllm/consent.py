@@ -1,0 +1,73 @@
+"""Code that comes with a model: found before the start, run only by an explicit yes, which holds for one revision."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmdeploy.errors import NotPermitted
+from llmdeploy.paths import state_dir
+
+if TYPE_CHECKING:
+    from llmdeploy.engines.vllm.environment import Environment
+    from llmdeploy.models.hf_model import HfModel
+
+CODE = "remote_code"
+"""The code of the error, by which the face knows what to ask."""
+
+
+def given(model: HfModel, environment: Environment, *, trust: bool) -> bool:
+    """Whether the model's own code is to run: not where it has none or vLLM has its own for that architecture.
+
+    Raises NotPermitted for code that nobody has agreed to. A yes (`trust`) is remembered for this code.
+    """
+    files = model.remote_code()
+    if not files or model.facts().architecture in architectures(environment):
+        return False
+    revision = model.code_revision()
+    if revision in _agreed():
+        return True
+    if not trust:
+        names = ", ".join(f"`{file.name}`" for file in files)
+        raise NotPermitted(
+            f"`{model}` runs code of its own: {names} in `{model.folder}`",
+            "read it; if you trust it: `llmdeploy serve` again with `--trust-remote-code`, once for this revision",
+            code=CODE,
+        )
+    _agree(revision)
+    return True
+
+
+def architectures(environment: Environment) -> frozenset[str]:
+    """The architectures that this vLLM has code of its own for, as far as the text of its registry tells."""
+    import re
+
+    for folder in environment.contents.folders if environment.contents else ():
+        with suppress(OSError):
+            text = (Path(folder) / "vllm" / "model_executor" / "models" / "registry.py").read_text()
+            return frozenset(re.findall(r'^\s+"(\w+)":\s*\(', text, re.MULTILINE))
+    return frozenset()
+
+
+def _file() -> Path:
+    return state_dir() / "trusted.json"
+
+
+def _agreed() -> list[str]:
+    try:
+        content = json.loads(_file().read_text())
+    except (OSError, ValueError):
+        return []
+    return content if isinstance(content, list) else []
+
+
+def _agree(revision: str) -> None:
+    """Not to remember it means to be asked again."""
+    temporary = _file().with_suffix(".new")
+    with suppress(OSError):
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
+            json.dump([*_agreed(), revision], stream)
+        temporary.replace(_file())

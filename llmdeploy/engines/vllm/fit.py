@@ -1,0 +1,114 @@
+"""How large: vLLM's settings for a model on a machine. Pure.
+
+vLLM takes a fixed part of each GPU's memory at its start and gives what the weights and the computation leave to the KV
+cache, which all requests share. It says itself what that comes to; the plan is to keep it from starting in vain.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from llmdeploy.config import keys
+from llmdeploy.plan import GIB, MIB, MemoryPart, Plan, Setting, Wishes, free_memory, in_gib, make_plan
+
+if TYPE_CHECKING:
+    from llmdeploy.config import Settings
+    from llmdeploy.hardware import Gpu, Hardware
+    from llmdeploy.models.facts import ModelFacts
+
+UTILIZATION = 0.92
+"""vLLM's own default of `gpu_memory_utilization` since 0.20."""
+SLACK = 0.02
+"""Of a GPU's memory, left beside what is free: others' use of it changes."""
+COMPUTE_BYTES = 1536 * MIB
+"""For each GPU: activations at 2048 to 8192 tokens a step, CUDA graphs, CUDA's own. 0.5 to 1.5 GiB and 0.1 to 2 GiB in
+logs of 7B to 8B models."""
+PROCESSES_BYTES = 2 * GIB
+"""Of the API server, the engine core and a worker on a CPU, before any weights."""
+CACHE_STEP = 64 * MIB
+NOT_FLAGS = ("python", "extra_args")
+
+
+def named(settings: Settings) -> dict[str, Any]:
+    """What the user set of vLLM's own settings, by their names."""
+    found = {}
+    for key in keys():
+        if key.words[:2] == ("engines", "vllm") and key.words[2] not in NOT_FLAGS:
+            found[key.words[2]] = getattr(settings, key.attribute)
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def plan(facts: ModelFacts, hardware: Hardware, wishes: Wishes, wanted: dict[str, Any], device: str) -> Plan:
+    """The settings, with what the user `wanted` taken as it is. Raises DoesNotFit."""
+    length = wanted.get("max_model_len")
+    if isinstance(length, int) and (wishes.context is None or length < wishes.context):
+        wishes = replace(wishes, context=length)
+    return _on_cpu(facts, hardware, wishes, wanted) if device == "cpu" else _on_gpus(facts, hardware, wishes, wanted)
+
+
+def _on_cpu(facts: ModelFacts, hardware: Hardware, wishes: Wishes, wanted: dict[str, Any]) -> Plan:
+    """A CPU build is for trying things: it starts in half the time without compiling."""
+    wide = wanted.get("dtype", "float32") in {"float32", "float", "auto"}
+    weights = replace(facts, weights_bytes=facts.weights_bytes * (2 if wide else 1))
+    processes = MemoryPart("processes", PROCESSES_BYTES, "three of Python and torch")
+    found = make_plan(weights, wishes, free_memory(hardware, on_gpu=False), overhead=(processes,))
+    tokens = found.context.value * found.parallel.value
+    cache = math.ceil(facts.kv_bytes_per_token(4 if wide else 2) * tokens * 1.1 / CACHE_STEP) * CACHE_STEP
+    settings: dict[str, Setting[Any]] = {
+        "dtype": Setting("float32", "exact, and right on every CPU"),
+        "enforce_eager": Setting(True, "a quicker start"),
+        "kv_cache_memory_bytes": Setting(cache, f"{tokens} tokens; a part of all memory would be most of it"),
+    }
+    return replace(found, settings=_without(settings, wanted))
+
+
+def _on_gpus(facts: ModelFacts, hardware: Hardware, wishes: Wishes, wanted: dict[str, Any]) -> Plan:
+    if not hardware.gpus:  # another maker's, of which nothing is known here
+        return make_plan(facts, wishes, None)
+    gpus = [_memory(gpu, hardware) for gpu in hardware.gpus]
+    free, total = min(free for free, _ in gpus), min(total for _, total in gpus)
+    utilization = wanted.get("gpu_memory_utilization") or max(
+        0.05, math.floor(100 * min(UTILIZATION, free / total - SLACK)) / 100
+    )
+    share = int(total * utilization)
+    tensor = wanted.get("tensor_parallel_size") or _gpus_needed(facts, share, len(gpus))
+    pipeline = wanted.get("pipeline_parallel_size") or 1
+    used = tensor * pipeline
+    reason = f"{utilization:.2f} of {in_gib(total)} on {used} GPU" + ("s" if used > 1 else "")
+    found = make_plan(
+        facts,
+        wishes,
+        MemoryPart("available", share * used, reason),
+        overhead=(MemoryPart("compute", COMPUTE_BYTES * used, f"{in_gib(COMPUTE_BYTES)} for each GPU"),),
+    )
+    settings: dict[str, Setting[Any]] = {
+        "gpu_memory_utilization": Setting(utilization, f"{in_gib(free)} of {in_gib(total)} is free"),
+        "tensor_parallel_size": Setting(tensor, "the fewest GPUs that hold the weights and one request"),
+    }
+    if wishes.parallel is not None:
+        settings["max_num_seqs"] = Setting(wishes.parallel, "as asked for")
+    return replace(found, settings=_without(settings, wanted))
+
+
+def _gpus_needed(facts: ModelFacts, share: int, count: int) -> int:
+    """The fewest GPUs, 1, 2, 4 and so on, on which weights and one request fit; all that may be, where none do."""
+    heads = max(facts.kv_heads, default=1)
+    sizes = [size for size in (1, 2, 4, 8, 16) if size <= count and (heads % size == 0 or size % heads == 0)]
+    request = facts.kv_bytes_per_token() * min(8192, facts.context_length)
+    for size in sizes:
+        if facts.weights_bytes / size * 1.02 + COMPUTE_BYTES + request / min(size, heads) <= share:
+            return size
+    return sizes[-1] if sizes else 1
+
+
+def _memory(gpu: Gpu, hardware: Hardware) -> tuple[int, int]:
+    """Free and total bytes; where it shares the machine's memory, NVML reports none."""
+    if gpu.memory_free is None or not gpu.memory_total:
+        return hardware.memory_available, max(hardware.memory_total, 1)
+    return gpu.memory_free, gpu.memory_total
+
+
+def _without(settings: dict[str, Setting[Any]], wanted: dict[str, Any]) -> dict[str, Setting[Any]]:
+    return {name: setting for name, setting in settings.items() if name not in wanted}

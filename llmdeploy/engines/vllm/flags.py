@@ -1,0 +1,64 @@
+"""The flags of the vLLM that is installed, read from its source; and the file of settings that it is started with."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmdeploy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from llmdeploy.engines.vllm.environment import Environment
+
+SOURCES = ("engine/arg_utils.py", "entrypoints/**/cli_args.py", "entrypoints/cli/serve.py", "config/*.py")
+HEAD = "# Written by llmdeploy at each start. By hand: `vllm serve --config` and this file."
+ENOUGH = 50
+"""Flags; where fewer are found, the source is of a form that is not known here, and nothing is checked."""
+
+
+def check(words: Iterable[str], environment: Environment) -> None:
+    """Raises ConfigError for a setting or an argument that the installed vLLM does not have."""
+    known = of(environment)
+    if len(known) < ENOUGH:
+        return
+    for word in words:
+        name = word.partition("=")[0].partition(".")[0].removeprefix("--").replace("_", "-")
+        is_flag = word.startswith("--") or not word.startswith("-")
+        if not is_flag or " " in word or not _could_be_flag(word) or name in known or _negated(name, known):
+            continue
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean `--{near[0]}`?" if near else "`vllm serve --help=all` lists them"
+        raise ConfigError(f"vLLM {environment.version} has no flag `--{name}`", hint)
+
+
+def _could_be_flag(word: str) -> bool:
+    """Values of arguments stand among them."""
+    return word.startswith("--") or re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)+|model|host|port|dtype", word) is not None
+
+
+def _negated(name: str, known: frozenset[str]) -> bool:
+    return name.startswith("no-") and name.removeprefix("no-") in known
+
+
+def of(environment: Environment) -> frozenset[str]:
+    """The names of the flags, without dashes before them; empty where the source is not found."""
+    found: set[str] = set()
+    for folder in environment.contents.folders if environment.contents else ():
+        for pattern in SOURCES:
+            for file in (Path(folder) / "vllm").glob(pattern):
+                with suppress(OSError):
+                    text = file.read_text(errors="replace")
+                    found.update(re.findall(r'"--([a-z][a-z0-9-]+)"', text))
+                    found.update(name.replace("_", "-") for name in re.findall(r"^    ([a-z]\w+):", text, re.MULTILINE))
+    return frozenset(found)
+
+
+def yaml(content: Mapping[str, Any]) -> str:
+    """A file for `vllm serve --config`: a line a setting. JSON's values are YAML's too."""
+    lines = [f"{name.replace('_', '-')}: {json.dumps(value)}" for name, value in content.items()]
+    return "\n".join([HEAD, *lines, ""])

