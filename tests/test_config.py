@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmdeploy import config, config_edit, paths
-from llmdeploy.config import Absolute, Key, Positive, Settings, Switch, Value, Whole, keys
+from llmdeploy.config import Absolute, Arguments, Fraction, Key, Positive, Settings, Switch, Value, Whole, keys
 from llmdeploy.errors import ConfigError, UsageError
 
 KEYS = "`llmdeploy config show` lists the keys"
@@ -55,6 +56,7 @@ def test_without_any_file_every_value_is_the_default() -> None:
         "engines.ollama.models": Value(None, "default"),
         "engines.ollama.program": Value(None, "default"),
         "engines.ollama.spread": Value(None, "default"),
+        **{key.name: Value(None, "default") for key in keys() if key.name.startswith("engines.vllm.")},
     }
 
 
@@ -169,7 +171,7 @@ FILE_ERRORS = [
     ),
     (
         'engine = "olama"',
-        ', line 1: `engine` must be `llamacpp` or `ollama`, not "olama"',
+        ', line 1: `engine` must be `llamacpp` or `ollama` or `vllm`, not "olama"',
         "`engine` is the engine that runs the model",
     ),
     *(
@@ -261,7 +263,7 @@ def test_a_file_that_was_asked_for_must_exist(user_file: Path, monkeypatch: pyte
         ("LLMDEPLOY_PORT", "9" * 5000, f"LLMDEPLOY_PORT must be a whole number from 1 to 65535, not `{'9' * 57}...`"),
         ("LLMDEPLOY_TIMEOUT", "soon", "LLMDEPLOY_TIMEOUT must be a number above 0, not `soon`"),
         ("LLMDEPLOY_TIMEOUT", "inf", "LLMDEPLOY_TIMEOUT must be a number above 0, not `inf`"),
-        ("LLMDEPLOY_ENGINE", "x\x1b", "LLMDEPLOY_ENGINE must be `llamacpp` or `ollama`, not `x\\x1b`"),
+        ("LLMDEPLOY_ENGINE", "x\x1b", "LLMDEPLOY_ENGINE must be `llamacpp` or `ollama` or `vllm`, not `x\\x1b`"),
         (
             "LLMDEPLOY_ENGINES_LLAMACPP_GPU_LAYERS",
             "-2",
@@ -444,6 +446,10 @@ def accepted(key: Key) -> st.SearchStrategy[object]:
     """Any value that a key accepts."""
     if isinstance(key.rule, Whole):
         return st.integers(key.rule.low, key.rule.high)
+    if isinstance(key.rule, Fraction):
+        return st.floats(0, 1, exclude_min=True)
+    if isinstance(key.rule, Arguments):
+        return st.lists(st.text(min_size=1).filter(str.isprintable))
     if isinstance(key.rule, Positive):
         return st.integers(1, 10**6) | st.floats(0, 10**6, exclude_min=True)
     if isinstance(key.rule, Switch):
@@ -463,7 +469,8 @@ ASSIGNMENTS = st.lists(
 def test_what_is_set_is_loaded(assignments: list[tuple[str, object]], before: str, user_file: Path) -> None:
     write(user_file, before)
     for name, value in assignments:
-        text = str(value).lower() if isinstance(value, bool) else str(value)
+        text = shlex.join(value) if isinstance(value, list) else str(value)
+        text = text.lower() if isinstance(value, bool) else text
         config_edit.set_value(name, text, user_file)
         assert config.load().value(name) == Value(value, str(user_file))
     comments = [line for line in before.splitlines() if line.startswith("#")]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from llmdeploy.engines import failures
 from llmdeploy.engines.failures import Diagnosis, Remedy
-from llmdeploy.engines.vllm.failures import VLLM, diagnose, telling_lines
+from llmdeploy.engines.vllm.failures import LAST_WORDS, VLLM, diagnose, telling_lines
 from tests.vllm_messages_machine import MACHINE, MODEL, NEWER
 from tests.vllm_messages_settings import MEMORY, SETTINGS, config_set
 
@@ -351,3 +351,13 @@ def test_any_number_in_a_known_message_is_taken(message: list[str], number: str)
     changed = ["".join(number if char.isdigit() else char for char in line) for line in message]
     found = diagnose(FORMATS["0.33"](changed), 1)
     assert found is None or found.remedy is None or "{" not in found.fix
+
+
+def test_a_cause_that_was_named_goes_before_the_signal_by_which_vllm_ends_itself() -> None:
+    log = recording("trunc.log")
+    by_itself = diagnose(log, -9)
+    assert by_itself == diagnose(log, 1)
+    assert by_itself is not None
+    assert "truncated" in by_itself.cause
+    old = [*log, *["(APIServer pid=1) INFO:     127.0.0.1:5 - GET /health 200"] * LAST_WORDS]
+    assert diagnose(old, -9) == failures.killed(-9), "what was said long before is no cause"

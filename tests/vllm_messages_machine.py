@@ -212,4 +212,11 @@ MACHINE = [
             "`llmdeploy logs` has its last words; a newer vLLM or driver may do",
         ),
     ),
+    (
+        ["Worker proc VllmWorker-0 died unexpectedly (exit code: None), shutting down executor."],
+        Diagnosis(
+            "a process of vLLM died; it does not say of what",
+            "where memory ran out, `dmesg` says so; `llmdeploy logs` has its last words",
+        ),
+    ),
 ]  # fmt: skip

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 OnReady = Callable[["Record"], None]
 LONGEST = 100
 """Characters of a line of a server's that is shown."""
+CHECKING = "checking"
 INDENT = " " * len("[  0.0 s] ")
 
 
@@ -77,26 +78,47 @@ class AsText:
 
 
 class AsJson(AsText):
-    """The same on stdout as events, and the document of what is served as the last of them."""
+    """The same on stdout as events, and the document of what is served as the last of them.
+
+    What comes before anything is started is held back: a start that is refused answers with one document.
+    """
+
+    def __init__(self, announce: OnReady) -> None:
+        super().__init__(announce)
+        self._held: list[dict[str, object]] | None = []
+
+    def _tell(self, event: str, **fields: object) -> None:
+        content = {"event": event, **fields}
+        if self._held is not None:
+            self._held.append(content)
+        else:
+            out.event(content)
+
+    def _release(self) -> None:
+        held, self._held = self._held, None
+        for content in held or ():
+            out.event(content)
 
     def on_phase(self, name: str, elapsed: float) -> None:
-        out.event({"event": "phase", "phase": name, "elapsed": round(elapsed, 1)})
+        if name != CHECKING:
+            self._release()
+        self._tell("phase", phase=name, elapsed=round(elapsed, 1))
 
     def on_wait(self, name: str, elapsed: float, line: str) -> None:
-        out.event({"event": "wait", "phase": name, "elapsed": round(elapsed, 1), "line": line})
+        self._tell("wait", phase=name, elapsed=round(elapsed, 1), line=line)
 
     def on_percent(self, name: str, elapsed: float, percent: int) -> None:
-        out.event({"event": "percent", "phase": name, "elapsed": round(elapsed, 1), "percent": percent})
+        self._tell("percent", phase=name, elapsed=round(elapsed, 1), percent=percent)
 
     def on_note(self, text: str) -> None:
-        out.event({"event": "note", "text": text})
+        self._tell("note", text=text)
 
     def on_download(self, file: str, done: int, total: int) -> None:
         if self._downloads.is_news(file, done, total):
-            out.event({"event": "download", "file": file, "done": done, "total": total})
+            self._tell("download", file=file, done=done, total=total)
 
     def on_ready(self, record: Record, elapsed: float) -> None:
         self._announce(record)
 
     def on_stop(self) -> None:
-        out.event({"event": "stopping"})
+        self._tell("stopping")

