@@ -32,20 +32,8 @@ from llmdeploy.plan import GIB, MIB
 from tests import machines
 from tests.conftest import ROOT, World
 
-NAMES = [
-    "python",
-    "platform",
-    "cpu",
-    "memory",
-    "disk",
-    "gpu",
-    "state",
-    "config",
-    "llamacpp",
-    "ollama",
-    "port",
-    "service",
-]
+MACHINE = ["python", "platform", "cpu", "memory", "disk", "gpu"]
+NAMES = [*MACHINE, "state", "config", "llamacpp", "ollama", "vllm", "port", "service"]
 
 
 def lines_of(text: str) -> dict[str, tuple[str, str]]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from llmdeploy.errors import UsageError
 
 HUB_SCHEME = "hf://"
+HUB_FORMS = "`hf://owner/repo` and `hf://owner/repo/file.gguf`"
 OLLAMA_SCHEME = "ollama://"
 HUB_HOSTS = ("hf.co/", "huggingface.co/")
 LONGEST_NAME = 80
@@ -88,7 +89,7 @@ def parse(text: str) -> ModelRef:
     if text.startswith((OLLAMA_SCHEME, *HUB_HOSTS)):
         return _parse_tag(text)
     if "://" in text:
-        raise UsageError(f"`{text}` is no address of a model", "the form is `hf://owner/repo/file.gguf`")
+        raise UsageError(f"`{text}` is no address of a model", f"the forms are {HUB_FORMS}")
     if text.endswith(".gguf") or text[:1] in {".", "~", "/"} or _names_a_path(text):
         return Path(os.path.expanduser(text)).absolute()  # Path.expanduser raises for a user there is none of
     if _NAME.fullmatch(text):
@@ -134,7 +135,7 @@ def _parse_hub(text: str) -> HubFile | HubRepo:
     if match is None or not (match["file"] or "x.gguf").endswith(".gguf"):
         raise UsageError(
             f"`{text}` does not name a repository or a GGUF file of the Hub",
-            "the forms are `hf://owner/repo` and `hf://owner/repo/file.gguf`",
+            f"the forms are {HUB_FORMS}",
         )
     revision = match["revision"] or "main"
     return HubFile(match["repo"], match["file"], revision) if match["file"] else HubRepo(match["repo"], revision)
