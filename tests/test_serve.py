@@ -92,6 +92,24 @@ def test_foreground_says_phases_and_answers_with_the_address(world: World) -> No
     assert service.returncode == 0
 
 
+def test_as_json_a_start_is_events_a_line_each_and_the_document_is_the_last(world: World) -> None:
+    service = world.start("serve", "selftest", "--json")
+    until(lambda: is_served(world))
+    service.send_signal(signal.SIGTERM)
+    stdout, _ = service.communicate(timeout=10)
+    lines = [json.loads(line) for line in stdout.splitlines()]
+    assert [line["phase"] for line in lines if line.get("event") == "phase"] == [
+        "checking",
+        "starting the server",
+        "loading the weights",
+        "allocating the KV cache",
+    ]
+    assert all(line["elapsed"] >= 0 for line in lines if line.get("event") == "phase")
+    [document] = [line for line in lines if "event" not in line]
+    assert (document["state"], document["served_name"]) == ("ready", "selftest")
+    assert lines[-1] == {"event": "stopping"}
+
+
 def test_detach_prints_one_document_and_an_openai_client_is_answered(world: World) -> None:
     result = world.run("serve", "selftest", "--detach", "--json")
     assert result.status == 0, result.text
