@@ -8,9 +8,23 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from llmdeploy import paths
+from llmdeploy.config_rules import (
+    LARGEST,
+    Absolute,
+    Address,
+    Arguments,
+    Fraction,
+    Length,
+    Positive,
+    Program,
+    Rule,
+    Switch,
+    Text,
+    Whole,
+)
 from llmdeploy.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
@@ -23,135 +37,6 @@ if TYPE_CHECKING:
 ENGINE_NAMES = ("llamacpp", "ollama", "vllm")
 
 LARGEST_FILE = 2**20  # bytes: it ends a device that has no end
-LARGEST = 2**63 - 1  # TOML promises no larger integer
-
-
-class Whole:
-    def __init__(self, low: int, high: int = LARGEST) -> None:
-        self.low, self.high = low, high
-
-    def __str__(self) -> str:
-        return f"a whole number from {self.low} " + ("up" if self.high == LARGEST else f"to {self.high}")
-
-    def accepts(self, value: object) -> bool:
-        return type(value) is int and self.low <= value <= self.high  # True is an int too, but not of this type
-
-    def read(self, text: str) -> int:
-        return int(text)
-
-
-class Positive:
-    def __str__(self) -> str:
-        return "a number above 0"
-
-    def accepts(self, value: object) -> bool:
-        return type(value) in (int, float) and 0 < cast("float", value) <= LARGEST
-
-    def read(self, text: str) -> float:
-        try:
-            return int(text)
-        except ValueError:
-            return float(text)
-
-
-class Fraction(Positive):
-    def __str__(self) -> str:
-        return "a number above 0, 1 at most"
-
-    def accepts(self, value: object) -> bool:
-        return super().accepts(value) and cast("float", value) <= 1
-
-
-class Length(Whole):
-    """A number, or `auto`: the longest that fits."""
-
-    def __str__(self) -> str:
-        return f"{super().__str__()}, or `auto`"
-
-    def accepts(self, value: object) -> bool:
-        return value == "auto" or super().accepts(value)
-
-    def read(self, text: str) -> Any:
-        return text if text == "auto" else int(text)
-
-
-class Arguments:
-    """Of a program that will be run, passed on as they are."""
-
-    names, example = "arguments of a program", "'--max-num-batched-tokens 8192'"
-
-    def __str__(self) -> str:
-        return "an array of texts"
-
-    def accepts(self, value: object) -> bool:
-        return isinstance(value, list) and all(isinstance(word, str) and word.isprintable() for word in value)
-
-    def read(self, text: str) -> list[str]:
-        import shlex
-
-        return shlex.split(text)
-
-
-class Text:
-    def __init__(self, *choices: str) -> None:
-        self.choices = choices
-
-    def __str__(self) -> str:
-        return " or ".join(f"`{choice}`" for choice in self.choices) or "a non-empty printable string"
-
-    def accepts(self, value: object) -> bool:
-        # No control characters: a value may become an argument of a server, and a line on a terminal.
-        usable = isinstance(value, str) and value != "" and value.isprintable()
-        return usable and (not self.choices or value in self.choices)
-
-    def read(self, text: str) -> str:
-        return text
-
-
-class Switch:
-    def __str__(self) -> str:
-        return "`true` or `false`"
-
-    def accepts(self, value: object) -> bool:
-        return isinstance(value, bool)
-
-    def read(self, text: str) -> bool:
-        if text not in {"true", "false"}:
-            raise ValueError(text)
-        return text == "true"
-
-
-class Absolute:
-    """A path that means the same wherever one stands."""
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-
-    def __str__(self) -> str:
-        return f"the absolute path of a {self.what}"
-
-    def accepts(self, value: object) -> bool:
-        return isinstance(value, str) and value.isprintable() and os.path.isabs(value)
-
-    def read(self, text: str) -> str:
-        return text
-
-
-class Program(Absolute):
-    """A program that will be run."""
-
-    names, example = "a program to run", "/path/to/program"
-    """What the file of a folder one stands in may not name."""
-
-    def __init__(self) -> None:
-        super().__init__("program")
-
-
-class Address(Text):
-    names, example = "where prompts go", "127.0.0.1:11434"
-
-
-Rule = Whole | Positive | Text | Switch | Arguments | Absolute
 
 
 @dataclass(frozen=True)

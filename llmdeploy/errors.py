@@ -24,10 +24,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-if TYPE_CHECKING:
-    from llmdeploy.engines.failures import Remedy
+
+@dataclass(frozen=True)
+class Remedy:
+    """One setting that another try may start with: the engine's own name for it, and its value."""
+
+    key: str
+    value: int | float | str | bool
 
 
 class LlmdeployError(Exception):

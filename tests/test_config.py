@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmdeploy import config, config_edit, paths
-from llmdeploy.config import Absolute, Arguments, Fraction, Key, Positive, Settings, Switch, Value, Whole, keys
+from llmdeploy.config import Key, Settings, Value, keys
+from llmdeploy.config_rules import Absolute, Arguments, Fraction, Positive, Switch, Whole
 from llmdeploy.errors import ConfigError, UsageError
 
 KEYS = "`llmdeploy config show` lists the keys"

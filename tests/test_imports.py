@@ -28,7 +28,7 @@ LAYERS = [
     {"engines", "plan"},
     {"models", "hardware", "images", "image_sources", "client"},
     {"config_edit"},
-    {"config", "errors", "paths", "__init__"},
+    {"config", "config_rules", "errors", "paths", "__init__"},
 ]
 
 ONLY_IN: dict[str, set[str]] = {

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 from llmdeploy.config import Settings
 from llmdeploy.engines.base import EngineStatus
-from llmdeploy.engines.failures import Remedy
 from llmdeploy.engines.vllm import Vllm, consent, fit, flags
 from llmdeploy.engines.vllm.environment import Contents, Environment, Found
-from llmdeploy.errors import ConfigError, DoesNotFit, EngineMissing, NotPermitted
+from llmdeploy.errors import ConfigError, DoesNotFit, EngineMissing, NotPermitted, Remedy
 from llmdeploy.models.facts import ModelFacts
 from llmdeploy.models.hf_model import HfModel
 from llmdeploy.models.reference import CatalogName, parse

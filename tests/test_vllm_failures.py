@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmdeploy.engines import failures
-from llmdeploy.engines.failures import Diagnosis, Remedy
+from llmdeploy.engines.failures import Diagnosis
 from llmdeploy.engines.vllm.failures import LAST_WORDS, VLLM, diagnose, telling_lines
+from llmdeploy.errors import Remedy
 from tests.vllm_messages_machine import MACHINE, MODEL, NEWER
 from tests.vllm_messages_settings import MEMORY, SETTINGS, config_set
 

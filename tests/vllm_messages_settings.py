@@ -5,7 +5,8 @@ Other settings mend these. Most come of GPUs, which no test run has.
 
 from __future__ import annotations
 
-from llmdeploy.engines.failures import Diagnosis, Remedy
+from llmdeploy.engines.failures import Diagnosis
+from llmdeploy.errors import Remedy
 
 
 def config_set(words: str) -> str:

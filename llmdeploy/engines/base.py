@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from llmdeploy.engines.failures import Diagnosis, Remedy
+from llmdeploy.engines.failures import Diagnosis
+from llmdeploy.errors import Remedy
 from llmdeploy.hardware import Hardware
 from llmdeploy.models.facts import ModelFacts
 from llmdeploy.models.hub import OnProgress

@@ -7,13 +7,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class Remedy:
-    """One setting that another try may start with: the engine's own name for it, and its value."""
-
-    key: str
-    value: int | float | str | bool
+from llmdeploy.errors import Remedy
 
 
 @dataclass(frozen=True)

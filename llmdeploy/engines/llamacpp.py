@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from llmdeploy.engines import failures
 from llmdeploy.engines.base import EngineStatus, Request, ServerSpec
 from llmdeploy.engines.phases import Phase, Phases
-from llmdeploy.errors import EngineMissing
+from llmdeploy.errors import EngineMissing, Remedy
 from llmdeploy.models import gguf
 from llmdeploy.models.gguf import GgufModel
 from llmdeploy.plan import MIB, MemoryPart, Plan, Setting, Wishes, free_memory, make_plan
@@ -134,7 +134,7 @@ class LlamaCpp:
     def progress(self) -> Phases:
         return Phases(PHASES)
 
-    def repaired(self, remedy: failures.Remedy) -> None:
+    def repaired(self, remedy: Remedy) -> None:
         """It names no numbers that another try could take."""
 
     async def load(self, spec: ServerSpec) -> None:

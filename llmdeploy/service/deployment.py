@@ -22,7 +22,7 @@ from llmdeploy.service.state import Record
 
 if TYPE_CHECKING:
     from llmdeploy.engines.base import Engine, Loaded
-    from llmdeploy.engines.failures import Remedy
+    from llmdeploy.errors import Remedy
     from llmdeploy.service.attached import Attached
     from llmdeploy.service.child import Child
 

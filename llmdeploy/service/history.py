@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llmdeploy.engines.failures import Remedy
+from llmdeploy.errors import Remedy
 from llmdeploy.paths import state_dir
 from llmdeploy.service.state import open_private
 

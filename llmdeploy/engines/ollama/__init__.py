@@ -31,6 +31,7 @@ from llmdeploy.errors import (
     LlmdeployError,
     ModelInvalid,
     NotPermitted,
+    Remedy,
     TimedOut,
 )
 from llmdeploy.models import catalog, gguf
@@ -193,7 +194,7 @@ class Ollama:
     def progress(self) -> Phases:
         return Phases(())
 
-    def repaired(self, remedy: engine_failures.Remedy) -> None:
+    def repaired(self, remedy: Remedy) -> None:
         """It fits a model to the memory by itself."""
 
     async def load(self, spec: ServerSpec) -> Loaded:

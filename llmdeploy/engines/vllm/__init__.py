@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llmdeploy.config import Settings
-    from llmdeploy.engines.failures import Diagnosis, Remedy
+    from llmdeploy.engines.failures import Diagnosis
+    from llmdeploy.errors import Remedy
     from llmdeploy.hardware import Hardware
     from llmdeploy.models.facts import ModelFacts
     from llmdeploy.models.hub import OnProgress

@@ -10,7 +10,8 @@ import math
 import re
 from collections.abc import Callable, Mapping
 
-from llmdeploy.engines.failures import Failure, Remedy
+from llmdeploy.engines.failures import Failure
+from llmdeploy.errors import Remedy
 
 Words = Mapping[str, str]
 
