@@ -79,9 +79,9 @@ def install(
     if dry_run:
         _dry_run(plan, as_json=json)
         return
-    if vllm.present(plan):
+    if found := vllm.here(plan):
         out.note(f"vLLM {plan.version} is installed already")
-        _tell(plan.environment, as_json=json)
+        _tell(found, as_json=json)
         return
     vllm.require_space(plan)
     for line in _described(plan):

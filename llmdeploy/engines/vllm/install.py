@@ -161,11 +161,12 @@ def _words(versions: tuple[tuple[int, int], ...]) -> str:
 # Done
 
 
-def present(plan: Installation) -> bool:
-    """Whether that very environment is here, whole and in order."""
+def here(plan: Installation) -> Environment | None:
+    """That very environment, where it is here already, whole and in order."""
     if not (plan.folder / STAMP).exists():
-        return False
-    return not environment.read(plan.environment).problem
+        return None
+    found = environment.read(plan.environment)
+    return None if found.problem else found
 
 
 def carry_out(plan: Installation, on_progress: OnProgress) -> Environment:

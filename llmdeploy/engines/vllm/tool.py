@@ -25,8 +25,11 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 OnProgress = Callable[[str, str], None]
 """The step, and what is new in it; empty where the step begins, or goes on in silence."""
 
-ASTRAY = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_REQUIRE_VIRTUALENV")
-"""Variables that lead a tool, or a Python, out of the environment it is to work on."""
+FOREIGN = {
+    *("PYTHONPATH", "PYTHONHOME", "PYTHONWARNINGS", "VIRTUAL_ENV"),
+    *("PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_REQUIRE_VIRTUALENV"),
+}
+"""Variables that would lead a tool out of the environment it is to work on, or stop it at a warning."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def news(line: str) -> str:
 
 
 def clean(variables: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in variables.items() if name not in ASTRAY}
+    return {name: value for name, value in variables.items() if name not in FOREIGN}
 
 
 def _lines(child: subprocess.Popen[str]) -> Iterator[str]:
@@ -144,7 +147,8 @@ FAILURES = (
 def failure(step: Step, said: list[str], log: Path) -> InstallFailed:
     """Why a step failed, in one sentence."""
     text = "\n".join(said[-40:])
-    told = next((line for line in reversed(said) if re.match("error", line, re.IGNORECASE)), said[-1] if said else "")
+    errors = [line for line in said if re.match(r"error: .*[^:]$", line, re.IGNORECASE)]
+    told = (errors or said or [""])[-1]
     for pattern, cause, advice in FAILURES:
         if re.search(pattern, text):
             return InstallFailed(f"{step.name} failed: {cause}" + (f" ({told})" if told else ""), advice)
