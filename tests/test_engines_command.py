@@ -8,16 +8,17 @@ import pty
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from llmdeploy import hardware
 from llmdeploy.config import ENGINE_NAMES
+from llmdeploy.engines.ollama.places import places
 from tests.conftest import World
 from tests.vllm_environments import with_vllm
 
-NAMES = [*ENGINE_NAMES, *({"vllm"} - set(ENGINE_NAMES))]
 CTRL_C = "\x03"
 
 
@@ -66,7 +67,7 @@ def test_the_list(world: World) -> None:
     result = world.run("engines", "list")
     lines = result.stdout.splitlines()
     assert (result.status, lines[0].split()) == (0, ["NAME", "STATUS", "VERSION", "WHERE"])
-    assert [line.split()[0] for line in lines[1:]] == NAMES
+    assert [line.split()[0] for line in lines[1:]] == list(ENGINE_NAMES)
     rows = {line.split()[0]: re.split(r" {2,}", line)[1:] for line in lines[1:]}
     assert rows["llamacpp"][0] == "usable"
     assert rows["vllm"] == ["not installed", "-", "no vLLM on this machine"]
@@ -78,7 +79,7 @@ def test_the_list_as_a_document(world: World) -> None:
     whole(world)
     result = world.run("engines", "list", "--json")
     found = {it.pop("name"): it for it in json.loads(result.stdout)["engines"]}
-    assert (result.status, result.stderr, list(found)) == (0, "", NAMES)
+    assert (result.status, result.stderr, list(found)) == (0, "", list(ENGINE_NAMES))
     assert all(list(it) == ["usable", "version", "detail", "hint", "installed"] for it in found.values())
     assert (found["vllm"]["usable"], found["vllm"]["version"]) == (True, "0.32.0")
 
@@ -193,7 +194,7 @@ def test_another_comes_first(world: World) -> None:
             ["install", "ollama"],
             1,
             "llmdeploy does not install ollama",
-            "get it: `curl -fsSL https://ollama.com/install.sh | sh`",
+            f"get it: {places(sys.platform)['get']}",
         ),
         (
             ["install", "llamacpp"],

@@ -18,7 +18,7 @@ from llmdeploy.engines.vllm import environment
 from llmdeploy.engines.vllm.environment import Contents, Environment, Found, fits, judge, look, python_of, unfit
 from tests import machines
 from tests.conftest import ROOT, World
-from tests.vllm_environments import REAL_PYTHON, bare, lay, packages, with_vllm
+from tests.vllm_environments import bare, lay, packages, with_vllm
 
 H200 = machines.load("h200")
 CPU_ONLY = machines.load("cpu-only")
@@ -449,9 +449,9 @@ def test_the_key(world: World) -> None:
 
 
 @pytest.mark.vllm
-def test_the_real_one() -> None:
+def test_the_real_one(vllm_python: str) -> None:
     began = time.monotonic()
-    found = look(configured(REAL_PYTHON), CPU_ONLY)
+    found = look(configured(vllm_python), CPU_ONLY)
     assert time.monotonic() - began < 2
     assert isinstance(found, Found)
     assert found.environment is not None
@@ -459,5 +459,7 @@ def test_the_real_one() -> None:
     contents = found.environment.contents
     assert (contents.version, contents.torch, contents.device) == ("0.32.0+cpu", "2.13.0+cpu", "cpu")
     assert found.status.usable
-    program = subprocess.run([REAL_PYTHON.with_name("vllm"), "--version"], capture_output=True, text=True, timeout=100)
+    program = subprocess.run(
+        [Path(vllm_python).with_name("vllm"), "--version"], capture_output=True, text=True, timeout=100
+    )
     assert program.stdout.splitlines()[-1] == contents.version, program.stderr

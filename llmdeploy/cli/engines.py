@@ -13,15 +13,13 @@ import typer
 from llmdeploy import config
 from llmdeploy.cli import options
 from llmdeploy.cli.output import harmless, out
-from llmdeploy.config import ENGINE_NAMES, Settings
+from llmdeploy.config import ENGINE_NAMES
 from llmdeploy.errors import InstallFailed, UsageError
 
 if TYPE_CHECKING:
     from llmdeploy.engines.base import EngineStatus
     from llmdeploy.engines.vllm.environment import Environment
     from llmdeploy.engines.vllm.install import Installation
-
-NAMES = tuple(dict.fromkeys((*ENGINE_NAMES, "vllm")))
 
 EPILOG = """Examples:
 
@@ -44,22 +42,13 @@ def register(app: typer.Typer, summary: str) -> None:
 
 
 def list_(json: options.Json = False) -> None:
-    settings = config.load()
-    found = {name: status(name, settings) for name in NAMES}
+    from llmdeploy import engines
+
+    found = {engine.name: engine.status() for engine in engines.every(config.load())}
     if json:
         out.document({"engines": [{"name": name, **asdict(it)} for name, it in found.items()]})
     else:
         _show(found)
-
-
-def status(name: str, settings: Settings) -> EngineStatus:
-    if name == "vllm":
-        from llmdeploy.engines.vllm import environment
-
-        return environment.look(settings).status
-    from llmdeploy import engines
-
-    return engines.get(name, settings).status()
 
 
 def install(
@@ -118,7 +107,7 @@ def _require_vllm(engine: str, verb: str) -> None:
     """Raises UsageError and InstallFailed: the other engines are not installed by llmdeploy."""
     if engine == "vllm":
         return
-    if engine not in NAMES:
+    if engine not in ENGINE_NAMES:
         raise UsageError(f"no engine is called `{config.plain(engine)}`", "`llmdeploy engines list` shows them")
     if engine == "ollama":
         from llmdeploy.engines.ollama.places import places
