@@ -8,6 +8,7 @@
   + DownloadFailed               the weights cannot be fetched
   + ImageInvalid                 not an image, or it cannot be fetched
   + EngineMissing                the engine is not installed here
+  + InstallFailed                an engine cannot be installed, or removed
   + DoesNotFit                   the plan needs more memory than there is
   + PortInUse                    something else listens there
   + AlreadyServing               one service per state folder
@@ -86,6 +87,10 @@ class ImageInvalid(LlmdeployError):
 
 class EngineMissing(LlmdeployError):
     code = "engine_missing"
+
+
+class InstallFailed(LlmdeployError):
+    code = "install_failed"
 
 
 class DoesNotFit(LlmdeployError):

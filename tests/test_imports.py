@@ -16,7 +16,12 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "llmdeploy"
 
 # Programs of their own, which are run and never imported: they have a stdout and an exit status of their own.
-PROGRAMS = {"llmdeploy.service.guard", "llmdeploy.engines.llamacpp_server", "llmdeploy.selftest.train"}
+PROGRAMS = {
+    "llmdeploy.service.guard",
+    "llmdeploy.engines.llamacpp_server",
+    "llmdeploy.engines.vllm.look",
+    "llmdeploy.selftest.train",
+}
 FACE = {"llmdeploy.__main__", "llmdeploy.cli"}
 
 # A module imports from its own layer and those below it.

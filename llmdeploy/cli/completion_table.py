@@ -118,6 +118,50 @@ TABLE: Commands = {
         [],
         {},
     ),
+    "engines": (
+        "List the engines; install and remove vLLM.",
+        {"--help": ("Show this message and exit.", ""), "-h": ("Show this message and exit.", "")},
+        [],
+        {
+            "list": (
+                "Show each engine: whether it can be used, its version, where it is.",
+                {
+                    "--json": ("Print one JSON document on stdout.", ""),
+                    "--help": ("Show this message and exit.", ""),
+                    "-h": ("Show this message and exit.", ""),
+                },
+                [],
+                {},
+            ),
+            "install": (
+                "Install vLLM into an environment of its own.",
+                {
+                    "--version": ("The version; left out, one that is tested.", "VERSION"),
+                    "--cpu": ("The build for CPUs, which needs no GPU.", ""),
+                    "--dry-run": ("Only tell what would be done.", ""),
+                    "-y": ("Do it without asking.", ""),
+                    "--yes": ("Do it without asking.", ""),
+                    "--json": ("Print one JSON document on stdout.", ""),
+                    "--help": ("Show this message and exit.", ""),
+                    "-h": ("Show this message and exit.", ""),
+                },
+                ["ENGINE"],
+                {},
+            ),
+            "remove": (
+                "Remove what `install` made.",
+                {
+                    "-y": ("Do it without asking.", ""),
+                    "--yes": ("Do it without asking.", ""),
+                    "--json": ("Print one JSON document on stdout.", ""),
+                    "--help": ("Show this message and exit.", ""),
+                    "-h": ("Show this message and exit.", ""),
+                },
+                ["ENGINE"],
+                {},
+            ),
+        },
+    ),
     "config": (
         "Show and change the configuration.",
         {"--help": ("Show this message and exit.", ""), "-h": ("Show this message and exit.", "")},

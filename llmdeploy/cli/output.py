@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from llmdeploy.errors import LlmdeployError
+from llmdeploy.errors import LlmdeployError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,6 +62,13 @@ class Output:
 
     def warn(self, text: str) -> None:
         self._tell(f"warning: {text}", "yellow")
+
+    def ask(self, question: str) -> bool:
+        """Whether the user agrees; only somebody at a terminal can. Raises UsageError where there is none."""
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise UsageError(f"there is no terminal to ask on: {question}", "add `--yes` to agree")
+        print(harmless(question), end=" [y/N] ", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
     def error(self, error: LlmdeployError, *, as_json: bool) -> None:
         if as_json and not self._documented:

@@ -36,7 +36,7 @@ STAMP = "llmdeploy.json"
 INSTALL = "`llmdeploy engines install vllm`"
 INSTALL_CPU = "`llmdeploy engines install vllm --cpu`"
 OTHER_ENGINE = "`llmdeploy serve --engine llamacpp` needs none of it"
-CONFIGURED = "set by `engines.vllm.python`"
+OTHER = f"name the Python of another: `llmdeploy config set engines.vllm.python /path/to/python`, or {INSTALL}"
 
 DRIVERS = {11: "450", 12: "525", 13: "580"}
 """The first NVIDIA driver on Linux for each major version of CUDA. Its minor versions need no newer one."""
@@ -126,7 +126,7 @@ def look(settings: Settings, machine: Hardware | None = None, platform: str = sy
 def candidates(settings: Settings) -> Iterator[Environment]:
     """The Pythons that should have vLLM, the most wanted first. One that was named is the only one."""
     if settings.vllm_python:
-        yield Environment(settings.vllm_python, CONFIGURED)
+        yield Environment(settings.vllm_python, "set by `engines.vllm.python`")
         return
     places = [*_here(), *_on_path(shutil.which("vllm")), *made()]
     seen = set()
@@ -159,13 +159,10 @@ def _on_path(script: str | None) -> Iterator[Environment]:
 
 
 def python_of(script: str) -> str | None:
-    """The Python that a script is for, by its first lines: a path with blanks, or a long one, stands in the second."""
-    match = re.match(r"#!(/.*)", script) or re.match("", script)
-    assert match
-    if match.string.startswith("#!/bin/sh") and (long := re.match(r"#!/bin/sh\n'''exec' (\"?)(/[^\"\n]*?)\1 ", script)):
-        return long[2]
-    path = match[1].split()[0] if match.lastindex else ""
-    return path if os.path.basename(path).startswith("python") else None
+    """The Python that a script is for, by its first line; a path with blanks, or a long one, stands in the second."""
+    long = re.match(r"""#!/bin/sh\n'''exec' ["']?(/[^"'\n]*?)["']? "\$0\"""", script)
+    found = long or re.match(r"#!(/\S+)", script)
+    return found[1] if found and os.path.basename(found[1]).startswith("python") else None
 
 
 def folder() -> Path:
@@ -273,26 +270,30 @@ def _changed(path: Path) -> int:
         return 0
 
 
+def _entries() -> dict[str, Any]:
+    """By the path of a Python that is there."""
+    with suppress(OSError, ValueError, AttributeError):
+        entries = json.loads(_file().read_text()).items()
+        return {python: entry for python, entry in entries if os.path.exists(python)}
+    return {}
+
+
 def _remembered(python: str) -> Contents | None:
-    with suppress(OSError, ValueError, TypeError, KeyError):
-        entry = json.loads(_file().read_text())[python]
+    with suppress(TypeError, KeyError):
+        entry = _entries()[python]
         contents = Contents(**entry["contents"])
-        if os.path.exists(python) and entry["marks"] == _marks(python, contents):
+        if entry["marks"] == _marks(python, contents):
             return contents
     return None
 
 
 def _remember(python: str, contents: Contents) -> None:
     """To lose it costs a tenth of a second; a look makes no folder."""
-    entries: dict[str, Any] = {}
-    with suppress(OSError, ValueError):
-        found = json.loads(_file().read_text())
-        entries = {name: entry for name, entry in found.items() if os.path.exists(name)}
     temporary = _file().with_suffix(f".{os.getpid()}")
     with suppress(OSError):
         if state_dir().is_dir():
             entry = {"marks": _marks(python, contents), "contents": asdict(contents)}
-            temporary.write_text(json.dumps({**entries, python: entry}))
+            temporary.write_text(json.dumps({**_entries(), python: entry}))
             temporary.replace(_file())
 
 
@@ -303,7 +304,7 @@ def judge(environment: Environment, machine: Hardware | None) -> EngineStatus:
     """How it stands with an environment on a machine; None where its NVIDIA driver was too slow to answer."""
     at = f"`{environment.python}`, {environment.origin}"
     if environment.problem:
-        return EngineStatus(False, environment.version, f"vLLM at {at}: {environment.problem}", _mend(environment))
+        return EngineStatus(False, environment.version, f"vLLM at {at}: {environment.problem}", OTHER)
     contents = environment.contents
     if contents is None:  # on a cold disk: slow is not broken
         return EngineStatus(True, None, f"vLLM at {at}, slow to tell its version")
@@ -335,12 +336,6 @@ def unfit(cuda: str | None, machine: Hardware) -> tuple[str, str] | None:
 def _build(contents: Contents) -> str:
     build = {"cpu": "CPU build", "cuda": f"CUDA {contents.cuda}", "rocm": f"ROCm {contents.rocm}"}
     return f"{build.get(contents.device, contents.device.upper())}, torch {contents.torch}"
-
-
-def _mend(environment: Environment) -> str:
-    if environment.origin == CONFIGURED:
-        return "name one that has it: `llmdeploy config set engines.vllm.python /path/to/python`"
-    return f"one that llmdeploy looks after: {INSTALL}"
 
 
 def _machine(seconds: float) -> Hardware | None:

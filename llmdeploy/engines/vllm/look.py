@@ -1,4 +1,4 @@
-"""What is installed beside a Python, as JSON on stdout: metadata and files are read, neither vLLM nor torch is imported.
+"""What is installed beside a Python, as JSON on stdout: read from files, without importing vLLM or torch.
 
 `environment.py` has any Python run the text of this file, so it keeps to what Python 3.8 knows.
 """

