@@ -111,8 +111,8 @@ def diagnose(table: Sequence[Failure], log: Sequence[str], exit_status: int) -> 
 
     None when no line is known and the status tells nothing.
     """
-    if by_signal := _by_signal(exit_status):
-        return by_signal
+    if found := by_signal(exit_status):
+        return found
     for failure in table:
         for line in log:
             if match := re.search(failure.pattern, line):
@@ -121,7 +121,8 @@ def diagnose(table: Sequence[Failure], log: Sequence[str], exit_status: int) -> 
     return None
 
 
-def _by_signal(exit_status: int) -> Diagnosis | None:
+def by_signal(exit_status: int) -> Diagnosis | None:
+    """What the signal tells that ended a server; None where it tells nothing."""
     if exit_status == -signal.SIGILL:
         return Diagnosis(
             "this processor lacks instructions that the engine's build uses (AVX2)",

@@ -233,6 +233,8 @@ class Ollama:
         return adapt(request)
 
     def diagnose(self, log: Sequence[str], exit_status: int) -> engine_failures.Diagnosis | None:
+        if found := engine_failures.by_signal(exit_status):
+            return found
         for line in reversed(log):
             row, match = failures.find(failures.unwrap(line))
             if row and match:
