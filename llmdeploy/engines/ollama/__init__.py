@@ -193,7 +193,13 @@ class Ollama:
         import asyncio
 
         daemon = Daemon(spec.base_url)
-        await asyncio.to_thread(_prepare_name, daemon, spec)
+        naming = asyncio.ensure_future(asyncio.to_thread(_prepare_name, daemon, spec))
+        try:
+            await asyncio.shield(naming)
+        except asyncio.CancelledError:  # its thread goes on, and `release` must find what it makes
+            await asyncio.wait({naming})
+            naming.exception()  # which nobody wants to know now
+            raise
         await daemon.load(spec.served_name)
         return await asyncio.to_thread(self._loaded, daemon, spec)
 
