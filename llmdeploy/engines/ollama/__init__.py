@@ -50,6 +50,8 @@ PATIENCE = 2.0
 """Seconds for each answer where a deployment ends."""
 RELEASE_SECONDS = 4.0
 """For the memory to be free once it was asked for; less than `stop` waits."""
+GIVING_UP = "Error: "
+"""How the last line of a daemon begins that cannot go on."""
 UNKNOWN_LENGTH = 2**31
 """The context of a model of which Ollama tells no length: any wish is within it."""
 
@@ -241,12 +243,12 @@ class Ollama:
     def diagnose(self, log: Sequence[str], exit_status: int) -> engine_failures.Diagnosis | None:
         if found := engine_failures.by_signal(exit_status):
             return found
-        for line in reversed(log):
-            row, match = failures.find(failures.unwrap(line))
-            if row and match:
-                error = failures.explain(line)
-                return engine_failures.Diagnosis(error.message, error.hint)
-        return None
+        # Its log tells of each model's end too: only what it says as it gives up is a cause of its own.
+        last = next((line for line in reversed(log) if line.startswith(GIVING_UP)), None)
+        if last is None:
+            return None
+        error = failures.explain(last.removeprefix(GIVING_UP))
+        return engine_failures.Diagnosis(error.message, error.hint)
 
     def _api(self) -> Daemon:
         if not self._url:
