@@ -182,7 +182,8 @@ class Ollama:
         return MemoryPart(free.name, free.bytes + held, reason)
 
     def server(self, artefact: Tag | GgufModel, plan: Plan, *, served_name: str, port: int) -> ServerSpec:
-        return ServerSpec(
+        """Raises AlreadyServing and ModelInvalid too: what has that name already must not be released for us."""
+        spec = ServerSpec(
             argv=(),
             base_url=self._url,
             health_path="/api/version",
@@ -190,6 +191,8 @@ class Ollama:
             model=self._model(artefact),
             context=plan.context.value,
         )
+        _demand_name(self._api(), spec)
+        return spec
 
     async def load(self, spec: ServerSpec) -> Loaded:
         import asyncio
@@ -296,9 +299,18 @@ def _prepare_name(daemon: Daemon, spec: ServerSpec) -> None:
     _delete_aliases(daemon)
     if same_name(spec.served_name, spec.model):
         return
-    if any(same_name(one.name, spec.served_name) for one in daemon.models()):
-        raise _taken(spec.served_name, daemon.show(spec.served_name).license)
+    _demand_name(daemon, spec)
     daemon.create_alias(spec.served_name, spec.model, {"num_ctx": spec.context}, license=_mark())
+
+
+def _demand_name(daemon: Daemon, spec: ServerSpec) -> None:
+    """Raises AlreadyServing, ModelInvalid where the name that it is to be served as is another's."""
+    if same_name(spec.served_name, spec.model):
+        return
+    if any(same_name(one.name, spec.served_name) for one in daemon.models()):
+        license = daemon.show(spec.served_name).license
+        if _mark() not in license:
+            raise _taken(spec.served_name, license)
 
 
 def _taken(name: str, license: str) -> LlmdeployError:
