@@ -36,7 +36,7 @@ from llmdeploy.models import catalog, gguf
 from llmdeploy.models.facts import ModelFacts
 from llmdeploy.models.gguf import GgufModel
 from llmdeploy.models.reference import CatalogName, ModelRef, OllamaTag
-from llmdeploy.plan import DEFAULT_CONTEXT, MemoryPart, Plan, Setting, Wishes, free_memory, in_gib, make_plan
+from llmdeploy.plan import DEFAULT_CONTEXT, MemoryPart, Plan, Setting, Wishes, demand_length, free_memory, in_gib, make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -130,6 +130,7 @@ class Ollama:
     def pull(self, artefact: Tag | GgufModel, on_progress: OnProgress) -> None:
         if isinstance(artefact, GgufModel):
             artefact.pull(on_progress)
+            demand_length(artefact.facts(), self._settings.context)  # before Ollama is given anything
             self._import(artefact).make(on_progress)
         else:
             self._api().pull(artefact.name, on_progress)
