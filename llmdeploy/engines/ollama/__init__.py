@@ -32,11 +32,21 @@ from llmdeploy.errors import (
     NotPermitted,
     TimedOut,
 )
-from llmdeploy.models import catalog, gguf
+from llmdeploy.models import catalog, digest, gguf
 from llmdeploy.models.facts import ModelFacts
 from llmdeploy.models.gguf import GgufModel
 from llmdeploy.models.reference import CatalogName, ModelRef, OllamaTag
-from llmdeploy.plan import DEFAULT_CONTEXT, MemoryPart, Plan, Setting, Wishes, demand_length, free_memory, in_gib, make_plan
+from llmdeploy.plan import (
+    DEFAULT_CONTEXT,
+    MemoryPart,
+    Plan,
+    Setting,
+    Wishes,
+    demand_length,
+    free_memory,
+    in_gib,
+    make_plan,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,6 +88,7 @@ class Ollama:
         self._state: state.State | None = None
         self._ours = False
         self._url = ""
+        self._imported: Import | None = None
 
     def status(self) -> EngineStatus:
         self._state = state.look(self._settings)
@@ -193,13 +204,14 @@ class Ollama:
             context=plan.context.value,
         )
         _demand_name(self._api(), spec)
+        self._imported = self._import(artefact) if isinstance(artefact, GgufModel) else None
         return spec
 
     async def load(self, spec: ServerSpec) -> Loaded:
         import asyncio
 
         daemon = Daemon(spec.base_url)
-        naming = asyncio.ensure_future(asyncio.to_thread(_prepare_name, daemon, spec))
+        naming = asyncio.ensure_future(asyncio.to_thread(self._prepare_name, daemon, spec))
         try:
             await asyncio.shield(naming)
         except asyncio.CancelledError:  # its thread goes on, and `release` must find what it makes
@@ -208,6 +220,17 @@ class Ollama:
             raise
         await daemon.load(spec.served_name)
         return await asyncio.to_thread(self._loaded, daemon, spec)
+
+    def _prepare_name(self, daemon: Daemon, spec: ServerSpec) -> None:
+        """Have the daemon know the model by the name that it is served as. Raises AlreadyServing, ModelInvalid."""
+        _delete_aliases(daemon)
+        if same_name(spec.served_name, spec.model):
+            return
+        _demand_name(daemon, spec)
+        files = self._imported.digests() if self._imported else {}
+        daemon.create_alias(spec.served_name, spec.model, {"num_ctx": spec.context}, license=_mark())
+        for path, sha256 in files.items():  # Ollama has set their times, where they are linked into its store
+            digest.remember(path, sha256)
 
     def _loaded(self, daemon: Daemon, spec: ServerSpec) -> Loaded:
         found = next((one for one in daemon.running() if same_name(one.name, spec.served_name)), None)
@@ -293,15 +316,6 @@ def _facts(shown: Shown, source: str) -> ModelFacts:
         capabilities=tuple(capabilities),
         source=source,
     )
-
-
-def _prepare_name(daemon: Daemon, spec: ServerSpec) -> None:
-    """Have the daemon know the model by the name that it is served as. Raises AlreadyServing, ModelInvalid."""
-    _delete_aliases(daemon)
-    if same_name(spec.served_name, spec.model):
-        return
-    _demand_name(daemon, spec)
-    daemon.create_alias(spec.served_name, spec.model, {"num_ctx": spec.context}, license=_mark())
 
 
 def _demand_name(daemon: Daemon, spec: ServerSpec) -> None:
