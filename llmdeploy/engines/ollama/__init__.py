@@ -8,6 +8,7 @@ is the user's is never rewritten.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sys
 from dataclasses import dataclass
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
     from llmdeploy.models.hub import OnProgress
 
 MARK = "llmdeploy: an alias for as long as it is served"
+CLOUD = re.compile(r":([^/:]*-)?cloud$", re.IGNORECASE)
+"""The end of a name, by Ollama's own rule: of a tag, and in any case."""
 PATIENCE = 2.0
 """Seconds for each answer where a deployment ends."""
 RELEASE_SECONDS = 4.0
@@ -129,7 +132,7 @@ class Ollama:
         return self._tag(entry.ollama) if entry.ollama else gguf.find(model, self._settings.mmproj)
 
     def _tag(self, name: str) -> Tag:
-        if name.endswith((":cloud", "-cloud")):
+        if CLOUD.search(name):
             self._demand_cloud(name, "ollama.com")
         return Tag(name)
 
