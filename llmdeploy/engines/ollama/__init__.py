@@ -176,11 +176,15 @@ class Ollama:
             )
 
     def plan(self, facts: ModelFacts, hardware: Hardware, wishes: Wishes) -> Plan:
-        parallel = Setting(int(os.environ.get("OLLAMA_NUM_PARALLEL") or 1), "Ollama's default")
-        if wishes.parallel is not None and self._ours:
-            parallel = Setting(wishes.parallel, "as asked for")
-        elif not self._ours:
+        named = os.environ.get("OLLAMA_NUM_PARALLEL", "").strip(" \"'")
+        if not self._ours:
             parallel = Setting(1, "at least: Ollama was started with a number of its own, `OLLAMA_NUM_PARALLEL`")
+        elif wishes.parallel is not None:
+            parallel = Setting(wishes.parallel, "as asked for")
+        elif named.isdecimal() and int(named):  # of a malformed one Ollama warns
+            parallel = Setting(int(named), "`OLLAMA_NUM_PARALLEL`")
+        else:
+            parallel = Setting(1, "Ollama's default")
         return make_plan(
             facts, wishes, self._available(hardware), overhead=(compute_buffer(facts),), parallels=(parallel,)
         )
