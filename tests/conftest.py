@@ -187,6 +187,8 @@ class Ollama:
     def __init__(self, url: str) -> None:
         self.url = url
         self.process: subprocess.Popen[bytes] | None = None
+        self.theirs: set[str] = set()
+        """What the user of a daemon has, which is no matter of the tests."""
 
     def ask(self, path: str, body: object = None, method: str | None = None) -> Any:
         """The document that it answers; None where it answers without words."""
@@ -207,12 +209,11 @@ class Ollama:
 
     def running(self) -> list[dict[str, Any]]:
         """The models in memory."""
-        found: list[dict[str, Any]] = self.ask("/api/ps")["models"]
-        return found
+        return [model for model in self.ask("/api/ps")["models"] if model["name"] not in self.theirs]
 
     def aliases(self) -> set[str]:
         """All that is no import."""
-        return {name for name in self.names() if not name.startswith("llmdeploy/")}
+        return {name for name in self.names() - self.theirs if not name.startswith("llmdeploy/")}
 
 
 class OwnOllama(Ollama):
@@ -303,7 +304,7 @@ def real_ollama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ollama]:
         daemon.stop()
         return
     named = Ollama(REAL_OLLAMA if "://" in REAL_OLLAMA else f"http://{REAL_OLLAMA}")
-    before = named.names()
+    named.theirs = named.names()
     yield named
-    for name in named.names() - before:  # the imports stay, and here nobody wants them
+    for name in named.names() - named.theirs:  # the imports stay, and here nobody wants them
         named.ask("/api/delete", {"model": name}, "DELETE")

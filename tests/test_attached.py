@@ -52,9 +52,19 @@ class Listener:
 
 
 @pytest.fixture(autouse=True)
-def haste(monkeypatch: pytest.MonkeyPatch) -> None:
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """What each look found, with looks that follow one another fast."""
+    looks: list[bool] = []
+    reachable = attached.reachable
+
+    def look(spec: ServerSpec) -> bool:
+        looks.append(reachable(spec))
+        return looks[-1]
+
+    monkeypatch.setattr(attached, "reachable", look)
     monkeypatch.setattr(attached, "LOOK", 0.02)
     monkeypatch.setattr(attached, "PATIENCE", 0.5)
+    return looks
 
 
 def test_it_is_watched_until_it_is_let_go() -> None:
@@ -94,16 +104,14 @@ def test_one_that_stays_away_has_ended_and_says_so() -> None:
     assert lines[1:] == [f"{listener.spec.base_url} has not answered for 0.5 s"]
 
 
-def test_one_that_comes_back_in_time_has_not_ended() -> None:
+def test_one_that_comes_back_in_time_has_not_ended(looks: list[bool]) -> None:
     listener = Listener()
     with listener.listening():
         watched = Attached(listener.spec, lambda line: None)
-        until(lambda: listener.seen)
-    time.sleep(0.2)  # it is away, for less than the patience
-    seen = listener.seen
+        assert wait([watched.ended], 0.6).not_done  # for longer than the patience it is there
+    until(lambda: looks[-3:] == [False] * 3)
     with listener.listening():
-        until(lambda: listener.seen > seen)
-        # Longer than the patience, counted from before it went away.
+        until(lambda: looks[-1])
         assert wait([watched.ended], 0.6).not_done
         watched.let_go()
         watched.ended.result(2)
