@@ -23,6 +23,7 @@ from openai import OpenAI
 
 from llmdeploy.config import Settings
 from llmdeploy.engines.ollama import Ollama as Engine
+from llmdeploy.service.control import STOP_DEADLINE
 from tests.conftest import EXAMPLES, SELFTEST, Ollama, OwnOllama, World, copy_selftest, until
 from tests.ollama_replay import closed_port
 
@@ -240,6 +241,39 @@ def test_stop_ends_a_daemon_of_our_own_and_all_it_started(own: World) -> None:
     assert not own.processes()
     assert not any(process.is_running() for process in tree)
     assert aliases_in(store_of(own)) == []
+
+
+def test_stop_does_not_wait_for_a_daemon_that_hangs(world: World, attached_alone: OwnOllama) -> None:
+    served(world, "selftest")
+    assert attached_alone.process is not None
+    attached_alone.process.send_signal(signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        assert world.run("stop").status == 0
+        assert time.monotonic() - began < STOP_DEADLINE
+        assert not world.processes()
+    finally:
+        attached_alone.process.send_signal(signal.SIGCONT)
+    served(world, "selftest", "--context", "4096")  # which finds what was left
+    assert attached_alone.aliases() == {"selftest:latest"}
+    assert [model["context_length"] for model in attached_alone.running()] == [4096]
+
+
+@pytest.mark.parametrize("store", ["linked", "pushed"])
+def test_a_model_that_ollama_cannot_load_is_told_and_leaves_nothing(
+    world: World, attached_alone: OwnOllama, store: str
+) -> None:
+    if store == "linked":
+        world.environment["OLLAMA_MODELS"] = str(attached_alone.store)
+    source = copy_selftest(world.folder / "source", mmproj=False)
+    rewritten(source, world.work / "broken.gguf", {}, without="blk.1.attn_q.weight")
+    error = refused(world, "./broken.gguf")
+    words = "check_tensor_dims: tensor 'blk.1.attn_q.weight' not found"
+    assert (error["code"], error["message"]) == ("model_invalid", f"Ollama cannot load `broken`: {words}")
+    assert error["hint"]
+    assert attached_alone.aliases() == set()
+    assert attached_alone.running() == []
+    assert not world.processes()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)])
@@ -540,7 +574,7 @@ def changed_copy(file: Path, key: str, value: str | int, *, in_place: bool = Fal
         new.replace(file)
 
 
-def rewritten(source: Path, target: Path, values: dict[str, str | int], split: int = 0) -> None:
+def rewritten(source: Path, target: Path, values: dict[str, str | int], split: int = 0, without: str = "") -> None:
     """A GGUF written anew by gguf's own library, with other values, in parts of at most `split` tensors."""
     reader = gguf.GGUFReader(source)
     field = reader.fields["general.architecture"]
@@ -552,7 +586,8 @@ def rewritten(source: Path, target: Path, values: dict[str, str | int], split: i
     for name, value in values.items():
         writer.add_string(name, value) if isinstance(value, str) else writer.add_uint32(name, value)
     for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        if tensor.name != without:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -685,7 +720,8 @@ def test_a_name_that_another_llmdeploy_serves_is_refused(world: World, attached_
 
 def test_two_of_us_serve_under_two_names(world: World, attached_alone: OwnOllama) -> None:
     served(world, "selftest")
-    copy_selftest(world.work).rename(world.work / "mine.gguf")
+    mine = copy_selftest(world.work).rename(world.work / "mine.gguf")
+    changed_copy(mine, "general.size_label", "mine")  # of one file of weights Ollama keeps one model in memory
     elsewhere = str(world.folder / "elsewhere")
     result = world.run("serve", "./mine.gguf", "--engine", "ollama", "--detach", LLMDEPLOY_STATE_DIR=elsewhere)
     assert result.status == 0, result.text
