@@ -113,16 +113,21 @@ def make_plan(
     engine does not leave them to us; `settings` are its own. Raises DoesNotFit for a context longer than the model was
     trained for.
     """
-    if wishes.context is not None and wishes.context > facts.context_length:
-        raise DoesNotFit(
-            f"a context of {wishes.context} tokens is longer than the model's own, {facts.context_length}",
-            f"ask for at most that: `--context {facts.context_length}`",
-        )
+    demand_length(facts, wishes.context)
     candidates = [
         Plan(context, parallel, _memory(facts, context.value * parallel.value, overhead), available, settings or {})
         for context, parallel in product(_contexts(facts, wishes), parallels or _parallels(wishes))
     ]
     return next((plan for plan in candidates if plan.fits), candidates[-1])
+
+
+def demand_length(facts: ModelFacts, context: int | None) -> None:
+    """Raises DoesNotFit for a context that is longer than the model was trained for."""
+    if context is not None and context > facts.context_length:
+        raise DoesNotFit(
+            f"a context of {context} tokens is longer than the model's own, {facts.context_length}",
+            f"ask for at most that: `--context {facts.context_length}`",
+        )
 
 
 def _contexts(facts: ModelFacts, wishes: Wishes) -> list[Setting[int]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import shutil
@@ -9,9 +11,11 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -23,6 +27,8 @@ SELFTEST = ROOT / "llmdeploy" / "selftest"
 FOREIGN = re.compile(
     r"(LLMDEPLOY_|HF_|OLLAMA_|LLAMA_ARG_|XDG_|.*_PROXY$|NO_COLOR|FORCE_COLOR|CUDA_VISIBLE)", re.IGNORECASE
 )
+REAL_OLLAMA = os.environ.get("LLMDEPLOY_TEST_OLLAMA", "")
+"""A real Ollama: its program, or its address. Read here, before each test is given a clean environment."""
 
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -184,3 +190,135 @@ def copy_selftest(folder: Path, *, mmproj: bool = True) -> Path:
     if mmproj:
         shutil.copy(SELFTEST / "mmproj-selftest-f16.gguf", folder)
     return Path(shutil.copy(SELFTEST / "selftest-f16.gguf", folder))
+
+
+# --- A real Ollama
+
+
+class Ollama:
+    """A real Ollama daemon: one of the test's own, or the one at the address that was named."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.process: subprocess.Popen[bytes] | None = None
+        self.theirs: set[str] = set()
+        """What the user of a daemon has, which is no matter of the tests."""
+
+    def ask(self, path: str, body: object = None, method: str | None = None) -> Any:
+        """The document that it answers; None where it answers without words."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, method=method)
+        # No proxy of the environment, and no answer is worth a minute.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=60) as response:
+            content = response.read()
+        return json.loads(content) if content else None
+
+    def names(self) -> set[str]:
+        return {model["name"] for model in self.ask("/api/tags")["models"]}
+
+    def digest(self, name: str) -> str:
+        [digest] = [model["digest"] for model in self.ask("/api/tags")["models"] if model["name"] == name]
+        return str(digest)
+
+    def running(self) -> list[dict[str, Any]]:
+        """The models in memory."""
+        return [model for model in self.ask("/api/ps")["models"] if model["name"] not in self.theirs]
+
+    def aliases(self) -> set[str]:
+        """All that is no import."""
+        return {name for name in self.names() - self.theirs if not name.startswith("llmdeploy/")}
+
+
+class OwnOllama(Ollama):
+    """A daemon with a port, a home and a store of its own."""
+
+    def __init__(self, program: Path, folder: Path) -> None:
+        self.port = free_port()
+        super().__init__(f"http://127.0.0.1:{self.port}")
+        self.program = program
+        self.home = folder
+        self.store = folder / "models"
+        self.environment = {name: value for name, value in os.environ.items() if not FOREIGN.match(name)} | {
+            "HOME": str(folder),
+            "OLLAMA_HOST": f"127.0.0.1:{self.port}",
+            "OLLAMA_MODELS": str(self.store),
+            "OLLAMA_NO_CLOUD": "1",
+        }
+
+    def start(self, **variables: str) -> None:
+        self.home.mkdir(parents=True, exist_ok=True)
+        with (self.home / "ollama.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [self.program, "serve"],
+                env=self.environment | variables,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        until(self.answers, 60)
+
+    def answers(self) -> bool:
+        with contextlib.suppress(OSError):
+            return bool(self.ask("/api/version"))
+        return False
+
+    def tree(self) -> list[psutil.Process]:
+        """The daemon and its children: it runs each model in one."""
+        assert self.process is not None
+        daemon = psutil.Process(self.process.pid)
+        return [daemon, *daemon.children(recursive=True)]
+
+    def stop(self, *, kill: bool = False) -> None:
+        """End it, and see that its children are gone; killed, it leaves them, so they are ended here."""
+        if self.process is None:
+            return
+        tree = self.tree()
+        for process in tree if kill else tree[:1]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill() if kill else process.terminate()
+        self.process.wait(20)
+        self.process = None
+        _, left = psutil.wait_procs(tree[1:], 10)
+        for process in left:
+            process.kill()
+        assert not left, f"Ollama left running: {left}"
+
+
+@pytest.fixture(scope="session")
+def ollama_program() -> Path:
+    """The program of a real Ollama."""
+    if not REAL_OLLAMA:
+        pytest.skip("LLMDEPLOY_TEST_OLLAMA names no real Ollama")
+    program = Path(REAL_OLLAMA)
+    if not program.is_absolute():
+        pytest.skip("LLMDEPLOY_TEST_OLLAMA names an address, and this test starts a daemon of its own")
+    assert os.access(program, os.X_OK), f"LLMDEPLOY_TEST_OLLAMA names no program: {program}"
+    return program
+
+
+@pytest.fixture
+def daemon(ollama_program: Path, tmp_path: Path) -> Iterator[OwnOllama]:
+    """A real daemon for one test, with an empty store."""
+    daemon = OwnOllama(ollama_program, tmp_path / "ollama")
+    daemon.start()
+    yield daemon
+    daemon.stop()
+
+
+@pytest.fixture(scope="module")
+def real_ollama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ollama]:
+    """A real daemon for all tests of a module: one of our own, or that of the address that was named."""
+    if not REAL_OLLAMA:
+        pytest.skip("LLMDEPLOY_TEST_OLLAMA names no real Ollama")
+    if Path(REAL_OLLAMA).is_absolute():
+        daemon = OwnOllama(Path(REAL_OLLAMA), tmp_path_factory.mktemp("ollama") / "home")
+        daemon.start()
+        yield daemon
+        daemon.stop()
+        return
+    named = Ollama(REAL_OLLAMA if "://" in REAL_OLLAMA else f"http://{REAL_OLLAMA}")
+    named.theirs = named.names()
+    yield named
+    for name in named.names() - named.theirs:  # the imports stay, and here nobody wants them
+        named.ask("/api/delete", {"model": name}, "DELETE")

@@ -118,7 +118,12 @@ def diagnose(table: Sequence[Failure], log: Sequence[str], exit_status: int) -> 
 
     None when no line is known and the status tells nothing.
     """
-    return _lacks_instructions(exit_status) or killed(exit_status) or first(table, log)
+    return by_signal(exit_status) or first(table, log)
+
+
+def by_signal(exit_status: int) -> Diagnosis | None:
+    """What the signal tells that ended a server; None where it tells nothing."""
+    return _lacks_instructions(exit_status) or killed(exit_status)
 
 
 def first(table: Sequence[Failure], lines: Sequence[str], log: Sequence[str] = ()) -> Diagnosis | None:

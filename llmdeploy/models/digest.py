@@ -30,12 +30,12 @@ def sha256(path: Path, on_progress: Callable[[str, int, int], None]) -> str:
         raise ModelInvalid(
             f"`{path}` cannot be read: {error.strerror}", f"check it: `{command('ls -l', path)}`"
         ) from error
-    _remember({**_remembered(), str(file): [status.st_size, status.st_mtime_ns, digest]})
+    _store({**_remembered(), str(file): [status.st_size, status.st_mtime_ns, digest]})
     return digest
 
 
-def known(path: Path, *, whenever: bool = False) -> str | None:
-    """The digest, where it is there without reading the file; with `whenever` that of an earlier state of it too."""
+def known(path: Path) -> str | None:
+    """The digest, where it is there without reading the file."""
     try:
         file = path.resolve(strict=True)
         status = file.stat()
@@ -44,7 +44,21 @@ def known(path: Path, *, whenever: bool = False) -> str | None:
     if _SHA256.fullmatch(file.name):  # the Hub's cache names large files by their digest
         return file.name
     size, time, digest = _remembered().get(str(file), (None, None, None))
-    return digest if (size, time) == (status.st_size, status.st_mtime_ns) or whenever else None
+    return digest if (size, time) == (status.st_size, status.st_mtime_ns) else None
+
+
+def earlier(path: Path) -> str | None:
+    """The digest that it had when it was last computed, in whatever state the file is now."""
+    digest: str | None = _remembered().get(str(path.resolve()), (None, None, None))[2]
+    return digest
+
+
+def remember(path: Path, digest: str) -> None:
+    """The file has that digest as it is now: another program has set its time."""
+    with suppress(OSError):
+        file = path.resolve(strict=True)
+        status = file.stat()
+        _store({**_remembered(), str(file): [status.st_size, status.st_mtime_ns, digest]})
 
 
 def _computed(file: Path, size: int, on_progress: Callable[[str, int, int], None]) -> str:
@@ -69,7 +83,7 @@ def _remembered() -> dict[str, Any]:
         return {}
 
 
-def _remember(digests: dict[str, Any]) -> None:
+def _store(digests: dict[str, Any]) -> None:
     """To lose it costs the time to compute it again, so what goes wrong here is not told."""
     temporary = _file().with_suffix(".new")
     with suppress(OSError):

@@ -114,12 +114,16 @@ class Candidate:
         self._enter(f"starting {self.engine.name}" if daemon.argv else f"reaching {self.engine.name}")
         self._runs = self._run()
         ended = self._runs.ended
-        deadline = time.monotonic() + self.order.timeout
+        began = reminded = time.monotonic()
         while not healthy(daemon):
             if wait([ended], POLL).done:
                 raise self._ending(ended.result())
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now > began + self.order.timeout:
                 raise self._late()
+            if now > reminded + REMINDER:
+                reminded = now
+                self._events.on_wait(self._last_line)
 
     def _weights(self) -> Any:
         artefact = self.engine.artefact(self.order.model)

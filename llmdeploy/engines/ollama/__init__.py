@@ -8,6 +8,7 @@ is the user's is never rewritten.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sys
 from dataclasses import dataclass
@@ -34,11 +35,21 @@ from llmdeploy.errors import (
     Remedy,
     TimedOut,
 )
-from llmdeploy.models import catalog, gguf
+from llmdeploy.models import catalog, digest, gguf
 from llmdeploy.models.facts import ModelFacts
 from llmdeploy.models.gguf import GgufModel
 from llmdeploy.models.reference import CatalogName, ModelRef, OllamaTag
-from llmdeploy.plan import DEFAULT_CONTEXT, MemoryPart, Plan, Setting, Wishes, free_memory, in_gib, make_plan
+from llmdeploy.plan import (
+    DEFAULT_CONTEXT,
+    MemoryPart,
+    Plan,
+    Setting,
+    Wishes,
+    demand_length,
+    free_memory,
+    in_gib,
+    make_plan,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,10 +59,14 @@ if TYPE_CHECKING:
     from llmdeploy.models.hub import OnProgress
 
 MARK = "llmdeploy: an alias for as long as it is served"
+CLOUD = re.compile(r":([^/:]*-)?cloud$", re.IGNORECASE)
+"""The end of a name, by Ollama's own rule: of a tag, and in any case."""
 PATIENCE = 2.0
 """Seconds for each answer where a deployment ends."""
 RELEASE_SECONDS = 4.0
 """For the memory to be free once it was asked for; less than `stop` waits."""
+GIVING_UP = "Error: "
+"""How the last line of a daemon begins that cannot go on."""
 UNKNOWN_LENGTH = 2**31
 """The context of a model of which Ollama tells no length: any wish is within it."""
 
@@ -78,6 +93,7 @@ class Ollama:
         self._state: state.State | None = None
         self._ours = False
         self._url = ""
+        self._imported: Import | None = None
 
     def status(self) -> EngineStatus:
         self._state = state.look(self._settings)
@@ -118,7 +134,7 @@ class Ollama:
         return self._tag(entry.ollama) if entry.ollama else gguf.find(model, self._settings.mmproj)
 
     def _tag(self, name: str) -> Tag:
-        if name.endswith((":cloud", "-cloud")):
+        if CLOUD.search(name):
             self._demand_cloud(name, "ollama.com")
         return Tag(name)
 
@@ -130,6 +146,7 @@ class Ollama:
     def pull(self, artefact: Tag | GgufModel, on_progress: OnProgress) -> None:
         if isinstance(artefact, GgufModel):
             artefact.pull(on_progress)
+            demand_length(artefact.facts(), self._settings.context)  # before Ollama is given anything
             self._import(artefact).make(on_progress)
         else:
             self._api().pull(artefact.name, on_progress)
@@ -161,11 +178,15 @@ class Ollama:
             )
 
     def plan(self, facts: ModelFacts, hardware: Hardware, wishes: Wishes) -> Plan:
-        parallel = Setting(int(os.environ.get("OLLAMA_NUM_PARALLEL") or 1), "Ollama's default")
-        if wishes.parallel is not None and self._ours:
-            parallel = Setting(wishes.parallel, "as asked for")
-        elif not self._ours:
+        named = os.environ.get("OLLAMA_NUM_PARALLEL", "").strip(" \"'")
+        if not self._ours:
             parallel = Setting(1, "at least: Ollama was started with a number of its own, `OLLAMA_NUM_PARALLEL`")
+        elif wishes.parallel is not None:
+            parallel = Setting(wishes.parallel, "as asked for")
+        elif named.isdecimal() and int(named):  # of a malformed one Ollama warns
+            parallel = Setting(int(named), "`OLLAMA_NUM_PARALLEL`")
+        else:
+            parallel = Setting(1, "Ollama's default")
         return make_plan(
             facts, wishes, self._available(hardware), overhead=(compute_buffer(facts),), parallels=(parallel,)
         )
@@ -182,7 +203,8 @@ class Ollama:
         return MemoryPart(free.name, free.bytes + held, reason)
 
     def server(self, artefact: Tag | GgufModel, plan: Plan, *, served_name: str, port: int) -> ServerSpec:
-        return ServerSpec(
+        """Raises AlreadyServing and ModelInvalid too: what has that name already must not be released for us."""
+        spec = ServerSpec(
             argv=(),
             base_url=self._url,
             health_path="/api/version",
@@ -190,6 +212,9 @@ class Ollama:
             model=self._model(artefact),
             context=plan.context.value,
         )
+        _demand_name(self._api(), spec)
+        self._imported = self._import(artefact) if isinstance(artefact, GgufModel) else None
+        return spec
 
     def progress(self) -> Phases:
         return Phases(())
@@ -201,9 +226,26 @@ class Ollama:
         import asyncio
 
         daemon = Daemon(spec.base_url)
-        await asyncio.to_thread(_prepare_name, daemon, spec)
+        naming = asyncio.ensure_future(asyncio.to_thread(self._prepare_name, daemon, spec))
+        try:
+            await asyncio.shield(naming)
+        except asyncio.CancelledError:  # its thread goes on, and `release` must find what it makes
+            await asyncio.wait({naming})
+            naming.exception()  # which nobody wants to know now
+            raise
         await daemon.load(spec.served_name)
         return await asyncio.to_thread(self._loaded, daemon, spec)
+
+    def _prepare_name(self, daemon: Daemon, spec: ServerSpec) -> None:
+        """Have the daemon know the model by the name that it is served as. Raises AlreadyServing, ModelInvalid."""
+        _delete_aliases(daemon)
+        if same_name(spec.served_name, spec.model):
+            return
+        _demand_name(daemon, spec)
+        files = self._imported.digests() if self._imported else {}
+        daemon.create_alias(spec.served_name, spec.model, {"num_ctx": spec.context}, license=_mark())
+        for path, sha256 in files.items():  # Ollama has set their times, where they are linked into its store
+            digest.remember(path, sha256)
 
     def _loaded(self, daemon: Daemon, spec: ServerSpec) -> Loaded:
         found = next((one for one in daemon.running() if same_name(one.name, spec.served_name)), None)
@@ -241,12 +283,14 @@ class Ollama:
         return adapt(request)
 
     def diagnose(self, log: Sequence[str], exit_status: int) -> engine_failures.Diagnosis | None:
-        for line in reversed(log):
-            row, match = failures.find(failures.unwrap(line))
-            if row and match:
-                error = failures.explain(line)
-                return engine_failures.Diagnosis(error.message, error.hint)
-        return None
+        if found := engine_failures.by_signal(exit_status):
+            return found
+        # Its log tells of each model's end too: only what it says as it gives up is a cause of its own.
+        last = next((line for line in reversed(log) if line.startswith(GIVING_UP)), None)
+        if last is None:
+            return None
+        error = failures.explain(last.removeprefix(GIVING_UP))
+        return engine_failures.Diagnosis(error.message, error.hint)
 
     def _api(self) -> Daemon:
         if not self._url:
@@ -289,14 +333,14 @@ def _facts(shown: Shown, source: str) -> ModelFacts:
     )
 
 
-def _prepare_name(daemon: Daemon, spec: ServerSpec) -> None:
-    """Have the daemon know the model by the name that it is served as. Raises AlreadyServing, ModelInvalid."""
-    _delete_aliases(daemon)
+def _demand_name(daemon: Daemon, spec: ServerSpec) -> None:
+    """Raises AlreadyServing, ModelInvalid where the name that it is to be served as is another's."""
     if same_name(spec.served_name, spec.model):
         return
     if any(same_name(one.name, spec.served_name) for one in daemon.models()):
-        raise _taken(spec.served_name, daemon.show(spec.served_name).license)
-    daemon.create_alias(spec.served_name, spec.model, {"num_ctx": spec.context}, license=_mark())
+        license = daemon.show(spec.served_name).license
+        if _mark() not in license:
+            raise _taken(spec.served_name, license)
 
 
 def _taken(name: str, license: str) -> LlmdeployError:

@@ -38,6 +38,8 @@ OnStatus = Callable[[str], None]
 
 SILENCE_SECONDS = 1800.0
 """Without a line while it pulls or creates: it checks and rewrites files of many GB without a word."""
+NAME_SECONDS = 60.0
+"""Without a line while it makes a second name: it reads headers and writes a small file."""
 STALL_SECONDS = 300.0
 """Without a byte while it pulls: it tries again and again for ever, and reports that every 60 ms."""
 UPLOAD_CHUNK = 1 << 20
@@ -140,7 +142,8 @@ class Daemon(Connection):
         """
         # A base that is missing would start a download, so it is looked for first.
         self._post("/api/show", {"model": base}, base)
-        self._create(alias, lambda status: None, from_=base, parameters=dict(parameters) or None, license=license)
+        wishes = {"from_": base, "parameters": dict(parameters) or None, "license": license}
+        self._create(alias, lambda status: None, NAME_SECONDS, **wishes)
 
     def copy(self, source: str, destination: str) -> None:
         with self._translated(RequestFailed, source), self._ollama(self._patience) as client:
@@ -230,12 +233,12 @@ class Daemon(Connection):
         with self._translated(RequestFailed):
             return [documents.running(model) for model in self._get("/api/ps", seconds)["models"] or ()]
 
-    def _create(self, model: str, on_status: OnStatus, **wishes: Any) -> None:
+    def _create(self, model: str, on_status: OnStatus, silence: float = SILENCE_SECONDS, **wishes: Any) -> None:
         def start(client: ollama.Client) -> Iterator[ollama.ProgressResponse]:
             return client.create(model, stream=True, **wishes)
 
         status = ""
-        with self._stream(start, SILENCE_SECONDS, RequestFailed, model) as parts:
+        with self._stream(start, silence, RequestFailed, model) as parts:
             for part in parts:
                 status = part.status or ""
                 if status.startswith("pulling"):

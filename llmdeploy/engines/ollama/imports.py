@@ -44,12 +44,14 @@ class Import:
 
     def is_there(self) -> bool:
         """Whether it was made. Not where the digests are unknown: they take a while, which `make` tells."""
-        known = self.model.present() and all(self._known(path) for path in self._files)
+        known = self.model.present() and all(digest.known(path) for path in self._files)
         return known and any(same_name(one.name, self.name()) for one in self.daemon.models())
 
     def make(self, on_progress: OnProgress) -> None:
         """Make the model, where it is not there yet."""
+        before = {path: digest.earlier(path) for path in self._files}
         files, name = self.digests(on_progress), self.name()
+        self._drop_overwritten(before, files)
         if self.is_there():
             return
         # Of a model in parts Ollama makes one file.
@@ -61,22 +63,22 @@ class Import:
                 self.daemon.push_blob(path, f"sha256:{sha256}", on_progress)
         self.daemon.create_from_files(name, {path.name: f"sha256:{sha256}" for path, sha256 in files.items()})
 
-    def digests(self, on_progress: OnProgress) -> dict[Path, str]:
+    def digests(self, on_progress: OnProgress = lambda name, done, total: None) -> dict[Path, str]:
         """The SHA-256 of each file: all parts of the weights, the projector. Raises ModelNotFound, ModelInvalid."""
-        return {path: self._known(path) or digest.sha256(path, on_progress) for path in self._files}
+        return {path: digest.sha256(path, on_progress) for path in self._files}
 
     @property
     def _files(self) -> list[Path]:
         weights, mmproj = self.model.paths()
         return [*facts.parts(weights), *([mmproj] if mmproj else [])]
 
-    def _known(self, path: Path) -> str | None:
-        """A digest at hand. Ollama sets the time of what it uses, so a file that is in its store is known by that."""
-        earlier = digest.known(path, whenever=True)
-        with suppress(OSError):
-            if earlier and path.samefile(self._blob(earlier)):
-                return earlier
-        return digest.known(path)
+    def _drop_overwritten(self, before: dict[Path, str | None], files: dict[Path, str]) -> None:
+        """A link to a file that was written anew in its place is no longer what its name in the store says."""
+        for path, sha256 in files.items():
+            with suppress(OSError):  # mostly there is none
+                link = self._blob(before[path] or "")
+                if before[path] != sha256 and path.samefile(link):
+                    link.unlink()
 
     def _blob(self, sha256: str) -> Path:
         return self.store / "blobs" / f"sha256-{sha256}"

@@ -101,7 +101,8 @@ def describe(state: State, platform: str = sys.platform) -> EngineStatus:
     if not host.is_loopback(state.host.url):
         return EngineStatus(False, None, state.probe.detail, "start Ollama there, or `unset OLLAMA_HOST`")
     if state.program is None:
-        return EngineStatus(False, None, "no Ollama on this machine", f"get it: {how['get']}", installed=False)
+        hint = "; ".join(filter(None, (state.host.problem, f"get it: {how['get']}")))
+        return EngineStatus(False, None, "no Ollama on this machine", hint, installed=False)
     detail = (
         f"Ollama {version or 'of an unknown version'} at `{state.program}`, not running: `llmdeploy serve` starts it"
     )

@@ -298,7 +298,7 @@ LOAD = (
         "{log} tells why; it may be memory: `--context 2048`",
     ),
     Row(
-        r"error loading model: (?P<words>.+)",
+        r"error loading model: (?P<words>.+?)(?: error loading model: .+)?$",  # llama.cpp says it twice
         ModelInvalid,
         "Ollama cannot load {model}: {words}",
         "take another file of it; {log} has the rest",

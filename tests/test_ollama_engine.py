@@ -1,0 +1,671 @@
+"""The engine by what a real Ollama sent: artefacts, facts, plans, pulls, names, the dialect."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import struct
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmdeploy import hardware
+from llmdeploy.config import Settings
+from llmdeploy.engines.base import ServerSpec
+from llmdeploy.engines.ollama import Ollama, Tag, adapt
+from llmdeploy.errors import AlreadyServing, EngineMissing, LlmdeployError, ModelInvalid, ModelNotFound, NotPermitted
+from llmdeploy.models import gguf
+from llmdeploy.models.gguf import GgufModel
+from llmdeploy.models.reference import HubFile, parse
+from llmdeploy.plan import GIB, MIB, Wishes
+from tests.conftest import SELFTEST, World, copy_selftest
+from tests.ollama_replay import Replay, closed_port, exchanges, replay
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+WEIGHTS, MMPROJ = SELFTEST / "selftest-f16.gguf", SELFTEST / "mmproj-selftest-f16.gguf"
+MACHINE = replace(hardware.detect(), memory_available=8 * GIB, gpus=())
+
+
+def at(ollama: Replay, **settings: Any) -> Ollama:
+    """The engine at a recorded Ollama, as the service uses it."""
+    engine = Ollama(Settings(engine="ollama", ollama_host=ollama.url, **settings))
+    engine.status()
+    assert engine.daemon(Wishes(), 1) == ServerSpec((), ollama.url, "/api/version")
+    return engine
+
+
+def renamed(ollama: Replay, names: dict[str, str]) -> None:
+    """Have the recordings tell of models by other names."""
+    text = json.dumps(ollama.exchanges)
+    for old, new in names.items():
+        text = text.replace(old, new)
+    ollama.exchanges[:] = json.loads(text)
+
+
+# --- What it needs of a model
+
+
+@pytest.mark.parametrize(
+    ("text", "artefact"),
+    [
+        ("qwen2.5-vl:7b", Tag("qwen2.5vl:7b")),  # the name without its hyphen
+        ("qwen3:8b", Tag("qwen3:8b")),
+        ("mine", Tag("mine")),
+        ("mine:v2", Tag("mine:v2")),
+        ("ollama://user/model:7b", Tag("user/model:7b")),
+        ("ollama://registry.example:5000/user/model:7b", Tag("registry.example:5000/user/model:7b")),
+        ("hf.co/owner/repo:Q4_K_M", Tag("hf.co/owner/repo:Q4_K_M")),
+        ("hf.co/owner/repo", Tag("hf.co/owner/repo")),
+        ("selftest", GgufModel(WEIGHTS, MMPROJ)),
+        (str(WEIGHTS), GgufModel(WEIGHTS, MMPROJ)),
+        ("hf://owner/repo/x.gguf@v1", GgufModel(HubFile("owner/repo", "x.gguf", "v1"))),
+        # No model of the cloud: only a tag tells of it.
+        ("ollama://user/my-cloud:7b", Tag("user/my-cloud:7b")),
+        ("thunder-cloud", Tag("thunder-cloud")),
+        ("ollama://cloud/model:7b", Tag("cloud/model:7b")),
+    ],
+)
+def test_every_form_of_a_model_has_its_artefact(text: str, artefact: Tag | GgufModel) -> None:
+    assert Ollama(Settings()).artefact(parse(text)) == artefact
+
+
+def test_the_projector_that_was_named_is_taken() -> None:
+    engine = Ollama(Settings(mmproj=MMPROJ))
+    assert engine.artefact(HubFile("owner/repo", "x.gguf")) == GgufModel(HubFile("owner/repo", "x.gguf"), MMPROJ)
+
+
+@pytest.mark.parametrize("name", ["gpt-oss:cloud", "gpt-oss:20b-cloud", "ollama://user/x:Cloud", "x:7b-CLOUD"])
+def test_a_model_of_the_cloud_must_be_allowed(name: str) -> None:
+    with pytest.raises(NotPermitted) as caught:
+        Ollama(Settings()).artefact(parse(name))
+    plain = name.removeprefix("ollama://")
+    assert caught.value.code == "cloud_model"
+    assert caught.value.message == f"`{plain}` runs at ollama.com, not here: the prompts would leave this machine"
+    assert caught.value.hint == f"`llmdeploy serve {plain} --engine ollama --allow-cloud` allows it"
+    assert Ollama(Settings(allow_cloud=True)).artefact(parse(name)) == Tag(plain)
+
+
+def test_what_is_there_is_present() -> None:
+    with replay("version", "tags") as ollama:
+        engine = at(ollama)
+        assert engine.present(Tag("selftest"))
+        assert engine.present(Tag("SELFTEST:latest"))
+        assert not engine.present(Tag("selftest:7b"))
+        assert not engine.present(gguf.find(parse("selftest")))  # its digests take a while: `pull` tells of it
+
+
+def test_facts_of_a_model_that_sees() -> None:
+    with replay("version", "tags", "show") as ollama:
+        facts = at(ollama).facts(Tag("selftest"))
+    here = gguf.find(parse("selftest")).facts()
+    assert facts.capabilities == ("text", "image")
+    assert facts.source == "`ollama show selftest`"
+    assert facts.weights_bytes == 2334040
+    for name in ("architecture", "kv_heads", "key_length", "value_length", "embedding_length", "context_length"):
+        assert getattr(facts, name) == getattr(here, name), name
+
+
+def test_facts_of_an_ollama_that_does_not_tell_capabilities() -> None:
+    """Before 0.6.4: a projector in a file of its own is an eye."""
+    with replay("version", "tags", "show") as ollama:
+        engine = at(ollama)
+        for one in ollama.exchanges:
+            if one["request"]["path"] == "/api/show" and one["response"]["status"] == 200:
+                [chunk] = one["response"]["chunks"]
+                document = json.loads(chunk[1])
+                del document["capabilities"]
+                chunk[1] = json.dumps(document)
+        assert engine.facts(Tag("selftest")).capabilities == ("text", "image")
+        assert engine.facts(Tag("selftest-text")).capabilities == ("text",)
+
+
+def shown(ollama: Replay, **fields: Any) -> Ollama:
+    """The engine, where the recorded model has these fields too."""
+    engine = at(ollama)
+    [one] = [it for it in ollama.exchanges if it["request"]["body"] == {"model": "selftest"}]
+    [chunk] = one["response"]["chunks"]
+    chunk[1] = json.dumps(json.loads(chunk[1]) | fields)
+    return engine
+
+
+def test_a_model_that_only_embeds_is_refused() -> None:
+    with (
+        replay("version", "tags", "show") as ollama,
+        pytest.raises(ModelInvalid, match="`selftest` cannot chat: it makes embeddings"),
+    ):
+        shown(ollama, capabilities=["embedding"]).facts(Tag("selftest"))
+
+
+def test_a_name_that_leads_to_the_cloud_must_be_allowed() -> None:
+    with replay("version", "tags", "show") as ollama:
+        with pytest.raises(NotPermitted, match=r"runs at https://ollama\.com:443, not here"):
+            shown(ollama, remote_host="https://ollama.com:443").facts(Tag("selftest"))
+        engine = at(ollama, allow_cloud=True)
+        assert engine.facts(Tag("selftest")).capabilities == ("text", "image")
+
+
+def test_what_else_it_can_is_kept() -> None:
+    with replay("version", "tags", "show") as ollama:
+        facts = shown(ollama, capabilities=["completion", "tools", "thinking"]).facts(Tag("selftest"))
+    assert facts.capabilities == ("text", "tools", "thinking")
+
+
+# --- The plan
+
+
+def own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **settings: Any) -> Ollama:
+    """The engine where nothing runs and the program is there."""
+    program = tmp_path / "ollama"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{closed_port()}")
+    return Ollama(Settings(ollama_program=str(program), **settings))
+
+
+def test_the_plan_of_a_daemon_that_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many it answers at once, only whoever started it knows."""
+    monkeypatch.setenv("OLLAMA_NUM_PARALLEL", "7")
+    facts = gguf.find(parse("selftest")).facts()
+    with replay("version", "empty_store") as ollama:
+        plan = at(ollama).plan(facts, MACHINE, Wishes(context=4096, parallel=3))
+    assert (plan.context.value, plan.context.reason) == (4096, "as asked for")
+    assert plan.parallel.value == 1
+    assert plan.parallel.reason.startswith("at least: Ollama was started with a number of its own")
+    assert plan.available is not None
+    assert plan.available.bytes == 8 * GIB - 512 * MIB
+
+
+@pytest.mark.parametrize(
+    ("variable", "wished", "value", "reason"),
+    [
+        ("", None, 1, "Ollama's default"),
+        ("4", None, 4, "`OLLAMA_NUM_PARALLEL`"),
+        ("4", 2, 2, "as asked for"),
+        ("many", None, 1, "Ollama's default"),
+        ("0", None, 1, "Ollama's default"),
+        (' "4" ', None, 4, "`OLLAMA_NUM_PARALLEL`"),
+    ],
+)
+def test_the_plan_of_a_daemon_of_our_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str, wished: int | None, value: int, reason: str
+) -> None:
+    monkeypatch.setenv("OLLAMA_NUM_PARALLEL", variable)
+    engine = own(monkeypatch, tmp_path)
+    with replay("empty_store") as ollama:
+        engine.daemon(Wishes(), int(ollama.url.rpartition(":")[2]))
+        plan = engine.plan(gguf.find(parse("selftest")).facts(), MACHINE, Wishes(parallel=wished))
+    assert (plan.parallel.value, plan.parallel.reason) == (value, reason)
+    assert plan.context.value == 8192
+
+
+def test_memory_that_ollama_lets_go_counts_as_free() -> None:
+    with replay("version", "tags", "load_unload") as ollama:
+        del ollama.exchanges[-1]  # the last word is that something is loaded
+        plan = at(ollama).plan(gguf.find(parse("selftest")).facts(), MACHINE, Wishes())
+    assert plan.available is not None
+    assert plan.available.bytes == 8 * GIB - 512 * MIB + 463418161
+    assert plan.available.reason.endswith(", and 442 MiB of models that Ollama lets go for another")
+
+
+def test_the_memory_of_another_machine_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    with replay("version", "empty_store") as ollama:
+        engine = at(ollama)
+        monkeypatch.setattr("llmdeploy.engines.ollama.connection.is_loopback", lambda url: False)
+        plan = engine.plan(gguf.find(parse("selftest")).facts(), MACHINE, Wishes())
+    assert plan.available is None
+    assert plan.fits
+
+
+# --- A daemon of our own
+
+OF_THE_USER = {"OLLAMA_MODELS": "/users", "OLLAMA_NUM_PARALLEL": "4", "OLLAMA_FLASH_ATTENTION": "1"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "wishes", "environment"),
+    [
+        ({}, Wishes(), {"OLLAMA_CONTEXT_LENGTH": "8192", "OLLAMA_NO_CLOUD": "1"}),
+        (
+            {"ollama_models": "/store", "ollama_spread": True},
+            Wishes(context=4096, parallel=2),
+            {
+                "OLLAMA_CONTEXT_LENGTH": "4096",
+                "OLLAMA_NUM_PARALLEL": "2",
+                "OLLAMA_MODELS": "/store",
+                "OLLAMA_SCHED_SPREAD": "1",
+                "OLLAMA_NO_CLOUD": "1",
+            },
+        ),
+        (
+            {"ollama_spread": False, "allow_cloud": True},
+            Wishes(),
+            {"OLLAMA_CONTEXT_LENGTH": "8192", "OLLAMA_SCHED_SPREAD": "0"},
+        ),
+    ],
+)
+def test_the_environment_of_our_daemon(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    settings: dict[str, Any],
+    wishes: Wishes,
+    environment: dict[str, str],
+) -> None:
+    """Only what we have something to say of: the user's own variables hold beside it."""
+    for name, value in OF_THE_USER.items():
+        monkeypatch.setenv(name, value)
+    engine = own(monkeypatch, tmp_path, **settings)
+    spec = engine.daemon(wishes, 4321)
+    assert spec.argv == (str(tmp_path / "ollama"), "serve")
+    assert (spec.base_url, spec.health_path) == ("http://127.0.0.1:4321", "/api/version")
+    assert spec.env == {"OLLAMA_HOST": "127.0.0.1:4321", "OLLAMA_KEEP_ALIVE": "-1", **environment}
+
+
+def test_without_a_program_there_is_no_daemon_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmdeploy.engines.ollama.state.find_program", lambda settings: (None, ""))
+    monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{closed_port()}")
+    with pytest.raises(EngineMissing, match="nothing answers at") as caught:
+        Ollama(Settings()).daemon(Wishes(), 4321)
+    assert caught.value.hint.startswith("get it: ")
+
+
+# --- A whole deployment, as a real Ollama answered it
+
+
+@pytest.fixture
+def recorded(world: World) -> Iterator[Replay]:
+    """An Ollama with an empty store that is given the self-test model, and serves it until it is told to stop."""
+    with replay("serve_attached") as ollama:
+        renamed(ollama, {"STATE of HOST": f"{world.state} of {socket.gethostname()}"})
+        world.environment["OLLAMA_HOST"] = ollama.url
+        yield ollama
+
+
+def test_a_deployment_is_made_and_undone(world: World, recorded: Replay) -> None:
+    result = world.run("serve", "selftest", "--engine", "ollama", "--detach")
+    assert result.text == (
+        f"exit 0\n--- stdout\n{recorded.url}/v1\n--- stderr\n"
+        "[TIME] checking\n[TIME] reaching ollama\n[TIME] fetching the weights\n[TIME] loading the model\n[TIME] ready\n"
+        "serving `selftest` on ollama\n"
+    )
+    assert (
+        "  loaded   461 MiB on the CPU\n  context  8192 tokens a request, 1 at a time\n" in world.run("status").stdout
+    )
+    assert world.run("stop").status == 0
+    assert recorded.unknown == []
+    made, alias = recorded.asked("/api/create")
+    assert set(made["files"]) == {"selftest-f16.gguf", "mmproj-selftest-f16.gguf"}
+    assert (alias["model"], alias["from"], alias["parameters"]) == ("selftest", made["model"], {"num_ctx": 8192})
+    assert [body["keep_alive"] for body in recorded.asked("/api/generate")] == [-1, 0]
+    assert recorded.asked("/api/delete") == [{"model": "selftest:latest"}]
+    last = [path for method, path, _ in recorded.requests if method != "GET"][-3:]
+    assert last == ["/api/generate", "/api/show", "/api/delete"]  # unloaded before its name goes
+
+
+def test_an_alias_of_another_state_folder_is_not_removed(world: World, recorded: Replay) -> None:
+    """Ours is told by its mark alone."""
+    renamed(recorded, {f"{world.state} of ": "/another of "})
+    recorded.exchanges[:] = [
+        one
+        for one in recorded.exchanges
+        if one["request"]["path"] != "/api/tags" or "selftest:latest" in one["response"]["chunks"][0][1]
+    ]
+    Ollama(Settings()).release(recorded.url, "selftest")
+    assert recorded.asked("/api/show") == [{"model": "selftest:latest"}]
+    assert recorded.asked("/api/delete") == []
+    assert recorded.unknown == []
+
+
+@pytest.mark.parametrize(
+    ("license", "kind", "message"),
+    [
+        ("MIT", ModelInvalid, "Ollama has another model that is called `selftest`, and llmdeploy overwrites none"),
+        (
+            "llmdeploy: an alias for as long as it is served, state folder /other of far",
+            AlreadyServing,
+            "another llmdeploy serves `selftest` on this Ollama (state folder /other of far)",
+        ),
+    ],
+)
+def test_a_name_that_is_taken_is_refused(license: str, kind: type[LlmdeployError], message: str) -> None:
+    with replay("version", "tags", "show", "load_unload") as ollama:
+        engine = shown(ollama, license=license)
+        plan = engine.plan(gguf.find(parse("selftest")).facts(), MACHINE, Wishes())
+        with pytest.raises(kind) as caught:
+            engine.server(Tag("another"), plan, served_name="selftest", port=1)
+        assert caught.value.message == message
+        assert caught.value.hint
+        assert {path for _, path, _ in ollama.requests} <= {"/", "/api/version", "/api/tags", "/api/ps", "/api/show"}
+
+
+# --- Kept for as long as it serves
+
+
+def kept(ollama: Replay, served_name: str = "selftest") -> list[Any]:
+    """The loads that one look at it brought."""
+    spec = ServerSpec((), ollama.url, "/api/version", served_name=served_name)
+    asyncio.run(at(ollama).keep(spec))
+    return ollama.asked("/api/generate")
+
+
+LOAD = {"model": "selftest", "keep_alive": -1, "stream": False}
+
+
+def test_a_model_that_is_there_for_good_is_left_alone() -> None:
+    with replay("version", "tags", "load_unload") as ollama:
+        del ollama.exchanges[-1]
+        assert kept(ollama) == []
+
+
+def test_a_model_that_would_be_let_go_soon_is_kept() -> None:
+    with replay("version", "tags", "load_unload") as ollama:
+        del ollama.exchanges[-1]
+        renamed(ollama, {"2319-03-04": "2026-03-04"})
+        assert kept(ollama) == [LOAD]
+
+
+def test_a_model_that_was_let_go_is_loaded_again() -> None:
+    with replay("version", "tags", "load_unload", "empty_store") as ollama:
+        ollama.exchanges[:] = [one for one in ollama.exchanges if "selftest:latest" not in json.dumps(one)]
+        assert kept(ollama) == [LOAD]
+
+
+def test_where_another_model_has_taken_the_room_nothing_is_forced() -> None:
+    with replay("version", "tags", "load_unload") as ollama:
+        del ollama.exchanges[-1]
+        assert kept(ollama, "mine") == []
+
+
+# --- Pulls, through the front
+
+
+@pytest.fixture
+def pulling(world: World) -> World:
+    world.environment["COLUMNS"] = "100"
+    return world
+
+
+def tiny(ollama: Replay, tag: str) -> str:
+    """Have the recordings tell of `tiny:TAG`, which Ollama does not have before; what to serve."""
+    name = f"tiny:{tag}"
+    renamed(ollama, {f"http://127.0.0.1:5055/library/{name}": name, f"http://127.0.0.1:9/library/{name}": name})
+    for one in ollama.exchanges:
+        if one["request"]["path"] == "/api/pull":
+            one["request"]["body"].pop("stream", None)
+    return name
+
+
+@pytest.mark.parametrize(
+    ("recording", "tag", "code", "message"),
+    [
+        (
+            "pull_bad",
+            "bad",
+            "download_failed",
+            "what arrived is not what Ollama's registry sent: a proxy or a virus scanner changed it",
+        ),
+        ("pull_boom", "boom", "download_failed", "Ollama's registry is out of order (503): upstream sad"),
+        ("pull_gone", "gone", "model_not_found", "Ollama's registry has no `tiny:gone`"),
+        (
+            "pull_html",
+            "html",
+            "download_failed",
+            "a web page answers in the place of Ollama's registry: a network that wants a login, or a proxy",
+        ),
+        (
+            "pull_new",
+            "new",
+            "download_failed",
+            "`tiny:new` needs a newer Ollama server than the one that runs (0.33.0-rc2)",
+        ),
+        ("pull_not_streamed", "gone", "model_not_found", "Ollama's registry has no `tiny:gone`"),
+        ("pull_refused", "ok", "download_failed", "`127.0.0.1:9` refuses Ollama's server"),
+    ],
+)
+def test_every_recorded_pull_that_fails_ends_in_its_own_sentence(
+    pulling: World, recording: str, tag: str, code: str, message: str
+) -> None:
+    with replay("version", "tags", "empty_store", recording) as ollama:
+        name = tiny(ollama, tag)
+        result = pulling.run("serve", name, "--engine", "ollama", "--json", OLLAMA_HOST=ollama.url)
+        assert {path for _, path, _ in ollama.unknown} <= {"/api/show"}
+    assert result.status == 1, result.text
+    error = json.loads(result.stdout)["error"]
+    assert (error["code"], error["message"]) == (code, message)
+    assert error["hint"]
+    assert "Traceback" not in result.stderr
+
+
+def test_a_name_that_ollama_does_not_allow_ends_in_its_own_sentence(pulling: World) -> None:
+    with replay("version", "tags", "empty_store", "pull_refused") as ollama:
+        renamed(ollama, {"bad name!": "bad.name"})
+        result = pulling.run("serve", "ollama://bad.name", "--engine", "ollama", OLLAMA_HOST=ollama.url)
+    assert "error: Ollama allows no such name as `bad.name`\nhint: the form is `name:tag`" in result.stderr
+
+
+def whole(ollama: Replay) -> str:
+    """Have the recordings tell of `tiny:ok` as they tell of `selftest`, once it is pulled; what to serve."""
+    name = tiny(ollama, "ok")
+    renamed(ollama, {"selftest:latest": name, '"selftest"': f'"{name}"'})
+    [tags] = [one for one in ollama.exchanges if one["request"]["path"] == "/api/tags"]
+    [chunk] = tags["response"]["chunks"]
+    chunk[1] = json.dumps({"models": [one for one in json.loads(chunk[1])["models"] if one["name"] == name]})
+    empty = exchanges("empty_store")[0]
+    ollama.exchanges[:0] = [empty, empty]  # to the look at the state, and to whether it is there
+    return name
+
+
+@pytest.mark.parametrize("recording", ["pull_ok", "pull_progress"])
+def test_a_recorded_pull_that_succeeds_is_served(pulling: World, recording: str) -> None:
+    """Off a terminal the progress is lines, and none runs backwards."""
+    with replay("version", recording, "show", "tags", "load_unload") as ollama:
+        name = whole(ollama)
+        result = pulling.run("serve", name, "--engine", "ollama", "--detach", OLLAMA_HOST=ollama.url)
+        assert result.status == 0, result.text
+        log = (pulling.state / "service.log").read_text()
+        assert pulling.run("stop", OLLAMA_HOST=ollama.url).status == 0
+        assert ollama.unknown == []
+        assert ollama.asked("/api/create") == []  # the name is the user's own: it is served as it is
+        assert ollama.asked("/api/delete") == []
+    said = re.findall(r"^ +(\w{12}): (\d+) MiB of (\d+) MiB$", log, re.MULTILINE)
+    for layer, total in (("7824df67ad67", 9), ("e5dcffe836b6", 0)):
+        done = [int(number) for one, number, _ in said if one == layer]
+        assert done == sorted(done)
+        assert done[-1] == total
+    assert len(said) > 5
+
+
+def on_a_terminal(world: World, *arguments: str, **variables: str) -> tuple[subprocess.Popen[bytes], int]:
+    """A command whose stderr is a terminal; what it draws is read from the other end."""
+    import fcntl
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    environment = world.environment | {"TERM": "xterm"} | variables
+    command = subprocess.Popen(
+        world.command(*arguments), cwd=world.work, env=environment,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    return command, ours
+
+
+def drawn(terminal: int, until_seen: str) -> str:
+    """All that was drawn up to these words."""
+    content = b""
+    while until_seen.encode() not in content:
+        piece = os.read(terminal, 65536)
+        assert piece, content
+        content += piece
+    return content.decode()
+
+
+UNITS = {"bytes": 1, "kB": 1000, "MB": 1000**2}
+
+
+def test_the_bar_reaches_the_total_and_never_runs_backwards(pulling: World) -> None:
+    with replay("version", "pull_progress", "show", "tags", "load_unload", slower=1.0) as ollama:
+        name = whole(ollama)
+        # What a retry does: Ollama itself runs backwards.
+        [pull] = [one for one in ollama.exchanges if one["request"]["path"] == "/api/pull"]
+        chunks = pull["response"]["chunks"]
+        chunks[5][1], chunks[9][1] = chunks[9][1], chunks[5][1]
+        command, terminal = on_a_terminal(pulling, "serve", name, "--engine", "ollama", OLLAMA_HOST=ollama.url)
+        screen = drawn(terminal, "ready; Ctrl-C stops it")
+        command.send_signal(signal.SIGINT)
+        command.communicate(timeout=15)
+        os.close(terminal)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen)
+    frames = re.findall(r"(\w{12}) +([━╸╺ ]*) +([\d.]+)/([\d.]+) (bytes|kB|MB)", plain)
+    for layer, size in (("7824df67ad67", 9.1e6), ("e5dcffe836b6", 3.0)):
+        mine = [frame for frame in frames if frame[0] == layer]
+        done = [float(frame[2]) * UNITS[frame[4]] for frame in mine]
+        totals = {float(frame[3]) * UNITS[frame[4]] for frame in mine}
+        assert totals == {size}
+        assert done == sorted(done)
+        assert done[-1] == size
+    first = [frame for frame in frames if frame[0] == "7824df67ad67"]
+    assert len({frame[2] for frame in first}) > 4  # it moved, and did not jump to its end
+    lengths = [len(frame[1].rstrip().rstrip("╸╺")) for frame in first]
+    assert lengths == sorted(lengths)
+    assert lengths[-1] > lengths[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_a_pull_closes_the_connection(pulling: World, number: int) -> None:
+    with replay("version", "empty_store", "pull_progress", hold_after=6) as ollama:
+        pulling.environment["OLLAMA_HOST"] = ollama.url
+        service = pulling.start("serve", tiny(ollama, "ok"), "--engine", "ollama")
+        assert ollama.holding.wait(20)
+        service.send_signal(number)
+        assert ollama.hung_up.wait(5)
+        _, stderr = service.communicate(timeout=10)
+    assert service.returncode == (130 if number == signal.SIGINT else 0), stderr.decode()
+    assert "Traceback" not in stderr.decode()
+    assert pulling.run("status").stdout == "nothing is served\n"
+
+
+def test_a_pull_that_another_command_stops(pulling: World) -> None:
+    with replay("version", "empty_store", "pull_progress", hold_after=6) as ollama:
+        pulling.environment["OLLAMA_HOST"] = ollama.url
+        command = pulling.start("serve", tiny(ollama, "ok"), "--engine", "ollama", "--detach")
+        assert ollama.holding.wait(20)
+        assert pulling.run("stop").status == 0
+        assert ollama.hung_up.wait(5)
+        _, stderr = command.communicate(timeout=10)
+    assert stderr.decode().endswith(
+        "error: the start was stopped by another command\nhint: `llmdeploy serve` starts again\n"
+    )
+
+
+# --- The dialect
+
+
+def test_what_ollama_knows_is_left_as_it_is() -> None:
+    request = {"model": "x", "messages": [], "max_tokens": 5, "response_format": {"type": "text"}, "stream": True}
+    assert adapt(request) == request
+
+
+def test_max_completion_tokens_is_told_as_max_tokens() -> None:
+    """A real Ollama ignores the one: recorded."""
+    [ignored] = exchanges("v1_ignores_max_completion_tokens")
+    request = ignored["request"]["body"]
+    assert request["max_completion_tokens"] == 3
+    assert '"content":"1 2 3 4 5"' in ignored["response"]["chunks"][0][1]
+    adapted = adapt(request)
+    assert adapted["max_tokens"] == 3
+    assert "max_completion_tokens" not in adapted
+    assert adapt({"max_completion_tokens": 9, "max_tokens": 3}) == {"max_tokens": 3}
+
+
+def test_json_object_is_told_as_a_schema() -> None:
+    """A real Ollama does not enforce the one and enforces the other: recorded."""
+    loose, enforced = exchanges("v1_json_object")
+    assert "Hello! I am" in loose["response"]["chunks"][0][1]
+    assert enforced["request"]["body"]["response_format"]["json_schema"]["schema"]["type"] == "object"
+    adapted = adapt(loose["request"]["body"])
+    assert adapted["response_format"] == {
+        "type": "json_schema",
+        "json_schema": {"name": "object", "schema": {"type": "object"}},
+    }
+
+
+VALUES = st.none() | st.booleans() | st.integers() | st.text(max_size=5)
+FORMATS = st.sampled_from([{"type": "text"}, {"type": "json_object"}, {"type": "json_schema"}, {}, None])
+
+
+@given(
+    st.dictionaries(st.sampled_from(["model", "messages", "stream", "tools", "seed", "max_tokens"]), VALUES),
+    st.none() | st.integers(1, 99),
+    st.none() | FORMATS,
+)
+def test_nothing_else_is_changed(request: dict[str, Any], most: int | None, wished: Any) -> None:
+    if most is not None:
+        request["max_completion_tokens"] = most
+    if wished is not None:
+        request["response_format"] = wished
+    before = json.dumps(request)
+    adapted = dict(adapt(request))
+    assert json.dumps(request) == before  # the caller's is not touched
+    assert adapt(adapted) == adapted
+    expected = {name: value for name, value in request.items() if name != "max_completion_tokens"}
+    if most is not None:
+        expected.setdefault("max_tokens", most)
+    if wished == {"type": "json_object"}:
+        assert adapted.pop("response_format")["type"] == "json_schema"
+        del expected["response_format"]
+    assert adapted == expected
+
+
+# --- Its last words
+
+
+@pytest.mark.parametrize(
+    ("log", "status", "cause"),
+    [
+        (["level=INFO", "Error: listen tcp 127.0.0.1:1: bind: address already in use"], 1, "another program listens"),
+        (["Error: unknown"], 1, "Ollama says: unknown"),
+        (['level=ERROR msg=terminated error="signal: killed"'], 1, None),
+        (["[GIN] 2026/11/22 | 503 | server busy, please try again"], 2, None),
+        ([], 1, None),
+        (["anything"], -signal.SIGKILL, "the server was killed from outside (SIGKILL)"),
+        (["Error: listen tcp: bind: address already in use"], -signal.SIGTERM, "killed from outside (SIGTERM)"),
+    ],
+)
+def test_the_cause_of_its_end(log: list[str], status: int, cause: str | None) -> None:
+    found = Ollama(Settings()).diagnose(log, status)
+    if cause is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert cause in found.cause
+        assert found.fix
+
+
+# --- Imports
+
+
+def test_a_model_that_is_not_here_is_no_import(tmp_path: Path) -> None:
+    with replay("version", "tags") as ollama, pytest.raises(ModelNotFound):
+        at(ollama).facts(GgufModel(HubFile("owner/repo", "nowhere.gguf")))
+
+
+def test_a_context_beyond_the_models_own_is_refused_before_a_byte_is_sent(tmp_path: Path) -> None:
+    weights = copy_selftest(tmp_path)
+    with replay("version", "empty_store") as ollama:
+        engine = at(ollama, context=8193)
+        with pytest.raises(LlmdeployError, match=r"8193 tokens is longer than the model's own, 8192"):
+            engine.pull(gguf.find(weights), lambda *_: pytest.fail("read"))
+        assert not [method for method, _, _ in ollama.requests if method != "GET"]
