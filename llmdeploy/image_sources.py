@@ -10,21 +10,19 @@ import re
 import shlex
 import stat
 import sys
-import threading
 import time
 import urllib.parse
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, BinaryIO
 
 from llmdeploy import __version__
+from llmdeploy.deadline import within
 from llmdeploy.errors import ImageInvalid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     import httpx
-
-T = TypeVar("T")
 
 MAX_DOWNLOAD = 32 * 2**20
 # Far above any image: it ends a pipe that has no end.
@@ -151,7 +149,7 @@ def _fetch(url: str, timeout: float) -> bytes:
     shown = _without_password(url)
     deadline = time.monotonic() + timeout
     try:
-        return _within(timeout, lambda: _download(url, shown, deadline))
+        return within(timeout, lambda: _download(url, shown, deadline))
     except ImageInvalid:
         raise
     except TimeoutError as error:
@@ -159,22 +157,6 @@ def _fetch(url: str, timeout: float) -> bytes:
         raise ImageInvalid(f"`{shown}` did not arrive within {timeout:g} s", hint) from error
     except Exception as error:  # httpx, ssl, idna, h11 and a proxy's settings each raise their own
         raise ImageInvalid(*_fetch_failure(shown, error)) from error
-
-
-def _within(seconds: float, work: Callable[[], T]) -> T:
-    """`work()`, or TimeoutError. In a thread: a socket's time-out bounds neither name look-ups nor slow headers."""
-    from concurrent.futures import Future
-
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:  # handed to the caller
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future.result(seconds)
 
 
 def _download(url: str, shown: str, deadline: float) -> bytes:

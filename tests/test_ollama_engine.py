@@ -441,7 +441,7 @@ def test_every_recorded_pull_that_fails_ends_in_its_own_sentence(
         result = pulling.run("serve", name, "--engine", "ollama", "--json", OLLAMA_HOST=ollama.url)
         assert {path for _, path, _ in ollama.unknown} <= {"/api/show"}
     assert result.status == 1, result.text
-    error = json.loads(result.stdout)["error"]
+    error = json.loads(result.stdout.splitlines()[-1])["error"]
     assert (error["code"], error["message"]) == (code, message)
     assert error["hint"]
     assert "Traceback" not in result.stderr

@@ -9,7 +9,6 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -21,9 +20,6 @@ from llmdeploy.engines.ollama.probe import Probe
 from llmdeploy.engines.ollama.state import State, describe, find_program, listener, look, processor
 from tests.conftest import Result, World
 from tests.ollama_replay import FORBIDDEN, HTML, SSH, closed_port, http_answer, port, replay
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 GET = places(sys.platform)["get"]
 TAKEN = "is taken by no Ollama that we can use"
@@ -425,20 +421,19 @@ def test_the_program_is_found_on_the_path_and_in_its_usual_places(
     usual.chmod(0o644)
     assert find_program(Settings()) == (None, "")
     assert find_program(Settings(ollama_program=str(on_path))) == (on_path, "")
-    path, problem = find_program(Settings(ollama_program=str(usual)))
-    assert path is None
-    assert problem == f"`{usual}` (set by `engines.ollama.program`) is no program"
+    problem = f"`{usual}` (set by `engines.ollama.program`) is no program"
+    assert find_program(Settings(ollama_program=str(usual))) == (None, problem)
 
 
 def test_every_state_is_looked_at_in_time() -> None:
     """As the seam promises: under 2 s, whatever answers."""
 
-    def seconds(look_at: Callable[[], Any]) -> float:
+    def seconds(url: str) -> float:
         began = time.monotonic()
-        look_at()
+        look(Settings(ollama_host=url))
         return time.monotonic() - began
 
     for answer in (None, b"", FORBIDDEN, SSH, http_answer("text/html", HTML)):
         with port(answer) as url:
-            assert seconds(lambda url=url: look(Settings(ollama_host=url))) < 2.2, answer
-    assert seconds(lambda: look(Settings(ollama_host="http://192.0.2.1:11434"))) < 2.2
+            assert seconds(url) < 2.2, answer
+    assert seconds("http://192.0.2.1:11434") < 2.2

@@ -15,7 +15,16 @@ import psutil
 import pytest
 
 from llmdeploy.service.child import Child
-from llmdeploy.service.process import ProcessId, alive, identify, kill_group, terminate, wait_gone
+from llmdeploy.service.process import (
+    ProcessId,
+    alive,
+    identify,
+    kill_group,
+    kill_orphans,
+    orphans,
+    terminate,
+    wait_gone,
+)
 from tests.conftest import until
 
 GRACE = 0.3
@@ -252,3 +261,17 @@ def test_the_death_of_the_holder_ends_the_server(script: str) -> None:
         holder.kill()
         assert wait_gone(server, WITHIN)
         assert wait_gone(guard, WITHIN)
+
+
+def test_what_is_left_of_a_group_is_found_when_its_leader_is_gone() -> None:
+    script = "sleep 60 & echo $!; wait"
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True) as shell:
+        assert shell.stdout is not None
+        left = int(shell.stdout.readline())
+        leader = identify(shell.pid)
+        assert leader is not None
+        assert orphans(leader) == [], "it still leads"
+        shell.kill()
+    assert orphans(leader) == [left]
+    kill_orphans(leader)
+    until(lambda: orphans(leader) == [], WITHIN)

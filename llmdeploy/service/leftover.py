@@ -7,7 +7,7 @@ from contextlib import suppress
 from llmdeploy import engines
 from llmdeploy.config import ENGINE_NAMES, Settings
 from llmdeploy.errors import LlmdeployError, NotPermitted, TimedOut
-from llmdeploy.service.process import kill_group, wait_gone
+from llmdeploy.service.process import kill_group, kill_orphans, wait_gone
 from llmdeploy.service.state import Situation
 
 SECONDS = 10.0
@@ -22,6 +22,7 @@ def end_leftover(situation: Situation) -> None:
     if record.server is not None and situation.leftover:
         with suppress(NotPermitted):  # then it is not ours
             kill_group(record.server)
+            kill_orphans(record.server)
             if not wait_gone(record.server, SECONDS):  # its port and its memory are free then
                 raise TimedOut(f"process {record.server.pid} does not end", f"`kill -9 {record.server.pid}`")
     elif record.engine in ENGINE_NAMES:

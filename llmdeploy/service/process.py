@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,29 @@ def kill_group(process: ProcessId) -> None:
         _send(process, os.killpg, signal.SIGKILL)
     else:
         terminate(process, kill=True)
+
+
+def orphans(leader: ProcessId) -> list[int]:
+    """The processes of a group whose leader is gone. As long as there are any, no other process gets its pid."""
+    if os.name != "posix" or identify(leader.pid) is not None:
+        return []
+    import psutil
+
+    return [pid for pid in psutil.pids() if _group_of(pid) == leader.pid]
+
+
+def kill_orphans(leader: ProcessId) -> None:
+    """Kill what is left of a server whose own process is gone."""
+    for pid in orphans(leader):
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _group_of(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except OSError:
+        return None
 
 
 def _send(process: ProcessId, send: Callable[[int, int], None], *numbers: int) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from llmdeploy.errors import AlreadyServing, LlmdeployError, StateUnwritable
 from llmdeploy.paths import state_dir
-from llmdeploy.service.process import ProcessId, alive
+from llmdeploy.service.process import ProcessId, alive, orphans
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,7 +92,8 @@ def observe() -> Situation:
     if alive(record.service):
         return Situation(record.state, record)
     state: State = "failed" if record.state == "failed" else "crashed"
-    return Situation(state, record, leftover=alive(record.server))
+    server = record.server
+    return Situation(state, record, leftover=server is not None and (alive(server) or bool(orphans(server))))
 
 
 def read() -> Record | None:

@@ -285,6 +285,9 @@ class Ollama:
     def diagnose(self, log: Sequence[str], exit_status: int) -> engine_failures.Diagnosis | None:
         if found := engine_failures.by_signal(exit_status):
             return found
+        if log and (gone := re.fullmatch(r"(\S+) (has not answered for .*)", log[-1])):  # the words of `Attached`
+            start = places(sys.platform)["start"]
+            return engine_failures.Diagnosis(f"Ollama at `{gone[1]}` {gone[2]}", f"start it: {start}")
         # Its log tells of each model's end too: only what it says as it gives up is a cause of its own.
         last = next((line for line in reversed(log) if line.startswith(GIVING_UP)), None)
         if last is None:

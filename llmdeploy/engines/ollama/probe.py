@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
+from llmdeploy.deadline import within
 from llmdeploy.engines.ollama.connection import Connection
 from llmdeploy.engines.ollama.failures import one_line
 
 if TYPE_CHECKING:
     import httpx
-
-T = TypeVar("T")
 
 PROBE_SECONDS = 1.8
 """All that a probe may take."""
@@ -115,19 +113,3 @@ def _answer(http: httpx.Client, path: str) -> Answer:
             if len(body) > 1 << 16:
                 break
     return Answer(response.status_code, dict(response.headers), body)
-
-
-def within(seconds: float, work: Callable[[], T]) -> T:
-    """`work()`, or TimeoutError. In a thread: a socket's time-out bounds neither name look-ups nor slow headers."""
-    from concurrent.futures import Future
-
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:  # handed to the caller
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future.result(seconds)

@@ -15,11 +15,12 @@ from threading import Thread
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from llmdeploy.deadline import within
 from llmdeploy.engines.base import EngineStatus
 from llmdeploy.engines.ollama import failures, host
 from llmdeploy.engines.ollama.api import Daemon
 from llmdeploy.engines.ollama.places import PROGRAMS, places
-from llmdeploy.engines.ollama.probe import Probe, probe, within
+from llmdeploy.engines.ollama.probe import Probe, probe
 
 if TYPE_CHECKING:
     from llmdeploy.config import Settings
