@@ -154,7 +154,7 @@ def test_a_program_that_was_named_and_is_none(bare: World) -> None:
     bare.environment["LLMDEPLOY_ENGINES_OLLAMA_PROGRAM"] = "/no/ollama"
     expected = (
         "`/no/ollama` (set by `engines.ollama.program`) is no program",
-        "`llmdeploy config unset engines.ollama.program`",
+        "name another: `llmdeploy config set engines.ollama.program /path/to/ollama`",
     )
     assert serve(bare) == expected
     assert doctor(bare) == ("warn", *expected)

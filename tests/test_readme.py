@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, World
+from tests.conftest import ROOT, OwnOllama, World
 
 README = (ROOT / "README.md").read_text()
 CHINESE = (ROOT / "README.zh-CN.md").read_text()
@@ -20,10 +20,10 @@ def blocks(text: str, kind: str) -> list[str]:
     return re.findall(rf"^```{kind}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-def transcripts() -> list[tuple[str, str]]:
+def transcripts(kind: str = "console") -> list[tuple[str, str]]:
     """Each command of the README's console blocks with what it shows below it."""
     found = []
-    for block in blocks(README, "console"):
+    for block in blocks(README, kind):
         if block.startswith("$ sh scripts/demo"):
             continue  # a script that shows its own commands
         for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
@@ -61,7 +61,7 @@ class Ada(World):
         """Run a line as her shell does; stdout and stderr as they come on her screen."""
         done = subprocess.run(
             ["sh", "-c", command], cwd=ROOT, env=self.environment, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=200,
         )  # fmt: skip
         return done.stdout.decode().replace(str(self.home), "/home/ada").replace(str(self.port), "11435")
 
@@ -80,6 +80,32 @@ def test_every_transcript(tmp_path: Path) -> None:
             seen = ada.type(command)
             for name in port:
                 del ada.environment[name]
+            assert alike(seen) == alike(output), command
+    finally:
+        ada.type("llmdeploy stop")
+
+
+@pytest.mark.ollama
+def test_the_transcript_of_ollama(tmp_path: Path, daemon: OwnOllama) -> None:
+    follow(Ada(tmp_path), "console ollama", {"OLLAMA_HOST": daemon.url}, {daemon.port: "11434"})
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(300)
+def test_the_transcript_of_vllm(tmp_path: Path, vllm_python: str) -> None:
+    follow(Ada(tmp_path), "console vllm", {"LLMDEPLOY_ENGINES_VLLM_PYTHON": vllm_python, "PYTHONWARNINGS": ""})
+
+
+def follow(ada: Ada, kind: str, variables: dict[str, str], shown_as: dict[int, str] | None = None) -> None:
+    """Type the commands of a block and compare what they show."""
+    ada.environment |= variables
+    commands = transcripts(kind)
+    assert len(commands) == 3
+    try:
+        for command, output in commands:
+            seen = ada.type(command)
+            for port, name in (shown_as or {}).items():
+                seen = seen.replace(str(port), name)
             assert alike(seen) == alike(output), command
     finally:
         ada.type("llmdeploy stop")
@@ -105,7 +131,7 @@ def test_the_python_example(served: World) -> None:
 
 
 def test_the_chinese_readme_is_in_step() -> None:
-    for kind in ("console", "sh", "python"):
+    for kind in ("console", "console ollama", "console vllm", "sh", "python"):
         assert blocks(CHINESE, kind) == blocks(README, kind)
     heads = [[line.count("#") for line in text.splitlines() if re.match("#+ ", line)] for text in (README, CHINESE)]
     assert heads[0] == heads[1]

@@ -173,7 +173,7 @@ MACHINE = [
         ["importlib.metadata.PackageNotFoundError: No package metadata was found for vllm"],
         Diagnosis(
             "the package `vllm` is installed under another name, so its own program cannot start",
-            "install vLLM's own build: `pip install vllm`, for machines without a GPU from https://wheels.vllm.ai",
+            "take an environment that llmdeploy makes: `llmdeploy engines install vllm`, without a GPU `--cpu` too",
         ),
     ),
     (

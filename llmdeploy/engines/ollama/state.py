@@ -98,7 +98,12 @@ def describe(state: State, platform: str = sys.platform) -> EngineStatus:
         at = f"`{state.host.url}` is taken by no Ollama that we can use"
         return EngineStatus(False, None, f"{at}: {state.probe.detail}", _elsewhere(state))
     if state.program_problem:
-        return EngineStatus(False, None, state.program_problem, "`llmdeploy config unset engines.ollama.program`")
+        return EngineStatus(
+            False,
+            None,
+            state.program_problem,
+            "name another: `llmdeploy config set engines.ollama.program /path/to/ollama`",
+        )
     if not host.is_loopback(state.host.url):
         return EngineStatus(False, None, state.probe.detail, "start Ollama there, or `unset OLLAMA_HOST`")
     if state.program is None:

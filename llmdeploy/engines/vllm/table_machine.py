@@ -195,7 +195,7 @@ MACHINE = (
     Failure(
         r"No package metadata was found for (?P<name>vllm\S*)",
         "the package `{name}` is installed under another name, so its own program cannot start",
-        "install vLLM's own build: `pip install vllm`, for machines without a GPU from https://wheels.vllm.ai",
+        "take an environment that llmdeploy makes: `llmdeploy engines install vllm`, without a GPU `--cpu` too",
     ),
 )
 

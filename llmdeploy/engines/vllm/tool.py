@@ -19,9 +19,6 @@ SILENCE_SECONDS = 15
 """After which a tool that says nothing is said to be at it still."""
 GRACE_SECONDS = 5
 
-CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-"""Where PyTorch keeps its CPU builds; the Python Package Index has those for CUDA alone."""
-
 OnProgress = Callable[[str, str], None]
 """The step, and what is new in it; empty where the step begins, or goes on in silence."""
 
@@ -133,7 +130,8 @@ FAILURES = (
     (
         r"(No matching distribution found for|no version of) torch==\S+\+cpu",
         "your sources of packages do not have PyTorch's CPU build",
-        f"add one that has: `PIP_EXTRA_INDEX_URL={CPU_INDEX} llmdeploy engines install vllm --cpu`",
+        "`pip install uv`, which knows where it is, and run it again; "
+        "or set `PIP_EXTRA_INDEX_URL` to an index that has it",
     ),
     (
         r"(No matching distribution found for|no version of) vllm",
