@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+UNWRITABLE = "stdout_unwritable"
+
+
 class Output:
     """The one way out of every command. Rich decides on colour, for each stream by itself."""
 
@@ -71,7 +74,7 @@ class Output:
         return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
     def error(self, error: LlmdeployError, *, as_json: bool) -> None:
-        if as_json and not self._documented:
+        if as_json and not self._documented and error.code != UNWRITABLE:
             with suppress(LlmdeployError):  # stdout cannot be written: then stderr has it
                 self.document(error.as_document())
                 return
