@@ -292,8 +292,13 @@ def test_a_model_without_code_needs_no_consent(tmp_path: Path) -> None:
     assert not consent.given(SELFTEST_HF, registry(tmp_path), trust=True)
 
 
-def test_code_that_vllm_does_not_need_is_not_run(tmp_path: Path) -> None:
-    assert not consent.given(with_code(tmp_path / "m", "Known"), registry(tmp_path / "v", "Known"), trust=True)
+def test_code_for_an_architecture_of_vllms_own_runs_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    """Some of those need the model's code for its configuration or its processor."""
+    (tmp_path / "state").mkdir()
+    made, found = with_code(tmp_path / "m", "Known"), registry(tmp_path / "v", "Known")
+    assert not consent.given(made, found, trust=False)
+    assert consent.given(made, found, trust=True)
+    assert consent.given(made, found, trust=False), "one yes is enough"
 
 
 def test_consent_names_the_files_and_holds_for_their_content(tmp_path: Path) -> None:
