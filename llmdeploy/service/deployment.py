@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 from contextlib import suppress
@@ -210,6 +211,7 @@ class _Service:
         while True:
             try:
                 if ended is not None:
+                    began = math.inf  # a start that fails is no service
                     await self._restart(ended, BACKOFF * 2 ** (crashes - 1), told)
                 began = time.monotonic()
                 await self._serve(told)
