@@ -209,10 +209,19 @@ def test_a_repackaged_build_is_run_as_its_module(tmp_path: Path) -> None:
     assert content["dtype"] == "float32"
 
 
-def test_extra_arguments_come_last_and_as_they_are(tmp_path: Path) -> None:
-    extra = ("--flag-1", "a b", "--no-flag-2")
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ("--flag-1", "a b", "--no-flag-2"),
+        ("--flag-1", "qwen3_coder"),
+        ("--flag-1.key", "-1", "-O3"),
+        ("--flag_1=a",),
+        ("--kv-cache-memory=4G",),
+    ],
+)
+def test_extra_arguments_come_last_and_as_they_are(tmp_path: Path, extra: tuple[str, ...]) -> None:
     argv, _, _ = started(engine(tmp_path, Settings(vllm_extra_args=extra)))
-    assert argv[-3:] == extra
+    assert argv[-len(extra) :] == extra
 
 
 @pytest.mark.parametrize(

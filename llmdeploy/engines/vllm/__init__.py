@@ -87,7 +87,7 @@ class Vllm:
         if consent.given(artefact, found, trust=self._settings.trust_remote_code):
             content["trust_remote_code"] = True
         extra = tuple(self._settings.vllm_extra_args or ())
-        flags.check([*content, *extra], found)
+        flags.check(content, extra, found)
         config = paths.state_dir() / "vllm.yaml"
         return ServerSpec(
             argv=(found.python, *_module(found), "--config", str(config), *extra),

@@ -21,28 +21,19 @@ ENOUGH = 50
 """Flags; where fewer are found, the source is of a form that is not known here, and nothing is checked."""
 
 
-def check(words: Iterable[str], environment: Environment) -> None:
+def check(settings: Iterable[str], arguments: Iterable[str], environment: Environment) -> None:
     """Raises ConfigError for a setting or an argument that the installed vLLM does not have."""
     known = of(environment)
     if len(known) < ENOUGH:
         return
-    for word in words:
-        name = word.partition("=")[0].partition(".")[0].removeprefix("--").replace("_", "-")
-        is_flag = word.startswith("--") or not word.startswith("-")
-        if not is_flag or " " in word or not _could_be_flag(word) or name in known or _negated(name, known):
+    for word in (*settings, *(word.removeprefix("--") for word in arguments if word.startswith("--"))):
+        name = word.partition("=")[0].partition(".")[0].replace("_", "-")
+        # The beginning of a name is enough: vLLM itself says `--kv-cache-memory`.
+        if any(flag.startswith((name, name.removeprefix("no-"))) for flag in known):
             continue
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean `--{near[0]}`?" if near else "`vllm serve --help=all` lists them"
         raise ConfigError(f"vLLM {environment.version} has no flag `--{name}`", hint)
-
-
-def _could_be_flag(word: str) -> bool:
-    """Values of arguments stand among them."""
-    return word.startswith("--") or re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)+|model|host|port|dtype", word) is not None
-
-
-def _negated(name: str, known: frozenset[str]) -> bool:
-    return name.startswith("no-") and name.removeprefix("no-") in known
 
 
 def of(environment: Environment) -> frozenset[str]:
