@@ -237,6 +237,15 @@ def test_a_flag_that_is_not_there(tmp_path: Path, extra: tuple[str, ...], messag
     assert (caught.value.message, caught.value.hint) == (message, hint)
 
 
+@pytest.mark.parametrize(
+    "extra", ["--port", "--host=0.0.0.0", "--served_model_name", "--por=1", "--uds=/x", "--api-key"]
+)
+def test_what_the_service_knows_the_server_by_is_no_argument(tmp_path: Path, extra: str) -> None:
+    with pytest.raises(ConfigError, match="is for llmdeploy to choose") as caught:
+        started(engine(tmp_path, Settings(vllm_extra_args=(extra, "x")), sources=""))
+    assert caught.value.hint == "take it out: `llmdeploy config show` tells where it is set"
+
+
 def test_a_setting_that_this_version_does_not_have(tmp_path: Path) -> None:
     old = engine(tmp_path, Settings(vllm_limit_mm_per_prompt="{}"))
     source = tmp_path / "site-packages" / "vllm" / "engine" / "arg_utils.py"

@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from llmdeploy.models.reference import ModelRef
     from llmdeploy.plan import Plan, Wishes
 
-OURS = ("model", "served_model_name", "host", "port")
-"""What no setting may change: the service knows the server by it."""
-
 
 def engine(settings: Settings) -> Vllm:
     return Vllm(settings)
