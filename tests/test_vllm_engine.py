@@ -360,3 +360,8 @@ def test_facts_of_the_shipped_model() -> None:
 def test_artefacts(text: str, location: object) -> None:
     assert Vllm(Settings()).artefact(parse(text)).location == location
     assert flags.yaml({"model": text}).endswith(f'model: "{text}"\n')
+
+
+def test_a_path_is_itself_in_the_file() -> None:
+    assert flags.yaml({"model": "/m/😀 ü"}).endswith('model: "/m/😀 ü"\n')
+    assert flags.yaml({"model": "/m/\udcff"}).endswith('model: "/m/\\udcff"\n'), "a name that is no UTF-8"

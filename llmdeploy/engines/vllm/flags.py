@@ -60,6 +60,6 @@ def of(environment: Environment) -> frozenset[str]:
 
 
 def yaml(content: Mapping[str, Any]) -> str:
-    """A file for `vllm serve --config`: a line a setting. JSON's values are YAML's too."""
-    lines = [f"{name.replace('_', '-')}: {json.dumps(value)}" for name, value in content.items()]
-    return "\n".join([HEAD, *lines, ""])
+    """A file for `vllm serve --config`: a line a setting. JSON's values are YAML's too, but for pairs of surrogates."""
+    lines = [f"{name.replace('_', '-')}: {json.dumps(value, ensure_ascii=False)}" for name, value in content.items()]
+    return "\n".join([HEAD, *lines, ""]).encode(errors="backslashreplace").decode()
