@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -347,6 +348,19 @@ def test_facts_of_the_shipped_model() -> None:
     assert (facts.key_length, facts.embedding_length, facts.context_length) == (32, 128, 8192)
     assert facts.capabilities == ("text", "image")
     assert facts.weights_bytes == (SELFTEST / "hf" / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("value", [5, True, "X", {}, [], [[]], -1, 1.5, 10**400, None])
+@pytest.mark.parametrize("name", ["architectures", "auto_map", "text_config", "hidden_size", "num_key_value_heads"])
+def test_a_configuration_of_odd_values_is_no_accident(tmp_path: Path, name: str, value: object) -> None:
+    config = json.loads((SELFTEST / "hf" / "config.json").read_text())
+    for table in (config, config["text_config"]):
+        table[name] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    odd = HfModel(tmp_path)
+    assert odd.remote_code() == ()
+    with contextlib.suppress(DoesNotFit):
+        fit.plan(odd.facts(), machines.load("cpu-only"), Wishes(), {}, "cpu").demand_fit("odd")
 
 
 @pytest.mark.parametrize(

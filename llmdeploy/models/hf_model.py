@@ -112,8 +112,9 @@ def read_hf(folder: Path) -> ModelFacts:
     assert isinstance(text, dict)
     layers, heads, hidden = (_number(text, name) for name in LAYERS_HEADS_HIDDEN)
     head = _number(text, "head_dim", hidden // heads if heads else 0)
+    architectures = config.get("architectures")
     return ModelFacts(
-        architecture=str(next(iter(config.get("architectures") or ["unknown"]))),
+        architecture=str(architectures[0]) if isinstance(architectures, list) and architectures else "unknown",
         weights_bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
         kv_heads=(_number(text, "num_key_value_heads", heads),) * min(layers, 100_000),
         key_length=head,
@@ -127,13 +128,14 @@ def read_hf(folder: Path) -> ModelFacts:
 
 
 LAYERS_HEADS_HIDDEN = ("num_hidden_layers", "num_attention_heads", "hidden_size")
+LARGEST = 2**63 - 1
 UNKNOWN_LENGTH = 2**31
 """Of a model that tells no context length: any wish is within it."""
 
 
 def _number(table: dict[str, Any], name: str, default: int = 0) -> int:
     value = table.get(name)
-    return value if isinstance(value, int) and value >= 0 else default
+    return value if isinstance(value, int) and 0 <= value <= LARGEST else default
 
 
 def _json(file: Path) -> dict[str, Any]:
