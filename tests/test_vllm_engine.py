@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -348,6 +349,13 @@ def test_facts_of_the_shipped_model() -> None:
     assert (facts.key_length, facts.embedding_length, facts.context_length) == (32, 128, 8192)
     assert facts.capabilities == ("text", "image")
     assert facts.weights_bytes == (SELFTEST / "hf" / "model.safetensors").stat().st_size
+
+
+def test_weights_that_are_there_twice_count_once(tmp_path: Path) -> None:
+    shutil.copy(SELFTEST / "hf" / "config.json", tmp_path)
+    for name in ("consolidated", "model-00001-of-00002", "model-00002-of-00002"):
+        (tmp_path / f"{name}.safetensors").write_bytes(bytes(2000 if name == "consolidated" else 1000))
+    assert HfModel(tmp_path).facts().weights_bytes == 2000
 
 
 @pytest.mark.parametrize("value", [5, True, "X", {}, [], [[]], -1, 1.5, 10**400, None])

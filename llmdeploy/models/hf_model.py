@@ -115,7 +115,7 @@ def read_hf(folder: Path) -> ModelFacts:
     architectures = config.get("architectures")
     return ModelFacts(
         architecture=str(architectures[0]) if isinstance(architectures, list) and architectures else "unknown",
-        weights_bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+        weights_bytes=sum(file.stat().st_size for file in _weights(folder)),
         kv_heads=(_number(text, "num_key_value_heads", heads),) * min(layers, 100_000),
         key_length=head,
         value_length=head,
@@ -125,6 +125,11 @@ def read_hf(folder: Path) -> ModelFacts:
         capabilities=("text", "image") if "vision_config" in config else ("text",),
         source="config.json and the safetensors files",
     )
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The safetensors files that vLLM loads: of a repository of Mistral's, which has them twice, the consolidated."""
+    return list(folder.glob("consolidated*.safetensors")) or list(folder.glob("*.safetensors"))
 
 
 LAYERS_HEADS_HIDDEN = ("num_hidden_layers", "num_attention_heads", "hidden_size")
