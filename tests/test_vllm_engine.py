@@ -79,6 +79,21 @@ def test_what_others_use_of_a_gpu_is_left_to_them() -> None:
     assert plan.available.bytes < gpu.memory_total // 2
 
 
+def test_a_busy_gpu_that_is_not_needed_is_in_nobodys_way() -> None:
+    machine = machines.load("2x4090")
+    first, second = machine.gpus
+    busy = replace(machine, gpus=(first, replace(second, memory_free=GIB)))
+    plan = fit.plan(QWEN_VL_7B, busy, Wishes(), {}, "cuda")
+    assert chosen(plan) == {"gpu_memory_utilization": 0.92, "tensor_parallel_size": 1}
+    assert plan.fits
+
+
+def test_the_gpus_of_a_pipeline_are_no_more_than_there_are() -> None:
+    plan = planned("2x4090", model(30), pipeline_parallel_size=2)
+    assert chosen(plan)["tensor_parallel_size"] == 1
+    assert plan.fits
+
+
 def test_a_model_that_no_gpu_holds_is_refused_with_the_numbers() -> None:
     plan = planned("1x4090", QWEN_72B)
     with pytest.raises(DoesNotFit, match=r"needs 139\.\d GiB .* and 22\.\d GiB is free"):

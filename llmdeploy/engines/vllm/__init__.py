@@ -138,5 +138,7 @@ def _variables(device: str) -> dict[str, str]:
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
         "NO_COLOR": "1",
+        # The first GPU of the plan is the first of vLLM's; CUDA alone counts the fastest first.
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     }
     return {**variables, "VLLM_TARGET_DEVICE": "cpu"} if device == "cpu" else variables
