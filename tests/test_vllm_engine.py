@@ -366,6 +366,29 @@ def test_facts_of_the_shipped_model() -> None:
     assert facts.weights_bytes == (SELFTEST / "hf" / "model.safetensors").stat().st_size
 
 
+@pytest.mark.parametrize(
+    ("config", "bytes_per_token"),
+    [
+        ({"num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "hidden_size": 3584}, 57_344),
+        ({"num_hidden_layers": 61, "num_attention_heads": 128, "kv_lora_rank": 512, "qk_rope_head_dim": 64}, 70_272),
+        (
+            {
+                "num_hidden_layers": 64,
+                "num_attention_heads": 24,
+                "num_key_value_heads": 4,
+                "head_dim": 256,
+                "layer_types": [*(["linear_attention"] * 3), "full_attention"] * 16,
+            },
+            65_536,
+        ),
+    ],
+    ids=["grouped", "latent", "hybrid"],
+)
+def test_the_kv_cache_of_a_token(tmp_path: Path, config: dict[str, Any], bytes_per_token: int) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert HfModel(tmp_path).facts().kv_bytes_per_token() == bytes_per_token
+
+
 def test_weights_that_are_there_twice_count_once(tmp_path: Path) -> None:
     shutil.copy(SELFTEST / "hf" / "config.json", tmp_path)
     for name in ("consolidated", "model-00001-of-00002", "model-00002-of-00002"):
