@@ -17,7 +17,7 @@ from llmdeploy.config import Settings
 from llmdeploy.engines.base import EngineStatus
 from llmdeploy.engines.vllm import Vllm, consent, fit, flags
 from llmdeploy.engines.vllm.environment import Contents, Environment, Found
-from llmdeploy.errors import ConfigError, DoesNotFit, EngineMissing, NotPermitted, Remedy
+from llmdeploy.errors import ConfigError, DoesNotFit, EngineMissing, ModelInvalid, NotPermitted, Remedy
 from llmdeploy.models.facts import ModelFacts
 from llmdeploy.models.hf_model import HfModel
 from llmdeploy.models.reference import CatalogName, parse
@@ -387,6 +387,15 @@ def test_facts_of_the_shipped_model() -> None:
 def test_the_kv_cache_of_a_token(tmp_path: Path, config: dict[str, Any], bytes_per_token: int) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert HfModel(tmp_path).facts().kv_bytes_per_token() == bytes_per_token
+
+
+def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json", "generation_config.json"):
+        shutil.copy(SELFTEST / "hf" / name, tmp_path)
+    with pytest.raises(ModelInvalid, match="holds no tokenizer"):
+        Vllm(Settings()).facts(HfModel(tmp_path))
+    (tmp_path / "tokenizer.model").touch()
+    assert Vllm(Settings()).facts(HfModel(tmp_path)).layers == 4
 
 
 def test_weights_that_are_there_twice_count_once(tmp_path: Path) -> None:

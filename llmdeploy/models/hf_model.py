@@ -22,8 +22,8 @@ CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py", "*.tiktoken")
 """What vLLM reads of a repository; others, such as `*.bin` and `*.gguf`, hold the same weights once more."""
-BYTES_PER_ELEMENT = 2
-"""Of the KV cache: bf16 or f16."""
+TOKENIZERS = ("token*", "vocab*", "tekken*", "*.model", "*.tiktoken")
+"""One of them is there, whatever kind the model has."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,13 @@ class HfModel:
     def facts(self) -> ModelFacts:
         """Raises ModelNotFound, ModelInvalid."""
         return read_hf(self.folder)
+
+    def require_tokenizer(self) -> None:
+        """Raises ModelInvalid where there is none: vLLM would serve all the same, and answer with garbage."""
+        if not any(any(self.folder.glob(pattern)) for pattern in TOKENIZERS):
+            raise ModelInvalid(
+                f"`{self.folder}` holds no tokenizer", "put the model's own there: `tokenizer.json` in most cases"
+            )
 
     def remote_code(self) -> tuple[Path, ...]:
         """The Python files that the model's configuration would have run; none for a model of known architecture."""

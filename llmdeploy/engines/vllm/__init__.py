@@ -64,6 +64,7 @@ class Vllm:
         artefact.pull(on_progress)
 
     def facts(self, artefact: HfModel) -> ModelFacts:
+        artefact.require_tokenizer()
         return artefact.facts()
 
     def plan(self, facts: ModelFacts, hardware: Hardware, wishes: Wishes) -> Plan:
