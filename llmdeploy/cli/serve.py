@@ -145,7 +145,8 @@ def _serve_here(reference: ModelRef, settings: Settings, *, repair: bool, as_jso
     from llmdeploy.service.signals import Terminated
 
     wishes = Wishes(settings.context, settings.parallel)
-    order = Order(reference, settings.port, wishes, settings.timeout, repair)
+    own = str(settings.of_engine(settings.engine))
+    order = Order(reference, settings.port, wishes, settings.timeout, repair, own)
     # In the background the record tells what happens, and the command that started it wants one answer.
     streams = as_json and state.TICKET not in os.environ
     with ExitStack() as stack:

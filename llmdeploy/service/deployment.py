@@ -146,10 +146,10 @@ class _Service:
 
     @property
     def _kind(self) -> str:
-        """What makes a start like another: the engine and its version, the model, the wishes, the machine."""
-        machine = hardware.detect()
+        """What makes a start like another: the engine, its version and settings, the model, the wishes, the machine."""
+        order, machine = self.order, hardware.detect()
         memory = [machine.memory_total, *(gpu.memory_total for gpu in machine.gpus)]
-        return f"{self.record.engine} {self.candidate.version} {self.order.model} {self.order.wishes} {memory}"
+        return f"{self.record.engine} {self.candidate.version} {order.settings} {order.model} {order.wishes} {memory}"
 
     async def run(self) -> None:
         """Start the server, wait until it is ready, and keep it until a signal comes or it cannot be kept."""

@@ -10,7 +10,6 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from llmdeploy.config import keys
 from llmdeploy.plan import GIB, MIB, MemoryPart, Plan, Setting, Wishes, free_memory, in_gib, make_plan
 
 if TYPE_CHECKING:
@@ -33,13 +32,9 @@ NOT_FLAGS = ("python", "extra_args")
 
 def named(settings: Settings) -> dict[str, Any]:
     """What the user set of vLLM's own settings, by their names."""
-    found = {}
-    for key in keys():
-        if key.words[:2] == ("engines", "vllm") and key.words[2] not in NOT_FLAGS:
-            found[key.words[2]] = getattr(settings, key.attribute)
-    if settings.context is not None:
-        del found["max_model_len"]  # it is for where `context` names none
-    return {name: value for name, value in found.items() if value is not None}
+    # `max_model_len` is for where `context` names none.
+    others = NOT_FLAGS if settings.context is None else (*NOT_FLAGS, "max_model_len")
+    return {name: value for name, value in settings.of_engine("vllm").items() if name not in others}
 
 
 def plan(facts: ModelFacts, hardware: Hardware, wishes: Wishes, wanted: dict[str, Any], device: str) -> Plan:
