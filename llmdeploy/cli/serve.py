@@ -111,7 +111,7 @@ def _agrees(error: LlmdeployError) -> bool:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     out.warn(error.message)
-    return typer.confirm("Run this code on this machine?", default=False, err=True)
+    return out.ask("run this code on this machine?")
 
 
 def _refuse_foreign(flags: dict[str, Any], engine: str) -> None:
