@@ -7,7 +7,7 @@ import signal
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -20,9 +20,6 @@ from llmdeploy.errors import LlmdeployError, UsageError
 from llmdeploy.models.reference import ModelRef, parse
 from llmdeploy.service import state
 from llmdeploy.service.state import Record, Situation
-
-if TYPE_CHECKING:
-    pass
 
 EPILOG = """Examples:
 
