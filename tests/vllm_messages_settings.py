@@ -297,7 +297,7 @@ SETTINGS = [
         ["api_server.py: error: argument --dtype: invalid choice: 'nope' (choose from 'auto', 'half')"],
         Diagnosis(
             "vLLM does not take its arguments: argument --dtype: invalid choice: 'nope' (choose from 'auto', 'half')",
-            "correct it in `engines.vllm.extra_args`",
+            "`llmdeploy config show` tells where it is set",
         ),
     ),
     (

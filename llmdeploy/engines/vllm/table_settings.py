@@ -306,7 +306,11 @@ SETTINGS = (
         "this vLLM does not know `{words}`",
         "take it out of `engines.vllm.extra_args`, or " + NEWER,
     ),
-    Failure(r"error: (?P<words>argument -.+)", "vLLM does not take its arguments: {words}", EXTRA_ARGS),
+    Failure(
+        r"error: (?P<words>argument -.+)",
+        "vLLM does not take its arguments: {words}",
+        "`llmdeploy config show` tells where it is set",
+    ),
     Failure(
         r"invalid tool call parser: (?P<name>\S+)",
         "this vLLM has no tool call parser `{name}`",
