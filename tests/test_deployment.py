@@ -9,14 +9,17 @@ import pytest
 
 from llmdeploy import engines
 from llmdeploy.config import Settings
-from llmdeploy.errors import ServerDied, StartFailed
+from llmdeploy.errors import DoesNotFit, LlmdeployError, PortInUse, ServerDied, StartFailed
 from llmdeploy.models.reference import CatalogName
 from llmdeploy.plan import Wishes
 from llmdeploy.service import deployment
 from llmdeploy.service.candidate import Order
 
 
-def test_a_server_that_served_long_and_starts_no_more_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [StartFailed, DoesNotFit, PortInUse])
+def test_a_server_that_served_long_and_starts_no_more_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, kind: type[LlmdeployError]
+) -> None:
     monkeypatch.setattr(deployment, "STEADY", -1)  # whatever served, served long
     delays = []
 
@@ -27,7 +30,7 @@ def test_a_server_that_served_long_and_starts_no_more_is_given_up(monkeypatch: p
         delays.append(delay)
         if len(delays) == 20:
             pytest.fail("it is started for ever")
-        raise StartFailed("it does not start", "")
+        raise kind("it does not start", "")
 
     monkeypatch.setattr(deployment._Service, "_serve", serve)
     monkeypatch.setattr(deployment._Service, "_restart", restart)

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmdeploy import hardware
-from llmdeploy.errors import LlmdeployError, ServerDied, StartFailed
+from llmdeploy.errors import DoesNotFit, LlmdeployError, PortInUse, ServerDied, StartFailed
 from llmdeploy.models.reference import served_name
 from llmdeploy.plan import Plan
 from llmdeploy.service import history, signals, state
@@ -215,7 +215,7 @@ class _Service:
                     await self._restart(ended, BACKOFF * 2 ** (crashes - 1), told)
                 began = time.monotonic()
                 await self._serve(told)
-            except (ServerDied, StartFailed) as error:
+            except (ServerDied, StartFailed, DoesNotFit, PortInUse) as error:  # what it held may not be free yet
                 crashes = crashes + 1 if time.monotonic() < began + STEADY else 1
                 if self.candidate.attached:
                     raise  # it is not ours to start
