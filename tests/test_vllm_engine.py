@@ -219,6 +219,12 @@ def test_every_setting_goes_into_the_file_under_vllms_own_name(tmp_path: Path) -
     assert len(expected) == 11
 
 
+@pytest.mark.parametrize(("timeout", "limit"), [(10, "600"), (1800.5, "1801")])
+def test_vllm_does_not_give_up_before_llmdeploy_does(tmp_path: Path, timeout: float, limit: str) -> None:
+    _, _, spec = started(engine(tmp_path, Settings(timeout=timeout)))
+    assert spec.env["VLLM_ENGINE_READY_TIMEOUT_S"] == limit
+
+
 @pytest.mark.parametrize("length", [8192, 2048, "auto"])
 def test_a_wish_for_a_context_goes_before_max_model_len(tmp_path: Path, length: int | str) -> None:
     _, content, _ = started(engine(tmp_path, Settings(context=4096, vllm_max_model_len=length)), context=4096)

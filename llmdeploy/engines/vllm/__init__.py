@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -92,7 +93,7 @@ class Vllm:
             base_url=f"http://127.0.0.1:{port}",
             health_path="/health",
             served_name=served_name,
-            env=_variables(self._device),
+            env=_variables(self._device, self._settings.timeout),
             files={config: flags.yaml(content)},
         )
 
@@ -129,7 +130,7 @@ def _module(found: environment.Environment) -> tuple[str, ...]:
     return "-m", "vllm.entrypoints.openai.api_server"
 
 
-def _variables(device: str) -> dict[str, str]:
+def _variables(device: str, timeout: float) -> dict[str, str]:
     variables = {
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
@@ -137,6 +138,8 @@ def _variables(device: str) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         # The folder a user stands in must not lend its modules to the server.
         "PYTHONSAFEPATH": "1",
+        # It does not give up before llmdeploy does.
+        "VLLM_ENGINE_READY_TIMEOUT_S": str(math.ceil(max(timeout, 600))),
         "PYTHONUNBUFFERED": "1",
         "NO_COLOR": "1",
         # The first GPU of the plan is the first of vLLM's; CUDA alone counts the fastest first.

@@ -344,6 +344,6 @@ SETTINGS = (
     Failure(
         r"Timed out waiting for engine core processes to start.*Waited (?P<seconds>\d+)s",
         "vLLM gave up on its own start after {seconds} seconds",
-        "give it longer: `VLLM_ENGINE_READY_TIMEOUT_S=1800 llmdeploy serve --timeout 1800`",
+        "give it longer: `llmdeploy serve --timeout 1800`",
     ),
 )  # fmt: skip
