@@ -191,6 +191,11 @@ class Settings:
     def source(self, name: str) -> str:
         return self.value(name).source
 
+    def of_engine(self, engine: str) -> dict[str, Any]:
+        """What is set of an engine's own settings, by the last words of their keys."""
+        own = {key.words[-1]: getattr(self, key.attribute) for key in keys() if key.words[:2] == ("engines", engine)}
+        return {name: value for name, value in own.items() if value is not None}
+
 
 def keys() -> tuple[Key, ...]:
     return tuple(Key(attribute=it.name, default=it.default, **it.metadata) for it in fields(Settings) if it.metadata)

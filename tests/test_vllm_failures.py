@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmdeploy.cli.app import COMMANDS
+from llmdeploy.config import keys
 from llmdeploy.engines import failures
 from llmdeploy.engines.failures import Diagnosis
 from llmdeploy.engines.vllm.failures import LAST_WORDS, VLLM, diagnose, telling_lines
@@ -55,7 +58,8 @@ RECORDED = {
         "`m_noconfig` is no model folder (it has no `config.json`) and no repository at the Hub", FOLDER
     ),
     "hfoffline": Diagnosis(
-        "the model is not on this machine and vLLM may not use the network", "fetch it first: `llmdeploy pull`"
+        "the model is not on this machine and vLLM may not use the network",
+        "`llmdeploy serve` fetches it by its name at the Hub",
     ),
     "port": Diagnosis(
         "the port was taken by another program while the server started", "give another with `--port`"
@@ -70,7 +74,7 @@ RECORDED = {
     ),
     "remote": Diagnosis(
         "the model brings Python code of its own, which vLLM does not run unasked",
-        f"read that code; where you trust it: {config_set('trust_remote_code true')}",
+        "read that code; where you trust it: `llmdeploy serve` again with `--trust-remote-code`",
     ),
     "remotetrust": Diagnosis(
         "the model's own code is not complete: `modeling_foo.py` is missing", "fetch the model again"
@@ -215,6 +219,13 @@ FORMATS = {
 @pytest.mark.parametrize(("message", "expected"), MESSAGES, ids=[message[0][:50] for message, _ in MESSAGES])
 def test_messages(embed: Callable[[list[str]], list[str]], message: list[str], expected: Diagnosis) -> None:
     assert diagnose(embed(message), 1) == expected
+
+
+def test_the_commands_of_the_hints_are_there() -> None:
+    commands = {command for row in VLLM for command in re.findall(r"`(?:\w+=\S+ )*llmdeploy (\w+)", row.fix)}
+    assert commands <= COMMANDS.keys()
+    settings = {key for row in VLLM for key in re.findall(r"config set (\S+)", row.fix)}
+    assert settings <= {key.name for key in keys()}
 
 
 def test_every_row_is_told_by_some_case(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -254,7 +254,7 @@ def test_the_disk_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     plan = replace(install.plan(cpu=True), size=Size(1, free + 2**40, "this test"))
     with pytest.raises(InstallFailed, match=r"vLLM takes .* GiB, and .* GiB are free for `.*/data/engines/vllm`") as it:
         install.carry_out(plan, lambda *_: None)
-    assert it.value.hint == "on another disk: `LLMDEPLOY_DATA_DIR=/path/to/folder llmdeploy engines install vllm`"
+    assert it.value.hint == "on another disk: `export LLMDEPLOY_DATA_DIR=/path/to/folder`, for `serve` too"
     assert not (tmp_path / "data").exists()
 
 

@@ -229,3 +229,18 @@ def test_any_lines_go_forward(lines: list[str]) -> None:
     told = [event for line in lines if (event := progress.feed(line))]
     steps = [(names.index(event.phase), event.percent or 0) for event in told]
     assert steps == sorted(steps)
+
+
+@pytest.mark.parametrize(
+    ("line", "doomed"),
+    [
+        ("(EngineCore pid=1) ERROR 11-22 16:06:15 [multiproc_executor.py:315] Worker proc W died unexpectedly", True),
+        ("vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue.", True),
+        ('(APIServer pid=1) INFO:     127.0.0.1:5 - "GET /EngineDeadError HTTP/1.1" 404 Not Found', False),
+        ("(APIServer pid=1) INFO 11-22 16:06:15 [logger.py:1] prompt: 'why has it died unexpectedly?'", False),
+    ],
+)
+def test_the_words_of_a_request_end_no_server(line: str, doomed: bool) -> None:
+    progress = Progress()
+    progress.feed(line)
+    assert progress.is_doomed == doomed

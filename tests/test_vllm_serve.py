@@ -18,6 +18,7 @@ import pytest
 from openai import OpenAI
 
 from tests.conftest import EXAMPLES, SELFTEST, World, until
+from tests.test_engines_command import CTRL_C, at_a_terminal
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 
@@ -249,6 +250,20 @@ def test_code_of_the_models_own_runs_by_an_explicit_yes_alone(vllm: World) -> No
     (model / "configuration_foo.py").write_text(f"open({str(mark)!r}, 'w')\n")
     assert refused(vllm, model)[0] == error
     assert not mark.exists(), "and for no other"
+
+
+@pytest.mark.parametrize(("answer", "status"), [("n\n", 1), ("\x04", 1), (CTRL_C, 130)])
+def test_at_a_terminal_it_is_asked_for(vllm: World, answer: str, status: int) -> None:
+    model = changed(
+        vllm.folder / "model",
+        Qwen2_5_VLForConditionalGeneration="FooForCausalLM",
+        **{'"model_type": "qwen2_5_vl",': '"model_type": "foo", "auto_map": {"AutoConfig": "configuration_foo.Foo"},'},
+    )
+    (model / "configuration_foo.py").touch()
+    ended, seen = at_a_terminal(vllm, "serve", str(model), answer=answer)
+    assert ended == status, seen
+    assert "run this code on this machine? [y/N] " in seen
+    assert "Traceback" not in seen
 
 
 def test_a_context_that_does_not_fit_is_repaired_to_the_engines_estimate(vllm: World) -> None:

@@ -6,7 +6,6 @@ The model or the machine is at fault here. Most come of GPUs, drivers and cluste
 from __future__ import annotations
 
 from llmdeploy.engines.failures import Diagnosis
-from tests.vllm_messages_settings import config_set
 
 NEWER = "take a newer one: `pip install --upgrade vllm`"
 DRIVER = "update the driver, or install the vLLM that suits it: `uv pip install --upgrade vllm --torch-backend=auto`"
@@ -25,7 +24,7 @@ MODEL = [
          "`--trust-remote-code` flag in the CLI."],
         Diagnosis(
             "the model brings Python code of its own, which vLLM does not run unasked",
-            f"read that code; where you trust it: {config_set('trust_remote_code true')}",
+            "read that code; where you trust it: `llmdeploy serve` again with `--trust-remote-code`",
         ),
     ),
     (

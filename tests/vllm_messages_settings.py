@@ -297,7 +297,7 @@ SETTINGS = [
         ["api_server.py: error: argument --dtype: invalid choice: 'nope' (choose from 'auto', 'half')"],
         Diagnosis(
             "vLLM does not take its arguments: argument --dtype: invalid choice: 'nope' (choose from 'auto', 'half')",
-            "correct it in `engines.vllm.extra_args`",
+            "`llmdeploy config show` tells where it is set",
         ),
     ),
     (
@@ -321,7 +321,7 @@ SETTINGS = [
          "for large models. Waited 600s (configured by VLLM_ENGINE_READY_TIMEOUT_S)."],
         Diagnosis(
             "vLLM gave up on its own start after 600 seconds",
-            "give it longer: `VLLM_ENGINE_READY_TIMEOUT_S=1800 llmdeploy serve --timeout 1800`",
+            "give it longer: `llmdeploy serve --timeout 1800`",
         ),
     ),
 ]  # fmt: skip

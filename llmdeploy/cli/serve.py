@@ -7,7 +7,7 @@ import signal
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -20,9 +20,6 @@ from llmdeploy.errors import LlmdeployError, UsageError
 from llmdeploy.models.reference import ModelRef, parse
 from llmdeploy.service import state
 from llmdeploy.service.state import Record, Situation
-
-if TYPE_CHECKING:
-    pass
 
 EPILOG = """Examples:
 
@@ -111,7 +108,7 @@ def _agrees(error: LlmdeployError) -> bool:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     out.warn(error.message)
-    return typer.confirm("Run this code on this machine?", default=False, err=True)
+    return out.ask("run this code on this machine?")
 
 
 def _refuse_foreign(flags: dict[str, Any], engine: str) -> None:
@@ -145,7 +142,8 @@ def _serve_here(reference: ModelRef, settings: Settings, *, repair: bool, as_jso
     from llmdeploy.service.signals import Terminated
 
     wishes = Wishes(settings.context, settings.parallel)
-    order = Order(reference, settings.port, wishes, settings.timeout, repair)
+    own = str(settings.of_engine(settings.engine))
+    order = Order(reference, settings.port, wishes, settings.timeout, repair, own)
     # In the background the record tells what happens, and the command that started it wants one answer.
     streams = as_json and state.TICKET not in os.environ
     with ExitStack() as stack:

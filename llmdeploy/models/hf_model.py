@@ -22,8 +22,8 @@ CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py", "*.tiktoken")
 """What vLLM reads of a repository; others, such as `*.bin` and `*.gguf`, hold the same weights once more."""
-BYTES_PER_ELEMENT = 2
-"""Of the KV cache: bf16 or f16."""
+TOKENIZERS = ("token*", "vocab*", "tekken*", "*.model", "*.tiktoken")
+"""One of them is there, whatever kind the model has."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,13 @@ class HfModel:
     def facts(self) -> ModelFacts:
         """Raises ModelNotFound, ModelInvalid."""
         return read_hf(self.folder)
+
+    def require_tokenizer(self) -> None:
+        """Raises ModelInvalid where there is none: vLLM would serve all the same, and answer with garbage."""
+        if not any(any(self.folder.glob(pattern)) for pattern in TOKENIZERS):
+            raise ModelInvalid(
+                f"`{self.folder}` holds no tokenizer", "put the model's own there: `tokenizer.json` in most cases"
+            )
 
     def remote_code(self) -> tuple[Path, ...]:
         """The Python files that the model's configuration would have run; none for a model of known architecture."""
@@ -111,13 +118,14 @@ def read_hf(folder: Path) -> ModelFacts:
     text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
     assert isinstance(text, dict)
     layers, heads, hidden = (_number(text, name) for name in LAYERS_HEADS_HIDDEN)
-    head = _number(text, "head_dim", hidden // heads if heads else 0)
+    key_value, key, value = _cached_heads(text, heads, hidden)
+    architectures = config.get("architectures")
     return ModelFacts(
-        architecture=str(next(iter(config.get("architectures") or ["unknown"]))),
-        weights_bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
-        kv_heads=(_number(text, "num_key_value_heads", heads),) * min(layers, 100_000),
-        key_length=head,
-        value_length=head,
+        architecture=str(architectures[0]) if isinstance(architectures, list) and architectures else "unknown",
+        weights_bytes=sum(file.stat().st_size for file in _weights(folder)),
+        kv_heads=_per_layer(text, key_value, min(layers, 100_000)),
+        key_length=key,
+        value_length=value,
         embedding_length=hidden,
         vocabulary_size=_number(text, "vocab_size", 0),
         context_length=_number(text, "max_position_embeddings", 0) or UNKNOWN_LENGTH,
@@ -126,14 +134,37 @@ def read_hf(folder: Path) -> ModelFacts:
     )
 
 
+def _cached_heads(text: dict[str, Any], heads: int, hidden: int) -> tuple[int, int, int]:
+    """How many heads the KV cache has in a layer, and the lengths of a key and a value."""
+    if latent := _number(text, "kv_lora_rank"):  # DeepSeek's: one latent vector for all heads
+        return 1, latent + _number(text, "qk_rope_head_dim"), 0
+    length = _number(text, "head_dim", hidden // heads if heads else 0)
+    return _number(text, "num_key_value_heads", heads), length, length
+
+
+def _per_layer(text: dict[str, Any], heads: int, layers: int) -> tuple[int, ...]:
+    """The KV heads of each layer: none where a layer keeps a state of fixed size instead."""
+    kinds = text.get("layer_types")
+    if not isinstance(kinds, list) or len(kinds) != layers:
+        return (heads,) * layers
+    return tuple(0 if kind in STATEFUL else heads for kind in kinds)
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The safetensors files that vLLM loads: of a repository of Mistral's, which has them twice, the consolidated."""
+    return list(folder.glob("consolidated*.safetensors")) or list(folder.glob("*.safetensors"))
+
+
+STATEFUL = ("linear_attention", "mamba", "conv")
 LAYERS_HEADS_HIDDEN = ("num_hidden_layers", "num_attention_heads", "hidden_size")
+LARGEST = 2**63 - 1
 UNKNOWN_LENGTH = 2**31
 """Of a model that tells no context length: any wish is within it."""
 
 
 def _number(table: dict[str, Any], name: str, default: int = 0) -> int:
     value = table.get(name)
-    return value if isinstance(value, int) and value >= 0 else default
+    return value if isinstance(value, int) and 0 <= value <= LARGEST else default
 
 
 def _json(file: Path) -> dict[str, Any]:

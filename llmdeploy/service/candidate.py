@@ -51,6 +51,8 @@ class Order:
     """Seconds the server may take to become ready, once it is started."""
     repair: bool = True
     """Whether a start that fails may be tried again with the number that the engine names."""
+    settings: str = ""
+    """The engine's own settings, in words: under others, what an earlier start has taught does not hold."""
 
 
 @dataclass(frozen=True)

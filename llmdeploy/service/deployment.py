@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 from contextlib import suppress
@@ -11,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmdeploy import hardware
-from llmdeploy.errors import LlmdeployError, ServerDied, StartFailed
+from llmdeploy.errors import DoesNotFit, LlmdeployError, PortInUse, ServerDied, StartFailed
 from llmdeploy.models.reference import served_name
 from llmdeploy.plan import Plan
 from llmdeploy.service import history, signals, state
@@ -145,10 +146,10 @@ class _Service:
 
     @property
     def _kind(self) -> str:
-        """What makes a start like another: the engine and its version, the model, the wishes, the machine."""
-        machine = hardware.detect()
+        """What makes a start like another: the engine, its version and settings, the model, the wishes, the machine."""
+        order, machine = self.order, hardware.detect()
         memory = [machine.memory_total, *(gpu.memory_total for gpu in machine.gpus)]
-        return f"{self.record.engine} {self.candidate.version} {self.order.model} {self.order.wishes} {memory}"
+        return f"{self.record.engine} {self.candidate.version} {order.settings} {order.model} {order.wishes} {memory}"
 
     async def run(self) -> None:
         """Start the server, wait until it is ready, and keep it until a signal comes or it cannot be kept."""
@@ -210,10 +211,11 @@ class _Service:
         while True:
             try:
                 if ended is not None:
+                    began = math.inf  # a start that fails is no service
                     await self._restart(ended, BACKOFF * 2 ** (crashes - 1), told)
                 began = time.monotonic()
                 await self._serve(told)
-            except (ServerDied, StartFailed) as error:
+            except (ServerDied, StartFailed, DoesNotFit, PortInUse) as error:  # what it held may not be free yet
                 crashes = crashes + 1 if time.monotonic() < began + STEADY else 1
                 if self.candidate.attached:
                     raise  # it is not ours to start

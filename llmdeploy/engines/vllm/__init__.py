@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from llmdeploy.models.hub import OnProgress
     from llmdeploy.models.reference import ModelRef
     from llmdeploy.plan import Plan, Wishes
-
-OURS = ("model", "served_model_name", "host", "port")
-"""What no setting may change: the service knows the server by it."""
 
 
 def engine(settings: Settings) -> Vllm:
@@ -67,6 +65,7 @@ class Vllm:
         artefact.pull(on_progress)
 
     def facts(self, artefact: HfModel) -> ModelFacts:
+        artefact.require_tokenizer()
         return artefact.facts()
 
     def plan(self, facts: ModelFacts, hardware: Hardware, wishes: Wishes) -> Plan:
@@ -87,14 +86,14 @@ class Vllm:
         if consent.given(artefact, found, trust=self._settings.trust_remote_code):
             content["trust_remote_code"] = True
         extra = tuple(self._settings.vllm_extra_args or ())
-        flags.check([*content, *extra], found)
+        flags.check(content, extra, found)
         config = paths.state_dir() / "vllm.yaml"
         return ServerSpec(
             argv=(found.python, *_module(found), "--config", str(config), *extra),
             base_url=f"http://127.0.0.1:{port}",
             health_path="/health",
             served_name=served_name,
-            env=_variables(self._device),
+            env=_variables(self._device, self._settings.timeout),
             files={config: flags.yaml(content)},
         )
 
@@ -131,7 +130,7 @@ def _module(found: environment.Environment) -> tuple[str, ...]:
     return "-m", "vllm.entrypoints.openai.api_server"
 
 
-def _variables(device: str) -> dict[str, str]:
+def _variables(device: str, timeout: float) -> dict[str, str]:
     variables = {
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
@@ -139,7 +138,11 @@ def _variables(device: str) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         # The folder a user stands in must not lend its modules to the server.
         "PYTHONSAFEPATH": "1",
+        # It does not give up before llmdeploy does.
+        "VLLM_ENGINE_READY_TIMEOUT_S": str(math.ceil(max(timeout, 600))),
         "PYTHONUNBUFFERED": "1",
         "NO_COLOR": "1",
+        # The first GPU of the plan is the first of vLLM's; CUDA alone counts the fastest first.
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     }
     return {**variables, "VLLM_TARGET_DEVICE": "cpu"} if device == "cpu" else variables

@@ -20,17 +20,20 @@ CODE = "remote_code"
 
 
 def given(model: HfModel, environment: Environment, *, trust: bool) -> bool:
-    """Whether the model's own code is to run: not where it has none or vLLM has its own for that architecture.
+    """Whether the model's own code is to run: where it has some and somebody has agreed to it.
 
-    Raises NotPermitted for code that nobody has agreed to. A yes (`trust`) is remembered for this code.
+    Raises NotPermitted for code that nobody has agreed to, but for an architecture that vLLM has code of its own for:
+    most of those need none of the model's. A yes (`trust`) is remembered for this code.
     """
     files = model.remote_code()
-    if not files or model.facts().architecture in architectures(environment):
+    if not files:
         return False
     revision = model.code_revision()
     if revision in _agreed():
         return True
     if not trust:
+        if model.facts().architecture in architectures(environment):
+            return False
         names = ", ".join(f"`{file.name}`" for file in files)
         raise NotPermitted(
             f"`{model}` runs code of its own: {names} in `{model.folder}`",

@@ -10,7 +10,6 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from llmdeploy.config import keys
 from llmdeploy.plan import GIB, MIB, MemoryPart, Plan, Setting, Wishes, free_memory, in_gib, make_plan
 
 if TYPE_CHECKING:
@@ -33,11 +32,9 @@ NOT_FLAGS = ("python", "extra_args")
 
 def named(settings: Settings) -> dict[str, Any]:
     """What the user set of vLLM's own settings, by their names."""
-    found = {}
-    for key in keys():
-        if key.words[:2] == ("engines", "vllm") and key.words[2] not in NOT_FLAGS:
-            found[key.words[2]] = getattr(settings, key.attribute)
-    return {name: value for name, value in found.items() if value is not None}
+    # `max_model_len` is for where `context` names none.
+    others = NOT_FLAGS if settings.context is None else (*NOT_FLAGS, "max_model_len")
+    return {name: value for name, value in settings.of_engine("vllm").items() if name not in others}
 
 
 def plan(facts: ModelFacts, hardware: Hardware, wishes: Wishes, wanted: dict[str, Any], device: str) -> Plan:
@@ -68,14 +65,12 @@ def _on_gpus(facts: ModelFacts, hardware: Hardware, wishes: Wishes, wanted: dict
     if not hardware.gpus:  # another maker's, of which nothing is known here
         return make_plan(facts, wishes, None)
     gpus = [_memory(gpu, hardware) for gpu in hardware.gpus]
-    free, total = min(free for free, _ in gpus), min(total for _, total in gpus)
-    utilization = wanted.get("gpu_memory_utilization") or max(
-        0.05, math.floor(100 * min(UTILIZATION, free / total - SLACK)) / 100
-    )
-    share = int(total * utilization)
-    tensor = wanted.get("tensor_parallel_size") or _gpus_needed(facts, share, len(gpus))
     pipeline = wanted.get("pipeline_parallel_size") or 1
+    tensor = wanted.get("tensor_parallel_size") or _gpus_needed(facts, gpus, pipeline, wanted)
     used = tensor * pipeline
+    free, total = _least(gpus[:used])
+    utilization = _utilization(free, total, wanted)
+    share = int(total * utilization)
     reason = f"{utilization:.2f} of {in_gib(total)} on {used} GPU" + ("s" if used > 1 else "")
     found = make_plan(
         facts,
@@ -92,15 +87,27 @@ def _on_gpus(facts: ModelFacts, hardware: Hardware, wishes: Wishes, wanted: dict
     return replace(found, settings=_without(settings, wanted))
 
 
-def _gpus_needed(facts: ModelFacts, share: int, count: int) -> int:
-    """The fewest GPUs, 1, 2, 4 and so on, on which weights and one request fit; all that may be, where none do."""
-    heads = max(facts.kv_heads, default=1)
-    sizes = [size for size in (1, 2, 4, 8, 16) if size <= count and (heads % size == 0 or size % heads == 0)]
+def _gpus_needed(facts: ModelFacts, gpus: list[tuple[int, int]], pipeline: int, wanted: dict[str, Any]) -> int:
+    """The fewest GPUs for each layer, 1, 2, 4 and so on, on which weights and one request fit; all, where none do."""
+    heads = max(facts.kv_heads, default=1) or 1
+    possible = [size for size in (1, 2, 4, 8, 16) if size * pipeline <= len(gpus)]
+    sizes = [size for size in possible if heads % size == 0 or size % heads == 0]
     request = facts.kv_bytes_per_token() * min(8192, facts.context_length)
     for size in sizes:
-        if facts.weights_bytes / size * 1.02 + COMPUTE_BYTES + request / min(size, heads) <= share:
+        free, total = _least(gpus[: size * pipeline])  # vLLM takes the first
+        each = (facts.weights_bytes / size * 1.02 + request / min(size, heads)) / pipeline
+        if each + COMPUTE_BYTES <= total * _utilization(free, total, wanted):
             return size
     return sizes[-1] if sizes else 1
+
+
+def _utilization(free: int, total: int, wanted: dict[str, Any]) -> float:
+    found: float | None = wanted.get("gpu_memory_utilization")
+    return found or max(0.05, math.floor(100 * min(UTILIZATION, free / total - SLACK)) / 100)
+
+
+def _least(gpus: list[tuple[int, int]]) -> tuple[int, int]:
+    return min(free for free, _ in gpus), min(total for _, total in gpus)
 
 
 def _memory(gpu: Gpu, hardware: Hardware) -> tuple[int, int]:

@@ -16,33 +16,34 @@ if TYPE_CHECKING:
     from llmdeploy.engines.vllm.environment import Environment
 
 SOURCES = ("engine/arg_utils.py", "entrypoints/**/cli_args.py", "entrypoints/cli/serve.py", "config/*.py")
+OURS = ("model", "served-model-name", "host", "port", "uds", "api-key")
+"""What no argument may change: the service knows the server by it."""
 HEAD = "# Written by llmdeploy at each start. By hand: `vllm serve --config` and this file."
 ENOUGH = 50
 """Flags; where fewer are found, the source is of a form that is not known here, and nothing is checked."""
 
 
-def check(words: Iterable[str], environment: Environment) -> None:
-    """Raises ConfigError for a setting or an argument that the installed vLLM does not have."""
+def check(settings: Iterable[str], arguments: Iterable[str], environment: Environment) -> None:
+    """Raises ConfigError for a setting or an argument that the installed vLLM does not have, or that is ours."""
+    for word in arguments:
+        name = _name(word)
+        if word.startswith("--") and name and any(flag.startswith(name) for flag in OURS):
+            message = f"`--{name}` is for llmdeploy to choose, and `engines.vllm.extra_args` has it"
+            raise ConfigError(message, "take it out: `llmdeploy config show` tells where it is set")
     known = of(environment)
     if len(known) < ENOUGH:
         return
-    for word in words:
-        name = word.partition("=")[0].partition(".")[0].removeprefix("--").replace("_", "-")
-        is_flag = word.startswith("--") or not word.startswith("-")
-        if not is_flag or " " in word or not _could_be_flag(word) or name in known or _negated(name, known):
+    for name in map(_name, (*settings, *(word for word in arguments if word.startswith("--")))):
+        # The beginning of a name is enough: vLLM itself says `--kv-cache-memory`.
+        if any(flag.startswith((name, name.removeprefix("no-"))) for flag in known):
             continue
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean `--{near[0]}`?" if near else "`vllm serve --help=all` lists them"
         raise ConfigError(f"vLLM {environment.version} has no flag `--{name}`", hint)
 
 
-def _could_be_flag(word: str) -> bool:
-    """Values of arguments stand among them."""
-    return word.startswith("--") or re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)+|model|host|port|dtype", word) is not None
-
-
-def _negated(name: str, known: frozenset[str]) -> bool:
-    return name.startswith("no-") and name.removeprefix("no-") in known
+def _name(word: str) -> str:
+    return word.removeprefix("--").partition("=")[0].partition(".")[0].replace("_", "-")
 
 
 def of(environment: Environment) -> frozenset[str]:
@@ -59,6 +60,6 @@ def of(environment: Environment) -> frozenset[str]:
 
 
 def yaml(content: Mapping[str, Any]) -> str:
-    """A file for `vllm serve --config`: a line a setting. JSON's values are YAML's too."""
-    lines = [f"{name.replace('_', '-')}: {json.dumps(value)}" for name, value in content.items()]
-    return "\n".join([HEAD, *lines, ""])
+    """A file for `vllm serve --config`: a line a setting. JSON's values are YAML's too, but for pairs of surrogates."""
+    lines = [f"{name.replace('_', '-')}: {json.dumps(value, ensure_ascii=False)}" for name, value in content.items()]
+    return "\n".join([HEAD, *lines, ""]).encode(errors="backslashreplace").decode()

@@ -194,7 +194,7 @@ def require_space(plan: Installation) -> None:
     if free < plan.size.disk:
         raise InstallFailed(
             f"vLLM takes {in_gib(plan.size.disk)}, and {in_gib(free)} are free for `{plan.folder.parent}`",
-            "on another disk: `LLMDEPLOY_DATA_DIR=/path/to/folder llmdeploy engines install vllm`",
+            "on another disk: `export LLMDEPLOY_DATA_DIR=/path/to/folder`, for `serve` too",
         )
 
 

@@ -282,7 +282,9 @@ class Progress:
 
     def _take(self, line: Line) -> None:
         text = _PREFIX.sub("", line.text)
-        self.is_doomed = self.is_doomed or _DOOM.search(text) is not None
+        # What is told as information may quote a request: its address, its prompt.
+        if line.level in {None, "ERROR", "CRITICAL"} and _DOOM.search(text):
+            self.is_doomed = True
         self.learned = _learn(self.learned, text)
         for at in range(max(self._at, 0), len(PHASES)):
             if _SPELLINGS[at].match(text):

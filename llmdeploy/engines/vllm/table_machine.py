@@ -30,7 +30,7 @@ MODEL = (
     Failure(
         r"contains custom code which must be executed|consider setting `trust_remote_code=True`",
         "the model brings Python code of its own, which vLLM does not run unasked",
-        "read that code; where you trust it: `llmdeploy config set engines.vllm.trust_remote_code true`",
+        "read that code; where you trust it: `llmdeploy serve` again with `--trust-remote-code`",
     ),
     Failure(
         r"model type `(?P<name>[^`]*)` but Transformers does not recognize this architecture",
@@ -86,7 +86,7 @@ MODEL = (
     Failure(
         r"Cannot find an appropriate cached snapshot folder",
         "the model is not on this machine and vLLM may not use the network",
-        "fetch it first: `llmdeploy pull`",
+        "`llmdeploy serve` fetches it by its name at the Hub",
     ),
     Failure(
         r"SafetensorError: Error while deserializing header: (?P<words>.+)",

@@ -306,7 +306,11 @@ SETTINGS = (
         "this vLLM does not know `{words}`",
         "take it out of `engines.vllm.extra_args`, or " + NEWER,
     ),
-    Failure(r"error: (?P<words>argument -.+)", "vLLM does not take its arguments: {words}", EXTRA_ARGS),
+    Failure(
+        r"error: (?P<words>argument -.+)",
+        "vLLM does not take its arguments: {words}",
+        "`llmdeploy config show` tells where it is set",
+    ),
     Failure(
         r"invalid tool call parser: (?P<name>\S+)",
         "this vLLM has no tool call parser `{name}`",
@@ -340,6 +344,6 @@ SETTINGS = (
     Failure(
         r"Timed out waiting for engine core processes to start.*Waited (?P<seconds>\d+)s",
         "vLLM gave up on its own start after {seconds} seconds",
-        "give it longer: `VLLM_ENGINE_READY_TIMEOUT_S=1800 llmdeploy serve --timeout 1800`",
+        "give it longer: `llmdeploy serve --timeout 1800`",
     ),
 )  # fmt: skip
