@@ -659,6 +659,21 @@ def test_a_name_of_the_users_own_is_served_as_it_is(
     assert (attached_alone.names(), attached_alone.digest("mine:latest")) == (before, digest)
 
 
+@pytest.mark.parametrize("text", ["MINE", "ollama://library/mine"])
+def test_another_form_of_a_name_is_served(
+    world: World, attached_alone: OwnOllama, users_model: str, text: str
+) -> None:
+    """Ollama lists it in its own form, and answers to each."""
+    served(world, text, "--timeout", "20")
+    assert world.run("chat", "Count to 3", "--temperature", "0").stdout == "1 2 3\n"
+
+
+def test_a_file_with_capitals_in_its_name_is_served(world: World, attached_alone: OwnOllama) -> None:
+    weights = copy_selftest(world.work).rename(world.work / "My-Model-Q4_K_M.gguf")
+    assert served(world, weights, "--timeout", "20")["served_name"] == "My-Model-Q4_K_M"
+    assert world.run("chat", "Count to 3", "--temperature", "0").stdout == "1 2 3\n"
+
+
 def test_a_context_that_the_users_own_model_cannot_have_is_refused(
     world: World, attached_alone: OwnOllama, users_model: str
 ) -> None:
