@@ -742,6 +742,14 @@ def test_two_of_us_serve_under_two_names(world: World, attached_alone: OwnOllama
     assert [model["name"] for model in attached_alone.running()] == ["selftest:latest"]
 
 
+def test_what_the_user_made_of_an_alias_is_kept(world: World, attached_alone: OwnOllama) -> None:
+    served(world, "selftest")
+    attached_alone.ask("/api/copy", {"source": "selftest", "destination": "copied"})
+    attached_alone.ask("/api/create", {"model": "made", "from": "selftest", "system": "Be brief.", "stream": False})
+    assert world.run("stop").status == 0
+    assert attached_alone.aliases() == {"copied:latest", "made:latest"}
+
+
 def test_an_alias_of_ours_that_is_stale_is_replaced(world: World, attached_alone: OwnOllama) -> None:
     """A crash of the machine leaves it, and a record that is gone tells nothing of it."""
     killed(world, attached_alone)
