@@ -23,6 +23,9 @@ from openai import OpenAI
 
 from llmdeploy.config import Settings
 from llmdeploy.engines.ollama import Ollama as Engine
+from llmdeploy.engines.ollama.api import Daemon
+from llmdeploy.engines.ollama.imports import Import
+from llmdeploy.models.gguf import GgufModel
 from llmdeploy.service.control import STOP_DEADLINE
 from tests.conftest import EXAMPLES, SELFTEST, Ollama, OwnOllama, World, copy_selftest, until
 from tests.ollama_replay import closed_port
@@ -521,6 +524,28 @@ def test_a_file_is_pushed_where_the_store_is_not_ours(world: World, attached_alo
     assert [file for file in wrong.rglob("*") if file.is_file()] == []
 
 
+def test_a_store_that_cannot_be_written_is_told_in_ollamas_words(world: World, attached_alone: OwnOllama) -> None:
+    world.environment["OLLAMA_MODELS"] = str(attached_alone.store)
+    weights = copy_selftest(world.work / "m")
+    (attached_alone.store / "manifests" / "registry.ollama.ai").write_text("in the place of a folder")
+    error = refused(world, weights)
+    assert error["code"] == "request_failed"
+    assert error["message"].startswith("Ollama says: ")
+    assert [file.name for file in attached_alone.store.iterdir() if file.is_file()] == []
+
+
+def test_a_store_on_a_full_disk_is_told(world: World, attached_alone: OwnOllama) -> None:
+    world.environment["OLLAMA_MODELS"] = str(attached_alone.store)
+    weights = copy_selftest(world.work / "m", mmproj=False)
+    tag = Import(Daemon(attached_alone.url), attached_alone.store, GgufModel(weights)).name().partition(":")[2]
+    (attached_alone.store / f".{tag}").symlink_to("/dev/full")  # where the manifest is written first
+    error = refused(world, weights)
+    assert error["code"] == "download_failed"
+    assert error["message"] == f"the disk of Ollama's store `{attached_alone.store}` is full"
+    assert attached_alone.names() == set()
+    assert [file.name for file in attached_alone.store.iterdir() if not file.is_dir()] == []
+
+
 @pytest.mark.parametrize("way", ["linked", "pushed"])
 def test_an_import_is_made_once(world: World, attached_alone: OwnOllama, way: str) -> None:
     if way == "linked":
@@ -660,9 +685,7 @@ def test_a_name_of_the_users_own_is_served_as_it_is(
 
 
 @pytest.mark.parametrize("text", ["MINE", "ollama://library/mine"])
-def test_another_form_of_a_name_is_served(
-    world: World, attached_alone: OwnOllama, users_model: str, text: str
-) -> None:
+def test_another_form_of_a_name_is_served(world: World, attached_alone: OwnOllama, users_model: str, text: str) -> None:
     """Ollama lists it in its own form, and answers to each."""
     served(world, text, "--timeout", "20")
     assert world.run("chat", "Count to 3", "--temperature", "0").stdout == "1 2 3\n"
