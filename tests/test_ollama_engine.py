@@ -313,9 +313,18 @@ def test_a_deployment_is_made_and_undone(world: World, recorded: Replay) -> None
     assert last == ["/api/generate", "/api/show", "/api/delete"]  # unloaded before its name goes
 
 
-def test_an_alias_of_another_state_folder_is_not_removed(world: World, recorded: Replay) -> None:
+@pytest.mark.parametrize(
+    ("text", "others"),
+    [
+        ("{state} of ", "/another of "),
+        ("of {host}.", "of {host}0."),  # the name of another machine that begins like ours
+        ("served as selftest:", "served as mine:"),  # what the user copied from an alias
+    ],
+)
+def test_an_alias_that_is_not_ours_is_not_removed(world: World, recorded: Replay, text: str, others: str) -> None:
     """Ours is told by its mark alone."""
-    renamed(recorded, {f"{world.state} of ": "/another of "})
+    names = {"state": world.state, "host": socket.gethostname()}
+    renamed(recorded, {text.format(**names): others.format(**names)})
     recorded.exchanges[:] = [
         one
         for one in recorded.exchanges
@@ -332,9 +341,14 @@ def test_an_alias_of_another_state_folder_is_not_removed(world: World, recorded:
     [
         ("MIT", ModelInvalid, "Ollama has another model that is called `selftest`, and llmdeploy overwrites none"),
         (
-            "llmdeploy: an alias for as long as it is served, state folder /other of far",
+            "llmdeploy: an alias for as long as it is served as selftest:latest, state folder /other of far.",
             AlreadyServing,
             "another llmdeploy serves `selftest` on this Ollama (state folder /other of far)",
+        ),
+        (
+            "llmdeploy: an alias for as long as it is served as another:latest, state folder /other of far.",
+            ModelInvalid,
+            "Ollama has another model that is called `selftest`, and llmdeploy overwrites none",
         ),
     ],
 )

@@ -23,6 +23,9 @@ from openai import OpenAI
 
 from llmdeploy.config import Settings
 from llmdeploy.engines.ollama import Ollama as Engine
+from llmdeploy.engines.ollama.api import Daemon
+from llmdeploy.engines.ollama.imports import Import
+from llmdeploy.models.gguf import GgufModel
 from llmdeploy.service.control import STOP_DEADLINE
 from tests.conftest import EXAMPLES, SELFTEST, Ollama, OwnOllama, World, copy_selftest, until
 from tests.ollama_replay import closed_port
@@ -521,6 +524,28 @@ def test_a_file_is_pushed_where_the_store_is_not_ours(world: World, attached_alo
     assert [file for file in wrong.rglob("*") if file.is_file()] == []
 
 
+def test_a_store_that_cannot_be_written_is_told_in_ollamas_words(world: World, attached_alone: OwnOllama) -> None:
+    world.environment["OLLAMA_MODELS"] = str(attached_alone.store)
+    weights = copy_selftest(world.work / "m")
+    (attached_alone.store / "manifests" / "registry.ollama.ai").write_text("in the place of a folder")
+    error = refused(world, weights)
+    assert error["code"] == "request_failed"
+    assert error["message"].startswith("Ollama says: ")
+    assert [file.name for file in attached_alone.store.iterdir() if file.is_file()] == []
+
+
+def test_a_store_on_a_full_disk_is_told(world: World, attached_alone: OwnOllama) -> None:
+    world.environment["OLLAMA_MODELS"] = str(attached_alone.store)
+    weights = copy_selftest(world.work / "m", mmproj=False)
+    tag = Import(Daemon(attached_alone.url), attached_alone.store, GgufModel(weights)).name().partition(":")[2]
+    (attached_alone.store / f".{tag}").symlink_to("/dev/full")  # where the manifest is written first
+    error = refused(world, weights)
+    assert error["code"] == "download_failed"
+    assert error["message"] == f"the disk of Ollama's store `{attached_alone.store}` is full"
+    assert attached_alone.names() == set()
+    assert [file.name for file in attached_alone.store.iterdir() if not file.is_dir()] == []
+
+
 @pytest.mark.parametrize("way", ["linked", "pushed"])
 def test_an_import_is_made_once(world: World, attached_alone: OwnOllama, way: str) -> None:
     if way == "linked":
@@ -659,6 +684,19 @@ def test_a_name_of_the_users_own_is_served_as_it_is(
     assert (attached_alone.names(), attached_alone.digest("mine:latest")) == (before, digest)
 
 
+@pytest.mark.parametrize("text", ["MINE", "ollama://library/mine"])
+def test_another_form_of_a_name_is_served(world: World, attached_alone: OwnOllama, users_model: str, text: str) -> None:
+    """Ollama lists it in its own form, and answers to each."""
+    served(world, text, "--timeout", "20")
+    assert world.run("chat", "Count to 3", "--temperature", "0").stdout == "1 2 3\n"
+
+
+def test_a_file_with_capitals_in_its_name_is_served(world: World, attached_alone: OwnOllama) -> None:
+    weights = copy_selftest(world.work).rename(world.work / "My-Model-Q4_K_M.gguf")
+    assert served(world, weights, "--timeout", "20")["served_name"] == "My-Model-Q4_K_M"
+    assert world.run("chat", "Count to 3", "--temperature", "0").stdout == "1 2 3\n"
+
+
 def test_a_context_that_the_users_own_model_cannot_have_is_refused(
     world: World, attached_alone: OwnOllama, users_model: str
 ) -> None:
@@ -725,6 +763,14 @@ def test_two_of_us_serve_under_two_names(world: World, attached_alone: OwnOllama
     assert world.run("stop", LLMDEPLOY_STATE_DIR=elsewhere).status == 0
     assert attached_alone.aliases() == {"selftest:latest"}
     assert [model["name"] for model in attached_alone.running()] == ["selftest:latest"]
+
+
+def test_what_the_user_made_of_an_alias_is_kept(world: World, attached_alone: OwnOllama) -> None:
+    served(world, "selftest")
+    attached_alone.ask("/api/copy", {"source": "selftest", "destination": "copied"})
+    attached_alone.ask("/api/create", {"model": "made", "from": "selftest", "system": "Be brief.", "stream": False})
+    assert world.run("stop").status == 0
+    assert attached_alone.aliases() == {"copied:latest", "made:latest"}
 
 
 def test_an_alias_of_ours_that_is_stale_is_replaced(world: World, attached_alone: OwnOllama) -> None:

@@ -186,7 +186,7 @@ class Candidate:
         if not self.spec.argv:
             self._enter("loading the model")
         loaded = await self.engine.load(self.spec)
-        while not await asyncio.to_thread(self._answers):
+        while not await asyncio.to_thread(self._answers, has_loaded=loaded is not None):
             await asyncio.sleep(POLL)
         if loaded := loaded or self._progress.outcome():
             self._events.on_loaded(loaded)
@@ -228,9 +228,12 @@ class Candidate:
         if self._runs is not None:
             self._runs.kill()
 
-    def _answers(self) -> bool:
-        """Whether it is this server that answers: another program may have taken the port."""
-        if not (healthy(self.spec) and answers_for(self.spec)):
+    def _answers(self, *, has_loaded: bool) -> bool:
+        """Whether it is this server that answers: another program may have taken the port.
+
+        One that `has_loaded` its model has answered for it already, and may list it by another form of its name.
+        """
+        if not (healthy(self.spec) and (has_loaded or answers_for(self.spec))):
             return False
         server = self._runs.server if self._runs else None
         return server is None or listens(server, self.spec.base_url)

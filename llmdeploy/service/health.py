@@ -34,13 +34,13 @@ def reachable(spec: ServerSpec) -> bool:
 
 
 def answers_for(spec: ServerSpec) -> bool:
-    """Whether the server lists the model that it serves; Ollama adds a tag to a name that has none."""
+    """Whether the server lists the model that it serves."""
     status, body = _get(spec.base_url, "/v1/models")
     try:
         names = {model["id"] for model in json.loads(body)["data"]}
     except (ValueError, KeyError, TypeError):
         return False
-    return status == 200 and not names.isdisjoint({spec.served_name, f"{spec.served_name}:latest"})
+    return status == 200 and spec.served_name in names
 
 
 def listens(server: ProcessId, base_url: str) -> bool:

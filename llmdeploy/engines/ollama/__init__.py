@@ -21,7 +21,7 @@ from llmdeploy.engines.base import EngineStatus, Loaded, Request, ServerSpec
 from llmdeploy.engines.llamacpp import compute_buffer
 from llmdeploy.engines.ollama import failures, state
 from llmdeploy.engines.ollama.api import Daemon
-from llmdeploy.engines.ollama.documents import Shown, same_name
+from llmdeploy.engines.ollama.documents import Shown, full_name, same_name
 from llmdeploy.engines.ollama.imports import Import
 from llmdeploy.engines.ollama.places import places
 from llmdeploy.engines.phases import Phases
@@ -243,7 +243,7 @@ class Ollama:
             return
         _demand_name(daemon, spec)
         files = self._imported.digests() if self._imported else {}
-        daemon.create_alias(spec.served_name, spec.model, {"num_ctx": spec.context}, license=_mark())
+        daemon.create_alias(spec.served_name, spec.model, {"num_ctx": spec.context}, license=_mark(spec.served_name))
         for path, sha256 in files.items():  # Ollama has set their times, where they are linked into its store
             digest.remember(path, sha256)
 
@@ -342,14 +342,15 @@ def _demand_name(daemon: Daemon, spec: ServerSpec) -> None:
         return
     if any(same_name(one.name, spec.served_name) for one in daemon.models()):
         license = daemon.show(spec.served_name).license
-        if _mark() not in license:
+        if _mark(spec.served_name) not in license:
             raise _taken(spec.served_name, license)
 
 
 def _taken(name: str, license: str) -> LlmdeployError:
-    if MARK in license:
+    if _beginning(name) in license:
+        where = license.partition(_beginning(name))[2].removesuffix(".")
         return AlreadyServing(
-            f"another llmdeploy serves `{name}` on this Ollama ({license[license.index(MARK) + len(MARK) + 2 :]})",
+            f"another llmdeploy serves `{name}` on this Ollama ({where})",
             f"stop that one; where it is gone: `ollama rm {name}`",
         )
     return ModelInvalid(
@@ -358,13 +359,20 @@ def _taken(name: str, license: str) -> LlmdeployError:
     )
 
 
-def _mark() -> str:
-    """A text that goes with an alias of this service's: there is one service for each state folder."""
-    return f"{MARK}, state folder {paths.state_dir()} of {socket.gethostname()}"
+def _mark(alias: str) -> str:
+    """A text that goes with an alias of this service's: there is one service for each state folder.
+
+    It names the alias and has an end: what the user copied or made from it has the text too, and is the user's.
+    """
+    return f"{_beginning(alias)}state folder {paths.state_dir()} of {socket.gethostname()}."
+
+
+def _beginning(alias: str) -> str:
+    return f"{MARK} as {full_name(alias)}, "
 
 
 def _delete_aliases(daemon: Daemon) -> None:
     """Remove the aliases of this service: that of now, and what a crash has left."""
     for one in daemon.models():
-        if one.parent and _mark() in daemon.show(one.name).license:
+        if one.parent and _mark(one.name) in daemon.show(one.name).license:
             daemon.delete(one.name)

@@ -6,6 +6,7 @@ Ollama sees at once. Elsewhere they are pushed, and Ollama makes a model of them
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmdeploy.engines.ollama import failures
 from llmdeploy.engines.ollama.documents import same_name
 from llmdeploy.models import digest, facts, gguf_header
 from llmdeploy.models.reference import served_name
@@ -56,8 +58,12 @@ class Import:
             return
         # Of a model in parts Ollama makes one file.
         if len(files) == len(self.model.files) and self._linked(files):
-            _write_manifest(self.store, name, files)
-            return
+            try:
+                _write_manifest(self.store, name, files)
+                return
+            except OSError as error:  # mostly Ollama can, or tells why it cannot
+                if error.errno == errno.ENOSPC:  # it would say that the file is no good
+                    raise failures.explain(f"write {self.store}: {error.strerror}") from error
         for path, sha256 in files.items():
             if not self.daemon.has_blob(f"sha256:{sha256}"):
                 self.daemon.push_blob(path, f"sha256:{sha256}", on_progress)
@@ -124,7 +130,7 @@ def _write_manifest(store: Path, name: str, files: dict[Path, str]) -> None:
     layers = [_layer("model", weights, files), *(_layer("projector", path, files) for path in projector)]
     content = json.dumps(config).encode()
     sha256 = hashlib.sha256(content).hexdigest()
-    (store / "blobs" / f"sha256-{sha256}").write_bytes(content)
+    _put(store, store / "blobs" / f"sha256-{sha256}", content)
     manifest = {
         "schemaVersion": 2,
         "mediaType": MANIFEST,
@@ -134,9 +140,17 @@ def _write_manifest(store: Path, name: str, files: dict[Path, str]) -> None:
     model, _, tag = name.partition(":")
     file = store / "manifests" / "registry.ollama.ai" / model / tag
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = store / f".{tag}"  # not among the manifests, where Ollama would read it
-    temporary.write_text(json.dumps(manifest))
-    temporary.replace(file)
+    _put(store, file, json.dumps(manifest).encode())
+
+
+def _put(store: Path, file: Path, content: bytes) -> None:
+    """Write a file of the store, whole or not at all."""
+    temporary = store / f".{file.name}"  # not among the blobs and manifests, where Ollama would read it
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _layer(kind: str, path: Path, files: dict[Path, str]) -> dict[str, Any]:
