@@ -34,6 +34,8 @@ class Remedy:
 
     key: str
     value: int | float | str | bool
+    lasts: bool = True
+    """Whether it holds for later starts too; not what went by the memory that was free at that moment."""
 
 
 class LlmdeployError(Exception):

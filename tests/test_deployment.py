@@ -9,10 +9,10 @@ import pytest
 
 from llmdeploy import engines
 from llmdeploy.config import Settings
-from llmdeploy.errors import DoesNotFit, LlmdeployError, PortInUse, ServerDied, StartFailed
+from llmdeploy.errors import DoesNotFit, LlmdeployError, PortInUse, Remedy, ServerDied, StartFailed
 from llmdeploy.models.reference import CatalogName
 from llmdeploy.plan import Wishes
-from llmdeploy.service import deployment
+from llmdeploy.service import deployment, history
 from llmdeploy.service.candidate import Order
 
 
@@ -39,3 +39,13 @@ def test_a_server_that_served_long_and_starts_no_more_is_given_up(
     with pytest.raises(ServerDied, match="the server ended 5 times in a row; at last: it does not start"):
         asyncio.run(service._keep(cast("Any", None)))
     assert delays == [0.5, 1, 2, 4]
+
+
+def test_what_went_by_the_memory_of_the_moment_is_not_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[history.Start] = []
+    monkeypatch.setattr(history, "remember", lambda kind, start: kept.append(start))
+    order = Order(CatalogName("selftest"), 1, Wishes(), 1)
+    service = deployment._Service(order, engines.get("llamacpp", Settings()), cast("Any", None))
+    service.remedies = (Remedy("gpu_memory_utilization", 0.4, lasts=False), Remedy("max_model_len", 384))
+    service._remember(2.0)
+    assert kept == [history.Start(2.0, (Remedy("max_model_len", 384),))]

@@ -116,6 +116,15 @@ def test_the_shorter_context_holds(length: int, wish: int | None, context: int) 
     assert planned("a100-80gb", QWEN_VL_7B, Wishes(context=wish), max_model_len=length).context.value == context
 
 
+def test_an_fp8_cache_takes_half() -> None:
+    def cache(plan: Plan) -> int:
+        return next(part.bytes for part in plan.memory if part.name == "KV cache")
+
+    whole = planned("a100-80gb", QWEN_VL_7B)
+    half = planned("a100-80gb", QWEN_VL_7B, kv_cache_dtype="fp8_e4m3")
+    assert cache(half) * 2 == cache(whole)
+
+
 def test_a_wish_for_requests_at_once_becomes_sequences() -> None:
     assert chosen(planned("a100-80gb", QWEN_VL_7B, Wishes(parallel=32)))["max_num_seqs"] == 32
 
@@ -209,6 +218,7 @@ def test_the_command_and_its_file(tmp_path: Path) -> None:
     }
     assert (spec.base_url, spec.health_path, spec.served_name) == ("http://127.0.0.1:1234", "/health", "selftest")
     assert spec.env["VLLM_NO_USAGE_STATS"] == spec.env["HF_HUB_OFFLINE"] == "1"
+    assert spec.env["VLLM_API_KEY"] == "", "a key of the user's would keep us out"
     assert "VLLM_TARGET_DEVICE" not in spec.env
 
 

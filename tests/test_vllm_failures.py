@@ -46,12 +46,12 @@ RECORDED = {
     "util": Diagnosis(
         "17.54 of this machine's 20.96 GiB are free and vLLM wants 19.29 of them",
         f"ask for less: {config_set('gpu_memory_utilization 0.5')} (on a CPU it is main memory)",
-        Remedy("gpu_memory_utilization", 0.5),
+        Remedy("gpu_memory_utilization", 0.5, lasts=False),
     ),
     "tinyutil": Diagnosis(
         "vLLM may use 0.21 GiB, which leaves -0.4 GiB for the KV cache (17.28 GiB of memory are free)",
         f"{config_set('gpu_memory_utilization 0.08')} (on a CPU it is main memory)",
-        Remedy("gpu_memory_utilization", 0.08),
+        Remedy("gpu_memory_utilization", 0.08, lasts=False),
     ),
     "nopath": Diagnosis("there is no model folder `/no/such/model`", FOLDER),
     "noconfig": Diagnosis(

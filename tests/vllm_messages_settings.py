@@ -103,7 +103,7 @@ MEMORY = [
             "20.15 of the GPU's 23.6 GiB are free and vLLM wants 21.7 of them",
             f"ask for less: {config_set('gpu_memory_utilization 0.83')}, "
             "or end what holds the rest: `nvidia-smi` lists it",
-            Remedy("gpu_memory_utilization", 0.83),
+            Remedy("gpu_memory_utilization", 0.83, lasts=False),
         ),
     ),
     (  # up to 0.11 without the device's name
@@ -112,7 +112,7 @@ MEMORY = [
             "13.27 of the GPU's 15.98 GiB are free and vLLM wants 14.39 of them",
             f"ask for less: {config_set('gpu_memory_utilization 0.81')}, "
             "or end what holds the rest: `nvidia-smi` lists it",
-            Remedy("gpu_memory_utilization", 0.81),
+            Remedy("gpu_memory_utilization", 0.81, lasts=False),
         ),
     ),
     (
@@ -131,7 +131,7 @@ MEMORY = [
         Diagnosis(
             "4.85 of this machine's 18.0 GiB are free and vLLM wants 16.56 of them",
             f"ask for less: {config_set('gpu_memory_utilization 0.24')} {ON_CPU}",
-            Remedy("gpu_memory_utilization", 0.24),
+            Remedy("gpu_memory_utilization", 0.24, lasts=False),
         ),
     ),
     (
@@ -139,7 +139,7 @@ MEMORY = [
         Diagnosis(
             "vLLM may use 10.0 GiB, which leaves 9.0 GiB for the KV cache (7.00 GiB of memory are free)",
             f"{config_set('gpu_memory_utilization 0.13')} {ON_CPU}",
-            Remedy("gpu_memory_utilization", 0.13),
+            Remedy("gpu_memory_utilization", 0.13, lasts=False),
         ),
     ),
     (
@@ -156,7 +156,7 @@ MEMORY = [
         Diagnosis(
             "the weights and vLLM itself use 2.61 GiB, more than the 1.60 GiB that it may use",
             f"{config_set('gpu_memory_utilization 0.22')} {ON_CPU}",
-            Remedy("gpu_memory_utilization", 0.22),
+            Remedy("gpu_memory_utilization", 0.22, lasts=False),
         ),
     ),
     (

@@ -201,8 +201,11 @@ class _Service:
             self.notices.on_note(f"the last start like this one took {self.known.seconds:.0f} s")
         self.update(server=runs.server, engine_version=self.candidate.version, url=self.candidate.spec.base_url)
         await self.candidate.until_ready(told)
-        history.remember(self._kind, history.Start(time.monotonic() - began, self.remedies))
+        self._remember(time.monotonic() - began)
         self.update(state="ready", phase=READY, progress="", capabilities=self.candidate.facts.capabilities)
+
+    def _remember(self, seconds: float) -> None:
+        history.remember(self._kind, history.Start(seconds, tuple(it for it in self.remedies if it.lasts)))
 
     async def _keep(self, told: asyncio.Future[int]) -> None:
         """Serve, and start the server again where it ends: later each time, and not after the fifth end in a row."""

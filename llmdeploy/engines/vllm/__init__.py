@@ -133,6 +133,8 @@ def _module(found: environment.Environment) -> tuple[str, ...]:
 def _variables(device: str, timeout: float) -> dict[str, str]:
     variables = {
         "VLLM_NO_USAGE_STATS": "1",
+        # A key of the user's for another server would keep us out of this one, which loopback alone reaches.
+        "VLLM_API_KEY": "",
         "DO_NOT_TRACK": "1",
         # The weights are here; a look at the Hub would only cost time.
         "HF_HUB_OFFLINE": "1",

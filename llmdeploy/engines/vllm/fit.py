@@ -42,6 +42,8 @@ def plan(facts: ModelFacts, hardware: Hardware, wishes: Wishes, wanted: dict[str
     length = wanted.get("max_model_len")
     if isinstance(length, int) and (wishes.context is None or length < wishes.context):
         wishes = replace(wishes, context=length)
+    if str(wanted.get("kv_cache_dtype", "")).startswith("fp8"):  # one byte an element where there are two
+        facts = replace(facts, key_length=(facts.key_length + facts.value_length) // 2, value_length=0)
     return _on_cpu(facts, hardware, wishes, wanted) if device == "cpu" else _on_gpus(facts, hardware, wishes, wanted)
 
 

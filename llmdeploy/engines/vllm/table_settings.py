@@ -46,7 +46,7 @@ def _half_as_wide(words: Words) -> Remedy | None:
 def _utilization(fraction: float) -> Remedy | None:
     """Of that fraction of a device's memory; rounded down, for it must be free."""
     value = math.floor(min(fraction, MOST_UTILIZATION) * 100) / 100
-    return Remedy("gpu_memory_utilization", value) if value > 0 else None
+    return Remedy("gpu_memory_utilization", value, lasts=False) if value > 0 else None
 
 
 def _free_on_gpu(words: Words) -> Remedy | None:
