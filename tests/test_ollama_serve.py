@@ -752,6 +752,15 @@ def test_a_name_that_another_llmdeploy_serves_is_refused(world: World, attached_
     assert world.run("chat", "Count to 3", "--temperature", "0").stdout == "1 2 3\n"
 
 
+def test_the_alias_of_another_llmdeploy_is_no_name_of_the_users(world: World, attached_alone: OwnOllama) -> None:
+    served(world, "selftest")
+    running = attached_alone.running()
+    error = refused(world, "ollama://selftest", LLMDEPLOY_STATE_DIR=str(world.folder / "elsewhere"))
+    assert error["code"] == "already_serving"
+    assert attached_alone.running() == running
+    assert attached_alone.aliases() == {"selftest:latest"}
+
+
 def test_two_of_us_serve_under_two_names(world: World, attached_alone: OwnOllama) -> None:
     served(world, "selftest")
     mine = copy_selftest(world.work).rename(world.work / "mine.gguf")

@@ -273,9 +273,11 @@ class Ollama:
 
     def release(self, base_url: str, served_name: str) -> None:
         daemon = Daemon(base_url, patience=PATIENCE)
-        daemon.unload(served_name)
-        gone = daemon.wait_released(served_name, RELEASE_SECONDS)
-        _delete_aliases(daemon)
+        try:
+            daemon.unload(served_name)
+            gone = daemon.wait_released(served_name, RELEASE_SECONDS)
+        finally:
+            _delete_aliases(daemon)
         if not gone:
             raise TimedOut(f"Ollama still holds `{served_name}` in memory", f"`ollama stop {served_name}`")
 
@@ -338,12 +340,14 @@ def _facts(shown: Shown, source: str) -> ModelFacts:
 
 def _demand_name(daemon: Daemon, spec: ServerSpec) -> None:
     """Raises AlreadyServing, ModelInvalid where the name that it is to be served as is another's."""
-    if same_name(spec.served_name, spec.model):
+    name = spec.served_name
+    if not any(same_name(one.name, name) for one in daemon.models()):
         return
-    if any(same_name(one.name, spec.served_name) for one in daemon.models()):
-        license = daemon.show(spec.served_name).license
-        if _mark(spec.served_name) not in license:
-            raise _taken(spec.served_name, license)
+    license = daemon.show(name).license
+    # A name of Ollama's own is served as it is; an alias that a llmdeploy made for itself is no such name.
+    free = _beginning(name) not in license if same_name(name, spec.model) else _mark(name) in license
+    if not free:
+        raise _taken(name, license)
 
 
 def _taken(name: str, license: str) -> LlmdeployError:
