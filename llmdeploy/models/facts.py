@@ -10,6 +10,9 @@ from llmdeploy.errors import ModelInvalid
 from llmdeploy.models import gguf_header
 from llmdeploy.models.gguf_header import Header
 
+UNKNOWN_LENGTH = 2**31
+"""The context of a model of which no length is told: any wish is within it."""
+
 _PART = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}\.gguf")
 
 

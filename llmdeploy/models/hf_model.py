@@ -13,7 +13,7 @@ from typing import Any
 
 from llmdeploy.errors import ModelInvalid, ModelNotFound
 from llmdeploy.models import catalog, hub
-from llmdeploy.models.facts import ModelFacts
+from llmdeploy.models.facts import UNKNOWN_LENGTH, ModelFacts
 from llmdeploy.models.hub import OnProgress
 from llmdeploy.models.reference import CatalogName, HubFile, HubRepo, ModelRef, OllamaTag
 from llmdeploy.paths import selftest_dir
@@ -158,8 +158,6 @@ def _weights(folder: Path) -> list[Path]:
 STATEFUL = ("linear_attention", "mamba", "conv")
 LAYERS_HEADS_HIDDEN = ("num_hidden_layers", "num_attention_heads", "hidden_size")
 LARGEST = 2**63 - 1
-UNKNOWN_LENGTH = 2**31
-"""Of a model that tells no context length: any wish is within it."""
 
 
 def _number(table: dict[str, Any], name: str, default: int = 0) -> int:

@@ -36,7 +36,7 @@ from llmdeploy.errors import (
     TimedOut,
 )
 from llmdeploy.models import catalog, digest, gguf
-from llmdeploy.models.facts import ModelFacts
+from llmdeploy.models.facts import UNKNOWN_LENGTH, ModelFacts
 from llmdeploy.models.gguf import GgufModel
 from llmdeploy.models.reference import CatalogName, ModelRef, OllamaTag
 from llmdeploy.plan import (
@@ -67,8 +67,6 @@ RELEASE_SECONDS = 4.0
 """For the memory to be free once it was asked for; less than `stop` waits."""
 GIVING_UP = "Error: "
 """How the last line of a daemon begins that cannot go on."""
-UNKNOWN_LENGTH = 2**31
-"""The context of a model of which Ollama tells no length: any wish is within it."""
 
 
 def engine(settings: Settings) -> Ollama:
