@@ -128,7 +128,7 @@ def _served(model: str | None, settings: Settings) -> Record:
 
 def _found(settings: Settings) -> Record | None:
     """The deployment that is there, waited for while it starts."""
-    from llmdeploy.cli.serve import say_phase
+    from llmdeploy.cli.start import say_phase
     from llmdeploy.service.control import Watch
 
     deadline = time.monotonic() + settings.timeout

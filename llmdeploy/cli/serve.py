@@ -40,9 +40,7 @@ def register(app: typer.Typer, summary: str) -> None:
 def serve(
     model: Annotated[
         str | None,
-        typer.Argument(
-            metavar="[MODEL]", help="A name, a GGUF file, `hf://owner/repo/file.gguf` or a model of Ollama's."
-        ),
+        typer.Argument(metavar="[MODEL]", help="A name, a file, a folder, a place at the Hub or a tag of Ollama's."),
     ] = None,
     engine: options.Engine = None,
     port: options.Port = None,
@@ -124,13 +122,10 @@ def _refuse_foreign(flags: dict[str, Any], engine: str) -> None:
 
 def start(arguments: list[str]) -> Record:
     """Serve in the background and wait until it is ready, saying each phase."""
+    from llmdeploy.cli.start import say_phase
     from llmdeploy.service import control
 
     return control.start_in_background(arguments).wait(say_phase)
-
-
-def say_phase(name: str, elapsed: float) -> None:
-    out.note(f"[{elapsed:5.1f} s] {name}")
 
 
 def _serve_here(reference: ModelRef, settings: Settings, *, repair: bool, as_json: bool) -> None:

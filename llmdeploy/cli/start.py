@@ -22,6 +22,10 @@ CHECKING = "checking"
 INDENT = " " * len("[  0.0 s] ")
 
 
+def say_phase(name: str, elapsed: float) -> None:
+    out.note(f"[{elapsed:5.1f} s] {name}")
+
+
 class AsText:
     """`service.deployment.Notices`, on stderr."""
 
@@ -40,7 +44,7 @@ class AsText:
         self._downloads.__exit__(kind, error, trace)
 
     def on_phase(self, name: str, elapsed: float) -> None:
-        out.note(f"[{elapsed:5.1f} s] {name}")
+        say_phase(name, elapsed)
 
     def on_wait(self, name: str, elapsed: float, line: str) -> None:
         short = line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."
@@ -70,7 +74,7 @@ class AsText:
         self.on_note(f"{loaded.detail}{context}")
 
     def on_ready(self, record: Record, elapsed: float) -> None:
-        out.note(f"[{elapsed:5.1f} s] ready; Ctrl-C stops it")
+        say_phase("ready; Ctrl-C stops it", elapsed)
         self._announce(record)
 
     def on_stop(self) -> None:
