@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import threading
 from typing import Any, cast
 
 import pytest
@@ -49,3 +51,29 @@ def test_what_went_by_the_memory_of_the_moment_is_not_taken_over(monkeypatch: py
     service.remedies = (Remedy("gpu_memory_utilization", 0.4, lasts=False), Remedy("max_model_len", 384))
     service._remember(2.0)
     assert kept == [history.Start(2.0, (Remedy("max_model_len", 384),))]
+
+
+def test_a_signal_ends_the_preparing_of_another_server() -> None:
+    """It may wait for a daemon for as long as a start may take."""
+    ended = threading.Event()
+
+    class Waits:
+        def prepare(self) -> None:
+            assert ended.wait(10), "it was not stopped"
+            raise StartFailed("the daemon ended", "")
+
+        def stop(self) -> None:
+            ended.set()
+
+    async def restart() -> None:
+        told = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_later(0.05, told.set_result, signal.SIGINT)
+        await service._anew(told)
+
+    order = Order(CatalogName("selftest"), 1, Wishes(), 1)
+    service = deployment._Service(order, engines.get("llamacpp", Settings()), cast("Any", None))
+    service.replaced = service.candidate
+    service.candidate = cast("Any", Waits())
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(restart())
+    assert ended.is_set()

@@ -16,7 +16,7 @@ from llmdeploy.errors import DoesNotFit, LlmdeployError, PortInUse, ServerDied, 
 from llmdeploy.models.reference import served_name
 from llmdeploy.plan import Plan
 from llmdeploy.service import history, signals, state
-from llmdeploy.service.candidate import READY, Candidate, Events, Order
+from llmdeploy.service.candidate import POLL, READY, Candidate, Events, Order
 from llmdeploy.service.leftover import end_leftover
 from llmdeploy.service.process import identify
 from llmdeploy.service.state import Record
@@ -175,7 +175,7 @@ class _Service:
                 again = f"{error.message}; it is tried again with that"
                 if not self.order.repair or error.remedy is None or not self._take(error.remedy, again):
                     raise
-            await self._anew()
+            await self._anew(told)
         await self._start(told)
 
     def _take(self, remedy: Remedy, why: str) -> bool:
@@ -189,10 +189,19 @@ class _Service:
         self.replaced, self.candidate = self.candidate, self._candidate()
         return True
 
-    async def _anew(self) -> None:
-        """Prepare another server, once the one before is gone."""
+    async def _anew(self, told: asyncio.Future[int]) -> None:
+        """Prepare another server, once the one before is gone. Raises KeyboardInterrupt when told to stop."""
         await asyncio.to_thread(self.replaced.stop)
-        await asyncio.to_thread(self.candidate.prepare)
+        preparing = asyncio.ensure_future(asyncio.to_thread(self.candidate.prepare))
+        events: set[asyncio.Future[Any]] = {preparing, told}
+        await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
+        while not preparing.done():  # it may wait for a daemon, and ends with it
+            await asyncio.to_thread(self.candidate.stop)
+            await asyncio.wait({preparing}, timeout=POLL)
+        if told.done():
+            preparing.exception()  # which nobody wants to know now
+            raise signals.interruption(told.result())
+        preparing.result()
 
     async def _start(self, told: asyncio.Future[int]) -> None:
         began = time.monotonic()
@@ -234,7 +243,7 @@ class _Service:
         if told.done():
             raise signals.interruption(told.result())
         self.replaced, self.candidate = self.candidate, self._candidate()
-        await self._anew()
+        await self._anew(told)
         await self._start(told)
         self.notices.on_note("it serves again")
 
