@@ -1,0 +1,26 @@
+"""The server that requests go to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Adapt = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """One server that answers for one model. Two are never equal: a server that was started again is another one."""
+
+    engine: str
+    model: str
+    """The name that applications send and the server knows."""
+    host: str
+    port: int
+    capabilities: tuple[str, ...] = ("text",)
+    """`text`, `image`, and what the engine knows beyond."""
+    context: int | None = None
+    """Tokens one request may use, where that is known."""
+    adapt: Adapt | None = None
+    """The request in the engine's dialect; None where its bytes can go as they are."""
