@@ -70,8 +70,9 @@ class Conversation:
 
     answer: Answer
 
-    def __init__(self, base_url: str, body: Mapping[str, Any], timeout: float) -> None:
+    def __init__(self, base_url: str, body: Mapping[str, Any], timeout: float, api_key: str | None = None) -> None:
         """`base_url` without `/v1`; `timeout` in seconds, for each wait."""
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._url = f"{base_url}/v1/chat/completions"
         self._body = body
         self._timeout = timeout
@@ -87,7 +88,7 @@ class Conversation:
         )
         self._began = time.monotonic()
         try:
-            with client, client.stream("POST", self._url, json=self._body) as response:
+            with client, client.stream("POST", self._url, json=self._body, headers=self._headers) as response:
                 if response.status_code != 200:
                     response.read()
                     raise _refusal(response)

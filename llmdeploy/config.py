@@ -422,3 +422,30 @@ def parse(text: str, shown: str) -> dict[str, object]:
             reason, place = match[1], f", {match[2]}"
         message = f"`{shown}`{place}: {plain(reason[:1].lower() + reason[1:])}"
         raise ConfigError(message, "the file is TOML: `key = value` lines, texts in double quotes") from None
+
+
+def document(settings: Settings) -> dict[str, Any]:
+    """What is not the default, as JSON holds it: keys by their names, flags that are no keys by theirs."""
+    set_keys = {key.name: getattr(settings, key.attribute) for key in keys()}
+    found = {key.name: set_keys[key.name] for key in keys() if set_keys[key.name] != key.default}
+    flags = {"mmproj": settings.mmproj and str(settings.mmproj)}
+    flags |= {"allow_cloud": settings.allow_cloud or None, "trust_remote_code": settings.trust_remote_code or None}
+    return {**found, **{name: value for name, value in flags.items() if value}}
+
+
+def from_document(content: Mapping[str, Any]) -> Settings:
+    """The settings that `document` was made from. Raises ConfigError for what is none."""
+    from pathlib import Path
+
+    found: dict[str, Any] = {}
+    for name, value in content.items():
+        key = _by_name().get(name)
+        if key is not None and key.rule.accepts(value):
+            found[key.attribute] = value
+        elif name == "mmproj" and isinstance(value, str):
+            found[name] = Path(value)
+        elif name in {"allow_cloud", "trust_remote_code"} and isinstance(value, bool):
+            found[name] = value
+        else:
+            raise ConfigError(f"`{plain(name)}` is not known here, or its value is wrong", "restart the service")
+    return Settings(**found, sources=dict.fromkeys(content, "the switch"))

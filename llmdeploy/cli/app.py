@@ -16,6 +16,7 @@ PROGRAM = "llmdeploy"
 COMMANDS = {
     "doctor": "Check this machine: Python, memory, GPUs, the engines, the port.",
     "serve": "Serve a model at one address.",
+    "switch": "Move to another engine or model, at the same address.",
     "status": "Tell what is served, by which process, since when.",
     "stop": "Stop what is served.",
     "logs": "Show the log of the server.",

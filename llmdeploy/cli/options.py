@@ -52,6 +52,9 @@ TrustRemoteCode = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="Let vLLM run the Python files that come with the model."),
 ]
+Repair = Annotated[
+    bool, typer.Option("--repair/--no-repair", help="Try a start that fails again with what the engine asks for.")
+]
 Timeout = Annotated[
     float | None,
     typer.Option(min=0.001, metavar="SECONDS", help="How long to wait before giving up.", show_default=False),

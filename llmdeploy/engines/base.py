@@ -97,6 +97,10 @@ class Engine(Protocol[A]):
     """How a model is run. Every method is quick but `pull` and `load`."""
 
     name: str
+    side_by_side: bool
+    """Whether two servers of it run at the same time; not where one daemon or one store is behind both."""
+    has_dialect: bool
+    """Whether `adapt` ever changes a request: else its bytes go as they are."""
 
     def status(self) -> EngineStatus:
         """Installed? Which version? Running? Never raises, answers within 2 s."""
@@ -123,6 +127,10 @@ class Engine(Protocol[A]):
 
     def facts(self, artefact: A) -> ModelFacts:
         """Sizes and shapes of an artefact that is present. Raises ModelInvalid."""
+        ...
+
+    def files(self, artefact: A) -> tuple[Path, ...]:
+        """The files of an artefact that is present, where they are this machine's."""
         ...
 
     def plan(self, facts: ModelFacts, hardware: Hardware, wishes: Wishes) -> Plan:

@@ -22,6 +22,7 @@ from llmdeploy.plan import MIB, MemoryPart, Plan, Setting, Wishes, free_memory, 
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from llmdeploy.config import Settings
     from llmdeploy.hardware import Hardware
@@ -64,6 +65,8 @@ class Program:
 
 class LlamaCpp:
     name = "llamacpp"
+    side_by_side = True
+    has_dialect = False
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -89,6 +92,9 @@ class LlamaCpp:
 
     def facts(self, artefact: GgufModel) -> ModelFacts:
         return artefact.facts()
+
+    def files(self, artefact: GgufModel) -> tuple[Path, ...]:
+        return artefact.local_files()
 
     def plan(self, facts: ModelFacts, hardware: Hardware, wishes: Wishes) -> Plan:
         threads, gpu_layers = self._settings.threads, self._settings.gpu_layers

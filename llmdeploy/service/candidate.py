@@ -85,11 +85,14 @@ class Candidate:
     artefact: Any
     facts: ModelFacts
     plan: Plan
+    machine: Hardware
+    """As it was before the start."""
     spec: ServerSpec
 
     def __init__(self, order: Order, engine: Engine[Any], tell: Tell, log_file: Path) -> None:
         self.order = order
         self.engine = engine
+        self.port = 0
         self.log_file = log_file
         self.version: str | None = None
         self.loaded: Loaded | None = None
@@ -123,7 +126,8 @@ class Candidate:
 
     def settle(self, plan: Plan | None = None) -> None:
         """Take the plan, or one for the machine as it is now. Raises DoesNotFit."""
-        self.plan = plan or self.plan_for(hardware.detect())
+        self.machine = hardware.detect()
+        self.plan = plan or self.plan_for(self.machine)
         self.plan.demand_fit(str(self.order.model))
         self._tell(
             "plan",

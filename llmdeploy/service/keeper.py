@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmdeploy import hardware
 from llmdeploy.errors import DoesNotFit, LlmdeployError, PortInUse, ServerDied, StartFailed
 from llmdeploy.service import history
-from llmdeploy.service.candidate import Candidate, Order, Tell
+from llmdeploy.service.candidate import Candidate, Event, Order, Tell
 from llmdeploy.service.threads import in_thread
 
 if TYPE_CHECKING:
@@ -56,17 +58,24 @@ class Keeper:
         """The settings that had to be changed, in order."""
         self.seconds = 0.0
         """That the last start took."""
-        loop = asyncio.get_running_loop()
-        # Whatever thread it happens in, it is told in the loop's, in the order in which it happened.
-        self._tell_in_loop: Tell = lambda event: _unless_closed(lambda: loop.call_soon_threadsafe(tell, event))
+        self._told = tell
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._known: history.Start | None = None
         self.candidate = self._candidate()
 
     def _candidate(self) -> Candidate:
         return Candidate(self.order, self.engine, self._tell_in_loop, self.log_file)
 
+    def _tell_in_loop(self, event: Event) -> None:
+        """Whatever thread it happens in, it is told in the loop's, and before the work that it is of has ended."""
+        if threading.get_ident() == self._thread:
+            self._told(event)
+            return
+        with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            self._loop.call_soon_threadsafe(self._told, event)
+
     def _tell(self, kind: str, **fields: Any) -> None:
-        self._tell_in_loop({"event": kind, **fields})
+        self._told({"event": kind, **fields})
 
     def _note(self, text: str) -> None:
         self._tell("note", text=text)
@@ -196,10 +205,3 @@ class Keeper:
             if working.done():
                 working.exception()  # which nobody wants to know now
             raise
-
-
-def _unless_closed(call: Callable[[], object]) -> None:
-    try:
-        call()
-    except RuntimeError:
-        pass  # the loop is closed: nobody listens any more

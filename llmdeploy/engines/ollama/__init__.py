@@ -85,6 +85,8 @@ class Tag:
 
 class Ollama:
     name = "ollama"
+    side_by_side = False
+    has_dialect = True
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -174,6 +176,10 @@ class Ollama:
                 f"`llmdeploy serve {name} --engine ollama --allow-cloud` allows it",
                 code="cloud_model",
             )
+
+    def files(self, artefact: Tag | GgufModel) -> tuple[Path, ...]:
+        """Of a tag none: Ollama's store may be anywhere."""
+        return artefact.local_files() if isinstance(artefact, GgufModel) else ()
 
     def plan(self, facts: ModelFacts, hardware: Hardware, wishes: Wishes) -> Plan:
         named = os.environ.get("OLLAMA_NUM_PARALLEL", "").strip(" \"'")

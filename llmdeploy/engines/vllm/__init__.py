@@ -17,6 +17,7 @@ from llmdeploy.models.hf_model import HfModel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from llmdeploy.config import Settings
     from llmdeploy.engines.failures import Diagnosis
@@ -34,6 +35,8 @@ def engine(settings: Settings) -> Vllm:
 
 class Vllm:
     name = "vllm"
+    side_by_side = True
+    has_dialect = False
 
     def __init__(self, settings: Settings, repairs: Mapping[str, Any] | None = None) -> None:
         """`repairs`: settings that a start which failed asked for; they beat the user's."""
@@ -67,6 +70,9 @@ class Vllm:
     def facts(self, artefact: HfModel) -> ModelFacts:
         artefact.require_tokenizer()
         return artefact.facts()
+
+    def files(self, artefact: HfModel) -> tuple[Path, ...]:
+        return artefact.local_files()
 
     def plan(self, facts: ModelFacts, hardware: Hardware, wishes: Wishes) -> Plan:
         return fit.plan(facts, hardware, wishes, self._wanted, self._device)
