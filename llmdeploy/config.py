@@ -428,8 +428,11 @@ def document(settings: Settings) -> dict[str, Any]:
     """What is not the default, as JSON holds it: keys by their names, flags that are no keys by theirs."""
     set_keys = {key.name: getattr(settings, key.attribute) for key in keys()}
     found = {key.name: set_keys[key.name] for key in keys() if set_keys[key.name] != key.default}
-    flags = {"mmproj": settings.mmproj and str(settings.mmproj)}
-    flags |= {"allow_cloud": settings.allow_cloud or None, "trust_remote_code": settings.trust_remote_code or None}
+    flags: dict[str, Any] = {
+        "mmproj": settings.mmproj and str(settings.mmproj),
+        "allow_cloud": settings.allow_cloud,
+        "trust_remote_code": settings.trust_remote_code,
+    }
     return {**found, **{name: value for name, value in flags.items() if value}}
 
 

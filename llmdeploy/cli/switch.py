@@ -129,7 +129,9 @@ def _check_words(
     if back and [it for it in named if it is not flags["timeout"]]:
         raise UsageError("`--back` returns to what was served before, as it was", "`llmdeploy switch --back`")
     if not back and not named:
-        raise UsageError("nothing is named to switch to", "`llmdeploy switch vllm`; `llmdeploy switch --model qwen3:8b`")
+        raise UsageError(
+            "nothing is named to switch to", "`llmdeploy switch vllm`; `llmdeploy switch --model qwen3:8b`"
+        )
     if model and model_option:
         raise UsageError(f"two models are named: `{model}` and `{model_option}`", "name one")
     if engine is not None and engine not in ENGINE_NAMES:

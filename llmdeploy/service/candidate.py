@@ -166,7 +166,9 @@ class Candidate:
         artefact = self.engine.artefact(self.order.model)
         if not self.engine.present(artefact):
             self._enter("fetching the weights")
-            self.engine.pull(artefact, lambda file, done, total: self._tell("download", file=file, done=done, total=total))
+            self.engine.pull(
+                artefact, lambda file, done, total: self._tell("download", file=file, done=done, total=total)
+            )
         return artefact
 
     def launch(self) -> None:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmdeploy import config, engines, hardware
-from llmdeploy.errors import LlmdeployError, NotServing, PortInUse
+from llmdeploy.errors import LlmdeployError, PortInUse
 from llmdeploy.gateway.gateway import Gateway, Limits
 from llmdeploy.service import signals, state
 from llmdeploy.service.address import address, target
@@ -31,7 +31,6 @@ from llmdeploy.service.threads import in_thread
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from llmdeploy.gateway.target import Target
 
 RECORD_WATCH = 1.0
 """Seconds between two looks at the record while it serves, and between two writings of a download's progress."""
@@ -136,8 +135,8 @@ class Service:
         """Whatever runs ends, and nothing of it stays."""
         self.stopping = True
         signals.call_on_another(self._kill)
-        waiting = {it for it in (work, self._keeping, *self._background) if it is not None and not it.done()}
-        waiting |= await self.orders.cancel()
+        everything: list[asyncio.Future[None] | None] = [work, self._keeping, self.orders.switch, *self._background]
+        waiting = {it for it in everything if it is not None and not it.done()}
         for task in waiting:
             task.cancel()
         if waiting:
@@ -339,7 +338,3 @@ class Service:
             return  # it serves: what goes on is the receipt's or a switch's
         with suppress(LlmdeployError):  # a record that cannot be written any more ends no start
             self.update(**changes)
-
-
-def not_serving_yet(record: Record) -> NotServing:
-    return NotServing(f"`{record.served_name}` is still {record.phase}", "`llmdeploy status` shows how far it is")

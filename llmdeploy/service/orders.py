@@ -23,7 +23,8 @@ class Orders:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._switch: asyncio.Future[None] | None = None
+        self.switch: asyncio.Future[None] | None = None
+        """The one that is under way, or was the last."""
         self._listener: asyncio.Queue[Event | None] | None = None
 
     async def take(self, exchange: Exchange) -> None:
@@ -46,7 +47,7 @@ class Orders:
 
     def _demand_turn(self) -> None:
         record = self._service.record
-        if self._switch is not None and not self._switch.done():
+        if self.switch is not None and not self.switch.done():
             other = record.switch or {}
             raise AlreadyServing(
                 f"a switch to `{other.get('model')}` on {other.get('engine')} is under way",
@@ -62,8 +63,9 @@ class Orders:
 
     async def _follow(self, exchange: Exchange, switch: Switch) -> None:
         """Run the switch and pass on its events, until its end or until whoever asked has gone."""
-        self._listener = events = asyncio.Queue()
-        self._switch = running = asyncio.ensure_future(switch.run())
+        events: asyncio.Queue[Event | None] = asyncio.Queue()
+        self._listener = events
+        self.switch = running = asyncio.ensure_future(switch.run())
         running.add_done_callback(lambda _: events.put_nowait(None))
         exchange.left.add_done_callback(lambda _: switch.call_off(running))
         try:
@@ -81,10 +83,6 @@ class Orders:
         if self._listener is not None:
             self._listener.put_nowait(event)
 
-    async def cancel(self) -> set[asyncio.Future[None]]:
-        """The switch that is under way, about to be cancelled with the service."""
-        return {self._switch} if self._switch is not None and not self._switch.done() else set()
-
 
 def _outcome(running: asyncio.Future[None], service: Service) -> dict[str, Any]:
     """The last event: the error, or what serves now."""
@@ -94,11 +92,15 @@ def _outcome(running: asyncio.Future[None], service: Service) -> dict[str, Any]:
     if isinstance(error, LlmdeployError):
         return error.as_document()
     if error is not None:
-        return LlmdeployError(f"this is a bug in llmdeploy: {error!r}", "`llmdeploy status`", code="internal").as_document()
+        return LlmdeployError(
+            f"this is a bug in llmdeploy: {error!r}", "`llmdeploy status`", code="internal"
+        ).as_document()
     return {"event": "switched", "engine": service.record.engine, "model": service.record.served_name}
 
 
-def order_of(settings: dict[str, Any], model: str, *, repair: bool, hold: bool, file: str, changes: dict[str, Any]) -> bytes:
+def order_of(
+    settings: dict[str, Any], model: str, *, repair: bool, hold: bool, file: str, changes: dict[str, Any]
+) -> bytes:
     """The body of a switch, as `Wanted.read` takes it."""
     content = {"settings": settings, "model": model, "repair": repair, "hold": hold, "file": file, "changes": changes}
     return json.dumps(content).encode()

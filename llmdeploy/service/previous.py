@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,15 @@ def recall() -> Previous | None:
     """None where there was no switch."""
     try:
         content = json.loads(_file().read_text())
-        found = Previous(**{field.name: content[field.name] for field in fields(Previous)})
+        return Previous(
+            str(content["model"]),
+            str(content["engine"]),
+            dict(content["settings"]),
+            str(content["file"]),
+            dict(content["changes"]),
+        )
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return found if isinstance(found.settings, dict) and isinstance(found.changes, dict) else None
 
 
 def _file() -> Path:

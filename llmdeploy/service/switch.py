@@ -54,7 +54,9 @@ class Wanted:
             order = Order(parse(content["model"]), settings, bool(content["repair"]))
             return cls(order, Path(content["file"]), dict(content["changes"]), bool(content["hold"]))
         except (ValueError, KeyError, TypeError):
-            raise UsageError("the service does not understand this order", "`llmdeploy stop`, then serve again") from None
+            raise UsageError(
+                "the service does not understand this order", "`llmdeploy stop`, then serve again"
+            ) from None
 
 
 class Switch:
@@ -211,7 +213,9 @@ class Switch:
         record = self._service.record
         serves = "serves as before" if record.state == "ready" else "is being started again"
         message = f"the switch failed at the step `{self._step}`: {error.message}"
-        told = LlmdeployError(f"{message}; `{record.served_name}` on {record.engine} {serves}", error.hint, code=error.code)
+        told = LlmdeployError(
+            f"{message}; `{record.served_name}` on {record.engine} {serves}", error.hint, code=error.code
+        )
         return told
 
     def _enter(self, step: str) -> None:
