@@ -6,8 +6,8 @@ import json
 import os
 import pty
 import select
-import shutil
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
