@@ -33,7 +33,7 @@ LAYERS = [
     {"engines", "plan"},
     {"models", "hardware", "images", "image_sources", "client"},
     {"config_edit"},
-    {"config", "config_rules", "deadline", "errors", "paths", "__init__"},
+    {"address", "atomic", "config", "config_rules", "deadline", "errors", "paths", "__init__"},
 ]
 
 ONLY_IN: dict[str, set[str]] = {

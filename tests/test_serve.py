@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -177,6 +178,15 @@ def test_context_is_per_request(world: World) -> None:
     assert result.status == 0, result.text
     slots = httpx.get(f"http://127.0.0.1:{world.port}/slots", trust_env=False).json()
     assert [slot["n_ctx"] for slot in slots] == [1024, 1024]
+
+
+def test_the_service_in_the_background_gets_the_options_and_no_key(world: World) -> None:
+    result = world.run("serve", "selftest", "--detach", "--host", "127.0.0.2", LLMDEPLOY_API_KEY="sesame")
+    assert result.status == 0, result.text
+    [service] = [it for it in world.processes() if "serve" in it.cmdline()]
+    assert "--host=127.0.0.2" in service.cmdline()
+    assert service.environ()["LLMDEPLOY_API_KEY"] == "sesame"
+    assert not [it for it in world.processes() if "sesame" in shlex.join(it.cmdline())]
 
 
 def test_a_gguf_file_with_its_mmproj_beside_it(world: World) -> None:

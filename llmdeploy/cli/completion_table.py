@@ -36,6 +36,7 @@ TABLE: Commands = {
         {
             "-e": ("The engine to run the model on.", "ENGINE"),
             "--engine": ("The engine to run the model on.", "ENGINE"),
+            "--host": ("The address to listen on; one that others can reach needs an API key.", "ADDRESS"),
             "--port": ("The port of the address.", "PORT"),
             "--context": ("Tokens one request may use, prompt and answer.", "TOKENS"),
             "--parallel": ("Requests answered at the same time.", "N"),

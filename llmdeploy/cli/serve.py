@@ -43,6 +43,7 @@ def serve(
         typer.Argument(metavar="[MODEL]", help="A name, a file, a folder, a place at the Hub or a tag of Ollama's."),
     ] = None,
     engine: options.Engine = None,
+    host: options.Host = None,
     port: options.Port = None,
     context: options.Context = None,
     parallel: options.Parallel = None,
@@ -58,6 +59,7 @@ def serve(
 ) -> None:
     flags = {
         "engine": engine,
+        "host": host,
         "port": port,
         "context": context,
         "parallel": parallel,
@@ -72,6 +74,7 @@ def serve(
         trust_remote_code=trust_remote_code,
     )
     refuse_foreign(flags, settings.engine)
+    config.require_key(settings.host, config.api_key(settings))
     reference = parse(settings.model if model is None else model)
 
     def run(settings: Settings) -> None:

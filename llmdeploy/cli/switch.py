@@ -46,7 +46,7 @@ class Target:
     reference: ModelRef
     settings: Settings
     file: Path
-    changes: dict[str, Any]
+    changes: dict[str, str | None]
     repair: bool
 
     @property
@@ -153,7 +153,7 @@ def _target(
     refuse_foreign(flags, settings.engine)
     reference = parse(model or (record.model if record else settings.model))
     target = Target(reference, settings, _file(), {}, repair)
-    written = {name: value for name, value in given.items() if name != "timeout"}
+    written = {name: str(value) for name, value in given.items() if name != "timeout"}
     return replace(target, changes={**written, "engine": settings.engine, "model": target.model})
 
 
@@ -236,7 +236,7 @@ def _write(target: Target) -> None:
     from llmdeploy.service.previous import Previous
 
     before = config.load()
-    old = config_edit.values(target.file, target.changes)
+    old = config_edit.texts(target.file, target.changes)
     if old == target.changes:
         return
     config_edit.write(config_edit.edited(target.file, target.changes))
@@ -253,16 +253,9 @@ def _warn_of_variables() -> None:
 def _switch(target: Target, record: Record, *, hold: bool, as_json: bool) -> None:
     from llmdeploy.cli.start import AsJson, AsText
     from llmdeploy.service import control
-    from llmdeploy.service.orders import order_of
+    from llmdeploy.service.switch import Wanted
 
-    order = order_of(
-        {**config.document(target.settings), "engine": target.settings.engine},
-        target.model,
-        repair=target.repair,
-        hold=hold,
-        file=str(target.file),
-        changes=target.changes,
-    )
+    order = Wanted(target.order, target.file, target.changes, hold).written()
     began = time.monotonic()
     with (AsJson if as_json else AsText)(lambda record: announce(record, as_json=as_json)) as notices, _undoing():
         for event in control.switch(record, order):

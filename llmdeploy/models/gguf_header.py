@@ -174,9 +174,11 @@ def _tensor(cursor: _Cursor) -> tuple[int, int]:
 def _types() -> Any:
     """The constants of the `gguf` package, without the package: that brings NumPy, 16 MB for the life of a service."""
     package = find_spec("gguf")
-    assert package is not None and package.submodule_search_locations
+    assert package is not None
+    assert package.submodule_search_locations
     spec = spec_from_file_location("_gguf_constants", Path(package.submodule_search_locations[0]) / "constants.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

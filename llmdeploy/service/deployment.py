@@ -14,10 +14,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmdeploy import config, engines, hardware
+from llmdeploy.address import local_url
 from llmdeploy.errors import LlmdeployError, PortInUse
 from llmdeploy.gateway.gateway import Gateway, Limits
 from llmdeploy.service import signals, state
-from llmdeploy.service.address import address, target
 from llmdeploy.service.candidate import READY, Event, Order
 from llmdeploy.service.keeper import Keeper
 from llmdeploy.service.leftover import end_leftover
@@ -103,7 +103,7 @@ class Service:
             model=str(order.model),
             served_name=order.served_name,
             engine=settings.engine,
-            url=address(settings.host, settings.port),
+            url=local_url(settings.host, settings.port),
             since=datetime.now(UTC).isoformat(timespec="seconds"),
             service=itself,
             ticket=os.environ.get(state.TICKET, ""),
@@ -247,7 +247,7 @@ class Service:
     def adopt(self, keeper: Keeper) -> None:
         """From now on this one is what serves. Nothing in here waits: it happens whole or not at all."""
         self.current, self.order = keeper, keeper.order
-        self.target = target(keeper)
+        self.target = keeper.target()
         self.gateway.point(self.target)
         with suppress(LlmdeployError):  # the disk may be full: the record is written again as soon as it can be
             self._record_serving()
@@ -326,7 +326,7 @@ class Service:
                     log=str(now.log_file),
                 )
             case {"event": "serving"}:
-                self.target = target(self.current)
+                self.target = self.current.target()
                 self._record_serving()
                 self.gateway.point(self.target)
             case {"event": "down", "error": error}:

@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from llmdeploy import hardware
 from llmdeploy.errors import DoesNotFit, LlmdeployError, PortInUse, ServerDied, StartFailed
+from llmdeploy.gateway.target import Target
 from llmdeploy.service import history
 from llmdeploy.service.candidate import Candidate, Event, Order, Tell
 from llmdeploy.service.threads import in_thread
@@ -47,7 +49,7 @@ ENDINGS = (ServerDied, StartFailed, DoesNotFit, PortInUse)
 class Keeper:
     """`look`, `settle` and `start` once; then `keep` for as long as it serves, and `stop`.
 
-    Beside the candidate's events it tells `started`, `serving` (with the same server or another one), `down` and `note`.
+    Beside the candidate's events it tells `started`, `serving` (perhaps with another server), `down` and `note`.
     """
 
     def __init__(self, order: Order, engine: Engine[Any], tell: Tell, log_file: Path) -> None:
@@ -186,6 +188,19 @@ class Keeper:
                 self.candidate.raise_if_over()
         finally:
             keeping.cancel()
+
+    def target(self) -> Target:
+        """Where requests go that its server is to answer."""
+        now, url = self.candidate, urlsplit(self.candidate.spec.base_url)
+        return Target(
+            engine=self.engine.name,
+            model=now.spec.served_name,
+            host=url.hostname or "127.0.0.1",
+            port=url.port or (443 if url.scheme == "https" else 80),
+            capabilities=now.facts.capabilities,
+            context=now.plan.context.value,
+            adapt=self.engine.adapt if self.engine.has_dialect else None,
+        )
 
     async def stop(self) -> None:
         """End the server and give back what was taken; fine where there is none."""

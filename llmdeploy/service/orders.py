@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 from typing import TYPE_CHECKING, Any
 
 from llmdeploy.errors import AlreadyServing, LlmdeployError, NotPermitted, UsageError
@@ -92,15 +91,6 @@ def _outcome(running: asyncio.Future[None], service: Service) -> dict[str, Any]:
     if isinstance(error, LlmdeployError):
         return error.as_document()
     if error is not None:
-        return LlmdeployError(
-            f"this is a bug in llmdeploy: {error!r}", "`llmdeploy status`", code="internal"
-        ).as_document()
+        bug = LlmdeployError(f"this is a bug in llmdeploy: {error!r}", "`llmdeploy status`", code="internal")
+        return bug.as_document()
     return {"event": "switched", "engine": service.record.engine, "model": service.record.served_name}
-
-
-def order_of(
-    settings: dict[str, Any], model: str, *, repair: bool, hold: bool, file: str, changes: dict[str, Any]
-) -> bytes:
-    """The body of a switch, as `Wanted.read` takes it."""
-    content = {"settings": settings, "model": model, "repair": repair, "hold": hold, "file": file, "changes": changes}
-    return json.dumps(content).encode()

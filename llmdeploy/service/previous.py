@@ -20,7 +20,7 @@ class Previous:
     """As config.document gives them."""
     file: str
     """The configuration file that the switch changed."""
-    changes: dict[str, Any]
+    changes: dict[str, str | None]
     """The keys that it changed, with what they were; None for one that was not there."""
 
 

@@ -40,7 +40,7 @@ class Wanted:
     order: Order
     file: Path
     """The configuration file."""
-    changes: dict[str, Any]
+    changes: dict[str, str | None]
     """Its keys that change; None for one that goes."""
     hold: bool = True
     """Whether requests wait where they cannot be answered meanwhile, or are refused."""
@@ -54,9 +54,21 @@ class Wanted:
             order = Order(parse(content["model"]), settings, bool(content["repair"]))
             return cls(order, Path(content["file"]), dict(content["changes"]), bool(content["hold"]))
         except (ValueError, KeyError, TypeError):
-            raise UsageError(
-                "the service does not understand this order", "`llmdeploy stop`, then serve again"
-            ) from None
+            hint = "`llmdeploy stop`, then serve again"
+            raise UsageError("the service does not understand this order", hint) from None
+
+    def written(self) -> bytes:
+        """As `read` takes it; a path means the same in the service's folder."""
+        model = self.order.model
+        content = {
+            "settings": config.document(self.order.settings),
+            "model": str(model.absolute() if isinstance(model, Path) else model),
+            "repair": self.order.repair,
+            "hold": self.hold,
+            "file": str(self.file),
+            "changes": self.changes,
+        }
+        return json.dumps(content).encode()
 
 
 class Switch:
@@ -151,9 +163,8 @@ class Switch:
         """Nothing in here waits, so nothing comes between. The write of the configuration is the point of no return."""
         self._enter("commit")
         service, wanted = self._service, self._wanted
-        edit = config_edit.edited(wanted.file, wanted.changes)
-        before = config_edit.values(wanted.file, wanted.changes)
-        config_edit.write(edit)
+        before = config_edit.texts(wanted.file, wanted.changes)
+        config_edit.write(config_edit.edited(wanted.file, wanted.changes))
         self._committed = True
         order = self._old.order
         previous.remember(
@@ -213,10 +224,8 @@ class Switch:
         record = self._service.record
         serves = "serves as before" if record.state == "ready" else "is being started again"
         message = f"the switch failed at the step `{self._step}`: {error.message}"
-        told = LlmdeployError(
-            f"{message}; `{record.served_name}` on {record.engine} {serves}", error.hint, code=error.code
-        )
-        return told
+        message = f"{message}; `{record.served_name}` on {record.engine} {serves}"
+        return LlmdeployError(message, error.hint, code=error.code)
 
     def _enter(self, step: str) -> None:
         self._step = step
