@@ -1,1 +1,1 @@
-"""The one address that applications know: it relays, holds and counts their requests."""
+"""The one address that applications know: it relays their requests to the server of now, holds them meanwhile, counts."""

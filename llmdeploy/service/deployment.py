@@ -135,8 +135,8 @@ class Service:
         """Whatever runs ends, and nothing of it stays."""
         self.stopping = True
         signals.call_on_another(self._kill)
-        everything: list[asyncio.Future[None] | None] = [work, self._keeping, self.orders.switch, *self._background]
-        waiting = {it for it in everything if it is not None and not it.done()}
+        everything: list[asyncio.Future[Any] | None] = [work, self._keeping, self.orders.switch, *self._background]
+        waiting: set[asyncio.Future[Any]] = {it for it in everything if it is not None and not it.done()}
         for task in waiting:
             task.cancel()
         if waiting:

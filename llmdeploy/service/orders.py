@@ -68,7 +68,7 @@ class Orders:
         running.add_done_callback(lambda _: events.put_nowait(None))
         exchange.left.add_done_callback(lambda _: switch.call_off(running))
         try:
-            exchange.begin()
+            await exchange.begin()
             while (event := await events.get()) is not None:
                 await exchange.event(event)
             await exchange.event(_outcome(running, self._service))
