@@ -34,7 +34,7 @@ LAYERS = [
     {"engines", "plan"},
     {"models", "hardware", "images", "image_sources", "client"},
     {"config_edit"},
-    {"address", "atomic", "config", "config_rules", "deadline", "errors", "paths", "wire", "__init__"},
+    {"config", "config_rules", "deadline", "errors", "paths", "wire", "__init__"},
 ]
 
 ONLY_IN: dict[str, set[str]] = {

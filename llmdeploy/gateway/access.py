@@ -1,4 +1,4 @@
-"""Who may use the gateway: holders of the key, or, where there is none, what runs on this machine and is no web page."""
+"""Who may use the gateway: who holds the key, or, where there is none, what is no web page of another origin."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ def _rebound(head: Request, own_host: str) -> Refused | None:
 
 @lru_cache(256)
 def _is_own(host: bytes, own_host: str) -> bool:
-    name = urlsplit(f"//{host.decode()}").hostname or ""
-    if is_loopback(name) or name == own_host.lower():
-        return True
     try:
+        name = urlsplit(f"//{host.decode()}").hostname or ""
+        if is_loopback(name) or name == own_host.lower():
+            return True
         ip_address(name)
     except ValueError:
         return False
-    return True
+    return True  # an address is no name that somebody could point elsewhere
 
 
 @lru_cache(256)

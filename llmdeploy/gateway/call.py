@@ -131,7 +131,7 @@ class Call:
         """Goes on a connection of its own."""
         try:
             upstream = await pool.connect()
-        except (OSError, TimeoutError):
+        except (OSError, ValueError):
             self._connecting = None
             if not self._ended:
                 self._unreachable()
@@ -295,7 +295,7 @@ class Call:
             self._break_off(refused, upstream)
 
     def _break_off(self, refused: Refused, upstream: Upstream) -> None:
-        """Ends an answer that has begun, so that nobody takes it for whole: an event tells, and the framing stays open."""
+        """Ends an answer that has begun so that nobody takes it for whole: an event tells, the framing stays open."""
         if self._unsent:
             self._write(self._unsent)
         can_tell = upstream.at_boundary() if self._mode == _SPLICED else True

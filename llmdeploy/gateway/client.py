@@ -113,6 +113,8 @@ class Client(asyncio.Protocol):
     def eof_received(self) -> bool | None:
         """Half a close counts as a whole one: a client that has died looks the same, and nobody should work for it."""
         self._leave()
+        self._state = _CLOSING
+        self.since = time.monotonic()
         return None
 
     def connection_lost(self, exception: Exception | None) -> None:
@@ -189,7 +191,7 @@ class Client(asyncio.Protocol):
             self._pending = bytearray(memoryview(pending)[self._at :])
         self._at = 0
         is_full = len(self._pending) > MAX_HEAD and self._state == _BUSY
-        if (is_full or self.is_blocked and self._pending) != self._reading_paused and self._state < _LINGERING:
+        if (is_full or (self.is_blocked and bool(self._pending))) != self._reading_paused and self._state < _LINGERING:
             self._reading_paused = not self._reading_paused
             if self._reading_paused:
                 self.transport.pause_reading()
@@ -235,9 +237,7 @@ class Client(asyncio.Protocol):
             return refused, b""
         path = head.path
         if path not in routes.RELAYED or head.method != "POST":
-            if path.startswith(routes.CONTROL) and gateway.control is not None:
-                return None
-            no_route = routes.refused(head.method, path)
+            no_route = routes.refused(head.method, path, has_control=gateway.control is not None)
             if no_route is not None:
                 refused, allow = no_route
                 return refused, b"allow: %b\r\n" % allow.encode() if allow else b""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from llmdeploy.gateway import answers
-from llmdeploy.gateway.errors import body_of
+from llmdeploy.gateway.errors import Refused, body_of
 from llmdeploy.wire import LAST_CHUNK, Request, chunk
 
 if TYPE_CHECKING:
@@ -73,23 +73,25 @@ class Exchange:
         """Has the handler answer. What it leaves open is never taken for whole."""
         try:
             await handler(self)
+            if not self._has_ended:
+                raise RuntimeError(f"`{self.path}` was not answered")
         except Exception as error:
             self._gateway.report(error)
-            self._fail(error)
-        finally:
-            if not self._has_ended:
-                self._fail(RuntimeError("the request was not answered"))
+            self._fail(answers.bug(error))
+        except asyncio.CancelledError:
+            self._fail(answers.closing())
+            raise
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, refused: Refused) -> None:
         if self._has_ended:
             return
-        self._end(500)
+        self._end(refused.status)
         if self.left.done():
             return
         if self._has_begun:
             self._client.break_off(reset=not self._head.is_1_1)
         else:
-            self._client.answer(500, body_of(answers.bug(error)))
+            self._client.answer(refused.status, body_of(refused))
 
     def _end(self, status: int) -> None:
         if self._has_ended:

@@ -83,9 +83,8 @@ class Gateway:
         """New requests go there; held ones are let go, first come first served."""
         previous = self._pool
         if previous is None or previous.target is not target:
-            self._pool = self._pools.get(target)
-            if self._pool is None or self._pool.retired:
-                self._pool = self._pools[target] = Pool(target)
+            self._pool = self._pools.setdefault(target, Pool(target))
+            self._pool.retired = False
             if previous is not None:
                 self._retire(previous)
             self._last_since = int(time.time())
@@ -160,7 +159,8 @@ class Gateway:
         for call in list(self._held)[:RELEASED]:
             if self._pool is None:
                 return
-            if self._held.pop(call, self) is None:
+            if call in self._held:
+                del self._held[call]
                 call.send(self._pool)
         if self._held and self._pool is not None and not self._letting_go:
             self._letting_go = True
@@ -249,8 +249,8 @@ class Gateway:
             if pool.retired:
                 self._retire(pool)
         for call in [it for it in self._held if it.deadline < now]:
-            if self._held.pop(call, self) is None:
-                call.refuse(answers.waited_too_long(limits.hold_seconds, self._reason))
+            del self._held[call]
+            call.refuse(answers.waited_too_long(limits.hold_seconds, self._reason))
         for call in [it for it in self._lost if it.deadline < now]:
             del self._lost[call]
             call.give_up()
@@ -277,10 +277,10 @@ class Gateway:
             pool.retire()
         self._pools.clear()
         await self._end_tasks()
-        for client in list(self.clients):
-            client.close()
         deadline = time.monotonic() + CLOSE_SECONDS
         while self.clients and time.monotonic() < deadline:
+            for client in list(self.clients):
+                client.close()
             await asyncio.sleep(0.01)
         for client in list(self.clients):
             client.transport.abort()

@@ -19,12 +19,14 @@ _ANSWERED = frozenset({"/v1/models", "/health", "/metrics"})
 _HINT = "the routes are POST " + ", ".join(sorted(RELAYED)) + "; GET " + ", ".join(sorted(_ANSWERED))
 
 
-def refused(method: str, path: str) -> tuple[Refused, str] | None:
+def refused(method: str, path: str, *, has_control: bool) -> tuple[Refused, str] | None:
     """Why there is no such route, and the value of `Allow`; None where there is one."""
     if path in RELAYED:
         allowed = "POST"
     elif path in _ANSWERED or path.startswith("/v1/models/"):
         allowed = "GET, HEAD"
+    elif path.startswith(CONTROL) and has_control:
+        allowed = "GET, POST"
     else:
         return Refused(404, f"there is no route `{path[:200]}`", code="unknown_route", hint=_HINT), ""
     if method in allowed.split(", "):

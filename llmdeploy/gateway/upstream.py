@@ -92,21 +92,21 @@ class Upstream(asyncio.Protocol):
     def _take_head(self, call: Call, data: bytes) -> None:
         if self._head:
             data = self._head + data
-        end = data.find(END_OF_HEAD) + len(END_OF_HEAD)
-        if end < len(END_OF_HEAD):
-            if len(data) > MAX_HEAD:
-                raise BadFraming("the head of the answer has no end")
-            self._head = data
-            return
-        response = parse_response(data[:end])
-        rest = data[end:]
-        self._head = b""
-        if response.status < 200:
+        while True:
+            end = data.find(END_OF_HEAD) + len(END_OF_HEAD)
+            if end < len(END_OF_HEAD):
+                if len(data) > MAX_HEAD:
+                    raise BadFraming("the head of the answer has no end")
+                self._head = data
+                return
+            response = parse_response(data[:end])
             if response.status == 101:
                 raise BadFraming("nobody asked for another protocol")
-            if rest:
-                self._take_head(call, rest)
-            return
+            if response.status >= 200:
+                break
+            data = data[end:]  # `100 Continue` and its like
+        rest = data[end:]
+        self._head = b""
         self._response = response
         self._body = body = _body_of(response)
         self._decodes = call.begin(response)
@@ -132,7 +132,7 @@ class Upstream(asyncio.Protocol):
             self._finish(call, end < len(data))
 
     def _finish(self, call: Call, has_more: bool) -> None:
-        """The answer is whole. A connection that holds more bytes, or has not sent all of the request, is not reused."""
+        """The answer is whole. A connection with more bytes, or one that has not sent all, is not reused."""
         response = self._response
         self._call = self._response = self._body = None
         self.resume()
