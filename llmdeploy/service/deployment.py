@@ -114,14 +114,15 @@ class Service:
         """Serve until a signal comes or what is served cannot be kept."""
         self.gateway = Gateway(self._limits, self._key, self.orders.take)
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done with the error that ends the service."""
         told = signals.told()
         work = asyncio.ensure_future(self._work())
         try:
-            await asyncio.wait({told, work}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({told, work, self._over}, return_when=asyncio.FIRST_COMPLETED)
             if told.done():
                 self.notices.on_stop()
                 raise signals.interruption(told.result())
-            work.result()
+            (work if work.done() else self._over).result()
         except LlmdeployError as error:
             self._fail(error)
             raise
@@ -182,11 +183,9 @@ class Service:
             raise state.unwritable(error) from error
 
     async def _watch(self) -> None:
-        """Until what serves cannot be kept. A record that somebody deleted is written anew: it is how we are found."""
+        """A record that somebody deleted is written anew: it is how the service is found."""
         while True:
-            done, _ = await asyncio.wait({self._over}, timeout=RECORD_WATCH)
-            if done:
-                self._over.result()
+            await asyncio.sleep(RECORD_WATCH)
             with suppress(LlmdeployError):  # the disk may be full; the next round tries again
                 if state.read() is None:
                     state.write(self.record)
@@ -235,7 +234,11 @@ class Service:
         self._keeping.add_done_callback(self._kept)
 
     def _kept(self, keeping: asyncio.Task[None]) -> None:
-        if not keeping.cancelled() and (error := keeping.exception()) and not self._over.done():
+        if not keeping.cancelled() and (error := keeping.exception()):
+            self._end_with(error)
+
+    def _end_with(self, error: BaseException) -> None:
+        if not self._over.done():
             self._over.set_exception(error)
 
     async def leave(self) -> None:
@@ -289,7 +292,10 @@ class Service:
     def tell(self, event: Event) -> None:
         """Pass on what happened, to whoever runs the service and to whoever asked for a switch."""
         told = {**event, "elapsed": round(self.elapsed, 1)}
-        self.notices.tell(told)
+        try:
+            self.notices.tell(told)
+        except Exception as error:  # nobody can be told any more: stdout is full, or its reader has gone
+            self._end_with(error)
         self.orders.tell(told)
 
     def _hear(self, keeper: Keeper, event: Event) -> None:
