@@ -118,7 +118,8 @@ class Service:
         told = signals.told()
         work = asyncio.ensure_future(self._work())
         try:
-            await asyncio.wait({told, work, self._over}, return_when=asyncio.FIRST_COMPLETED)
+            ends: set[asyncio.Future[Any]] = {told, work, self._over}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if told.done():
                 self.notices.on_stop()
                 raise signals.interruption(told.result())
@@ -135,6 +136,8 @@ class Service:
     async def _end(self, work: asyncio.Future[None]) -> None:
         """Whatever runs ends, and nothing of it stays."""
         self.stopping = True
+        if self._over.done():
+            self._over.exception()  # told already, or something else came first
         signals.call_on_another(self._kill)
         everything: list[asyncio.Future[Any] | None] = [work, self._keeping, self.orders.switch, *self._background]
         waiting: set[asyncio.Future[Any]] = {it for it in everything if it is not None and not it.done()}
