@@ -30,6 +30,7 @@ LAYERS = [
     {"cli"},
     {"checks"},
     {"service"},
+    {"gateway"},
     {"engines", "plan"},
     {"models", "hardware", "images", "image_sources", "client"},
     {"config_edit"},

@@ -97,6 +97,8 @@ class Engine(Protocol[A]):
     """How a model is run. Every method is quick but `pull` and `load`."""
 
     name: str
+    lacks: Mapping[str, tuple[str, ...]]
+    """Fields of a request, by route, that it would ignore or answer in a form of its own: they are refused."""
 
     def status(self) -> EngineStatus:
         """Installed? Which version? Running? Never raises, answers within 2 s."""
@@ -154,7 +156,7 @@ class Engine(Protocol[A]):
         ...
 
     def adapt(self, request: Request) -> Request:
-        """The request in this engine's dialect; usually unchanged."""
+        """A chat or completion request in this engine's dialect; the same object where nothing needs changing."""
         ...
 
     def diagnose(self, log: Sequence[str], exit_status: int) -> Diagnosis | None:

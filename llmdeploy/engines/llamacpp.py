@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from llmdeploy.engines import failures
@@ -21,7 +22,7 @@ from llmdeploy.models.gguf import GgufModel
 from llmdeploy.plan import MIB, MemoryPart, Plan, Setting, Wishes, free_memory, make_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from llmdeploy.config import Settings
     from llmdeploy.hardware import Hardware
@@ -64,6 +65,7 @@ class Program:
 
 class LlamaCpp:
     name = "llamacpp"
+    lacks: Mapping[str, tuple[str, ...]] = MappingProxyType({"/v1/completions": ("best_of", "echo", "logprobs")})
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

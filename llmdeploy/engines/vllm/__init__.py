@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from llmdeploy import paths
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from llmdeploy.models.reference import ModelRef
     from llmdeploy.plan import Plan, Wishes
 
+TOOLS = "--enable-auto-tool-choice"
+"""Without it vLLM refuses tools, whatever the model knows."""
+
 
 def engine(settings: Settings) -> Vllm:
     return Vllm(settings)
@@ -34,6 +39,7 @@ def engine(settings: Settings) -> Vllm:
 
 class Vllm:
     name = "vllm"
+    lacks: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
     def __init__(self, settings: Settings, repairs: Mapping[str, Any] | None = None) -> None:
         """`repairs`: settings that a start which failed asked for; they beat the user's."""
@@ -66,7 +72,10 @@ class Vllm:
 
     def facts(self, artefact: HfModel) -> ModelFacts:
         artefact.require_tokenizer()
-        return artefact.facts()
+        facts = artefact.facts()
+        if not any(argument.replace("_", "-").startswith(TOOLS) for argument in self._settings.vllm_extra_args or ()):
+            return facts
+        return replace(facts, capabilities=(*facts.capabilities, "tools"))
 
     def plan(self, facts: ModelFacts, hardware: Hardware, wishes: Wishes) -> Plan:
         return fit.plan(facts, hardware, wishes, self._wanted, self._device)
