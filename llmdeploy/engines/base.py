@@ -6,7 +6,7 @@ returns data; it starts no process, prints nothing and knows no command.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -155,8 +155,9 @@ class Engine(Protocol[A]):
         """Undo `load`: the memory is free and nothing of ours is left there. Raises TimedOut; fine when nothing is."""
         ...
 
-    def adapt(self, request: Request) -> Request:
-        """A chat or completion request in this engine's dialect; the same object where nothing needs changing."""
+    @property
+    def adapt(self) -> Callable[[Request], Request] | None:
+        """A chat or completion request in this engine's dialect, the same object where it is; None without one."""
         ...
 
     def diagnose(self, log: Sequence[str], exit_status: int) -> Diagnosis | None:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from llmdeploy.engines import failures
-from llmdeploy.engines.base import EngineStatus, Request, ServerSpec
+from llmdeploy.engines.base import EngineStatus, ServerSpec
 from llmdeploy.engines.phases import Phase, Phases
 from llmdeploy.errors import EngineMissing, Remedy
 from llmdeploy.models import gguf
@@ -66,6 +66,7 @@ class Program:
 class LlamaCpp:
     name = "llamacpp"
     lacks: Mapping[str, tuple[str, ...]] = MappingProxyType({"/v1/completions": ("best_of", "echo", "logprobs")})
+    adapt = None
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -147,9 +148,6 @@ class LlamaCpp:
 
     def release(self, base_url: str, served_name: str) -> None:
         """Its memory is free when its process is gone."""
-
-    def adapt(self, request: Request) -> Request:
-        return request
 
     def diagnose(self, log: Sequence[str], exit_status: int) -> failures.Diagnosis | None:
         last_resort = (failures.LLAMACPP_ERROR,) if exit_status > 0 else ()

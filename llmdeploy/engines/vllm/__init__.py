@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from llmdeploy import paths
-from llmdeploy.engines.base import EngineStatus, Request, ServerSpec
+from llmdeploy.engines.base import EngineStatus, ServerSpec
 from llmdeploy.engines.vllm import consent, environment, failures, fit, flags, log
 from llmdeploy.engines.vllm.environment import Found
 from llmdeploy.errors import EngineMissing
@@ -40,6 +40,7 @@ def engine(settings: Settings) -> Vllm:
 class Vllm:
     name = "vllm"
     lacks: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    adapt = None
 
     def __init__(self, settings: Settings, repairs: Mapping[str, Any] | None = None) -> None:
         """`repairs`: settings that a start which failed asked for; they beat the user's."""
@@ -124,9 +125,6 @@ class Vllm:
 
     def release(self, base_url: str, served_name: str) -> None:
         """Its memory is free when its processes are gone."""
-
-    def adapt(self, request: Request) -> Request:
-        return request
 
     def diagnose(self, log: Sequence[str], exit_status: int) -> Diagnosis | None:
         return failures.diagnose(log, exit_status)
