@@ -39,7 +39,7 @@ WATCH = 1.0
 """Seconds between two looks at whether the server has said that it is doomed."""
 STEADY = 60.0
 """Seconds of service after which an end is no longer in a row with those before."""
-GIVING_UP = 5.0
+GIVING_UP = 1.0
 """Seconds that a thread has to end once it was abandoned."""
 
 ENDINGS = (ServerDied, StartFailed, DoesNotFit, PortInUse)
@@ -199,7 +199,8 @@ class Keeper:
             port=url.port or (443 if url.scheme == "https" else 80),
             capabilities=now.facts.capabilities,
             context=now.plan.context.value,
-            adapt=self.engine.adapt if self.engine.has_dialect else None,
+            adapt=self.engine.adapt,
+            lacks=self.engine.lacks,
         )
 
     async def stop(self) -> None:
