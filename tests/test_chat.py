@@ -199,7 +199,8 @@ def test_a_prompt_beyond_the_context(served: World) -> None:
     result = served.run("chat", stdin="word " * 20_000)
     assert result.status == 1
     assert re.fullmatch(
-        r"error: the server refused the request \(400\): the request has \d+ tokens, and the context of `selftest` 8192\n"
+        r"error: the server refused the request \(400\): "
+        r"the request has \d+ tokens, and the context of `selftest` 8192\n"
         r"hint: send less, or serve the model again with a larger `--context`\n",
         result.stderr,
     )
