@@ -196,7 +196,7 @@ def test_a_script_s_own_shell_is_meant_and_not_the_one_above_it(world: World) ->
     """Its process is called as the script is."""
     fish = real("fish")
     script = own(world).work / "deploy"
-    script.write_text("#!/usr/bin/env bash\nllmdeploy env\n")
+    script.write_text(f"#!{shutil.which('bash')}\nllmdeploy env\n")
     script.chmod(0o755)
     done = subprocess.run(
         [*fish, "./deploy; true"], env=world.environment, cwd=world.work, capture_output=True, text=True
