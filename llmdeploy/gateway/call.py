@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import TYPE_CHECKING
 
@@ -35,7 +34,6 @@ class Call:
         "_body",
         "_client",
         "_collected",
-        "_connecting",
         "_ended",
         "_events",
         "_first",
@@ -69,7 +67,6 @@ class Call:
         self.deadline = 0.0
         """While it waits."""
         self._pool: Pool | None = None
-        self._connecting: asyncio.Task[None] | None = None
         self._upstream: Upstream | None = None
         self._was_retried = False
         self._was_lost = False
@@ -111,33 +108,10 @@ class Call:
             self._onward,
             len(self._sent),
         )
-        upstream = pool.take()
-        if upstream is None:
-            self._connect(pool)
-        else:
-            self._go(upstream)
+        pool.serve(self)
 
-    def _connect(self, pool: Pool) -> None:
-        self._connecting = asyncio.get_running_loop().create_task(self._on_fresh(pool))
-
-    async def _on_fresh(self, pool: Pool) -> None:
-        """Goes on a connection of its own."""
-        try:
-            upstream = await pool.connect()
-        except (OSError, ValueError):
-            self._connecting = None
-            if not self._ended:
-                self._unreachable()
-            return
-        self._connecting = None
-        if self._ended:
-            upstream.drop()
-        elif upstream.closing:
-            self._unreachable()
-        else:
-            self._go(upstream)
-
-    def _go(self, upstream: Upstream) -> None:
+    def go(self, upstream: Upstream) -> None:
+        """Goes out on that connection."""
         self._upstream = upstream
         if self._client.is_blocked:
             upstream.pause()
@@ -256,11 +230,11 @@ class Call:
             self.refuse(answers.broke_off(self._engine))
         elif upstream.is_reused and not self._was_retried:
             self._was_retried = True  # the server had closed the connection for being idle
-            self._connect(self._pool)
+            self._pool.serve_anew(self)
         else:
-            self._unreachable()
+            self.unreachable()
 
-    def _unreachable(self) -> None:
+    def unreachable(self) -> None:
         """The server is gone, and no byte of an answer came: another server may do, once."""
         assert self._pool is not None
         self._upstream = None
@@ -328,9 +302,6 @@ class Call:
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
             upstream.drop()
-        connecting, self._connecting = self._connecting, None
-        if connecting is not None:
-            connecting.cancel()
 
     def _end(self, status: int) -> None:
         self._ended = True

@@ -28,6 +28,6 @@ def prepared(path: str, body: bytes, target: Target) -> Prepared:
     """The body as the engine is sent it; the same object where nothing needs changing. Raises Refused."""
     try:
         asked = _decode(body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeError) as error:
         raise Refused(400, str(error)) from None
     return Prepared(body, asked.stream)
