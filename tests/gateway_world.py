@@ -169,7 +169,11 @@ class Engine:
 
 async def echo(peer: Peer, asked: Asked) -> None:
     """Answers with the tag of the request; streams where a stream is asked for."""
-    document = asked.document
+    try:
+        document = asked.document
+    except ValueError:
+        await peer.answer(b'{"error": {"message": "not JSON"}}', "400 Bad Request")
+        return
     if not document.get("stream"):
         await peer.answer(json.dumps({"tag": document.get("user")}).encode())
         return

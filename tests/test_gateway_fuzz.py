@@ -168,7 +168,8 @@ def test_ten_thousand_requests() -> None:
             async def worker() -> None:
                 for script in left:
                     try:
-                        await play(it, script, rng)
+                        async with asyncio.timeout(20):
+                            await play(it, script, rng)
                     except BaseException as error:
                         error.add_note(f"seed {seed}, sent {script.pieces}")
                         raise
