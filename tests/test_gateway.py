@@ -52,13 +52,14 @@ def assert_refused(answer: Answer, status: int, words: str = "") -> None:
 @on_loops
 async def test_a_request_and_its_answer_are_relayed() -> None:
     async with world() as it:
-        answer = await it.ask(post("a", headers="X-Request-Id: 7\r\n"))
+        answer = await it.ask(post("a", headers="X-Request-Id: 7\r\nContent-Type: text/plain\r\n"))
         assert (answer.status, answer.document) == (200, {"tag": "a"})
         assert answer.headers["x-llmdeploy-engine"] == "llamacpp"
         (asked,) = it.engine.asked
         assert asked.line == f"POST {CHAT} HTTP/1.1"
         assert asked.headers["host"] == f"127.0.0.1:{it.target.port}"
         assert asked.headers["x-request-id"] == "7"
+        assert asked.headers["content-type"] == "application/json", "whatever the client calls it"
 
 
 @on_loops
@@ -174,7 +175,7 @@ async def test_what_concerns_one_connection_is_not_passed_on() -> None:
         headers = "Connection: x-secret\r\nX-Secret: 1\r\nTE: trailers\r\nProxy-Authorization: Basic x\r\nX-Ok: 2\r\n"
         headers += "Upgrade: h2c\r\nAuthorization: Bearer secret\r\nX-Api-Key: secret\r\nOrigin: https://a.example\r\n"
         answer = await it.ask(post(headers=headers))
-        assert set(it.engine.asked[0].headers) == {"host", "x-ok", "content-length"}
+        assert set(it.engine.asked[0].headers) == {"host", "x-ok", "content-type", "content-length"}
         assert set(answer.headers) == {
             "content-type",
             "x-yours",

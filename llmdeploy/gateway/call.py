@@ -10,7 +10,7 @@ from llmdeploy.gateway.errors import Refused, body_of, explained
 from llmdeploy.gateway.heads import Answered, Asked
 from llmdeploy.gateway.pool import Pool
 from llmdeploy.gateway.requests import prepared
-from llmdeploy.gateway.routes import CHECKED, PASSED
+from llmdeploy.gateway.routes import PASSED
 from llmdeploy.gateway.upstream import Upstream
 from llmdeploy.wire import LAST_CHUNK, Response, chunk
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MAX_ERROR = 2**20
 """Bytes of an engine's error answer that are looked at."""
 
+# vLLM refuses a body that is not called JSON, as curl's is not.
+_HEAD = b"POST %b HTTP/1.1\r\nhost: %b\r\n%bcontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
 _EVENT = b"data: {"
 
 _SPLICED, _COLLECTED, _WRAPPED, _BARE = range(4)
@@ -92,9 +94,8 @@ class Call:
         self._pool = pool
         pool.calls.add(self)
         target = pool.target
-        head = self._head
         try:
-            self._sent = prepared(head.path, self._body, target).body if head.path in CHECKED else self._body
+            self._sent = prepared(self._head.path, self._body, target).body
         except Refused as refused:
             self.refuse(refused)
             return
@@ -102,8 +103,8 @@ class Call:
             self._gateway.report(error)
             self.refuse(answers.bug(error))
             return
-        self._sent_head = b"POST %b HTTP/1.1\r\nhost: %b\r\n%bcontent-length: %d\r\n\r\n" % (
-            head.target,
+        self._sent_head = _HEAD % (
+            self._head.target,
             pool.host,
             self._onward,
             len(self._sent),
@@ -204,7 +205,7 @@ class Call:
         except Exception as error:
             self._gateway.report(error)
             status, text = 502, body_of(answers.bug(error), target.engine)
-        self._reply(status, text, _retry_after(self._answer))
+        self._reply(status, text, _retry_after(status, self._answer))
 
     def _began(self) -> None:
         self._first = time.monotonic()
@@ -331,6 +332,8 @@ class Call:
         return "" if self._pool is None else self._pool.target.model
 
 
-def _retry_after(response: Response | None) -> bytes:
+def _retry_after(status: int, response: Response | None) -> bytes:
     value = None if response is None else response.get(b"retry-after")
-    return b"" if value is None else b"retry-after: %b\r\n" % value
+    if value is None:
+        return answers.RETRY_AFTER if status == 503 else b""
+    return b"retry-after: %b\r\n" % value
