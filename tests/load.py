@@ -11,6 +11,8 @@ from types import TracebackType
 
 WORDS = " ".join(map(str, range(1, 21)))
 QUESTION = "Count to 20"
+PATIENCE = 300
+"""Seconds for an answer, which may have to wait for a switch on a busy machine."""
 
 
 @dataclass
@@ -35,7 +37,7 @@ class Load:
     ) -> None:
         self._over.set()
         for thread in self._threads:
-            thread.join(60)
+            thread.join(PATIENCE)
             assert not thread.is_alive(), "a client waits for its answer still"
 
     @property
@@ -43,7 +45,7 @@ class Load:
         return sum(self.answers.values())
 
     def _ask_on(self) -> None:
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         while not self._over.is_set():
             try:
                 engine = self._ask(connection)
