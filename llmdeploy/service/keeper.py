@@ -199,7 +199,8 @@ class Keeper:
             port=url.port or (443 if url.scheme == "https" else 80),
             capabilities=now.facts.capabilities,
             context=now.plan.context.value,
-            adapt=self.engine.adapt if self.engine.has_dialect else None,
+            adapt=self.engine.adapt,
+            lacks=self.engine.lacks,
         )
 
     async def stop(self) -> None:
