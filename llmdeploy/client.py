@@ -179,16 +179,22 @@ def _message(body: Any) -> str:
 
 def _refusal(response: httpx.Response) -> RequestFailed:
     try:
-        message = _message(response.json())
+        body = response.json()
+        message = _message(body)
     except ValueError:
-        message = " ".join(response.text.split())[:200] or response.reason_phrase
-    if "image input is not supported" in message:
-        return sees_no_images()
-    if "context size" in message:
-        return RequestFailed(message, "ask for less, or serve it again with a larger `--context`")
+        body, message = None, " ".join(response.text.split())[:200] or response.reason_phrase
     return RequestFailed(
-        f"the server refused the request ({response.status_code}): {message}", "`llmdeploy logs` tells more"
+        f"the server refused the request ({response.status_code}): {message}",
+        _hint(body) or "`llmdeploy logs` tells more",
     )
+
+
+def _hint(body: Any) -> str:
+    """What the gateway says to do about it."""
+    try:
+        return str(body["error"]["llmdeploy"]["hint"])
+    except (KeyError, TypeError):
+        return ""
 
 
 def _broken_off(why: str) -> RequestFailed:

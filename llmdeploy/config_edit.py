@@ -70,7 +70,8 @@ def edited(file: Path, changes: Mapping[str, str | None]) -> Edit:
             if found == words[: len(found)] and (found != words or isinstance(old, dict)):
                 check(found, old, before, str(file))
     after = before
-    for words, value in values.items():
+    # What goes, goes last: as long as it is there, it shows how the lines of this file end.
+    for words, value in sorted(values.items(), key=lambda item: item[1] is None):
         changed = _without(after, words) if value is None else _with(after, words, value)
         if changed is None:
             key = ".".join(words)

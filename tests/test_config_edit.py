@@ -82,6 +82,7 @@ EDITS: list[tuple[str, dict[str, str | None], str]] = [
         BOTH.replace('engine = "llamacpp" # for now\n', "").replace('st"', 'st"\nport = 2'),
     ),
     # the line ends of the file
+    ('model = "a"\r\n', {"model": None, "port": "2"}, "port = 2\r\n"),
     ("# x\r\nport = 1", {"parallel": "2"}, "# x\r\nport = 1\r\nparallel = 2"),
     ("port = 1\r\n", {"gateway.max_held": "2"}, "port = 1\r\n\r\n[gateway]\r\nmax_held = 2\r\n"),
 ]  # fmt: skip

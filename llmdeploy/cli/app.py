@@ -21,6 +21,7 @@ COMMANDS = {
     "stop": "Stop what is served.",
     "logs": "Show the log of the server.",
     "chat": "Ask the model that is served; images too.",
+    "env": "Print what an application needs as variables of your shell.",
     "models": "List the models that can be served by name.",
     "engines": "List the engines; install and remove vLLM.",
     "config": "Show and change the configuration.",

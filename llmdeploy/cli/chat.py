@@ -21,8 +21,6 @@ from llmdeploy.models.reference import parse, served_name
 from llmdeploy.service import state
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from llmdeploy.client import Answer, Conversation
     from llmdeploy.config import Settings
     from llmdeploy.service.state import Record
@@ -82,10 +80,8 @@ def chat(
     if images and record.capabilities and "image" not in record.capabilities:
         raise sees_no_images()
     question = Question(text, images, system, max_tokens, temperature, seed)
-    body: Mapping[str, Any] = question.body(record.served_name)
-    if adapt := engines.get(record.engine, settings).adapt:
-        body = adapt(body)
-    conversation = Conversation(record.url, body, settings.timeout)
+    body = question.body(record.served_name)
+    conversation = Conversation(record.url, body, settings.timeout, config.api_key(settings))
     if json:
         for _ in conversation:
             pass

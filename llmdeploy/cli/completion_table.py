@@ -135,6 +135,18 @@ TABLE: Commands = {
         ["PROMPT"],
         {},
     ),
+    "env": (
+        "Print what an application needs as variables of your shell.",
+        {
+            "--shell": ("bash, zsh, sh, fish or powershell; left out, yours.", "SHELL"),
+            "--dotenv": ("Write them into this file instead, such as `.env`.", "FILE"),
+            "--json": ("Print one JSON document on stdout.", ""),
+            "--help": ("Show this message and exit.", ""),
+            "-h": ("Show this message and exit.", ""),
+        },
+        [],
+        {},
+    ),
     "models": (
         "List the models that can be served by name.",
         {

@@ -97,6 +97,8 @@ class Engine(Protocol[A]):
     """How a model is run. Every method is quick but `pull` and `load`."""
 
     name: str
+    side_by_side: bool
+    """Whether two servers of it run at the same time; not where one daemon or one store is behind both."""
     lacks: Mapping[str, tuple[str, ...]]
     """Fields of a request, by route, that it would ignore or answer in a form of its own: they are refused."""
 

@@ -23,6 +23,7 @@ from llmdeploy.plan import MIB, MemoryPart, Plan, Setting, Wishes, free_memory, 
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from llmdeploy.config import Settings
     from llmdeploy.hardware import Hardware
@@ -65,6 +66,7 @@ class Program:
 
 class LlamaCpp:
     name = "llamacpp"
+    side_by_side = True
     lacks: Mapping[str, tuple[str, ...]] = MappingProxyType({"/v1/completions": ("best_of", "echo", "logprobs")})
     adapt = None
 

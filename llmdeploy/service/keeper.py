@@ -39,7 +39,7 @@ WATCH = 1.0
 """Seconds between two looks at whether the server has said that it is doomed."""
 STEADY = 60.0
 """Seconds of service after which an end is no longer in a row with those before."""
-GIVING_UP = 5.0
+GIVING_UP = 1.0
 """Seconds that a thread has to end once it was abandoned."""
 
 ENDINGS = (ServerDied, StartFailed, DoesNotFit, PortInUse)

@@ -31,7 +31,8 @@ def prove(engine: Engine[Any], spec: ServerSpec, capabilities: tuple[str, ...], 
 
 def _demand_answer(engine: Engine[Any], spec: ServerSpec, what: str, content: object, seconds: float) -> None:
     messages = [{"role": "user", "content": content}]
-    body = engine.adapt({"model": spec.served_name, "messages": messages, "max_tokens": 1})
+    question: Request = {"model": spec.served_name, "messages": messages, "max_tokens": 1}
+    body = engine.adapt(question) if engine.adapt else question
     try:
         status, answer = within(seconds, lambda: _asked(spec, body))
     except TimeoutError:

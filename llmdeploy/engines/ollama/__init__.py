@@ -86,6 +86,7 @@ class Tag:
 
 class Ollama:
     name = "ollama"
+    side_by_side = False
     lacks: Mapping[str, tuple[str, ...]] = MappingProxyType(
         {
             "/v1/chat/completions": ("n", "logit_bias"),

@@ -22,7 +22,8 @@ def adapt(request: Body, *, thinks: bool = True) -> Body:
         changed = {name: value for name, value in changed.items() if name not in THOUGHTS}
     if (most := changed.pop("max_completion_tokens", None)) is not None:
         changed["max_tokens"] = most
-    if (changed.get("response_format") or {}).get("type") == "json_object":
+    format = changed.get("response_format")
+    if isinstance(format, dict) and format.get("type") == "json_object":
         # Where a model's template comes from its GGUF file, it enforces nothing but a schema.
         changed["response_format"] = OBJECT
     if changed.pop("tool_choice", None) is not None:

@@ -40,6 +40,7 @@ def engine(settings: Settings) -> Vllm:
 
 class Vllm:
     name = "vllm"
+    side_by_side = True
     lacks: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     adapt = None
 
