@@ -10,7 +10,7 @@ from llmdeploy.gateway import answers
 from llmdeploy.gateway.errors import Refused, body_of, explained
 from llmdeploy.gateway.pool import Pool
 from llmdeploy.gateway.requests import prepared
-from llmdeploy.gateway.routes import CHECKED, PASSED
+from llmdeploy.gateway.routes import PASSED
 from llmdeploy.gateway.upstream import Upstream
 from llmdeploy.wire import HOP_BY_HOP, LAST_CHUNK, Request, Response, chunk, lines
 
@@ -22,7 +22,10 @@ MAX_ERROR = 2**20
 """Bytes of an engine's error answer that are looked at."""
 
 # The engine must not answer in a coding that cannot be read here, nor learn the gateway's key, nor of other origins.
-_NOT_SENT = HOP_BY_HOP | frozenset(b"host content-length expect authorization x-api-key origin accept-encoding".split())
+# Bodies are JSON, whatever they are called: `curl -d` calls them a form, which vLLM refuses.
+_NOT_SENT = HOP_BY_HOP | frozenset(
+    b"host content-length content-type expect authorization x-api-key origin accept-encoding".split()
+)
 _NOT_ANSWERED = (
     HOP_BY_HOP
     | frozenset(b"content-length x-llmdeploy-engine".split())
@@ -32,6 +35,7 @@ _NOT_ANSWERED = (
     )
 )
 _EVENT = b"data: {"
+_JSON = b"content-type: application/json\r\n"
 
 _SPLICED, _COLLECTED, _WRAPPED, _BARE = range(4)
 
@@ -104,7 +108,7 @@ class Call:
         target = pool.target
         head = self._head
         try:
-            self._sent = prepared(head.path, self._body, target).body if head.path in CHECKED else self._body
+            self._sent = prepared(head.path, self._body, target).body
         except Refused as refused:
             self.refuse(refused)
             return
@@ -112,10 +116,11 @@ class Call:
             self._gateway.report(error)
             self.refuse(answers.bug(error))
             return
-        self._sent_head = b"POST %b HTTP/1.1\r\nhost: %b\r\n%bcontent-length: %d\r\n\r\n" % (
+        self._sent_head = b"POST %b HTTP/1.1\r\nhost: %b\r\n%b%bcontent-length: %d\r\n\r\n" % (
             head.target,
             pool.host,
             lines(head.fields, _NOT_SENT if not head.connection else _NOT_SENT | head.connection),
+            _JSON,
             len(self._sent),
         )
         upstream = pool.take()

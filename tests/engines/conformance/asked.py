@@ -410,7 +410,7 @@ WRONG = [
     wrong("content, a number", {"messages": user(5)}, "messages[0].content"),
     wrong("content, no parts", {"messages": user([])}, "messages[0].content"),
     wrong("content, unknown part", {"messages": user([{"type": "smell"}])}, "messages[0].content[0].type"),
-    Asked("overflow", OVERFLOW, "400 context_length_exceeded", param="messages", holds=names("27014 tokens", "8192")),
+    Asked("overflow", OVERFLOW, "400 context_length_exceeded", param="messages", holds=names("tokens", "8192")),
     Asked("embeddings", {"input": "hello"}, "400 embeddings_not_supported", param="model", path="/v1/embeddings"),
     Asked("unknown route", COUNT, "404 unknown_route", path="/v1/nope"),
     Asked("wrong method", None, "405 method_not_allowed", method="GET", headers={}),
