@@ -103,7 +103,7 @@ def _streamed(events: list[dict[str, Any]]) -> Read:
             assert at not in finishes, "something comes after the end"
             delta = choice.get("delta", choice)
             if delta is not choice:
-                assert ("role" in delta) == (at not in texts) or delta["role"] == "assistant"
+                assert delta.get("role", "assistant" if at in texts else None) == "assistant"
             texts[at] = texts.get(at, "") + (delta.get("content", delta.get("text")) or "")
             if choice["finish_reason"] is not None:
                 finishes[at] = choice["finish_reason"]

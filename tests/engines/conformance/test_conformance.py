@@ -6,6 +6,7 @@ import json
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -119,7 +120,7 @@ def test_no_difference_is_told_of_a_request_that_there_is_not() -> None:
 
 
 def test_a_shape_that_is_not_openai_s_is_seen() -> None:
-    head = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+    head: dict[str, Any] = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m"}
     role = {**head, "choices": [{"index": 0, "delta": {"role": "assistant", "content": "a"}, "finish_reason": None}]}
     end = {**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
 
@@ -128,7 +129,8 @@ def test_a_shape_that_is_not_openai_s_is_seen() -> None:
         return Answer(200, {"content-type": "text/event-stream"}, content.encode()).read
 
     assert read(role, end).texts == ["a"]
-    for events in ([role], [end, role], [role, {**end, "id": "y"}], [{**role, "object": "x"}, end]):
+    assert read({**role, "choices": [*role["choices"], *end["choices"]]}).finishes == ["stop"]
+    for events in ([role], [end], [role, end, role], [role, {**end, "id": "y"}], [{**role, "object": "x"}, end]):
         with pytest.raises(AssertionError):
             read(*events)
     with pytest.raises(AssertionError):
