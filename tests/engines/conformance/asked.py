@@ -37,13 +37,13 @@ class Asked:
     path: str = CHAT
     method: str = "POST"
     headers: dict[str, str] = field(default_factory=lambda: {"Content-Type": "application/json"})
-    blind: bool = False
-    """Asked of the model without its projector."""
+    model: str = "selftest"
+    """Or `blind`, without its projector, or `handy`, with a template that has tools."""
     holds: Holds | None = None
     """What else must be true of the answer; raises AssertionError."""
 
-    def content(self, model: str) -> bytes | None:
-        return json.dumps({"model": model, **self.body}).encode() if isinstance(self.body, dict) else self.body
+    def content(self) -> bytes | None:
+        return json.dumps({"model": self.model, **self.body}).encode() if isinstance(self.body, dict) else self.body
 
 
 def ok(name: str, body: Body, text: str, **more: Any) -> Asked:
@@ -313,6 +313,8 @@ FORMATS = [
     ),
     wrong("response_format unknown", {**COUNT, "response_format": {"type": "yaml"}}, "response_format.type"),
     Asked("tools, without them", {**COUNT, "tools": [TOOL]}, "400 tools_not_supported", param="tools"),
+    Asked("tools, with them", {**COUNT, "tools": [TOOL], "max_tokens": 1}, "200 length", model="handy"),
+    Asked("tools, none of them", {**COUNT, "tools": [TOOL], "tool_choice": "none"}, "200 stop", model="handy"),
     wrong("tool_choice alone", {**COUNT, "tool_choice": "auto"}, "tool_choice"),
 ]
 
@@ -374,9 +376,9 @@ IMAGES = [
         seen(QUESTION, RED),
         "400 image_not_supported",
         param="messages[0].content[1]",
-        blind=True,
+        model="blind",
     ),
-    ok("text to a text model", COUNT, "1 2 3 4 5", blind=True),
+    ok("text to a text model", COUNT, "1 2 3 4 5", model="blind"),
     Asked(
         "sound",
         seen({"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}),

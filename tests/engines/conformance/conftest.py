@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,28 +20,45 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.line(line)
 
 
+ALIGNMENT = 32
+"""Of the tensors in a GGUF file, by default."""
+
+
 @dataclass
 class Served:
-    """The self-test model on one engine, and beside it the same model without its projector."""
+    """The self-test model on one engine, and beside it other forms of it: `blind` and `handy`."""
 
     engine: str
     folder: Path
     environment: dict[str, str]
     worlds: dict[str, World] = field(default_factory=dict)
 
-    def world(self, *, blind: bool = False) -> World:
-        """Served when it is first asked for. What is blind has a name of its own: Ollama has both."""
-        name = "blind" if blind else "selftest"
-        if name not in self.worlds:
-            world = self.worlds[name] = World(self.folder / name)
+    def world(self, model: str = "selftest") -> World:
+        """Served when it is first asked for."""
+        if model not in self.worlds:
+            world = self.worlds[model] = World(self.folder / model)
             world.environment |= self.environment
-            model = str(self._blind()) if blind else name
-            result = world.run("serve", model, "--engine", self.engine, "--detach", timeout=250)
+            named = model if model == "selftest" else str(self._file(model))
+            result = world.run("serve", named, "--engine", self.engine, "--detach", timeout=250)
             assert result.status == 0, result.text
-        return self.worlds[name]
+        return self.worlds[model]
 
-    def _blind(self) -> Path:
-        return copy_selftest(self.folder / "files", mmproj=False).rename(self.folder / "files" / "blind.gguf")
+    def _file(self, model: str) -> Path:
+        """Without its projector, by a name of its own: Ollama has all of them at once."""
+        file = copy_selftest(self.folder / "files", mmproj=False).rename(self.folder / "files" / f"{model}.gguf")
+        if model == "handy":
+            file.write_bytes(with_tools(file.read_bytes()))
+        return file
+
+
+def with_tools(content: bytes) -> bytes:
+    """The same GGUF file with a template that names tools: longer by its alignment, so that nothing else moves."""
+    key = b"tokenizer.chat_template"
+    at = content.index(key) + len(key) + struct.calcsize("<I")  # after the key, its type
+    (length,) = struct.unpack_from("<Q", content, at)
+    begins = at + struct.calcsize("<Q")
+    named = b"{%- if tools -%}{%- endif -%}".ljust(ALIGNMENT)
+    return content[:at] + struct.pack("<Q", length + len(named)) + named + content[begins:]
 
 
 ENGINES = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-NO_BLIND = "the self-test model has no text-only form for vLLM; what is asked of it is refused before any engine"
+ONE_FORM = "the other forms of the self-test model are made of its GGUF file, which vLLM does not serve"
 
 
 @dataclass(frozen=True)
