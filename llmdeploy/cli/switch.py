@@ -83,6 +83,12 @@ def switch(
             "--hold/--no-hold", help="Have requests wait where both servers do not fit at once, or refuse them."
         ),
     ] = True,
+    beside: Annotated[
+        bool,
+        typer.Option(
+            "--beside/--no-beside", help="Start the new server beside the old one where both fit, or after it."
+        ),
+    ] = True,
     context: options.Context = None,
     parallel: options.Parallel = None,
     threads: options.Threads = None,
@@ -118,7 +124,7 @@ def switch(
         out.note(f"{target.words} is served already", "green")
         announce(record, as_json=json)
     else:
-        _switch(target, record, hold=hold, as_json=json)
+        _switch(target, record, hold=hold, beside=beside, as_json=json)
 
 
 def _check_words(
@@ -154,7 +160,7 @@ def _target(
     reference = parse(model or (record.model if record else settings.model))
     target = Target(reference, settings, _file(), {}, repair)
     written = {name: str(value) for name, value in given.items() if name != "timeout"}
-    return replace(target, changes={**written, "engine": settings.engine, "model": target.model})
+    return replace(target, changes={"engine": settings.engine, "model": target.model, **written})
 
 
 def _file() -> Path:
@@ -250,12 +256,12 @@ def _warn_of_variables() -> None:
             out.warn(f"`{now.source(name)}` beats the file: `unset {now.source(name)}`")
 
 
-def _switch(target: Target, record: Record, *, hold: bool, as_json: bool) -> None:
+def _switch(target: Target, record: Record, *, hold: bool, beside: bool, as_json: bool) -> None:
     from llmdeploy.cli.start import AsJson, AsText
     from llmdeploy.service import control
     from llmdeploy.service.switch import Wanted
 
-    order = Wanted(target.order, target.file, target.changes, hold).written()
+    order = Wanted(target.order, target.file, target.changes, hold, beside).written()
     began = time.monotonic()
     with (AsJson if as_json else AsText)(lambda record: announce(record, as_json=as_json)) as notices, _undoing():
         for event in control.switch(record, order):

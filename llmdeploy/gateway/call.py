@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import TYPE_CHECKING
 
 from llmdeploy.gateway import answers
 from llmdeploy.gateway.errors import Refused, body_of, explained
+from llmdeploy.gateway.heads import Answered, Asked
 from llmdeploy.gateway.pool import Pool
 from llmdeploy.gateway.requests import prepared
 from llmdeploy.gateway.routes import PASSED
 from llmdeploy.gateway.upstream import Upstream
-from llmdeploy.wire import HOP_BY_HOP, LAST_CHUNK, Request, Response, chunk, lines
+from llmdeploy.wire import LAST_CHUNK, Response, chunk
 
 if TYPE_CHECKING:
     from llmdeploy.gateway.client import Client
@@ -21,21 +21,9 @@ if TYPE_CHECKING:
 MAX_ERROR = 2**20
 """Bytes of an engine's error answer that are looked at."""
 
-# The engine must not answer in a coding that cannot be read here, nor learn the gateway's key, nor of other origins.
-# Bodies are JSON, whatever they are called: `curl -d` calls them a form, which vLLM refuses.
-_NOT_SENT = HOP_BY_HOP | frozenset(
-    b"host content-length content-type expect authorization x-api-key origin accept-encoding".split()
-)
-_NOT_ANSWERED = (
-    HOP_BY_HOP
-    | frozenset(b"content-length x-llmdeploy-engine".split())
-    | frozenset(
-        b"access-control-" + name
-        for name in b"allow-origin allow-credentials allow-headers allow-methods expose-headers max-age".split()
-    )
-)
+# vLLM refuses a body that is not called JSON, as curl's is not.
+_HEAD = b"POST %b HTTP/1.1\r\nhost: %b\r\n%bcontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
 _EVENT = b"data: {"
-_JSON = b"content-type: application/json\r\n"
 
 _SPLICED, _COLLECTED, _WRAPPED, _BARE = range(4)
 
@@ -48,7 +36,6 @@ class Call:
         "_body",
         "_client",
         "_collected",
-        "_connecting",
         "_ended",
         "_events",
         "_first",
@@ -56,6 +43,7 @@ class Call:
         "_head",
         "_is_stream",
         "_mode",
+        "_onward",
         "_pool",
         "_received",
         "_sent",
@@ -71,16 +59,16 @@ class Call:
         "deadline",
     )
 
-    def __init__(self, gateway: Gateway, client: Client, head: Request, body: bytes) -> None:
+    def __init__(self, gateway: Gateway, client: Client, asked: Asked, body: bytes) -> None:
         self._gateway = gateway
         self._client = client
-        self._head = head
+        self._head = asked.head
+        self._onward = asked.onward
         self._body = body
         self._received = time.monotonic()
         self.deadline = 0.0
         """While it waits."""
         self._pool: Pool | None = None
-        self._connecting: asyncio.Task[None] | None = None
         self._upstream: Upstream | None = None
         self._was_retried = False
         self._was_lost = False
@@ -106,9 +94,8 @@ class Call:
         self._pool = pool
         pool.calls.add(self)
         target = pool.target
-        head = self._head
         try:
-            self._sent = prepared(head.path, self._body, target).body
+            self._sent = prepared(self._head.path, self._body, target).body
         except Refused as refused:
             self.refuse(refused)
             return
@@ -116,40 +103,16 @@ class Call:
             self._gateway.report(error)
             self.refuse(answers.bug(error))
             return
-        self._sent_head = b"POST %b HTTP/1.1\r\nhost: %b\r\n%b%bcontent-length: %d\r\n\r\n" % (
-            head.target,
+        self._sent_head = _HEAD % (
+            self._head.target,
             pool.host,
-            lines(head.fields, _NOT_SENT if not head.connection else _NOT_SENT | head.connection),
-            _JSON,
+            self._onward,
             len(self._sent),
         )
-        upstream = pool.take()
-        if upstream is None:
-            self._connect(pool)
-        else:
-            self._go(upstream)
+        pool.serve(self)
 
-    def _connect(self, pool: Pool) -> None:
-        self._connecting = asyncio.get_running_loop().create_task(self._on_fresh(pool))
-
-    async def _on_fresh(self, pool: Pool) -> None:
-        """Goes on a connection of its own."""
-        try:
-            upstream = await pool.connect()
-        except (OSError, ValueError):
-            self._connecting = None
-            if not self._ended:
-                self._unreachable()
-            return
-        self._connecting = None
-        if self._ended:
-            upstream.drop()
-        elif upstream.closing:
-            self._unreachable()
-        else:
-            self._go(upstream)
-
-    def _go(self, upstream: Upstream) -> None:
+    def go(self, upstream: Upstream) -> None:
+        """Goes out on that connection."""
         self._upstream = upstream
         if self._client.is_blocked:
             upstream.pause()
@@ -157,8 +120,9 @@ class Call:
 
     # In from the server
 
-    def begin(self, response: Response) -> bool:
+    def begin(self, answered: Answered) -> bool:
         """The head of the answer has come. Whether the body is wanted without its framing."""
+        response = answered.head
         self._answer = response
         self._status = response.status
         self._body = self._sent = b""  # there is no going back
@@ -176,13 +140,11 @@ class Call:
         else:
             framing = b"transfer-encoding: chunked\r\n"
             self._mode = _SPLICED if response.chunked else _WRAPPED
-        content_type = response.get(b"content-type")
-        self._is_stream = content_type is not None and content_type.startswith(b"text/event-stream")
-        connection = response.connection
+        self._is_stream = answered.is_stream
         self._unsent = b"HTTP/1.1 %d %b\r\n%b%bx-llmdeploy-engine: %b\r\n%b\r\n" % (
             response.status,
             response.reason,
-            lines(response.fields, _NOT_ANSWERED if not connection else _NOT_ANSWERED | connection),
+            answered.onward,
             framing,
             self._engine.encode(),
             b"" if self._head.keep_alive else b"connection: close\r\n",
@@ -243,7 +205,7 @@ class Call:
         except Exception as error:
             self._gateway.report(error)
             status, text = 502, body_of(answers.bug(error), target.engine)
-        self._reply(status, text, _retry_after(self._answer))
+        self._reply(status, text, _retry_after(status, self._answer))
 
     def _began(self) -> None:
         self._first = time.monotonic()
@@ -269,11 +231,11 @@ class Call:
             self.refuse(answers.broke_off(self._engine))
         elif upstream.is_reused and not self._was_retried:
             self._was_retried = True  # the server had closed the connection for being idle
-            self._connect(self._pool)
+            self._pool.serve_anew(self)
         else:
-            self._unreachable()
+            self.unreachable()
 
-    def _unreachable(self) -> None:
+    def unreachable(self) -> None:
         """The server is gone, and no byte of an answer came: another server may do, once."""
         assert self._pool is not None
         self._upstream = None
@@ -341,9 +303,6 @@ class Call:
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
             upstream.drop()
-        connecting, self._connecting = self._connecting, None
-        if connecting is not None:
-            connecting.cancel()
 
     def _end(self, status: int) -> None:
         self._ended = True
@@ -373,6 +332,8 @@ class Call:
         return "" if self._pool is None else self._pool.target.model
 
 
-def _retry_after(response: Response | None) -> bytes:
+def _retry_after(status: int, response: Response | None) -> bytes:
     value = None if response is None else response.get(b"retry-after")
-    return b"" if value is None else b"retry-after: %b\r\n" % value
+    if value is None:
+        return answers.RETRY_AFTER if status == 503 else b""
+    return b"retry-after: %b\r\n" % value

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
+import sys
 import time
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -13,7 +16,8 @@ from llmdeploy.gateway.access import denied, is_loopback
 from llmdeploy.gateway.call import Call
 from llmdeploy.gateway.errors import Refused, body_of
 from llmdeploy.gateway.filling import Filling
-from llmdeploy.wire import CONTINUE, END_OF_HEAD, MAX_HEAD, BadFraming, Chunked, Request, check_beginning, parse_request
+from llmdeploy.gateway.heads import Asked, asked
+from llmdeploy.wire import CONTINUE, END_OF_HEAD, MAX_HEAD, BadFraming, Chunked, Request, check_beginning
 
 if TYPE_CHECKING:
     from llmdeploy.gateway.gateway import Gateway
@@ -22,6 +26,8 @@ SMALL = 64 * 1024
 """Bodies up to this are gathered as they come, and read to their end even when they are refused."""
 LINGER_SECONDS = 2.0
 """After a refusal the rest of a request is read for so long: a connection closed over unread bytes loses its answer."""
+
+_NO_LINGER = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 _HEAD, _BODY, _BUSY, _LINGERING, _CLOSING = range(5)
 
@@ -44,6 +50,7 @@ class Client(asyncio.Protocol):
 
     __slots__ = (
         "_advancing",
+        "_asked",
         "_at",
         "_chunks",
         "_gateway",
@@ -70,6 +77,7 @@ class Client(asyncio.Protocol):
         self._pending: bytes | bytearray = b""
         self._at = 0
         """How much of what is pending was taken already."""
+        self._asked: Asked | None = None
         self._head: Request | None = None
         self._chunks: Chunked | None = None
         self._payload: list[bytes] = []
@@ -214,7 +222,8 @@ class Client(asyncio.Protocol):
             return False
         if end - at > MAX_HEAD:
             raise BadFraming(f"the head is longer than {MAX_HEAD} bytes", 431)
-        self._head = head = parse_request(bytes(pending[at:end]))
+        self._asked = asked(bytes(pending[at:end]))
+        self._head = head = self._asked.head
         self._at = end
         has_body = bool(head.length) or head.chunked
         refused = self._judge(head)
@@ -329,7 +338,8 @@ class Client(asyncio.Protocol):
             (refused, more), self._refused = self._refused, None
             self.refuse(refused, more)
         elif head.path in routes.RELAYED:
-            call = Call(self._gateway, self, head, body)
+            assert self._asked is not None
+            call = Call(self._gateway, self, self._asked, body)
             self._work = call
             self._gateway.relay(call)
         elif head.path.startswith(routes.CONTROL) or head.path == "/metrics":
@@ -368,7 +378,9 @@ class Client(asyncio.Protocol):
         self._work = None
         if self._reserved:
             self.release_body()
-        if self._head is None or not self._head.keep_alive:
+        keep_alive = self._head is not None and self._head.keep_alive
+        self._head = self._asked = None
+        if not keep_alive:
             self._close()
             return
         self._state = _HEAD
@@ -380,6 +392,8 @@ class Client(asyncio.Protocol):
         """Ends the connection in the middle of an answer."""
         self._work = None
         if reset:
+            # The end of the connection would be the end of the answer; so the connection fails.
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
             self._state = _CLOSING
             self.transport.abort()
         else:

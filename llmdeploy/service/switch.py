@@ -44,6 +44,8 @@ class Wanted:
     """Its keys that change; None for one that goes."""
     hold: bool = True
     """Whether requests wait where they cannot be answered meanwhile, or are refused."""
+    beside: bool = True
+    """Whether the new server may start beside the old one."""
 
     @classmethod
     def read(cls, body: bytes) -> Wanted:
@@ -52,7 +54,9 @@ class Wanted:
             content = json.loads(body)
             settings = config.from_document(content["settings"])
             order = Order(parse(content["model"]), settings, bool(content["repair"]))
-            return cls(order, Path(content["file"]), dict(content["changes"]), bool(content["hold"]))
+            return cls(
+                order, Path(content["file"]), dict(content["changes"]), bool(content["hold"]), bool(content["beside"])
+            )
         except (ValueError, KeyError, TypeError):
             hint = "`llmdeploy stop`, then serve again"
             raise UsageError("the service does not understand this order", hint) from None
@@ -65,6 +69,7 @@ class Wanted:
             "model": str(model.absolute() if isinstance(model, Path) else model),
             "repair": self.order.repair,
             "hold": self.hold,
+            "beside": self.beside,
             "file": str(self.file),
             "changes": self.changes,
         }
@@ -116,9 +121,19 @@ class Switch:
         await self._new.look()
         machine = await in_thread(hardware.detect)
         self._holds = await in_thread(lambda: holds(self._old, machine))
-        self._room = await in_thread(lambda: room_for(self._new, self._old, machine, self._holds))
+        self._room = await in_thread(lambda: self._room_for(machine))
         self._room.plan.demand_fit(str(self._wanted.order.model))
         self._service.tell({"event": "room", "beside": self._room.beside, "reason": self._room.reason})
+
+    def _room_for(self, machine: Hardware) -> Room:
+        """Whether both fit, as the engine plans them. Raises DoesNotFit."""
+        new, old = self._new, self._old
+        beside = new.candidate.plan_for(machine)
+        alone = new.candidate.plan_for(room.without(machine, self._holds))
+        if not self._wanted.beside:
+            return Room(False, alone, "one after the other, as asked for")
+        shares = new.engine.name == old.engine.name and not new.engine.side_by_side
+        return room.decide(beside, alone, shares=shares)
 
     async def _prepare(self) -> None:
         """Start the new server: beside the old one, or once that one is gone."""
@@ -246,14 +261,6 @@ class Switch:
                 server=server and {"pid": server.pid, "started": server.started},
             )
         self._service.hear(keeper, event)
-
-
-def room_for(new: Keeper, old: Keeper, machine: Hardware, held: Held) -> Room:
-    """Whether both fit, as the engine plans them. Raises DoesNotFit where it fits nowhere."""
-    beside = new.candidate.plan_for(machine)
-    alone = new.candidate.plan_for(room.without(machine, held))
-    shares = new.engine.name == old.engine.name and not new.engine.side_by_side
-    return room.decide(beside, alone, shares=shares)
 
 
 def holds(keeper: Keeper, machine: Hardware) -> Held:
