@@ -9,11 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from openai import BadRequestError, NotFoundError, OpenAI
 
 from tests.conftest import ROOT, until
 from tests.engines.conformance import answers, matrix
 from tests.engines.conformance.answers import Answer, Read
-from tests.engines.conformance.asked import COUNT, REQUESTS, SING, Asked, lists_the_model, user
+from tests.engines.conformance.asked import COUNT, QUESTION, RED, REQUESTS, SING, Asked, lists_the_model, user
 from tests.engines.conformance.conftest import Served
 from tests.engines.conformance.differences import DIFFERENCES, ONE_FORM
 
@@ -105,6 +106,25 @@ def test_who_leaves_frees_the_engine(served: Served) -> None:
     assert time.monotonic() - began < SOON
     until(lambda: in_flight(port) == 0, SOON)
     matrix.CAME[served.engine]["left at the first piece"] = answer.cell
+
+
+def test_openai_s_client_understands(served: Served) -> None:
+    client = OpenAI(base_url=f"http://127.0.0.1:{served.world().port}/v1", api_key="none", max_retries=0)
+
+    def create(messages: Any, **fields: Any) -> Any:
+        return client.chat.completions.create(**{"model": "selftest", "messages": messages, "temperature": 0, **fields})
+
+    with client:
+        assert create(user("Count to 3")).choices[0].message.content == "1 2 3"
+        pieces = create(user([RED, QUESTION]), stream=True)
+        assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == "The image is red."
+        with pytest.raises(NotFoundError) as unknown:
+            create(user("x"), model="gpt-4")
+        assert (unknown.value.code, unknown.value.param) == ("model_not_found", "model")
+        with pytest.raises(BadRequestError) as long:
+            create(user("a b c " * 9000), stream=True)
+        assert (long.value.code, long.value.type) == ("context_length_exceeded", "invalid_request_error")
+    matrix.CAME[served.engine]["openai's client"] = "understands"
 
 
 def test_the_documentation_has_the_differences() -> None:
