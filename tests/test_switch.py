@@ -397,8 +397,8 @@ async def ask_many(port: int, many: int) -> tuple[list[httpx.Response], httpx.Re
         base_url=f"http://127.0.0.1:{port}", timeout=90, trust_env=False, limits=limits
     ) as client:
         waiting = [asyncio.ensure_future(client.post("/v1/chat/completions", json=body)) for _ in range(many)]
-        while f"llmdeploy_held_requests {many}.0" not in (await client.get("/metrics")).text:
-            assert not any(it.done() for it in waiting)
+        while f"llmdeploy_requests_held {many}.0" not in (await client.get("/metrics")).text:
+            assert not [it.result().text for it in waiting if it.done()]
             await asyncio.sleep(0.1)
         refused = await client.post("/v1/chat/completions", json=body)
         return await asyncio.gather(*waiting), refused
