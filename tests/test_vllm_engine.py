@@ -383,6 +383,20 @@ def test_facts_of_the_shipped_model() -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "capabilities"),
+    [
+        (("--enable-auto-tool-choice", "--tool-call-parser=hermes"), ("text", "image", "tools")),
+        (("--enable_auto_tool_choice",), ("text", "image", "tools")),
+        (("--tool-call-parser", "hermes"), ("text", "image")),
+        (None, ("text", "image")),
+    ],
+)
+def test_it_takes_tools_where_it_was_told_to(arguments: tuple[str, ...] | None, capabilities: tuple[str, ...]) -> None:
+    vllm = Vllm(Settings(vllm_extra_args=arguments))
+    assert vllm.facts(SELFTEST_HF).capabilities == capabilities
+
+
+@pytest.mark.parametrize(
     ("config", "bytes_per_token"),
     [
         ({"num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "hidden_size": 3584}, 57_344),
