@@ -187,6 +187,15 @@ def test_the_service_in_the_background_gets_the_options_and_no_key(world: World)
     assert "--host=127.0.0.2" in service.cmdline()
     assert service.environ()["LLMDEPLOY_API_KEY"] == "sesame"
     assert not [it for it in world.processes() if "sesame" in shlex.join(it.cmdline())]
+    assert "LLMDEPLOY_API_KEY" not in psutil.Process(record(world)["server"]["pid"]).environ()
+
+
+def test_an_address_that_is_not_this_machines(world: World) -> None:
+    result = world.run("serve", "selftest", "--host", "192.0.2.1", LLMDEPLOY_API_KEY="sesame")
+    assert result.text.endswith(
+        "error: `192.0.2.1` is no address of this machine\n"
+        "hint: take one of its own: `llmdeploy serve selftest --host 127.0.0.1`\n"
+    )
 
 
 def test_a_gguf_file_with_its_mmproj_beside_it(world: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from contextlib import suppress
@@ -20,7 +21,11 @@ def require_free_port(port: int, command: str = "llmdeploy serve", host: str = "
             raise PortInUse(
                 f"port {port} is not open to this user", f"take one above 1023: `{command} --port 11435`"
             ) from None
-        except OSError:
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise PortInUse(
+                    f"`{host}` is no address of this machine", f"take one of its own: `{command} --host 127.0.0.1`"
+                ) from None
             raise PortInUse(
                 f"port {port} is in use by {_holder(port)}",
                 f"serve on another: `{command} --port {free_port()}`",
