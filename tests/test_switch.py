@@ -386,7 +386,8 @@ def test_two_hundred_wait_for_a_switch_and_the_next_is_refused(switching: World)
     assert refused.status_code == 503
     assert int(refused.headers["retry-after"]) > 0
     error = refused.json()["error"]
-    assert (error["type"], error["llmdeploy"]["source"]) == ("server_error", "gateway")
+    assert (error["type"], error["code"]) == ("service_unavailable", "too_many_waiting")
+    assert error["llmdeploy"]["source"] == "gateway"
 
 
 async def ask_many(port: int, many: int) -> tuple[list[httpx.Response], httpx.Response]:
