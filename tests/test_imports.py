@@ -30,10 +30,11 @@ LAYERS = [
     {"cli"},
     {"checks"},
     {"service"},
+    {"gateway"},
     {"engines", "plan"},
     {"models", "hardware", "images", "image_sources", "client"},
     {"config_edit"},
-    {"config", "config_rules", "deadline", "errors", "paths", "__init__"},
+    {"config", "config_rules", "deadline", "errors", "paths", "wire", "__init__"},
 ]
 
 ONLY_IN: dict[str, set[str]] = {

@@ -1,1 +1,1 @@
-"""The one address that applications know: it relays their requests to the server of now, holds them meanwhile, counts."""
+"""The one address that applications know: requests are relayed to the server of now, held meanwhile, and counted."""

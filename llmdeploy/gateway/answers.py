@@ -1,0 +1,121 @@
+"""Answers that the gateway gives itself."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from llmdeploy.errors import LlmdeployError
+from llmdeploy.gateway.errors import Refused
+
+JSON = b"application/json"
+RETRY_AFTER = b"retry-after: 5\r\n"
+
+_PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
+
+
+def head(status: int, content_type: bytes, framing: bytes, *, close: bool) -> bytes:
+    """The head of an answer; `framing` are whole header lines."""
+    connection = b"connection: close\r\n" if close else b""
+    phrase = _PHRASES.get(status, b"")
+    return b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\n%b%b\r\n" % (status, phrase, content_type, framing, connection)
+
+
+def answer(status: int, body: bytes, content_type: bytes, more: bytes, *, close: bool, bodiless: bool) -> bytes:
+    """A whole answer; `more` are whole header lines. A `bodiless` one, to HEAD, tells the length all the same."""
+    framing = b"content-length: %d\r\n%b" % (len(body), more)
+    return head(status, content_type, framing, close=close) + (b"" if bodiless else body)
+
+
+def event_of(body: bytes) -> bytes:
+    """One server-sent event."""
+    return b"data: %b\n\n" % body
+
+
+# Refusals
+
+
+def unavailable(error: LlmdeployError) -> Refused:
+    """There is no server, and none comes by itself."""
+    return Refused(503, error.message, type="service_unavailable", code=error.code, hint=error.hint)
+
+
+def too_many_wait(held: int, reason: str) -> Refused:
+    message = f"{held} requests wait already ({reason})"
+    return Refused(503, message, type="service_unavailable", code="too_many_waiting", hint="try again in some seconds")
+
+
+def waited_too_long(seconds: float, reason: str) -> Refused:
+    message = f"no server was ready within {seconds:g} s ({reason})"
+    return Refused(
+        503, message, type="service_unavailable", code="not_ready", hint="`llmdeploy status` tells what is served"
+    )
+
+
+def unreachable(engine: str) -> Refused:
+    return Refused(
+        502,
+        f"`{engine}` cannot be reached, or ended before it answered",
+        type="engine_error",
+        code="engine_unreachable",
+        hint="`llmdeploy logs` tells more",
+    )
+
+
+def broke_off(engine: str) -> Refused:
+    return Refused(
+        502,
+        f"`{engine}` ended in the middle of its answer",
+        type="engine_error",
+        code="engine_died",
+        hint="`llmdeploy logs` tells more",
+    )
+
+
+def switched_off(engine: str) -> Refused:
+    return Refused(
+        503,
+        f"`{engine}` was stopped before the answer was whole",
+        type="service_unavailable",
+        code="cut",
+        hint="send the request again",
+    )
+
+
+def too_large(limit: int) -> Refused:
+    mib = limit / 2**20
+    return Refused(413, f"the body is larger than {mib:g} MiB", code="too_large", hint="send smaller images")
+
+
+def out_of_memory() -> Refused:
+    message = "the requests in progress hold as much memory as they may"
+    return Refused(503, message, type="service_unavailable", code="too_busy", hint="try again in some seconds")
+
+
+def too_slow(seconds: float) -> Refused:
+    return Refused(408, f"the request did not come within {seconds:g} s", code="too_slow", hint="send it again")
+
+
+def malformed(status: int, message: str) -> Refused:
+    return Refused(status, message, code="malformed_request", hint="send a request of HTTP/1.1")
+
+
+def no_such_route(engine: str, path: str) -> Refused:
+    return Refused(
+        404,
+        f"`{engine}` has no route `{path}`",
+        code="unknown_route",
+        hint="use `/v1/chat/completions`, or another engine",
+    )
+
+
+def closing() -> Refused:
+    return Refused(
+        503, "the gateway stops", type="service_unavailable", code="stopping", hint="`llmdeploy status` tells what runs"
+    )
+
+
+def bug(error: BaseException) -> Refused:
+    message = f"{type(error).__name__}: {error}"
+    if isinstance(error, LlmdeployError):
+        return Refused(500, error.message, type="server_error", code=error.code, hint=error.hint)
+    return Refused(500, message, type="server_error", code="internal_error", hint="`llmdeploy logs` tells more")

@@ -1,0 +1,373 @@
+"""One relayed request, from its whole body to the end of its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from llmdeploy.gateway import answers
+from llmdeploy.gateway.errors import Refused, body_of, explained
+from llmdeploy.gateway.pool import Pool
+from llmdeploy.gateway.requests import prepared
+from llmdeploy.gateway.routes import CHECKED, PASSED
+from llmdeploy.gateway.upstream import Upstream
+from llmdeploy.wire import HOP_BY_HOP, LAST_CHUNK, Request, Response, chunk, lines
+
+if TYPE_CHECKING:
+    from llmdeploy.gateway.client import Client
+    from llmdeploy.gateway.gateway import Gateway
+
+MAX_ERROR = 2**20
+"""Bytes of an engine's error answer that are looked at."""
+
+# The engine must not answer in a coding that cannot be read here, nor learn the gateway's key, nor of other origins.
+_NOT_SENT = HOP_BY_HOP | frozenset(b"host content-length expect authorization x-api-key origin accept-encoding".split())
+_NOT_ANSWERED = (
+    HOP_BY_HOP
+    | frozenset(b"content-length x-llmdeploy-engine".split())
+    | frozenset(
+        b"access-control-" + name
+        for name in b"allow-origin allow-credentials allow-headers allow-methods expose-headers max-age".split()
+    )
+)
+_EVENT = b"data: {"
+
+_SPLICED, _COLLECTED, _WRAPPED, _BARE = range(4)
+
+
+class Call:
+    """One relayed request. It is with one server until its answer is whole; never are two answers mixed."""
+
+    __slots__ = (
+        "_answer",
+        "_body",
+        "_client",
+        "_collected",
+        "_connecting",
+        "_ended",
+        "_events",
+        "_first",
+        "_gateway",
+        "_head",
+        "_is_stream",
+        "_mode",
+        "_pool",
+        "_received",
+        "_sent",
+        "_sent_head",
+        "_size",
+        "_status",
+        "_tail",
+        "_unsent",
+        "_upstream",
+        "_was_lost",
+        "_was_retried",
+        "_write",
+        "deadline",
+    )
+
+    def __init__(self, gateway: Gateway, client: Client, head: Request, body: bytes) -> None:
+        self._gateway = gateway
+        self._client = client
+        self._head = head
+        self._body = body
+        self._received = time.monotonic()
+        self.deadline = 0.0
+        """While it waits."""
+        self._pool: Pool | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._upstream: Upstream | None = None
+        self._was_retried = False
+        self._was_lost = False
+        self._ended = False
+        self._sent = b""
+        self._sent_head = b""
+        self._answer: Response | None = None
+        self._status = 0
+        self._mode = _SPLICED
+        self._is_stream = False
+        self._unsent = b""
+        self._collected: list[bytes] = []
+        self._size = 0
+        self._first = 0.0
+        self._events = 0
+        self._tail = b""
+        self._write = client.transport.write
+
+    # Out to the server
+
+    def send(self, pool: Pool) -> None:
+        """Goes to that server."""
+        self._pool = pool
+        pool.calls.add(self)
+        target = pool.target
+        head = self._head
+        try:
+            self._sent = prepared(head.path, self._body, target).body if head.path in CHECKED else self._body
+        except Refused as refused:
+            self.refuse(refused)
+            return
+        except Exception as error:
+            self._gateway.report(error)
+            self.refuse(answers.bug(error))
+            return
+        self._sent_head = b"POST %b HTTP/1.1\r\nhost: %b\r\n%bcontent-length: %d\r\n\r\n" % (
+            head.target,
+            pool.host,
+            lines(head.fields, _NOT_SENT if not head.connection else _NOT_SENT | head.connection),
+            len(self._sent),
+        )
+        upstream = pool.take()
+        if upstream is None:
+            self._connect(pool)
+        else:
+            self._go(upstream)
+
+    def _connect(self, pool: Pool) -> None:
+        self._connecting = asyncio.get_running_loop().create_task(self._on_fresh(pool))
+
+    async def _on_fresh(self, pool: Pool) -> None:
+        """Goes on a connection of its own."""
+        try:
+            upstream = await pool.connect()
+        except (OSError, ValueError):
+            self._connecting = None
+            if not self._ended:
+                self._unreachable()
+            return
+        self._connecting = None
+        if self._ended:
+            upstream.drop()
+        elif upstream.closing:
+            self._unreachable()
+        else:
+            self._go(upstream)
+
+    def _go(self, upstream: Upstream) -> None:
+        self._upstream = upstream
+        if self._client.is_blocked:
+            upstream.pause()
+        upstream.send(self, self._sent_head, self._sent)
+
+    # In from the server
+
+    def begin(self, response: Response) -> bool:
+        """The head of the answer has come. Whether the body is wanted without its framing."""
+        self._answer = response
+        self._status = response.status
+        self._body = self._sent = b""  # there is no going back
+        self._client.release_body()
+        if response.status >= 400:
+            self._mode = _COLLECTED
+            return True
+        is_1_1 = self._head.is_1_1
+        if response.length is not None:
+            framing = b"content-length: %d\r\n" % response.length
+        elif response.status in (204, 304):
+            framing = b""
+        elif not is_1_1:
+            framing, self._mode = b"", _BARE
+        else:
+            framing = b"transfer-encoding: chunked\r\n"
+            self._mode = _SPLICED if response.chunked else _WRAPPED
+        content_type = response.get(b"content-type")
+        self._is_stream = content_type is not None and content_type.startswith(b"text/event-stream")
+        connection = response.connection
+        self._unsent = b"HTTP/1.1 %d %b\r\n%b%bx-llmdeploy-engine: %b\r\n%b\r\n" % (
+            response.status,
+            response.reason,
+            lines(response.fields, _NOT_ANSWERED if not connection else _NOT_ANSWERED | connection),
+            framing,
+            self._engine.encode(),
+            b"" if self._head.keep_alive else b"connection: close\r\n",
+        )
+        return self._mode != _SPLICED
+
+    def forward(self, data: bytes) -> None:
+        """A piece of the answer as the server framed it."""
+        if self._is_stream and data:
+            self._events += data.count(_EVENT)
+            self._tail = data
+            if not self._first:
+                self._began()
+        if self._unsent:
+            data = self._unsent + data
+            self._unsent = b""
+        if data:
+            self._write(data)
+
+    def take(self, payload: bytes) -> None:
+        """A piece of the answer without its framing."""
+        mode = self._mode
+        if mode != _COLLECTED:
+            self.forward(chunk(payload) if mode == _WRAPPED else payload)
+            return
+        if self._size < MAX_ERROR:
+            self._collected.append(payload)
+            self._size += len(payload)
+            if self._size >= MAX_ERROR:
+                self._let_go()
+                self.finished()
+
+    def finished(self) -> None:
+        """The answer is whole."""
+        if self._ended:
+            return
+        if self._mode == _COLLECTED:
+            self._explain()
+            return
+        if self._mode == _WRAPPED:
+            self._write(LAST_CHUNK)
+        if self._is_stream:
+            self._measure()
+        self._end(self._status)
+        self._client.done()
+
+    def _explain(self) -> None:
+        """An error of the engine's, in the shape that errors have here."""
+        assert self._pool is not None
+        body = b"".join(self._collected)[:MAX_ERROR]
+        target = self._pool.target
+        status = self._status
+        try:
+            if status == 404 and self._head.path in PASSED and b"model" not in body:
+                status, text = 404, body_of(answers.no_such_route(target.engine, self._head.path), target.engine)
+            else:
+                status, text = explained(status, body, target)
+        except Exception as error:
+            self._gateway.report(error)
+            status, text = 502, body_of(answers.bug(error), target.engine)
+        self._reply(status, text, _retry_after(self._answer))
+
+    def _began(self) -> None:
+        self._first = time.monotonic()
+        self._gateway.metrics.first_token(self._engine, self._model, self._first - self._received)
+
+    def _measure(self) -> None:
+        seconds = time.monotonic() - self._first
+        if self._events > 1 and seconds > 0:
+            self._gateway.metrics.streamed(self._engine, self._model, (self._events - 1) / seconds)
+
+    # Ends before the end
+
+    def lost(self, upstream: Upstream, *, answered: bool) -> None:
+        """The connection to the server has ended before the answer was whole."""
+        assert self._pool is not None
+        self._upstream = None
+        if self._answer is not None:
+            if self._mode == _COLLECTED:
+                self.refuse(answers.broke_off(self._engine))
+            else:
+                self._break_off(answers.broke_off(self._engine), upstream)
+        elif answered:
+            self.refuse(answers.broke_off(self._engine))
+        elif upstream.is_reused and not self._was_retried:
+            self._was_retried = True  # the server had closed the connection for being idle
+            self._connect(self._pool)
+        else:
+            self._unreachable()
+
+    def _unreachable(self) -> None:
+        """The server is gone, and no byte of an answer came: another server may do, once."""
+        assert self._pool is not None
+        self._upstream = None
+        if self._was_lost:
+            self.refuse(answers.unreachable(self._engine))
+            return
+        self._was_lost = True
+        pool = self._pool
+        pool.remove(self)
+        self._gateway.lost(self, pool)
+
+    def give_up(self) -> None:
+        """No other server came."""
+        self.refuse(answers.unreachable(self._engine))
+
+    def cut(self) -> None:
+        """The server is stopped under it."""
+        refused = answers.switched_off(self._engine)
+        upstream = self._upstream
+        if self._answer is None or self._mode == _COLLECTED or upstream is None:
+            self._let_go()
+            self.refuse(refused)
+        else:
+            self._break_off(refused, upstream)
+
+    def _break_off(self, refused: Refused, upstream: Upstream) -> None:
+        """Ends an answer that has begun so that nobody takes it for whole: an event tells, the framing stays open."""
+        if self._unsent:
+            self._write(self._unsent)
+        can_tell = upstream.at_boundary() if self._mode == _SPLICED else True
+        if self._is_stream and can_tell:
+            event = answers.event_of(body_of(refused, self._engine))
+            payload = self._tail if self._mode == _BARE else self._tail.removesuffix(b"\r\n")
+            if payload and not payload.endswith(b"\n\n"):
+                event = b"\n\n" + event
+            self._write(event if self._mode == _BARE else chunk(event))
+        self._let_go()
+        self._gateway.metrics.failed(self._engine, refused.code or "")
+        self._end(self._status)
+        self._client.break_off(reset=self._mode == _BARE and not self._is_stream)
+
+    def refuse(self, refused: Refused) -> None:
+        """Answers with an error of the gateway's."""
+        self._gateway.metrics.failed(self._engine, refused.code or "")
+        more = answers.RETRY_AFTER if refused.status == 503 else b""
+        self._reply(refused.status, body_of(refused, self._engine or None), more)
+
+    def _reply(self, status: int, body: bytes, more: bytes) -> None:
+        if self._engine:
+            more += b"x-llmdeploy-engine: %b\r\n" % self._engine.encode()
+        self._end(status)
+        self._client.answer(status, body, more=more)
+
+    def abandon(self) -> None:
+        """The client has left: nobody works for it any more."""
+        if self._ended:
+            return
+        self._gateway.forget(self)
+        self._let_go()
+        self._gateway.metrics.failed(self._engine, "client_left")
+        self._end(self._status or 499)
+
+    def _let_go(self) -> None:
+        """Ends what runs for this request at the server."""
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.drop()
+        connecting, self._connecting = self._connecting, None
+        if connecting is not None:
+            connecting.cancel()
+
+    def _end(self, status: int) -> None:
+        self._ended = True
+        self._body = self._sent = b""
+        self._upstream = None
+        self._gateway.metrics.answered(self._engine, self._model, self._head.path, status)
+        if self._pool is not None:
+            self._pool.remove(self)
+
+    # Back-pressure
+
+    def pause(self) -> None:
+        """The client does not keep up."""
+        if self._upstream is not None:
+            self._upstream.pause()
+
+    def resume(self) -> None:
+        if self._upstream is not None:
+            self._upstream.resume()
+
+    @property
+    def _engine(self) -> str:
+        return "" if self._pool is None else self._pool.target.engine
+
+    @property
+    def _model(self) -> str:
+        return "" if self._pool is None else self._pool.target.model
+
+
+def _retry_after(response: Response | None) -> bytes:
+    value = None if response is None else response.get(b"retry-after")
+    return b"" if value is None else b"retry-after: %b\r\n" % value

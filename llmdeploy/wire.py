@@ -1,0 +1,356 @@
+"""HTTP/1.1 framing: heads taken apart and put together, bodies followed. Bytes in, bytes out; knows no sockets.
+
+What two readers could read in two ways is refused, so that a request never ends elsewhere for the gateway than for the
+engine behind it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple, Protocol
+
+import httptools
+
+MAX_HEAD = 64 * 1024
+END_OF_HEAD = b"\r\n\r\n"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+LAST_CHUNK = b"0\r\n\r\n"
+
+HOP_BY_HOP = frozenset(
+    b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding"
+    b" upgrade".split()
+)
+"""Headers between two neighbours; they are never passed on, nor what `Connection` names."""
+
+Fields = list[tuple[bytes, bytes]]
+"""Headers in their order: names in lower case, values without white space around them."""
+
+_REQUEST_LINE = re.compile(rb"([A-Z]+) ([!-~]+) HTTP/1\.([01])\r\n")
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t -~\x80-\xff]*))?\r\n")
+_ABSOLUTE = re.compile(r"http://([^/?#]+)(.*)", re.IGNORECASE)
+_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
+_BEGINNING = re.compile(rb"[A-Z]{1,20}(?: |$)")
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[\t -~\x80-\xff]{0,128})?\r\n")
+_CHUNK_BEGINNING = re.compile(rb"(?:[0-9A-Fa-f]{1,8}(?:[ \t]{0,8}(?:;[\t -~\x80-\xff]{0,128})?\r?)?)?")
+
+
+class BadFraming(Exception):
+    """Bytes that are not a message, or could be read as two different ones; `status` is the answer to a client."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+
+
+class Request(NamedTuple):
+    """The head of a request."""
+
+    method: str
+    target: bytes
+    """Path and query, as they came."""
+    path: str
+    is_1_1: bool
+    host: bytes
+    fields: Fields
+    length: int
+    """Bytes of the body; 0 where it is chunked."""
+    chunked: bool
+    keep_alive: bool
+    expects_continue: bool
+    connection: frozenset[bytes]
+    """The tokens of `Connection`, in lower case."""
+
+    def get(self, name: bytes) -> bytes | None:
+        """The first header of that name."""
+        return next((value for it, value in self.fields if it == name), None)
+
+
+class Response(NamedTuple):
+    """The head of a response."""
+
+    status: int
+    reason: bytes
+    fields: Fields
+    length: int | None
+    chunked: bool
+    keep_alive: bool
+    connection: frozenset[bytes]
+
+    def get(self, name: bytes) -> bytes | None:
+        """The first header of that name."""
+        return next((value for it, value in self.fields if it == name), None)
+
+
+# Heads
+
+
+class _Fields:
+    """What httptools calls back with."""
+
+    __slots__ = ("fields",)
+
+    def __init__(self) -> None:
+        self.fields: Fields = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.fields.append((name.lower(), value.strip(b" \t")))
+
+
+class _Framing(NamedTuple):
+    host: bytes | None
+    length: int | None
+    chunked: bool
+    expect: bytes | None
+    connection: frozenset[bytes]
+
+
+_FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect", b"connection"})
+_NOTHING: frozenset[bytes] = frozenset()
+
+
+def check_beginning(head: bytes | bytearray) -> None:
+    """Refuses at once what cannot become a head, rather than wait for an end that never comes."""
+    if not _BEGINNING.match(head):
+        what = "this is TLS; the address speaks plain HTTP" if head[0] == 0x16 else "this is no HTTP request"
+        raise BadFraming(what)
+    if head.count(b"\n") != head.count(b"\r\n"):
+        raise BadFraming("a line of the head does not end in CR LF")
+    if len(head) > MAX_HEAD:
+        raise BadFraming(f"the head is longer than {MAX_HEAD} bytes", 431)
+
+
+def parse_request(head: bytes) -> Request:
+    """A whole head, its empty line included."""
+    line = _REQUEST_LINE.match(head)
+    if line is None:
+        raise BadFraming("the request line is not one of HTTP/1.1")
+    fields = _fields(httptools.HttpRequestParser, head)
+    framing = _framing(fields)
+    method, target, is_1_1 = line[1].decode(), line[2], line[3] == b"1"
+    host = framing.host
+    if host is None:
+        if is_1_1:
+            raise BadFraming("a request of HTTP/1.1 needs one `Host`")
+        host = b""
+    if framing.chunked and not is_1_1:
+        raise BadFraming("a body of HTTP/1.0 cannot be chunked")
+    if target[0] != 0x2F:
+        host, target = _origin_form(method, target, host)
+    if host and not _HOST.fullmatch(host):
+        raise BadFraming("`Host` is not a name or an address")
+    if framing.expect is not None and framing.expect.lower() != b"100-continue":
+        raise BadFraming("`Expect` is only understood with 100-continue", 417)
+    connection = framing.connection
+    return Request(
+        method=method,
+        target=target,
+        path=target.partition(b"?")[0].decode(),
+        is_1_1=is_1_1,
+        host=host,
+        fields=fields,
+        length=framing.length or 0,
+        chunked=framing.chunked,
+        keep_alive=is_1_1 and b"close" not in connection,
+        expects_continue=is_1_1 and framing.expect is not None,
+        connection=connection,
+    )
+
+
+def parse_response(head: bytes) -> Response:
+    """A whole head, its empty line included."""
+    line = _STATUS_LINE.match(head)
+    if line is None:
+        raise BadFraming("the status line is not one of HTTP/1.1")
+    fields = _fields(httptools.HttpResponseParser, head)
+    framing = _framing(fields)
+    is_1_1 = line[1] == b"1"
+    return Response(
+        status=int(line[2]),
+        reason=line[3] or b"",
+        fields=fields,
+        length=framing.length,
+        chunked=framing.chunked,
+        keep_alive=is_1_1 and b"close" not in framing.connection,
+        connection=framing.connection,
+    )
+
+
+def _fields(parser: type[httptools.HttpRequestParser | httptools.HttpResponseParser], head: bytes) -> Fields:
+    """The headers, each checked: no folding, no bare CR or LF, no control character, no space before a colon."""
+    found = _Fields()
+    try:
+        parser(found).feed_data(head)
+    except httptools.HttpParserUpgrade:
+        pass  # an offer of another protocol; nobody takes it up
+    except httptools.HttpParserError as error:
+        raise BadFraming(f"the head is malformed: {error}") from None
+    return found.fields
+
+
+def _framing(fields: Fields) -> _Framing:
+    """The headers that say where a message ends, each at most once."""
+    host: bytes | None = None
+    length: int | None = None
+    expect: bytes | None = None
+    chunked = False
+    connection = _NOTHING
+    for name, value in fields:
+        if name not in _FRAMING:
+            continue
+        if name == b"host":
+            if host is not None:
+                raise BadFraming("there is more than one `Host`")
+            host = value
+        elif name == b"content-length":
+            if length is not None or not value.isdigit() or len(value) > 18:
+                raise BadFraming("`Content-Length` is not one number")
+            length = int(value)
+        elif name == b"transfer-encoding":
+            if chunked or value.lower() != b"chunked":
+                raise BadFraming("a `Transfer-Encoding` other than chunked is not understood")
+            chunked = True
+        elif name == b"connection":
+            connection |= frozenset(token.strip(b" \t") for token in value.lower().split(b","))
+        else:
+            expect = value
+    if chunked and length is not None:
+        raise BadFraming("`Content-Length` and `Transfer-Encoding` contradict each other")
+    return _Framing(host, length, chunked, expect, connection)
+
+
+def _origin_form(method: str, target: bytes, host: bytes) -> tuple[bytes, bytes]:
+    """Host and path of a target as proxies are sent it: `http://host/path`. Its host counts, not the header's."""
+    if method == "OPTIONS" and target == b"*":
+        return host, target
+    absolute = _ABSOLUTE.fullmatch(target.decode())
+    if absolute is None or (absolute[2] and absolute[2][0] not in "/?"):
+        raise BadFraming("the target of a request is a path")
+    path = absolute[2] if absolute[2].startswith("/") else "/" + absolute[2]
+    return absolute[1].encode(), path.encode()
+
+
+def lines(fields: Fields, without: frozenset[bytes]) -> bytes:
+    """The headers as bytes, but for those named."""
+    return b"".join([b"%b: %b\r\n" % field for field in fields if field[0] not in without])
+
+
+# Bodies
+
+
+class Body(Protocol):
+    """Follows a body to its end."""
+
+    done: bool
+
+    def feed(self, data: bytes, payload: list[bytes] | None = None) -> int:
+        """How many bytes of `data` belong to the body; what they carry is added to `payload`. Raises BadFraming."""
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether another chunk could be put in after what was followed so far."""
+
+
+class Length:
+    """A body of so many bytes."""
+
+    __slots__ = ("_left", "done")
+    at_boundary = False
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+        self.done = not length
+
+    def feed(self, data: bytes, payload: list[bytes] | None = None) -> int:
+        size = len(data)
+        if size >= self._left:
+            size = self._left
+            self.done = True
+        self._left -= size
+        if payload is not None:
+            payload.append(data[:size])
+        return size
+
+
+class UntilClose:
+    """A body that ends with its connection."""
+
+    __slots__ = ("done",)
+    at_boundary = False
+
+    def __init__(self) -> None:
+        self.done = False
+
+    def feed(self, data: bytes, payload: list[bytes] | None = None) -> int:
+        if payload is not None:
+            payload.append(data)
+        return len(data)
+
+
+_SIZE, _DATA, _CRLF, _END = range(4)
+
+
+class Chunked:
+    """A chunked body. Trailers are refused: nobody sends them, and they are where readers disagree."""
+
+    __slots__ = ("_left", "_rest", "_state", "done")
+
+    def __init__(self) -> None:
+        self._left = 0
+        self._rest = b""
+        self._state = _SIZE
+        self.done = False
+
+    @property
+    def at_boundary(self) -> bool:
+        return self._state == _SIZE and not self._rest
+
+    def feed(self, data: bytes, payload: list[bytes] | None = None) -> int:
+        before = len(self._rest)
+        if before:
+            data = self._rest + data
+            self._rest = b""
+        at, size, state = 0, len(data), self._state
+        while at < size:
+            if state == _SIZE:
+                line = _CHUNK.match(data, at)
+                if line is None:
+                    self._keep(data[at:], _CHUNK_BEGINNING)
+                    break
+                at = line.end()
+                self._left = int(line[1], 16)
+                state = _DATA if self._left else _END
+            elif state == _DATA:
+                end = at + self._left
+                if payload is not None:
+                    payload.append(data[at:end])
+                if end > size:
+                    self._left = end - size
+                    break
+                at, state = end, _CRLF
+            elif data.startswith(b"\r\n", at):
+                at += 2
+                if state == _END:
+                    self.done = True
+                    self._state = state
+                    return at - before
+                state = _SIZE
+            else:
+                self._keep(data[at:], _CR)
+                break
+        self._state = state
+        return size - before
+
+    def _keep(self, rest: bytes, beginning: re.Pattern[bytes]) -> None:
+        """Holds back the beginning of a line until its end comes."""
+        if not beginning.fullmatch(rest):
+            raise BadFraming("a chunk of the body is malformed")
+        self._rest = rest
+
+
+_CR = re.compile(rb"\r?")
+
+
+def chunk(data: bytes) -> bytes:
+    """One chunk of a chunked body."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
