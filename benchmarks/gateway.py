@@ -2,8 +2,8 @@
 
 python benchmarks/gateway.py [--rounds N] [--quick] [--json FILE]
 
-In a round every figure is taken direct, through nginx and through the gateway, one right after the other, and in the other
-order in the next round. The table has the medians over rounds; a ratio (gateway to nginx) is the median of the rounds'
+In a round every figure is taken direct, through nginx and through the gateway, one right after the other; the next
+round turns the order. The table has the medians over rounds; a ratio (gateway to nginx) is the median of the rounds'
 ratios. The proxy has a core of its own, the load and the upstream share another. Ends with 1 when a goal is missed.
 """
 
@@ -101,13 +101,15 @@ def take(folder: Path, cores: Cores, size: Size, rounds: int) -> Taken:
 
 def take_round(bench: Bench, every: list[Way], taken: Taken) -> None:
     for scenario in bench.scenarios():
-        for way in every:
-            for name, value in scenario(way).items():
-                taken[name][way.name].append(value)
-    for name in [name for name in taken if ": latency" in name]:
-        for proxy in ("nginx", "gateway"):
-            added = taken[name][proxy][-1] - taken[name]["direct"][-1]
-            taken[name.replace("latency", "added")][proxy].append(added)
+        figures = {way.name: scenario(way) for way in every}
+        for name in figures["gateway"]:
+            for way, values in figures.items():
+                if name in values:
+                    taken[name][way].append(values[name])
+            if "latency" in name:
+                for proxy in ("nginx", "gateway"):
+                    added = figures[proxy][name] - figures["direct"][name]
+                    taken[name.replace("latency", "added to")][proxy].append(added)
 
 
 def take_memory(bench: Bench, folder: Path, cores: Cores, taken: Taken) -> None:

@@ -9,8 +9,8 @@ import asyncio
 import sys
 
 import uvloop
-from llmdeploy.gateway.gateway import Gateway, Limits
 
+from llmdeploy.gateway.gateway import Gateway, Limits
 from llmdeploy.gateway.target import Target
 
 
