@@ -59,7 +59,7 @@ class Request(NamedTuple):
     keep_alive: bool
     expects_continue: bool
     connection: frozenset[bytes]
-    """The tokens of `Connection`, in lower case."""
+    """What `Connection` names beside `close` and `keep-alive`: headers that are not passed on."""
 
     def get(self, name: bytes) -> bytes | None:
         """The first header of that name."""
@@ -102,11 +102,12 @@ class _Framing(NamedTuple):
     length: int | None
     chunked: bool
     expect: bytes | None
+    close: bool
     connection: frozenset[bytes]
 
 
 _FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect", b"connection"})
-_NOTHING: frozenset[bytes] = frozenset()
+_CLOSE_OR_KEEP = frozenset({b"close", b"keep-alive"})
 
 
 def check_beginning(head: bytes | bytearray) -> None:
@@ -141,7 +142,6 @@ def parse_request(head: bytes) -> Request:
         raise BadFraming("`Host` is not a name or an address")
     if framing.expect is not None and framing.expect.lower() != b"100-continue":
         raise BadFraming("`Expect` is only understood with 100-continue", 417)
-    connection = framing.connection
     return Request(
         method=method,
         target=target,
@@ -151,9 +151,9 @@ def parse_request(head: bytes) -> Request:
         fields=fields,
         length=framing.length or 0,
         chunked=framing.chunked,
-        keep_alive=is_1_1 and b"close" not in connection,
+        keep_alive=is_1_1 and not framing.close,
         expects_continue=is_1_1 and framing.expect is not None,
-        connection=connection,
+        connection=framing.connection,
     )
 
 
@@ -171,7 +171,7 @@ def parse_response(head: bytes) -> Response:
         fields=fields,
         length=framing.length,
         chunked=framing.chunked,
-        keep_alive=is_1_1 and b"close" not in framing.connection,
+        keep_alive=is_1_1 and not framing.close,
         connection=framing.connection,
     )
 
@@ -194,7 +194,7 @@ def _framing(fields: Fields) -> _Framing:
     length: int | None = None
     expect: bytes | None = None
     chunked = False
-    connection = _NOTHING
+    connection: frozenset[bytes] = frozenset()
     for name, value in fields:
         if name not in _FRAMING:
             continue
@@ -216,7 +216,7 @@ def _framing(fields: Fields) -> _Framing:
             expect = value
     if chunked and length is not None:
         raise BadFraming("`Content-Length` and `Transfer-Encoding` contradict each other")
-    return _Framing(host, length, chunked, expect, connection)
+    return _Framing(host, length, chunked, expect, b"close" in connection, connection - _CLOSE_OR_KEEP)
 
 
 def _origin_form(method: str, target: bytes, host: bytes) -> tuple[bytes, bytes]:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from llmdeploy.gateway import answers
 from llmdeploy.gateway.errors import Refused, body_of, explained
+from llmdeploy.gateway.heads import Answered, Asked
 from llmdeploy.gateway.pool import Pool
 from llmdeploy.gateway.requests import prepared
 from llmdeploy.gateway.routes import CHECKED, PASSED
 from llmdeploy.gateway.upstream import Upstream
-from llmdeploy.wire import HOP_BY_HOP, LAST_CHUNK, Request, Response, chunk, lines
+from llmdeploy.wire import LAST_CHUNK, Response, chunk
 
 if TYPE_CHECKING:
     from llmdeploy.gateway.client import Client
@@ -21,16 +22,6 @@ if TYPE_CHECKING:
 MAX_ERROR = 2**20
 """Bytes of an engine's error answer that are looked at."""
 
-# The engine must not answer in a coding that cannot be read here, nor learn the gateway's key, nor of other origins.
-_NOT_SENT = HOP_BY_HOP | frozenset(b"host content-length expect authorization x-api-key origin accept-encoding".split())
-_NOT_ANSWERED = (
-    HOP_BY_HOP
-    | frozenset(b"content-length x-llmdeploy-engine".split())
-    | frozenset(
-        b"access-control-" + name
-        for name in b"allow-origin allow-credentials allow-headers allow-methods expose-headers max-age".split()
-    )
-)
 _EVENT = b"data: {"
 
 _SPLICED, _COLLECTED, _WRAPPED, _BARE = range(4)
@@ -52,6 +43,7 @@ class Call:
         "_head",
         "_is_stream",
         "_mode",
+        "_onward",
         "_pool",
         "_received",
         "_sent",
@@ -67,10 +59,11 @@ class Call:
         "deadline",
     )
 
-    def __init__(self, gateway: Gateway, client: Client, head: Request, body: bytes) -> None:
+    def __init__(self, gateway: Gateway, client: Client, asked: Asked, body: bytes) -> None:
         self._gateway = gateway
         self._client = client
-        self._head = head
+        self._head = asked.head
+        self._onward = asked.onward
         self._body = body
         self._received = time.monotonic()
         self.deadline = 0.0
@@ -115,7 +108,7 @@ class Call:
         self._sent_head = b"POST %b HTTP/1.1\r\nhost: %b\r\n%bcontent-length: %d\r\n\r\n" % (
             head.target,
             pool.host,
-            lines(head.fields, _NOT_SENT if not head.connection else _NOT_SENT | head.connection),
+            self._onward,
             len(self._sent),
         )
         upstream = pool.take()
@@ -152,8 +145,9 @@ class Call:
 
     # In from the server
 
-    def begin(self, response: Response) -> bool:
+    def begin(self, answered: Answered) -> bool:
         """The head of the answer has come. Whether the body is wanted without its framing."""
+        response = answered.head
         self._answer = response
         self._status = response.status
         self._body = self._sent = b""  # there is no going back
@@ -171,13 +165,11 @@ class Call:
         else:
             framing = b"transfer-encoding: chunked\r\n"
             self._mode = _SPLICED if response.chunked else _WRAPPED
-        content_type = response.get(b"content-type")
-        self._is_stream = content_type is not None and content_type.startswith(b"text/event-stream")
-        connection = response.connection
+        self._is_stream = answered.is_stream
         self._unsent = b"HTTP/1.1 %d %b\r\n%b%bx-llmdeploy-engine: %b\r\n%b\r\n" % (
             response.status,
             response.reason,
-            lines(response.fields, _NOT_ANSWERED if not connection else _NOT_ANSWERED | connection),
+            answered.onward,
             framing,
             self._engine.encode(),
             b"" if self._head.keep_alive else b"connection: close\r\n",

@@ -13,7 +13,8 @@ from llmdeploy.gateway.access import denied, is_loopback
 from llmdeploy.gateway.call import Call
 from llmdeploy.gateway.errors import Refused, body_of
 from llmdeploy.gateway.filling import Filling
-from llmdeploy.wire import CONTINUE, END_OF_HEAD, MAX_HEAD, BadFraming, Chunked, Request, check_beginning, parse_request
+from llmdeploy.gateway.heads import Asked, asked
+from llmdeploy.wire import CONTINUE, END_OF_HEAD, MAX_HEAD, BadFraming, Chunked, Request, check_beginning
 
 if TYPE_CHECKING:
     from llmdeploy.gateway.gateway import Gateway
@@ -44,6 +45,7 @@ class Client(asyncio.Protocol):
 
     __slots__ = (
         "_advancing",
+        "_asked",
         "_at",
         "_chunks",
         "_gateway",
@@ -70,6 +72,7 @@ class Client(asyncio.Protocol):
         self._pending: bytes | bytearray = b""
         self._at = 0
         """How much of what is pending was taken already."""
+        self._asked: Asked | None = None
         self._head: Request | None = None
         self._chunks: Chunked | None = None
         self._payload: list[bytes] = []
@@ -214,7 +217,8 @@ class Client(asyncio.Protocol):
             return False
         if end - at > MAX_HEAD:
             raise BadFraming(f"the head is longer than {MAX_HEAD} bytes", 431)
-        self._head = head = parse_request(bytes(pending[at:end]))
+        self._asked = asked(bytes(pending[at:end]))
+        self._head = head = self._asked.head
         self._at = end
         has_body = bool(head.length) or head.chunked
         refused = self._judge(head)
@@ -329,7 +333,8 @@ class Client(asyncio.Protocol):
             (refused, more), self._refused = self._refused, None
             self.refuse(refused, more)
         elif head.path in routes.RELAYED:
-            call = Call(self._gateway, self, head, body)
+            assert self._asked is not None
+            call = Call(self._gateway, self, self._asked, body)
             self._work = call
             self._gateway.relay(call)
         elif head.path.startswith(routes.CONTROL) or head.path == "/metrics":

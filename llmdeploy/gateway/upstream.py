@@ -5,17 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, cast
 
-from llmdeploy.wire import (
-    END_OF_HEAD,
-    MAX_HEAD,
-    BadFraming,
-    Body,
-    Chunked,
-    Length,
-    Response,
-    UntilClose,
-    parse_response,
-)
+from llmdeploy.gateway.heads import answered
+from llmdeploy.wire import END_OF_HEAD, MAX_HEAD, BadFraming, Body, Chunked, Length, Response, UntilClose
 
 if TYPE_CHECKING:
     from llmdeploy.gateway.call import Call
@@ -99,7 +90,8 @@ class Upstream(asyncio.Protocol):
                     raise BadFraming("the head of the answer has no end")
                 self._head = data
                 return
-            response = parse_response(data[:end])
+            answer = answered(data[:end])
+            response = answer.head
             if response.status == 101:
                 raise BadFraming("nobody asked for another protocol")
             if response.status >= 200:
@@ -109,7 +101,7 @@ class Upstream(asyncio.Protocol):
         self._head = b""
         self._response = response
         self._body = body = _body_of(response)
-        self._decodes = call.begin(response)
+        self._decodes = call.begin(answer)
         if body.done:
             call.forward(b"")
             self._finish(call, bool(rest))
