@@ -88,7 +88,7 @@ class Bench:
 
     def large(self, connections: int, way: Way) -> Figures:
         with way.cpu() as cpu:
-            done = self.load.requests(way.port, connections, self.size.large_seconds, padding=LARGE)
+            done = self.load.requests(way.port, connections, self.size.large_seconds, LARGE, different=1)
         what = f"10-MB bodies, {several(connections, 'connection')}"
         figures = {f"{what}: requests/s": done["requests"] / done["seconds"]}
         return figures | per(f"{what}: CPU ms/request", cpu.us / 1000, done["requests"])

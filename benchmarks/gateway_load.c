@@ -23,13 +23,16 @@
 
 #define DIGITS 19
 #define IN_TIME 10000000 /* ns */
+#define PADDING 1024
 
-static const char ANSWER_HEAD[] = "HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: application/json\r\n";
+static const char ANSWER_FORMAT[] = "HTTP/1.1 200 OK\r\ndate: Thu, 01 Jan 2026 00:00:00 GMT\r\nserver: uvicorn\r\n"
+                                  "content-length: %zu\r\ncontent-type: application/json\r\n\r\n%s%*s";
 static const char ANSWER[] =
     "{\"id\":\"chatcmpl-9f3c1d7a5b2e4c6f8a0b1c2d3e4f5a6b\",\"object\":\"chat.completion\",\"created\":1767225600,"
     "\"model\":\"bench\",\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"hello\"},"
     "\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":9,\"completion_tokens\":1,\"total_tokens\":10}}";
-static const char STREAM_HEAD[] = "HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
+static const char STREAM_HEAD[] = "HTTP/1.1 200 OK\r\ndate: Thu, 01 Jan 2026 00:00:00 GMT\r\nserver: uvicorn\r\n"
+                                  "content-type: text/event-stream; charset=utf-8\r\n"
                                   "transfer-encoding: chunked\r\n\r\n";
 static const char EVENT[] =
     "data: {\"id\":\"chatcmpl-9f3c1d7a5b2e4c6f8a0b1c2d3e4f5a6b\",\"object\":\"chat.completion.chunk\","
@@ -85,17 +88,16 @@ struct peer {
     int64_t interval, due;
     const char *out;
     size_t out_left;
-    char chunk[sizeof EVENT + 16];
+    char text[sizeof ANSWER_FORMAT + sizeof ANSWER + PADDING]; /* a whole answer, or a chunk */
 };
 
 static struct peer *streaming;
-static char chunk_template[sizeof EVENT + 16], whole_answer[sizeof ANSWER + 256], scratch[1 << 18];
+static char chunk_template[sizeof EVENT + 16], scratch[1 << 18];
 static size_t chunk_length, stamp_at;
 
 static void prepare_texts(void) {
     chunk_length = sprintf(chunk_template, "%zx\r\n%s\r\n", sizeof EVENT - 1, EVENT);
     stamp_at = strchr(chunk_template, '@') + 1 - chunk_template;
-    sprintf(whole_answer, "%scontent-length: %zu\r\n\r\n%s", ANSWER_HEAD, sizeof ANSWER - 1, ANSWER);
 }
 
 static void end_stream(struct peer *peer) {
@@ -126,8 +128,8 @@ static void next_piece(struct peer *peer) {
         end_stream(peer);
         return;
     }
-    put_stamp(peer->chunk + stamp_at, now());
-    peer->out = peer->chunk;
+    put_stamp(peer->text + stamp_at, now());
+    peer->out = peer->text;
     peer->out_left = chunk_length;
     peer->due += peer->interval;
 }
@@ -152,20 +154,27 @@ static void pump(struct peer *peer) {
     if (events != peer->events) watch(EPOLL_CTL_MOD, peer->fd, peer->events = events, peer);
 }
 
+static void begin_stream(struct peer *peer) {
+    peer->out = STREAM_HEAD;
+    peer->out_left = sizeof STREAM_HEAD - 1;
+    peer->chunks = number(peer->in, "\"max_tokens\":");
+    peer->interval = number(peer->in, "\"interval_us\":") * 1000;
+    peer->due = now() + (peer->interval ? random() % peer->interval : 0);
+    strcpy(peer->text, chunk_template);
+    peer->streams = true;
+    peer->next = streaming;
+    streaming = peer;
+}
+
+/* Answers differ in length: a proxy that remembers heads is not to look faster than it is. */
 static void answer(struct peer *peer) {
     peer->have = 0;
-    peer->out = whole_answer;
-    peer->out_left = strlen(whole_answer);
     if (strstr(peer->in, "\"stream\":true")) {
-        peer->out = STREAM_HEAD;
-        peer->out_left = sizeof STREAM_HEAD - 1;
-        peer->chunks = number(peer->in, "\"max_tokens\":");
-        peer->interval = number(peer->in, "\"interval_us\":") * 1000;
-        peer->due = now() + (peer->interval ? random() % peer->interval : 0);
-        memcpy(peer->chunk, chunk_template, sizeof chunk_template);
-        peer->streams = true;
-        peer->next = streaming;
-        streaming = peer;
+        begin_stream(peer);
+    } else {
+        int padding = random() % PADDING;
+        peer->out = peer->text;
+        peer->out_left = sprintf(peer->text, ANSWER_FORMAT, sizeof ANSWER - 1 + padding, ANSWER, padding, "");
     }
     pump(peer);
 }

@@ -16,19 +16,24 @@ from typing import Any
 from gateway_ways import Cores, started
 
 ROUTE = "/v1/chat/completions"
+Counted = dict[str, Any]
+ATTEMPTS = 100
 HEARD_WITHIN = 5.0  # seconds that an abort may take at most
 WRK_SCRIPT = """
 wrk.method = "POST"
 wrk.headers["Content-Type"] = "application/json"
-local bytes
+local requests = {}
 
 function init(arguments)
-  local padding = string.rep("x", tonumber(arguments[1]))
-  wrk.body = '{"model":"bench","messages":[{"role":"user","content":"hi' .. padding .. '"}]}'
-  bytes = wrk.format()
+  local padding, different = tonumber(arguments[1]), tonumber(arguments[2])
+  for i = 1, different do
+    local text = "hi" .. string.rep("x", padding + i)
+    wrk.body = '{"model":"bench","messages":[{"role":"user","content":"' .. text .. '"}]}'
+    requests[i] = wrk.format()
+  end
 end
 
-function request() return bytes end
+function request() return requests[math.random(#requests)] end
 
 function done(summary, latency)
   local errors = summary.errors
@@ -67,37 +72,48 @@ class Load:
         """The streaming client in C, wrk's script: Python would be late itself, and that would be measured."""
         source = Path(__file__).with_suffix(".c")
         subprocess.run(["gcc", "-O2", "-o", self._program, source], check=True)
-        (self.folder / "wrk.lua").write_text(WRK_SCRIPT)
+        self._script.write_text(WRK_SCRIPT)
 
     @property
     def _program(self) -> str:
         return str(self.folder / "gateway_load")
 
     @property
+    def _script(self) -> Path:
+        return self.folder / "wrk.lua"
+
+    @property
     def upstream_command(self) -> list[str]:
         return [self._program, "upstream"]
 
-    def requests(self, port: int, connections: int, seconds: float, padding: int = 0) -> dict[str, Any]:
-        """What wrk counted; latencies in us."""
-        script = str(self.folder / "wrk.lua")
+    def requests(self, port: int, connections: int, seconds: float, length: int = 0, different: int = 1024) -> Counted:
+        """What wrk counted, of requests in so many lengths; latencies in us."""
         url = f"http://127.0.0.1:{port}{ROUTE}"
-        command = ["wrk", "-t1", f"-c{connections}", "-d10m", "--latency", "-s", script, url, "--", str(padding)]
-        with started(command, self.cores.load) as wrk:
-            time.sleep(seconds)  # its own clock knows whole seconds only
-            wrk.send_signal(signal.SIGINT)
-            counted: dict[str, Any] = json.loads(wrk.communicate(timeout=30)[0].splitlines()[-1])
+        command = ["wrk", "-t1", f"-c{connections}", "-d10m", "--latency", "-s", str(self._script), url, "--"]
+        with started([*command, str(length), str(different)], self.cores.load) as wrk:
+            counted: Counted = json.loads(interrupted(wrk, seconds).splitlines()[-1])
         if counted["failed"] or not counted["requests"]:
             sys.exit(f"error: requests failed: {counted}")
         return counted
 
-    def streams(self, port: int, count: int, chunks: int, interval_us: int = 0, requests: int = 1) -> dict[str, Any]:
+    def streams(self, port: int, count: int, chunks: int, interval_us: int = 0, requests: int = 1) -> Counted:
         """What the streaming client counted; delays and the time to the first chunk in us."""
         numbers = [str(number) for number in (port, count, requests, chunks, interval_us)]
         with started([self._program, "streams", *numbers], self.cores.load) as client:
-            counted: dict[str, Any] = json.loads(client.communicate(timeout=120)[0])
+            counted: Counted = json.loads(client.communicate(timeout=120)[0])
         if counted["cut"] or counted["chunks"] != count * requests * chunks:
             sys.exit(f"error: streams were cut: {counted}")
         return counted
+
+
+def interrupted(process: subprocess.Popen[bytes], seconds: float) -> bytes:
+    """What a process says when it is interrupted; wrk's own clock knows whole seconds only."""
+    for _ in range(ATTEMPTS):
+        try:
+            return process.communicate(timeout=seconds)[0]
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)  # more than once: it ignores them while it starts
+    sys.exit("error: a load does not end")
 
 
 def abort_seconds(port: int, upstream: Upstream) -> float:

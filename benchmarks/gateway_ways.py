@@ -95,7 +95,8 @@ def pss(pid: int | None) -> float:
 
 
 def _settle(core: int | None) -> None:
-    """In the child: its core, and its end with ours, should we be killed."""
+    """In the child: its core, no Ctrl-C of ours, and its end with ours, should we be killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if core is not None:
         os.sched_setaffinity(0, {core})
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
