@@ -70,8 +70,9 @@ class Conversation:
 
     answer: Answer
 
-    def __init__(self, base_url: str, body: Mapping[str, Any], timeout: float) -> None:
+    def __init__(self, base_url: str, body: Mapping[str, Any], timeout: float, api_key: str | None = None) -> None:
         """`base_url` without `/v1`; `timeout` in seconds, for each wait."""
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._url = f"{base_url}/v1/chat/completions"
         self._body = body
         self._timeout = timeout
@@ -87,7 +88,7 @@ class Conversation:
         )
         self._began = time.monotonic()
         try:
-            with client, client.stream("POST", self._url, json=self._body) as response:
+            with client, client.stream("POST", self._url, json=self._body, headers=self._headers) as response:
                 if response.status_code != 200:
                     response.read()
                     raise _refusal(response)
@@ -178,16 +179,22 @@ def _message(body: Any) -> str:
 
 def _refusal(response: httpx.Response) -> RequestFailed:
     try:
-        message = _message(response.json())
+        body = response.json()
+        message = _message(body)
     except ValueError:
-        message = " ".join(response.text.split())[:200] or response.reason_phrase
-    if "image input is not supported" in message:
-        return sees_no_images()
-    if "context size" in message:
-        return RequestFailed(message, "ask for less, or serve it again with a larger `--context`")
+        body, message = None, " ".join(response.text.split())[:200] or response.reason_phrase
     return RequestFailed(
-        f"the server refused the request ({response.status_code}): {message}", "`llmdeploy logs` tells more"
+        f"the server refused the request ({response.status_code}): {message}",
+        _hint(body) or "`llmdeploy logs` tells more",
     )
+
+
+def _hint(body: Any) -> str:
+    """What the gateway says to do about it."""
+    try:
+        return str(body["error"]["llmdeploy"]["hint"])
+    except (KeyError, TypeError):
+        return ""
 
 
 def _broken_off(why: str) -> RequestFailed:

@@ -17,10 +17,13 @@ from llmdeploy.config_rules import (
     Address,
     Arguments,
     Fraction,
+    Host,
     Length,
+    Personal,
     Positive,
     Program,
     Rule,
+    Secret,
     Switch,
     Text,
     Whole,
@@ -35,6 +38,10 @@ if TYPE_CHECKING:
 
 # Written out: importing the engines to ask them would load them all.
 ENGINE_NAMES = ("llamacpp", "ollama", "vllm")
+
+KEY_VARIABLE = "LLMDEPLOY_API_KEY"
+LONGEST_KEY = 4096  # characters: servers take no longer headers than 8 KiB
+MAKE_KEY = "`openssl rand -hex 32` prints a good one"
 
 LARGEST_FILE = 2**20  # bytes: it ends a device that has no end
 
@@ -81,7 +88,13 @@ def _key(name: str, rule: Rule, default: object, help: str) -> Any:
 class Settings:
     engine: str = _key("engine", Text(*ENGINE_NAMES), "llamacpp", "the engine that runs the model")
     model: str = _key("model", Text(), "selftest", "the model to serve")
+    host: str = _key(
+        "host", Host(), "127.0.0.1", "the address to listen on; one that others can reach needs an API key"
+    )
     port: int = _key("port", Whole(1, 65535), 11435, "the port of the address that applications use")
+    api_key_file: str | None = _key(
+        "api_key_file", Secret(), None, "a file with the API key in its first line (none: LLMDEPLOY_API_KEY, or no key)"
+    )
     context: int | None = _key(
         "context", Whole(256, 100_000_000), None, "the tokens that one request can hold (none: the plan chooses)"
     )
@@ -89,6 +102,18 @@ class Settings:
         "parallel", Whole(1, 256), None, "the requests answered at once (none: the plan chooses)"
     )
     timeout: float = _key("timeout", Positive(), 600, "the seconds to wait for a server's start")
+    gateway_max_body_mb: int = _key(
+        "gateway.max_body_mb", Whole(1, 4096), 64, "the MiB that one request may hold, images included"
+    )
+    gateway_max_held: int = _key(
+        "gateway.max_held", Whole(0, 100_000), 200, "the requests that wait at once while no server is ready"
+    )
+    gateway_hold_timeout: float = _key(
+        "gateway.hold_timeout", Positive(), 600, "the seconds that a request waits for a server"
+    )
+    gateway_drain_timeout: float = _key(
+        "gateway.drain_timeout", Positive(), 60, "the seconds that running requests have to end before they are cut off"
+    )
     threads: int | None = _key(
         "engines.llamacpp.threads", Whole(1, 1024), None, "the CPU threads of llama.cpp (none: the plan chooses)"
     )
@@ -221,6 +246,66 @@ def load(flags: Mapping[str, object] | None = None) -> Settings:
     return Settings(**found, sources={name: value.source for name, value in values.items()})
 
 
+def api_key(settings: Settings) -> str | None:
+    """What applications must send: LLMDEPLOY_API_KEY, or the first line of `api_key_file`; None if neither is set.
+
+    It is never an argument or a value of a file: those are shown. Raises ConfigError.
+    """
+    if found := os.environ.get(KEY_VARIABLE):
+        return _usable_key(found, KEY_VARIABLE)
+    file = settings.api_key_file
+    return None if file is None else _usable_key(_first_line(file), f"`{file}`")
+
+
+def require_key(host: str, key: str | None) -> None:
+    """Raises ConfigError where others can reach the address and no key keeps them out."""
+    from shlex import quote
+
+    from llmdeploy.address import is_loopback
+
+    if key is None and not is_loopback(host):
+        folder = paths.user_config_file().absolute().parent
+        file = quote(str(folder / "api_key"))
+        make = f"mkdir -p {quote(str(folder))} && (umask 077 && openssl rand -hex 32 > {file})"
+        raise ConfigError(
+            f"others can reach `{host}`, and no API key is set",
+            f"make one: `{make} && llmdeploy config set api_key_file {file}`",
+        )
+
+
+def _first_line(file: str) -> str:
+    import stat
+    from shlex import quote
+
+    try:
+        status = os.stat(file)
+        if not stat.S_ISREG(status.st_mode):  # a folder; a pipe, which would be waited for
+            raise ConfigError(f"`api_key_file` names `{file}`, which is not a file", MAKE_KEY)
+        if os.name == "posix" and status.st_mode & 0o077:
+            raise ConfigError(
+                f"others may read or change `{file}`, which holds the API key", f"`chmod 600 {quote(file)}`"
+            )
+        with open(file, "rb") as stream:
+            return stream.readline(LONGEST_KEY + 2).decode("ascii", "replace")
+    except FileNotFoundError:
+        hint = f"`(umask 077 && openssl rand -hex 32 > {quote(file)})` makes one"
+        raise ConfigError(f"`api_key_file` names `{file}`, which does not exist", hint) from None
+    except OSError as error:
+        raise ConfigError(f"`{file}` cannot be read: {error.strerror}", permissions_hint(file)) from None
+
+
+def _usable_key(text: str, source: str) -> str:
+    """The key without the blanks around it. Raises ConfigError, which does not show it."""
+    key = text.strip()
+    if not key:
+        raise ConfigError(f"{source} holds no API key", MAKE_KEY)
+    if len(key) > LONGEST_KEY:
+        raise ConfigError(f"the API key in {source} is longer than {LONGEST_KEY} characters", MAKE_KEY)
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"the API key in {source} has characters that cannot stand in a header", MAKE_KEY)
+    return key
+
+
 def line_of(text: str, words: Words) -> int | None:
     """The line, from 1, where a key of a valid TOML text is set first; None if unsure.
 
@@ -322,7 +407,7 @@ def _problem(words: Words, value: object, *, in_project: bool = False) -> tuple[
 
 def not_in_project(key: Key) -> tuple[str, str] | None:
     """What is wrong with a key in the file of a folder, as message and hint."""
-    if not isinstance(key.rule, Program | Address | Arguments):
+    if not isinstance(key.rule, Personal):
         return None
     message = f"`{key.name}` names {key.rule.names}, which the file of a folder may not"
     return (
@@ -422,3 +507,33 @@ def parse(text: str, shown: str) -> dict[str, object]:
             reason, place = match[1], f", {match[2]}"
         message = f"`{shown}`{place}: {plain(reason[:1].lower() + reason[1:])}"
         raise ConfigError(message, "the file is TOML: `key = value` lines, texts in double quotes") from None
+
+
+def document(settings: Settings) -> dict[str, Any]:
+    """What is not the default, as JSON holds it: keys by their names, flags that are no keys by theirs."""
+    set_keys = {key.name: getattr(settings, key.attribute) for key in keys()}
+    found = {key.name: set_keys[key.name] for key in keys() if set_keys[key.name] != key.default}
+    flags: dict[str, Any] = {
+        "mmproj": settings.mmproj and str(settings.mmproj),
+        "allow_cloud": settings.allow_cloud,
+        "trust_remote_code": settings.trust_remote_code,
+    }
+    return {**found, **{name: value for name, value in flags.items() if value}}
+
+
+def from_document(content: Mapping[str, Any]) -> Settings:
+    """The settings that `document` was made from. Raises ConfigError for what is none."""
+    from pathlib import Path
+
+    found: dict[str, Any] = {}
+    for name, value in content.items():
+        key = _by_name().get(name)
+        if key is not None and key.rule.accepts(value):
+            found[key.attribute] = value
+        elif name == "mmproj" and isinstance(value, str):
+            found[name] = Path(value)
+        elif name in {"allow_cloud", "trust_remote_code"} and isinstance(value, bool):
+            found[name] = value
+        else:
+            raise ConfigError(f"`{plain(name)}` is not known here, or its value is wrong", "restart the service")
+    return Settings(**found, sources=dict.fromkeys(content, "the switch"))

@@ -1,18 +1,25 @@
-"""One value of a configuration file changed in place: comments, order and formatting stay."""
+"""Values of a configuration file changed in place: comments, order and formatting stay.
+
+An `Edit` says what a file holds and what it is to hold; `write` makes it so. Between the two another command may have
+changed the file: then the same changes are made to what it holds now, and nothing of either is lost.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
-from contextlib import suppress
+import time
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmdeploy import paths
+from llmdeploy import atomic, paths
 from llmdeploy.config import (
     check,
     help_hint,
     key_named,
     leaves,
+    line_of,
     must_be,
     not_in_project,
     parse,
@@ -23,14 +30,133 @@ from llmdeploy.config import (
 from llmdeploy.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from llmdeploy.config import Words
 
+    Values = dict[Words, object]
+
+PATIENCE = 2.0
+"""Seconds to wait for another command that writes the file: it needs some milliseconds."""
+LONGEST_VALUE = 500  # lines
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Edit:
+    file: Path
+    before: str
+    """Empty where there is no file."""
+    after: str
+    changes: Mapping[str, str | None]
+    """The texts of the new values by their keys; None takes the key out."""
+
 
 def set_value(key: str, text: str, file: Path) -> None:
-    """Set one key in a file, which keeps its comments and its formatting; the file is replaced whole or not at all."""
+    """Set one key in a file. Raises UsageError, ConfigError."""
+    write(edited(file, {key: text}))
+
+
+def edited(file: Path, changes: Mapping[str, str | None]) -> Edit:
+    """What a file will hold with all of these changes; nothing is written. Raises UsageError, ConfigError."""
+    values = {key_named(key).words: None if text is None else _value(key, text, file) for key, text in changes.items()}
+    if os.path.exists(file) and not os.path.isfile(file):
+        raise ConfigError(f"`{file}` is not a file that can be replaced")  # /dev/null, a pipe, a folder
+    before = read(file, str(file)) or ""
+    for found, old in leaves(parse(before, str(file))):
+        for words in values:
+            # A wrong value is replaced, but a table is not, and what is no table cannot hold the key.
+            if found == words[: len(found)] and (found != words or isinstance(old, dict)):
+                check(found, old, before, str(file))
+    after = before
+    # What goes, goes last: as long as it is there, it shows how the lines of this file end.
+    for words, value in sorted(values.items(), key=lambda item: item[1] is None):
+        changed = _without(after, words) if value is None else _with(after, words, value)
+        if changed is None:
+            key = ".".join(words)
+            by_hand = f"take `{key}` out of it by hand" if value is None else f"set `{key}` in it by hand"
+            raise ConfigError(f"`{file}` is written in a way that cannot be edited here", by_hand)
+        after = changed
+    return Edit(file, before, after, dict(changes))
+
+
+def diff(edit: Edit) -> str:
+    """What changes, in the unified form that `patch` reads; empty where nothing does."""
+    from difflib import unified_diff
+
+    lines = unified_diff(_lines(edit.before), _lines(edit.after), str(edit.file), str(edit.file))
+    return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
+
+
+def write(edit: Edit) -> Edit:
+    """Replace the file in one step, and return the edit that was made. Raises ConfigError.
+
+    Where the file is no longer what was edited, the changes are made to what it holds now.
+    """
+    folder = os.path.dirname(os.path.realpath(edit.file))  # a link stays a link
+    try:
+        if edit.after != edit.before:
+            with suppress(FileExistsError):
+                os.makedirs(folder)
+        with _alone(folder):
+            if (read(edit.file, str(edit.file)) or "") != edit.before:
+                edit = edited(edit.file, edit.changes)
+            if edit.after != edit.before:
+                atomic.replace(edit.file, _mark(edit.file) + edit.after.encode())
+    except OSError as error:
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        hint = "free some space: `df -h` shows what is full" if full else permissions_hint(_nearest(folder))
+        raise ConfigError(f"`{edit.file}` cannot be written: {error.strerror}", hint) from None
+    return edit
+
+
+def texts(file: Path, names: Iterable[str]) -> dict[str, str | None]:
+    """What keys are in a file, as `edited` takes it; None for one that is not there. Raises ConfigError."""
+    import shlex
+
+    found = dict(leaves(parse(read(file, str(file)) or "", str(file))))
+
+    def text(value: object) -> str | None:
+        match value:
+            case None:
+                return None
+            case bool():
+                return str(value).lower()
+            case list():
+                return shlex.join(map(str, value))
+            case _:
+                return str(value)
+
+    return {name: text(found.get(key_named(name).words)) for name in names}
+
+
+@contextmanager
+def _alone(folder: str) -> Iterator[None]:
+    """One writer at a time, by a lock on the folder, which leaves no file behind; Windows has none such."""
+    with ExitStack() as undo:
+        with suppress(ImportError, OSError):  # a disk without locks
+            import fcntl
+
+            descriptor = os.open(folder, os.O_RDONLY)
+            undo.callback(os.close, descriptor)
+            deadline = time.monotonic() + PATIENCE
+            while time.monotonic() < deadline:
+                with suppress(BlockingIOError):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                time.sleep(0.005)
+        yield
+
+
+def _mark(file: Path) -> bytes:
+    """The byte order mark of a file that has one: `read` leaves it out."""
+    with suppress(FileNotFoundError), file.open("rb") as stream:
+        return BYTE_ORDER_MARK if stream.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK else b""
+    return b""
+
+
+def _value(key: str, text: str, file: Path) -> object:
     entry = key_named(key)
     try:
         value = entry.read(text)
@@ -38,47 +164,78 @@ def set_value(key: str, text: str, file: Path) -> None:
         raise UsageError(must_be(f"`{key}`", entry.rule, f"`{plain(text)}`"), help_hint(entry)) from None
     if file == paths.PROJECT_CONFIG.absolute() and (problem := not_in_project(entry)):
         raise UsageError(*problem)
-    if os.path.exists(file) and not os.path.isfile(file):
-        raise ConfigError(f"`{file}` is not a file that can be replaced")  # /dev/null, a pipe, a folder
-    before = read(file, str(file)) or ""
-    document = parse(before, str(file))
-    found = dict(leaves(document))
-    for words, old in found.items():
-        # A wrong value is replaced, but a table is not, and what is no table cannot hold the key.
-        if words == entry.words[: len(words)] and (words != entry.words or isinstance(old, dict)):
-            check(words, old, before, str(file))
-    wanted = _with(document, entry.words, value)
-    after = None if entry.words in found else _inserted(before, entry.words[-1:], value, wanted)
-    after = after or _edited(before, entry.words, value, wanted) or _inserted(before, entry.words, value, wanted)
-    if after is None:
-        raise ConfigError(f"`{file}` is written in a way that cannot be edited here", f"set `{key}` in it by hand")
-    _replace(file, after)
+    return value
 
 
-def _inserted(text: str, words: Words, value: object, wanted: dict[str, object]) -> str | None:
+# Each way to change a text is tried and believed only where the result says what is wanted.
+
+
+def _values(text: str) -> Values:
+    import tomllib
+
+    return dict(leaves(tomllib.loads(text)))
+
+
+def _says(text: str, wanted: Values) -> bool:
+    try:
+        return _values(text) == wanted
+    except (ValueError, RecursionError):
+        return False
+
+
+def _with(text: str, words: Words, value: object) -> str | None:
+    """The text with a key's value; None if there is no way."""
+    found = _values(text)
+    wanted = {**found, words: value}
+    after = None if words in found else _inserted(text, words[-1:], value, wanted)
+    return after or _by_tomlkit(text, words, value, wanted) or _inserted(text, words, value, wanted)
+
+
+def _without(text: str, words: Words) -> str | None:
+    """The text without a key; None if there is no way."""
+    wanted = _values(text)
+    if words not in wanted:
+        return text
+    del wanted[words]
+    after = _without_lines(text, words, wanted)
+    return _by_tomlkit(text, words, None, wanted) if after is None else after
+
+
+def _inserted(text: str, words: Words, value: object, wanted: Values) -> str | None:
     """The text with a line for a new key, `words` of it, after the last line of its table; None if there is no place.
 
     tomlkit would put the line below the comment that introduces the next table.
     """
-    import tomllib
-
     import tomlkit
 
-    lines = text.split("\n")
-    for index in reversed(range(len(lines))):
-        if lines[index].strip() and not lines[index].lstrip().startswith("#"):
-            new = f"{'.'.join(words)} = {tomlkit.item(value).as_string()}" + "\r" * lines[index].endswith("\r")
-            after = "\n".join([*lines[: index + 1], new, *lines[index + 1 :]])
+    new = f"{'.'.join(words)} = {tomlkit.item(value).as_string()}"
+    lines = _lines(text)
+    for at in reversed(range(len(lines))):
+        line = lines[at]
+        if line.strip() and not line.lstrip().startswith("#"):
+            end = "\r\n" if "\r\n" in (line if line.endswith("\n") else text) else "\n"
+            both = line + new + end if line.endswith("\n") else line + end + new
             # The line is in the right place exactly where it changes nothing else.
-            with suppress(ValueError):
-                if tomllib.loads(after) == wanted:
-                    return after
+            if _says(after := "".join([*lines[:at], both, *lines[at + 1 :]]), wanted):
+                return after
     return None
 
 
-def _edited(text: str, words: Words, value: object, wanted: dict[str, object]) -> str | None:
-    """The text with the value of a key replaced, or with a new table; None if tomlkit cannot do it."""
-    import tomllib
+def _without_lines(text: str, words: Words, wanted: Values) -> str | None:
+    """The text without the lines of a key: several where its value has several."""
+    start = line_of(text, words)
+    if start is None:
+        return None
+    lines = _lines(text)
+    for end in range(start, min(len(lines), start + LONGEST_VALUE) + 1):
+        if _says(after := "".join(lines[: start - 1] + lines[end:]), wanted):
+            return after
+    return None
+
+
+def _by_tomlkit(text: str, words: Words, value: object, wanted: Values) -> str | None:
+    """The text with the value of a key replaced, with a new table, or (None) without the key; None if it cannot."""
+    import re
 
     import tomlkit
     from tomlkit.exceptions import TOMLKitError
@@ -90,16 +247,23 @@ def _edited(text: str, words: Words, value: object, wanted: dict[str, object]) -
             if word not in table:
                 table[word] = tomlkit.table(is_super_table=True)  # no header unless it gets values of its own
             table = table[word]
-        table[words[-1]] = value
+        if value is None:
+            del table[words[-1]]
+        else:
+            table[words[-1]] = value
         after = tomlkit.dumps(document)
-        if tomllib.loads(after) == wanted:
+        if "\r\n" in text and not re.search(r"(?<!\r)\n", text):  # its own new lines end as on Unix
+            after = re.sub(r"(?<!\r)\n", "\r\n", after)
+        if _says(after, wanted):
             return after
     return None
 
 
-def _with(table: Mapping[str, Any], words: Words, value: object) -> dict[str, object]:
-    head, *rest = words
-    return {**table, head: _with(table.get(head, {}), tuple(rest), value) if rest else value}
+def _lines(text: str) -> list[str]:
+    """Its lines, each with its end. Not str.splitlines, which breaks at more than TOML does."""
+    import re
+
+    return re.findall(r"[^\n]*\n|[^\n]+", text)
 
 
 def _nearest(folder: str) -> str:
@@ -107,31 +271,3 @@ def _nearest(folder: str) -> str:
     while not os.path.lexists(folder) and os.path.dirname(folder) != folder:
         folder = os.path.dirname(folder)
     return folder
-
-
-def _replace(file: Path, text: str) -> None:
-    import stat
-    import tempfile
-
-    target = os.path.realpath(file)  # a link stays a link
-    folder = os.path.dirname(target)
-    temporary = None
-    try:
-        with suppress(FileExistsError):
-            os.makedirs(folder)
-        mode = stat.S_IMODE(os.stat(target).st_mode) if os.path.exists(target) else 0o600
-        descriptor, temporary = tempfile.mkstemp(prefix=".config-", dir=folder)
-        with open(descriptor, "wb") as stream:
-            stream.write(text.encode())
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, mode)
-        os.replace(temporary, target)
-    except OSError as error:
-        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-        hint = "free some space: `df -h` shows what is full" if full else permissions_hint(_nearest(folder))
-        raise ConfigError(f"`{file}` cannot be written: {error.strerror}", hint) from None
-    finally:
-        if temporary:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)

@@ -123,14 +123,45 @@ class Program(Absolute):
     """A program that will be run."""
 
     names, example = "a program to run", "/path/to/program"
-    """What the file of a folder one stands in may not name."""
 
     def __init__(self) -> None:
         super().__init__("program")
+
+
+class Secret(Absolute):
+    """A file with a key: one of somebody else's choice would be a key that they know."""
+
+    names, example = "the API key", "/path/to/key"
+
+    def __init__(self) -> None:
+        super().__init__("file")
 
 
 class Address(Text):
     names, example = "where prompts go", "127.0.0.1:11434"
 
 
+class Host(Text):
+    """An address of this machine to listen on."""
+
+    names, example = "who can send prompts", "127.0.0.1"
+
+    def __str__(self) -> str:
+        return "an IP address or `localhost`"
+
+    def accepts(self, value: object) -> bool:
+        import ipaddress
+
+        if not isinstance(value, str) or "%" in value:  # an interface's name, which an address in a URL cannot hold
+            return False
+        try:
+            ipaddress.ip_address(value)
+        except ValueError:
+            return value == "localhost"
+        return True
+
+
 Rule = Whole | Positive | Text | Switch | Arguments | Absolute
+
+Personal = Program | Secret | Address | Host | Arguments
+"""What the file of a folder that one stands in may not name: it may be another's."""

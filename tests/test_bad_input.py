@@ -103,8 +103,20 @@ CASES = [
         None,
     ),
     (
+        ["serve", "--host", "example.com"], 2,
+        "error: `--host` must be an IP address or `localhost`, not `example.com`",
+        None,
+    ),
+    (
+        ["serve", "--host", "0.0.0.0", "--detach"], 1,
+        "error: others can reach `0.0.0.0`, and no API key is set",
+        "hint: make one: `mkdir -p [FOLDER]/home/.config/llmdeploy && "
+        "(umask 077 && openssl rand -hex 32 > [FOLDER]/home/.config/llmdeploy/api_key) && "
+        "llmdeploy config set api_key_file [FOLDER]/home/.config/llmdeploy/api_key`",
+    ),
+    (
         ["serve", "--prot", "1"], 2,
-        "error: No such option: --prot (Possible options: --mmproj, --port)",
+        "error: No such option: --prot (Possible options: --host, --mmproj, --port)",
         "hint: `llmdeploy serve --help`",
     ),
     (

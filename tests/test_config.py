@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmdeploy import config, config_edit, paths
+from llmdeploy.address import local_url
 from llmdeploy.config import Key, Settings, Value, keys
-from llmdeploy.config_rules import Absolute, Arguments, Fraction, Positive, Switch, Whole
+from llmdeploy.config_rules import Absolute, Arguments, Fraction, Host, Positive, Switch, Whole
 from llmdeploy.errors import ConfigError, UsageError
 
 KEYS = "`llmdeploy config show` lists the keys"
@@ -46,10 +47,16 @@ def test_without_any_file_every_value_is_the_default() -> None:
     assert {key.name: loaded.value(key.name) for key in keys()} == {
         "engine": Value("llamacpp", "default"),
         "model": Value("selftest", "default"),
+        "host": Value("127.0.0.1", "default"),
         "port": Value(11435, "default"),
+        "api_key_file": Value(None, "default"),
         "context": Value(None, "default"),
         "parallel": Value(None, "default"),
         "timeout": Value(600, "default"),
+        "gateway.max_body_mb": Value(64, "default"),
+        "gateway.max_held": Value(200, "default"),
+        "gateway.hold_timeout": Value(600, "default"),
+        "gateway.drain_timeout": Value(60, "default"),
         "engines.llamacpp.threads": Value(None, "default"),
         "engines.llamacpp.gpu_layers": Value(None, "default"),
         "engines.llamacpp.server": Value(None, "default"),
@@ -65,7 +72,7 @@ def test_without_any_file_every_value_is_the_default() -> None:
 def test_every_key_is_whole(key: Key) -> None:
     assert key.default is None or key.rule.accepts(key.default)
     assert key.variable == "LLMDEPLOY_" + key.name.upper().replace(".", "_")
-    assert key.variable not in ("LLMDEPLOY_CONFIG", "LLMDEPLOY_STATE_DIR")
+    assert key.variable not in ("LLMDEPLOY_CONFIG", "LLMDEPLOY_STATE_DIR", "LLMDEPLOY_API_KEY")
     assert key.help
     assert not key.help.endswith(".")
 
@@ -183,6 +190,33 @@ FILE_ERRORS = [
         )
         for value, shown in (("", ""), ("a\\u0000", "a\\x00"), ("a\\nb", "a\\nb"))
     ),
+    *(
+        (
+            f'host = "{value}"',
+            f', line 1: `host` must be an IP address or `localhost`, not "{value}"',
+            "`host` is the address to listen on; one that others can reach needs an API key",
+        )
+        for value in ("", "example.com", "127.0.0.1:80", "[::1]", "127.1", "fe80::1%eth0", "0.0.0.0/0")
+    ),
+    *(
+        (
+            f"api_key_file = {value}",
+            f", line 1: `api_key_file` must be the absolute path of a file, not {value}",
+            "`api_key_file` is a file with the API key in its first line (none: LLMDEPLOY_API_KEY, or no key)",
+        )
+        for value in ('"key"', '""', "1")
+    ),
+    ('api_key = "x"', ", line 1: unknown key `api_key`", f"did you mean `api_key_file`? ({KEYS})"),
+    (
+        "[gateway]\nmax_held = -1",
+        ", line 2: `gateway.max_held` must be a whole number from 0 to 100000, not -1",
+        "`gateway.max_held` is the requests that wait at once while no server is ready",
+    ),
+    (
+        "gateway.hold_timeout = 0",
+        ", line 1: `gateway.hold_timeout` must be a number above 0, not 0",
+        "`gateway.hold_timeout` is the seconds that a request waits for a server",
+    ),
     (
         "port = 1\nengines = 3",
         ", line 2: `engines` must be a table, not 3",
@@ -283,6 +317,154 @@ def test_what_a_flag_must_not_hold() -> None:
     with pytest.raises(UsageError) as caught:
         config.load({"engines.llamacpp.gpu_layers": -2})
     assert caught.value.message == "`--gpu-layers` must be a whole number from -1 to 9999, not `-2`"
+
+
+PERSONAL = [
+    ("host", "0.0.0.0", "who can send prompts"),
+    ("api_key_file", "/tmp/key", "the API key"),
+    ("engines.llamacpp.server", "/tmp/server", "a program to run"),
+    ("engines.ollama.host", "example.com", "where prompts go"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "names"), PERSONAL, ids=lambda it: str(it))
+def test_what_the_file_of_a_folder_may_not_say(key: str, value: str, names: str, user_file: Path) -> None:
+    write(Path("llmdeploy.toml"), f'{key} = "{value}"')
+    with pytest.raises(ConfigError) as caught:
+        config.load()
+    said = f"`{key}` names {names}, which the file of a folder may not"
+    assert caught.value.message == f"`./llmdeploy.toml`, line 1: {said}"
+    assert f"`llmdeploy config set {key} " in caught.value.hint
+    os.unlink("llmdeploy.toml")
+    with pytest.raises(UsageError, match=said):
+        config_edit.set_value(key, value, paths.PROJECT_CONFIG.absolute())
+    assert not os.path.exists("llmdeploy.toml")
+    config_edit.set_value(key, value, user_file)
+    assert config.load().value(key).value == value
+
+
+# The API key, and who needs one
+
+
+def keyed(tmp_path: Path, content: str | bytes, mode: int = 0o600) -> Settings:
+    file = tmp_path / "a key"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    file.chmod(mode)
+    return Settings(api_key_file=str(file))
+
+
+@pytest.mark.parametrize("content", ["k-1\n", "k-1", " k-1 \r\nwhat follows\n", "k-1\n\xff"])
+def test_the_key_of_a_file_is_its_first_line(content: str, tmp_path: Path) -> None:
+    assert config.api_key(keyed(tmp_path, content)) == "k-1"
+
+
+def test_the_variable_beats_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = keyed(tmp_path, "file", mode=0o644)
+    assert config.api_key(Settings()) is None
+    monkeypatch.setenv("LLMDEPLOY_API_KEY", "variable it's $x")
+    assert config.api_key(settings) == "variable it's $x"
+    assert "LLMDEPLOY_API_KEY" not in {key.variable for key in keys()}, "a key of the configuration would be shown"
+
+
+UNUSABLE = [
+    ("\n", "`[FILE]` holds no API key"),
+    (" \t\nk", "`[FILE]` holds no API key"),
+    ("", "`[FILE]` holds no API key"),
+    ("a\tb", "the API key in `[FILE]` has characters that cannot stand in a header"),
+    ("a\x00", "the API key in `[FILE]` has characters that cannot stand in a header"),
+    ("schlüssel", "the API key in `[FILE]` has characters that cannot stand in a header"),
+    ("\ufeffa", "the API key in `[FILE]` has characters that cannot stand in a header"),
+    ("a" * 4097, "the API key in `[FILE]` is longer than 4096 characters"),
+    ("a" * 10**6, "the API key in `[FILE]` is longer than 4096 characters"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), UNUSABLE, ids=range(len(UNUSABLE)))
+def test_a_key_that_is_none(content: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = keyed(tmp_path, content)
+    with pytest.raises(ConfigError) as caught:
+        config.api_key(settings)
+    assert caught.value.message == message.replace("[FILE]", str(settings.api_key_file))
+    assert caught.value.hint == "`openssl rand -hex 32` prints a good one"
+    if content.isprintable() and len(content) in range(1, 5000):
+        monkeypatch.setenv("LLMDEPLOY_API_KEY", content)
+        with pytest.raises(ConfigError) as caught:
+            config.api_key(Settings())
+        assert caught.value.message == message.replace("`[FILE]`", "LLMDEPLOY_API_KEY")
+
+
+def test_blanks_in_the_variable_are_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMDEPLOY_API_KEY", " ")
+    with pytest.raises(ConfigError, match=r"^LLMDEPLOY_API_KEY holds no API key$"):
+        config.api_key(Settings())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes as POSIX has them")
+@pytest.mark.parametrize("mode", [0o604, 0o640, 0o602, 0o666])
+def test_a_key_that_others_can_read_is_refused_until_its_hint_is_followed(mode: int, tmp_path: Path) -> None:
+    settings = keyed(tmp_path, "k", mode)
+    with pytest.raises(ConfigError) as caught:
+        config.api_key(settings)
+    assert caught.value.message == f"others may read or change `{settings.api_key_file}`, which holds the API key"
+    assert caught.value.hint == f"`chmod 600 '{settings.api_key_file}'`"
+    subprocess.run(["sh", "-c", caught.value.hint.strip("`")], check=True)
+    assert config.api_key(settings) == "k"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell, pipes and modes as POSIX has them")
+def test_a_file_of_a_key_that_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    for path in (tmp_path, tmp_path / "pipe", Path(os.devnull)):
+        with pytest.raises(ConfigError, match=r"which is not a file$"):
+            config.api_key(Settings(api_key_file=str(path)))
+    missing = Settings(api_key_file=str(tmp_path / "it's"))
+    with pytest.raises(ConfigError, match=r"which does not exist$") as caught:
+        config.api_key(missing)
+    subprocess.run(["sh", "-c", caught.value.hint.removesuffix(" makes one").strip("`")], check=True)
+    found = config.api_key(missing)
+    assert found is not None
+    assert len(found) == 64
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="file modes do not bind root")
+def test_a_key_that_may_not_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: Permission denied"):
+        config.api_key(keyed(tmp_path, "k", 0))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
+def test_loopback_needs_no_key(host: str) -> None:
+    config.require_key(host, None)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "fe80::1", "::ffff:127.0.0.1"])
+def test_any_other_address_needs_one(host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config.require_key(host, "k")
+    monkeypatch.setattr(paths, "user_config_file", lambda: tmp_path / "no such" / "config.toml")
+    with pytest.raises(ConfigError) as caught:
+        config.require_key(host, None)
+    assert caught.value.message == f"others can reach `{host}`, and no API key is set"
+    make, _, use = caught.value.hint.removeprefix("make one: `").removesuffix("`").rpartition(" && ")
+    subprocess.run(["sh", "-c", make], check=True)
+    [*command, file] = shlex.split(use)
+    assert command == ["llmdeploy", "config", "set", "api_key_file"]
+    config.require_key(host, config.api_key(Settings(api_key_file=file)))
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:80"),
+        ("localhost", "http://localhost:80"),
+        ("192.168.1.2", "http://192.168.1.2:80"),
+        ("0.0.0.0", "http://127.0.0.1:80"),
+        ("::", "http://[::1]:80"),
+        ("::1", "http://[::1]:80"),
+        ("fd00::2", "http://[fd00::2]:80"),
+    ],
+)
+def test_where_this_machine_reaches_what_listens(host: str, url: str) -> None:
+    assert local_url(host, 80) == url
 
 
 COMMENTED = """\
@@ -457,6 +639,8 @@ def accepted(key: Key) -> st.SearchStrategy[object]:
         return st.booleans()
     if isinstance(key.rule, Absolute):
         return st.text(min_size=1).filter(str.isprintable).map(lambda text: f"/{text}")
+    if isinstance(key.rule, Host):
+        return st.ip_addresses().map(str).filter(key.rule.accepts) | st.just("localhost")
     return st.sampled_from(key.rule.choices) if key.rule.choices else st.text(min_size=1).filter(str.isprintable)
 
 

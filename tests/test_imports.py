@@ -28,13 +28,13 @@ FACE = {"llmdeploy.__main__", "llmdeploy.cli"}
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"checks"},
+    {"checks", "connection"},
     {"service"},
     {"gateway"},
     {"engines", "plan"},
     {"models", "hardware", "images", "image_sources", "client"},
     {"config_edit"},
-    {"config", "config_rules", "deadline", "errors", "paths", "wire", "__init__"},
+    {"address", "atomic", "config", "config_rules", "deadline", "dotenv", "errors", "paths", "wire", "__init__"},
 ]
 
 ONLY_IN: dict[str, set[str]] = {
@@ -212,4 +212,11 @@ def test_completion_loads_nothing(tmp_path: Path, shell: str, words: str, expect
 def test_the_status_of_nothing_loads_little(tmp_path: Path) -> None:
     output, modules = loaded(tmp_path, "status", status=1)
     assert output == "nothing is served\n"
+    assert modules & (HEAVY | {"rich"}) == set()
+
+
+def test_the_variables_of_a_shell_load_little(tmp_path: Path) -> None:
+    """It stands in the file that a shell reads at its start."""
+    output, modules = loaded(tmp_path, "env", "--shell", "sh")
+    assert output.startswith("export ")
     assert modules & (HEAVY | {"rich"}) == set()

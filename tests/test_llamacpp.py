@@ -23,9 +23,9 @@ from llmdeploy.models.gguf import GgufModel
 from llmdeploy.models.hub import OnProgress
 from llmdeploy.models.reference import HubFile, ModelRef, parse, served_name
 from llmdeploy.plan import Plan, Wishes
-from llmdeploy.service.candidate import Candidate, Events, Order
+from llmdeploy.service.candidate import Candidate, Event, Order
 from tests import machines
-from tests.conftest import SELFTEST, free_port
+from tests.conftest import SELFTEST
 
 WEIGHTS, MMPROJ = SELFTEST / "selftest-f16.gguf", SELFTEST / "mmproj-selftest-f16.gguf"
 FACTS = read_gguf(WEIGHTS, MMPROJ)
@@ -218,15 +218,16 @@ class Stub(LlamaCpp):
         return super().server(artefact, plan, served_name=served_name, port=port)
 
 
-def candidate(engine: Engine[Any], folder: Path, on_plan: Callable[[Plan], None]) -> Candidate:
-    def ignore(*_: object) -> None: ...
+def candidate(engine: Engine[Any], folder: Path, on_plan: Callable[[Event], None]) -> Candidate:
+    def tell(event: Event) -> None:
+        if event["event"] == "plan":
+            on_plan(event)
 
-    order = Order(HubFile("owner/repo", "x.gguf"), free_port(), Wishes(), 10)
-    return Candidate(order, engine, Events(ignore, ignore, ignore, ignore, on_plan, ignore), folder / "server.log")
+    return Candidate(Order(HubFile("owner/repo", "x.gguf"), Settings()), engine, tell, folder / "server.log")
 
 
 def test_a_model_that_does_not_fit_this_machine_is_not_started(tmp_path: Path) -> None:
-    plans: list[Plan] = []
+    plans: list[Event] = []
     needs = replace(FACTS, weights_bytes=hardware.detect().memory_available + 2**30)
     engine = Stub(needs)
     before = psutil.Process().children()
@@ -240,7 +241,7 @@ def test_a_model_that_does_not_fit_this_machine_is_not_started(tmp_path: Path) -
 
 def test_the_same_model_of_a_size_that_fits_is_prepared(tmp_path: Path) -> None:
     """So that the test above cannot pass for another reason."""
-    plans: list[Plan] = []
+    plans: list[Event] = []
     engine = Stub(FACTS)
     one = candidate(engine, tmp_path, plans.append)
     one.prepare()

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from llmdeploy import hardware
 from llmdeploy.config import Settings
 from llmdeploy.engines.base import ServerSpec
-from llmdeploy.engines.ollama import Ollama, Tag, adapt
+from llmdeploy.engines.ollama import Ollama, Tag
+from llmdeploy.engines.ollama.dialect import adapt
 from llmdeploy.errors import AlreadyServing, EngineMissing, LlmdeployError, ModelInvalid, ModelNotFound, NotPermitted
 from llmdeploy.models import gguf
 from llmdeploy.models.gguf import GgufModel
@@ -295,7 +296,7 @@ def recorded(world: World) -> Iterator[Replay]:
 def test_a_deployment_is_made_and_undone(world: World, recorded: Replay) -> None:
     result = world.run("serve", "selftest", "--engine", "ollama", "--detach")
     assert result.text == (
-        f"exit 0\n--- stdout\n{recorded.url}/v1\n--- stderr\n"
+        "exit 0\n--- stdout\nhttp://127.0.0.1:[PORT]/v1\n--- stderr\n"
         "[TIME] checking\n[TIME] reaching ollama\n[TIME] fetching the weights\n[TIME] loading the model\n[TIME] ready\n"
         "serving `selftest` on ollama\n"
     )
@@ -589,7 +590,48 @@ def test_a_pull_that_another_command_stops(pulling: World) -> None:
 
 def test_what_ollama_knows_is_left_as_it_is() -> None:
     request = {"model": "x", "messages": [], "max_tokens": 5, "response_format": {"type": "text"}, "stream": True}
-    assert adapt(request) == request
+    assert adapt(request) is request
+
+
+def test_a_field_is_known_by_one_name_only() -> None:
+    """A real Ollama takes `Model` for `model`, and the last one counts."""
+    assert adapt({"model": "x", "Model": "another", "MAX_TOKENS": 2}) == {"model": "x"}
+
+
+def test_a_choice_of_tools_is_told_by_the_tools() -> None:
+    tools = [{"type": "function", "function": {"name": name}} for name in "ab"]
+    assert adapt({"tools": tools, "tool_choice": "auto"}) == {"tools": tools}
+    assert adapt({"tools": tools, "tool_choice": "none"}) == {}
+    assert adapt({"tools": tools, "tool_choice": tools[1]}) == {"tools": tools[1:]}
+
+
+def test_a_model_that_does_not_think_is_not_told_how_hard_to() -> None:
+    assert adapt({"model": "x", "reasoning_effort": "low"}, thinks=False) == {"model": "x"}
+    with replay("version", "tags", "show") as ollama:
+        engine = shown(ollama, capabilities=["completion"])
+        assert engine.adapt({"reasoning_effort": "low"}) == {"reasoning_effort": "low"}  # not known yet
+        engine.facts(Tag("selftest"))
+        assert engine.adapt({"reasoning_effort": "low"}) == {}
+        thinking = shown(ollama, capabilities=["completion", "thinking"])
+        thinking.facts(Tag("selftest"))
+        assert thinking.adapt({"reasoning_effort": "low"}) == {"reasoning_effort": "low"}
+
+
+def test_messages_are_told_in_words_that_it_knows() -> None:
+    def image(kind: str) -> dict[str, Any]:
+        return {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,AAAA", "detail": "low"}}
+
+    text = {"type": "text", "text": "image/gif"}
+    user = {"role": "user", "content": [text, image("gif"), image("jpeg")]}
+    silent = {"role": "assistant", "content": None}
+    calling = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+    adapted = adapt({"messages": [user, silent, calling]})
+    assert adapted["messages"] == [
+        {"role": "user", "content": [text, image("png"), image("jpeg")]},
+        {"role": "assistant", "content": ""},
+        calling,
+    ]
+    assert user["content"] == [text, image("gif"), image("jpeg")]  # the caller's is not touched
 
 
 def test_max_completion_tokens_is_told_as_max_tokens() -> None:
@@ -601,7 +643,7 @@ def test_max_completion_tokens_is_told_as_max_tokens() -> None:
     adapted = adapt(request)
     assert adapted["max_tokens"] == 3
     assert "max_completion_tokens" not in adapted
-    assert adapt({"max_completion_tokens": 9, "max_tokens": 3}) == {"max_tokens": 3}
+    assert adapt({"max_completion_tokens": 9, "max_tokens": 3}) == {"max_tokens": 9}
 
 
 def test_json_object_is_told_as_a_schema() -> None:
@@ -636,7 +678,7 @@ def test_nothing_else_is_changed(request: dict[str, Any], most: int | None, wish
     assert adapt(adapted) == adapted
     expected = {name: value for name, value in request.items() if name != "max_completion_tokens"}
     if most is not None:
-        expected.setdefault("max_tokens", most)
+        expected["max_tokens"] = most
     if wished == {"type": "json_object"}:
         assert adapted.pop("response_format")["type"] == "json_schema"
         del expected["response_format"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -51,11 +52,12 @@ class Ada(World):
         del self.environment["LLMDEPLOY_STATE_DIR"]
         self.home = folder / "home"
         self.state = self.home / ".local" / "state" / "llmdeploy"
-        program = folder / "bin" / "llmdeploy"
-        program.parent.mkdir()
-        program.write_text(f'#!/bin/sh\nexec {shlex.join(self.command())} "$@"\n')
-        program.chmod(0o755)
-        self.environment |= {"PATH": f"{program.parent}:{os.environ['PATH']}", "XDG_STATE_HOME": str(self.state.parent)}
+        programs = folder / "bin"
+        programs.mkdir()
+        for name, command in {"llmdeploy": self.command(), "python": self.command()[:1]}.items():
+            (programs / name).write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
+            (programs / name).chmod(0o755)
+        self.environment |= {"PATH": f"{programs}:{os.environ['PATH']}", "XDG_STATE_HOME": str(self.state.parent)}
 
     def type(self, command: str) -> str:
         """Run a line as her shell does; stdout and stderr as they come on her screen."""
@@ -123,11 +125,35 @@ def test_the_demo(tmp_path: Path) -> None:
     assert said == [line for line in done.stderr.splitlines() if line.startswith("$ ")]
 
 
-def test_the_python_example(served: World) -> None:
-    [example] = blocks(README, "python")
-    code = example.replace("11435", str(served.port))
-    done = subprocess.run([served.command()[0], "-c", code], capture_output=True, text=True, env=served.environment)
+@pytest.mark.parametrize("at", range(3))
+def test_a_python_example(at: int, served: World) -> None:
+    """In a shell that has the variables of `llmdeploy env`, as its reader's."""
+    examples = blocks(README, "python")
+    assert len(examples) == 3
+    code = examples[at].replace("11435", str(served.port))
+    line = f'eval "$({shlex.join(served.command("env"))})" && exec {served.command()[0]} -c "$1"'
+    done = subprocess.run(["sh", "-c", line, "sh", code], capture_output=True, text=True, env=served.environment)
     assert done.stdout == "1 2 3 4 5\n", done.stderr
+
+
+def test_the_application_is_the_one_that_is_shown() -> None:
+    assert (ROOT / "examples" / "app.py").read_text() in blocks(README, "python")
+
+
+@pytest.mark.parametrize(("shell", "part"), [("fish", "| source"), ("pwsh", "Invoke-Expression"), ("sh", "--dotenv")])
+def test_another_way_to_hand_it_over(shell: str, part: str, tmp_path: Path) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here")
+    ada = Ada(tmp_path)
+    [line] = [it for block in blocks(README, "sh") for it in block.splitlines() if "llmdeploy env" in it and part in it]
+    ask = "python -c 'import os; print(os.environ.get(\"OPENAI_MODEL\"))'"
+    done = subprocess.run(
+        [shell, "-c", f"{line}\n{ask}"], cwd=ada.work, env=ada.environment, capture_output=True, text=True
+    )
+    if part == "--dotenv":
+        assert (ada.work / ".env").read_text().endswith("OPENAI_MODEL=selftest\n"), done.stderr
+    else:
+        assert done.stdout == "selftest\n", done.stderr
 
 
 def test_the_chinese_readme_is_in_step() -> None:

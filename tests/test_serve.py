@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -175,8 +176,17 @@ def test_context_is_per_request(world: World) -> None:
     """llama.cpp divides its context by its slots: the user's number must not be divided."""
     result = world.run("serve", "selftest", "--detach", "--context", "1024", "--parallel", "2")
     assert result.status == 0, result.text
-    slots = httpx.get(f"http://127.0.0.1:{world.port}/slots", trust_env=False).json()
+    slots = httpx.get(f"{record(world)['server_url']}/slots", trust_env=False).json()
     assert [slot["n_ctx"] for slot in slots] == [1024, 1024]
+
+
+def test_the_service_in_the_background_gets_the_options_and_no_key(world: World) -> None:
+    result = world.run("serve", "selftest", "--detach", "--host", "127.0.0.2", LLMDEPLOY_API_KEY="sesame")
+    assert result.status == 0, result.text
+    [service] = [it for it in world.processes() if "serve" in it.cmdline()]
+    assert "--host=127.0.0.2" in service.cmdline()
+    assert service.environ()["LLMDEPLOY_API_KEY"] == "sesame"
+    assert not [it for it in world.processes() if "sesame" in shlex.join(it.cmdline())]
 
 
 def test_a_gguf_file_with_its_mmproj_beside_it(world: World) -> None:
@@ -186,16 +196,20 @@ def test_a_gguf_file_with_its_mmproj_beside_it(world: World) -> None:
     result = world.run("serve", "./my models/mine.gguf", "--detach", "--json")
     assert result.status == 0, result.text
     assert json.loads(result.stdout)["served_name"] == "mine"
-    capabilities = httpx.get(f"http://127.0.0.1:{world.port}/v1/models", trust_env=False).json()["models"]
-    assert "multimodal" in capabilities[0]["capabilities"]
+    [model] = httpx.get(f"http://127.0.0.1:{world.port}/v1/models", trust_env=False).json()["data"]
+    assert model["capabilities"] == ["text", "image"]
+    [model] = httpx.get(f"{record(world)['server_url']}/v1/models", trust_env=False).json()["models"]
+    assert "multimodal" in model["capabilities"]
 
 
 def test_mmproj_by_flag(world: World) -> None:
     copy_selftest(world.work / "m", mmproj=False)
     result = world.run("serve", "m/selftest-f16.gguf", "--mmproj", SELFTEST / "mmproj-selftest-f16.gguf", "--detach")
     assert result.status == 0, result.text
-    capabilities = httpx.get(f"http://127.0.0.1:{world.port}/v1/models", trust_env=False).json()["models"]
-    assert "multimodal" in capabilities[0]["capabilities"]
+    [model] = httpx.get(f"http://127.0.0.1:{world.port}/v1/models", trust_env=False).json()["data"]
+    assert model["capabilities"] == ["text", "image"]
+    [model] = httpx.get(f"{record(world)['server_url']}/v1/models", trust_env=False).json()["models"]
+    assert "multimodal" in model["capabilities"]
 
 
 @pytest.mark.parametrize(
@@ -475,15 +489,16 @@ def test_a_broken_llama_server_on_path_does_not_stand_in_the_way(world: World) -
 def test_ready_means_ready(world: World) -> None:
     """Ready means that the very first request is answered; benchmarks/first_answer.py measures how soon."""
     assert world.run("serve", "selftest", "--detach").status == 0
-    body = {"messages": [{"role": "user", "content": "Count to 2"}], "temperature": 0}
+    body = {"model": "selftest", "messages": [{"role": "user", "content": "Count to 2"}], "temperature": 0}
     answer = httpx.post(f"http://127.0.0.1:{world.port}/v1/chat/completions", json=body, trust_env=False)
     assert answer.json()["choices"][0]["message"]["content"] == "1 2"
 
 
-FILES = ("deployment.json", "server.log", "service.log", "service.lock", "starts.json")
+FILES = ("deployment.json", "digests.json", "server.log", "service.log", "service.lock", "starts.json", "token")
 
 
 def test_files_are_the_owners_alone(served: World) -> None:
+    until(lambda: record(served)["receipt"])
     modes = {file.name: oct(file.stat().st_mode & 0o777) for file in served.state.iterdir()}
     assert modes == dict.fromkeys(FILES, "0o600")
     assert oct(served.state.stat().st_mode & 0o777) == "0o700"
@@ -493,7 +508,11 @@ def test_another_port_by_flag(world: World) -> None:
     port = free_port()
     result = world.run("serve", "selftest", "--detach", "--port", str(port))
     assert result.stdout == f"http://127.0.0.1:{port}/v1\n"
-    assert httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).json() == {"status": "ok"}
+    assert httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).json() == {
+        "status": "ok",
+        "engine": "llamacpp",
+        "model": "selftest",
+    }
 
 
 # Beyond doubt: the server that is announced is ours

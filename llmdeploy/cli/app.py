@@ -16,10 +16,12 @@ PROGRAM = "llmdeploy"
 COMMANDS = {
     "doctor": "Check this machine: Python, memory, GPUs, the engines, the port.",
     "serve": "Serve a model at one address.",
+    "switch": "Move to another engine or model, at the same address.",
     "status": "Tell what is served, by which process, since when.",
     "stop": "Stop what is served.",
     "logs": "Show the log of the server.",
     "chat": "Ask the model that is served; images too.",
+    "env": "Print what an application needs as variables of your shell.",
     "models": "List the models that can be served by name.",
     "engines": "List the engines; install and remove vLLM.",
     "config": "Show and change the configuration.",

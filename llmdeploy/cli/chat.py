@@ -60,7 +60,6 @@ def chat(
     timeout: options.Timeout = None,
     json: options.Json = False,
 ) -> None:
-    from llmdeploy import engines
     from llmdeploy.client import Conversation, Question, sees_no_images
     from llmdeploy.images import load
 
@@ -81,8 +80,8 @@ def chat(
     if images and record.capabilities and "image" not in record.capabilities:
         raise sees_no_images()
     question = Question(text, images, system, max_tokens, temperature, seed)
-    body = engines.get(record.engine, settings).adapt(question.body(record.served_name))
-    conversation = Conversation(record.url, body, settings.timeout)
+    body = question.body(record.served_name)
+    conversation = Conversation(record.url, body, settings.timeout, config.api_key(settings))
     if json:
         for _ in conversation:
             pass

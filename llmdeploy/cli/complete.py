@@ -85,6 +85,10 @@ def _values(kind: str) -> list[Candidate]:
         from llmdeploy.config import ENGINE_NAMES
 
         return [Candidate(name) for name in ENGINE_NAMES]
+    if kind == "SHELL":
+        from llmdeploy.cli.shells import ASSIGNMENTS
+
+        return [Candidate(name) for name in ASSIGNMENTS]
     if kind == "KEY":
         from llmdeploy.config import keys
 

@@ -13,6 +13,14 @@ Engine = Annotated[
     str | None,
     typer.Option("--engine", "-e", metavar="ENGINE", help="The engine to run the model on.", show_default=False),
 ]
+Host = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="The address to listen on; one that others can reach needs an API key.",
+        show_default=False,
+    ),
+]
 Port = Annotated[
     int | None, typer.Option(min=1, max=65535, metavar="PORT", help="The port of the address.", show_default=False)
 ]
@@ -51,6 +59,9 @@ AllowCloud = Annotated[
 TrustRemoteCode = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="Let vLLM run the Python files that come with the model."),
+]
+Repair = Annotated[
+    bool, typer.Option("--repair/--no-repair", help="Try a start that fails again with what the engine asks for.")
 ]
 Timeout = Annotated[
     float | None,

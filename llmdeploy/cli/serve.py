@@ -43,6 +43,7 @@ def serve(
         typer.Argument(metavar="[MODEL]", help="A name, a file, a folder, a place at the Hub or a tag of Ollama's."),
     ] = None,
     engine: options.Engine = None,
+    host: options.Host = None,
     port: options.Port = None,
     context: options.Context = None,
     parallel: options.Parallel = None,
@@ -51,15 +52,14 @@ def serve(
     mmproj: options.Mmproj = None,
     allow_cloud: options.AllowCloud = False,
     trust_remote_code: options.TrustRemoteCode = False,
-    repair: Annotated[
-        bool, typer.Option("--repair/--no-repair", help="Try a start that fails again with what the engine asks for.")
-    ] = True,
+    repair: options.Repair = True,
     timeout: options.Timeout = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Serve in the background.")] = False,
     json: options.Json = False,
 ) -> None:
     flags = {
         "engine": engine,
+        "host": host,
         "port": port,
         "context": context,
         "parallel": parallel,
@@ -73,7 +73,8 @@ def serve(
         allow_cloud=allow_cloud,
         trust_remote_code=trust_remote_code,
     )
-    _refuse_foreign(flags, settings.engine)
+    refuse_foreign(flags, settings.engine)
+    config.require_key(settings.host, config.api_key(settings))
     reference = parse(settings.model if model is None else model)
 
     def run(settings: Settings) -> None:
@@ -109,7 +110,7 @@ def _agrees(error: LlmdeployError) -> bool:
     return out.ask("run this code on this machine?")
 
 
-def _refuse_foreign(flags: dict[str, Any], engine: str) -> None:
+def refuse_foreign(flags: dict[str, Any], engine: str) -> None:
     """A flag of another engine would have no effect. Raises UsageError."""
     for key in keys():
         words = key.words
@@ -129,22 +130,17 @@ def start(arguments: list[str]) -> Record:
 
 
 def _serve_here(reference: ModelRef, settings: Settings, *, repair: bool, as_json: bool) -> None:
-    from llmdeploy import engines
     from llmdeploy.cli.start import AsJson, AsText
-    from llmdeploy.plan import Wishes
     from llmdeploy.service.candidate import Order
     from llmdeploy.service.deployment import serve as run
     from llmdeploy.service.signals import Terminated
 
-    wishes = Wishes(settings.context, settings.parallel)
-    own = str(settings.of_engine(settings.engine))
-    order = Order(reference, settings.port, wishes, settings.timeout, repair, own)
     # In the background the record tells what happens, and the command that started it wants one answer.
     streams = as_json and state.TICKET not in os.environ
     with ExitStack() as stack:
         notices = stack.enter_context((AsJson if streams else AsText)(lambda record: announce(record, as_json=as_json)))
         try:
-            run(order, engines.get(settings.engine, settings), notices)
+            run(Order(reference, settings, repair), notices)
         except Terminated:
             out.note("stopped")
         except KeyboardInterrupt:

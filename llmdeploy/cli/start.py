@@ -11,14 +11,22 @@ from llmdeploy.cli.progress import Downloads
 from llmdeploy.plan import in_gib
 
 if TYPE_CHECKING:
-    from llmdeploy.engines.base import Loaded
-    from llmdeploy.plan import Plan
+    from llmdeploy.service.candidate import Event
     from llmdeploy.service.state import Record
 
 OnReady = Callable[["Record"], None]
 LONGEST = 100
 """Characters of a line of a server's that is shown."""
 CHECKING = "checking"
+STEPS = {
+    "check": "the engine, the weights, the memory",
+    "prepare": "start the new server",
+    "prove": "have it answer",
+    "commit": "write the configuration, point the address to it",
+    "finish": "let the last requests end, stop the old server",
+    "undo": "stop the new server, keep the old one",
+}
+"""Of a switch, and what is done there."""
 INDENT = " " * len("[  0.0 s] ")
 
 
@@ -43,35 +51,35 @@ class AsText:
     ) -> None:
         self._downloads.__exit__(kind, error, trace)
 
-    def on_phase(self, name: str, elapsed: float) -> None:
-        say_phase(name, elapsed)
+    def tell(self, event: Event) -> None:
+        match event:
+            case {"event": "phase", "phase": phase}:
+                say_phase(phase, event["elapsed"])
+            case {"event": "wait", "phase": phase, "line": line}:
+                short = line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."
+                say_phase(f"still {phase}" + (f": {short}" if line else ""), event["elapsed"])
+            case {"event": "percent", "phase": phase, "percent": percent}:
+                self._percent(phase, event["elapsed"], percent)
+            case {"event": "download", "file": file, "done": done, "total": total}:
+                self._downloads.show(file, done, total)
+            case {"event": "step", "step": step}:
+                say_phase(f"{step}: {STEPS[step]}", event["elapsed"])
+            case {"event": "plan"}:
+                self._aside(_plan(event))
+            case {"event": "loaded", "detail": detail, "context": context}:
+                self._aside(f"{detail}" + (f", {context} tokens a request" if context else ""))
+            case {"event": "note", "text": text} | {"event": "room", "reason": text}:
+                self._aside(text)
 
-    def on_wait(self, name: str, elapsed: float, line: str) -> None:
-        short = line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."
-        self.on_phase(f"still {name}" + (f": {short}" if line else ""), elapsed)
-
-    def on_percent(self, name: str, elapsed: float, percent: int) -> None:
+    def _percent(self, name: str, elapsed: float, percent: int) -> None:
         """Not more often than once a second: a bar of vLLM's redraws itself all the time."""
         before, phase = self._said
         if phase != name or elapsed > before + 1 or percent == 100:
             self._said = (elapsed, name)
-            self.on_phase(f"{name}: {percent} %", elapsed)
+            say_phase(f"{name}: {percent} %", elapsed)
 
-    def on_note(self, text: str) -> None:
+    def _aside(self, text: str) -> None:
         out.note(f"{INDENT}{text}")
-
-    def on_download(self, file: str, done: int, total: int) -> None:
-        self._downloads.show(file, done, total)
-
-    def on_plan(self, plan: Plan) -> None:
-        own = [f"{plan.settings['threads'].value} threads"] if "threads" in plan.settings else []
-        sizes = ", ".join([f"{plan.context.value} tokens a request", f"{plan.parallel.value} at a time", *own])
-        free = f" of {in_gib(plan.available.bytes)} free memory" if plan.available else ""
-        self.on_note(f"{sizes}; {in_gib(plan.needed_bytes)}{free}")
-
-    def on_loaded(self, loaded: Loaded) -> None:
-        context = f", {loaded.context} tokens a request" if loaded.context else ""
-        self.on_note(f"{loaded.detail}{context}")
 
     def on_ready(self, record: Record, elapsed: float) -> None:
         say_phase("ready; Ctrl-C stops it", elapsed)
@@ -79,6 +87,15 @@ class AsText:
 
     def on_stop(self) -> None:
         out.note("stopping")
+
+
+def _plan(event: Event) -> str:
+    threads = event["settings"].get("threads")
+    own = [] if threads is None else [f"{threads} threads"]
+    sizes = ", ".join([f"{event['context']} tokens a request", f"{event['parallel']} at a time", *own])
+    available = event["available_bytes"]
+    free = "" if available is None else f" of {in_gib(available)} free memory"
+    return f"{sizes}; {in_gib(event['needed_bytes'])}{free}"
 
 
 class AsJson(AsText):
@@ -89,40 +106,25 @@ class AsJson(AsText):
 
     def __init__(self, announce: OnReady) -> None:
         super().__init__(announce)
-        self._held: list[dict[str, object]] | None = []
+        self._held: list[Event] | None = []
 
-    def _tell(self, event: str, **fields: object) -> None:
-        content = {"event": event, **fields}
+    def tell(self, event: Event) -> None:
+        if event["event"] == "phase" and event["phase"] != CHECKING:
+            self._release()
+        if event["event"] == "download" and not self._downloads.is_news(event["file"], event["done"], event["total"]):
+            return
         if self._held is not None:
-            self._held.append(content)
+            self._held.append(event)
         else:
-            out.event(content)
+            out.event(event)
 
     def _release(self) -> None:
         held, self._held = self._held, None
-        for content in held or ():
-            out.event(content)
-
-    def on_phase(self, name: str, elapsed: float) -> None:
-        if name != CHECKING:
-            self._release()
-        self._tell("phase", phase=name, elapsed=round(elapsed, 1))
-
-    def on_wait(self, name: str, elapsed: float, line: str) -> None:
-        self._tell("wait", phase=name, elapsed=round(elapsed, 1), line=line)
-
-    def on_percent(self, name: str, elapsed: float, percent: int) -> None:
-        self._tell("percent", phase=name, elapsed=round(elapsed, 1), percent=percent)
-
-    def on_note(self, text: str) -> None:
-        self._tell("note", text=text)
-
-    def on_download(self, file: str, done: int, total: int) -> None:
-        if self._downloads.is_news(file, done, total):
-            self._tell("download", file=file, done=done, total=total)
+        for event in held or ():
+            out.event(event)
 
     def on_ready(self, record: Record, elapsed: float) -> None:
         self._announce(record)
 
     def on_stop(self) -> None:
-        self._tell("stopping")
+        self.tell({"event": "stopping"})

@@ -53,7 +53,9 @@ def document(situation: Situation) -> dict[str, Any]:
         "server_pid": record.server.pid if record.server else None,
         "context": _setting(record, "context"),
         "parallel": _setting(record, "parallel"),
-        "log": str(state.server_log()),
+        "log": record.log or str(state.server_log()),
+        "switch": record.switch and {name: record.switch.get(name) for name in ("engine", "model", "step")},
+        "receipt": record.receipt,
         **(record.error or {"error": None}),
     }
 
@@ -94,9 +96,12 @@ def _lines(situation: Situation, record: Record) -> list[tuple[str, str]]:
         lines.append(("reason", "the service was killed or crashed: it left no word"))
     if record.error:
         lines.append(("reason", record.error["error"]["message"]))
+    if record.switch:
+        to = f"to `{record.switch.get('model')}` on {record.switch.get('engine')}"
+        lines.append(("switch", f"{to}, at the step {record.switch.get('step')}" + (", cut short" if gone else "")))
     if record.detail:
         lines.append(("loaded", record.detail))
     if context := _setting(record, "context"):
         lines.append(("context", f"{context} tokens a request, {_setting(record, 'parallel')} at a time"))
-    lines.append(("log", str(state.server_log())))
+    lines.append(("log", record.log or str(state.server_log())))
     return lines

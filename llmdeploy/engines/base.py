@@ -6,7 +6,7 @@ returns data; it starts no process, prints nothing and knows no command.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -97,6 +97,10 @@ class Engine(Protocol[A]):
     """How a model is run. Every method is quick but `pull` and `load`."""
 
     name: str
+    side_by_side: bool
+    """Whether two servers of it run at the same time; not where one daemon or one store is behind both."""
+    lacks: Mapping[str, tuple[str, ...]]
+    """Fields of a request, by route, that it would ignore or answer in a form of its own: they are refused."""
 
     def status(self) -> EngineStatus:
         """Installed? Which version? Running? Never raises, answers within 2 s."""
@@ -123,6 +127,10 @@ class Engine(Protocol[A]):
 
     def facts(self, artefact: A) -> ModelFacts:
         """Sizes and shapes of an artefact that is present. Raises ModelInvalid."""
+        ...
+
+    def files(self, artefact: A) -> tuple[Path, ...]:
+        """The files of an artefact that is present, where they are this machine's."""
         ...
 
     def plan(self, facts: ModelFacts, hardware: Hardware, wishes: Wishes) -> Plan:
@@ -153,8 +161,9 @@ class Engine(Protocol[A]):
         """Undo `load`: the memory is free and nothing of ours is left there. Raises TimedOut; fine when nothing is."""
         ...
 
-    def adapt(self, request: Request) -> Request:
-        """The request in this engine's dialect; usually unchanged."""
+    @property
+    def adapt(self) -> Callable[[Request], Request] | None:
+        """A chat or completion request in this engine's dialect, the same object where it is; None without one."""
         ...
 
     def diagnose(self, log: Sequence[str], exit_status: int) -> Diagnosis | None:

@@ -10,10 +10,11 @@ import sys
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from llmdeploy.engines import failures
-from llmdeploy.engines.base import EngineStatus, Request, ServerSpec
+from llmdeploy.engines.base import EngineStatus, ServerSpec
 from llmdeploy.engines.phases import Phase, Phases
 from llmdeploy.errors import EngineMissing, Remedy
 from llmdeploy.models import gguf
@@ -21,7 +22,8 @@ from llmdeploy.models.gguf import GgufModel
 from llmdeploy.plan import MIB, MemoryPart, Plan, Setting, Wishes, free_memory, make_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from llmdeploy.config import Settings
     from llmdeploy.hardware import Hardware
@@ -64,6 +66,9 @@ class Program:
 
 class LlamaCpp:
     name = "llamacpp"
+    side_by_side = True
+    lacks: Mapping[str, tuple[str, ...]] = MappingProxyType({"/v1/completions": ("best_of", "echo", "logprobs")})
+    adapt = None
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -89,6 +94,9 @@ class LlamaCpp:
 
     def facts(self, artefact: GgufModel) -> ModelFacts:
         return artefact.facts()
+
+    def files(self, artefact: GgufModel) -> tuple[Path, ...]:
+        return artefact.local_files()
 
     def plan(self, facts: ModelFacts, hardware: Hardware, wishes: Wishes) -> Plan:
         threads, gpu_layers = self._settings.threads, self._settings.gpu_layers
@@ -145,9 +153,6 @@ class LlamaCpp:
 
     def release(self, base_url: str, served_name: str) -> None:
         """Its memory is free when its process is gone."""
-
-    def adapt(self, request: Request) -> Request:
-        return request
 
     def diagnose(self, log: Sequence[str], exit_status: int) -> failures.Diagnosis | None:
         last_resort = (failures.LLAMACPP_ERROR,) if exit_status > 0 else ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from llmdeploy.gateway.errors import Refused, body_of, explained
 from llmdeploy.gateway.heads import Answered, Asked
 from llmdeploy.gateway.pool import Pool
 from llmdeploy.gateway.requests import prepared
-from llmdeploy.gateway.routes import CHECKED, PASSED
+from llmdeploy.gateway.routes import PASSED
 from llmdeploy.gateway.upstream import Upstream
 from llmdeploy.wire import LAST_CHUNK, Response, chunk
 
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
 MAX_ERROR = 2**20
 """Bytes of an engine's error answer that are looked at."""
 
+# vLLM refuses a body that is not called JSON, as curl's is not.
+_HEAD = b"POST %b HTTP/1.1\r\nhost: %b\r\n%bcontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
 _EVENT = b"data: {"
 
 _SPLICED, _COLLECTED, _WRAPPED, _BARE = range(4)
@@ -35,7 +36,6 @@ class Call:
         "_body",
         "_client",
         "_collected",
-        "_connecting",
         "_ended",
         "_events",
         "_first",
@@ -69,7 +69,6 @@ class Call:
         self.deadline = 0.0
         """While it waits."""
         self._pool: Pool | None = None
-        self._connecting: asyncio.Task[None] | None = None
         self._upstream: Upstream | None = None
         self._was_retried = False
         self._was_lost = False
@@ -95,9 +94,8 @@ class Call:
         self._pool = pool
         pool.calls.add(self)
         target = pool.target
-        head = self._head
         try:
-            self._sent = prepared(head.path, self._body, target).body if head.path in CHECKED else self._body
+            self._sent = prepared(self._head.path, self._body, target).body
         except Refused as refused:
             self.refuse(refused)
             return
@@ -105,39 +103,16 @@ class Call:
             self._gateway.report(error)
             self.refuse(answers.bug(error))
             return
-        self._sent_head = b"POST %b HTTP/1.1\r\nhost: %b\r\n%bcontent-length: %d\r\n\r\n" % (
-            head.target,
+        self._sent_head = _HEAD % (
+            self._head.target,
             pool.host,
             self._onward,
             len(self._sent),
         )
-        upstream = pool.take()
-        if upstream is None:
-            self._connect(pool)
-        else:
-            self._go(upstream)
+        pool.serve(self)
 
-    def _connect(self, pool: Pool) -> None:
-        self._connecting = asyncio.get_running_loop().create_task(self._on_fresh(pool))
-
-    async def _on_fresh(self, pool: Pool) -> None:
-        """Goes on a connection of its own."""
-        try:
-            upstream = await pool.connect()
-        except (OSError, ValueError):
-            self._connecting = None
-            if not self._ended:
-                self._unreachable()
-            return
-        self._connecting = None
-        if self._ended:
-            upstream.drop()
-        elif upstream.closing:
-            self._unreachable()
-        else:
-            self._go(upstream)
-
-    def _go(self, upstream: Upstream) -> None:
+    def go(self, upstream: Upstream) -> None:
+        """Goes out on that connection."""
         self._upstream = upstream
         if self._client.is_blocked:
             upstream.pause()
@@ -230,7 +205,7 @@ class Call:
         except Exception as error:
             self._gateway.report(error)
             status, text = 502, body_of(answers.bug(error), target.engine)
-        self._reply(status, text, _retry_after(self._answer))
+        self._reply(status, text, _retry_after(status, self._answer))
 
     def _began(self) -> None:
         self._first = time.monotonic()
@@ -256,11 +231,11 @@ class Call:
             self.refuse(answers.broke_off(self._engine))
         elif upstream.is_reused and not self._was_retried:
             self._was_retried = True  # the server had closed the connection for being idle
-            self._connect(self._pool)
+            self._pool.serve_anew(self)
         else:
-            self._unreachable()
+            self.unreachable()
 
-    def _unreachable(self) -> None:
+    def unreachable(self) -> None:
         """The server is gone, and no byte of an answer came: another server may do, once."""
         assert self._pool is not None
         self._upstream = None
@@ -328,9 +303,6 @@ class Call:
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
             upstream.drop()
-        connecting, self._connecting = self._connecting, None
-        if connecting is not None:
-            connecting.cancel()
 
     def _end(self, status: int) -> None:
         self._ended = True
@@ -360,6 +332,8 @@ class Call:
         return "" if self._pool is None else self._pool.target.model
 
 
-def _retry_after(response: Response | None) -> bytes:
+def _retry_after(status: int, response: Response | None) -> bytes:
     value = None if response is None else response.get(b"retry-after")
-    return b"" if value is None else b"retry-after: %b\r\n" % value
+    if value is None:
+        return answers.RETRY_AFTER if status == 503 else b""
+    return b"retry-after: %b\r\n" % value

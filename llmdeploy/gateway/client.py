@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
+import sys
 import time
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -23,6 +26,8 @@ SMALL = 64 * 1024
 """Bodies up to this are gathered as they come, and read to their end even when they are refused."""
 LINGER_SECONDS = 2.0
 """After a refusal the rest of a request is read for so long: a connection closed over unread bytes loses its answer."""
+
+_NO_LINGER = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 _HEAD, _BODY, _BUSY, _LINGERING, _CLOSING = range(5)
 
@@ -373,7 +378,9 @@ class Client(asyncio.Protocol):
         self._work = None
         if self._reserved:
             self.release_body()
-        if self._head is None or not self._head.keep_alive:
+        keep_alive = self._head is not None and self._head.keep_alive
+        self._head = self._asked = None
+        if not keep_alive:
             self._close()
             return
         self._state = _HEAD
@@ -385,6 +392,8 @@ class Client(asyncio.Protocol):
         """Ends the connection in the middle of an answer."""
         self._work = None
         if reset:
+            # The end of the connection would be the end of the answer; so the connection fails.
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
             self._state = _CLOSING
             self.transport.abort()
         else:

@@ -1,12 +1,32 @@
-"""Errors as applications see them: OpenAI's shape, and who failed."""
+"""Errors as applications see them: OpenAI's shape, who failed, and what to do.
+
+    {"error": {"message", "type", "param", "code", "llmdeploy": {"source": "gateway" | "engine", "engine", "hint"}}}
+
+`code` is stable and the same for every engine; `meanings.py` knows the words that engines have for it.
+"""
 
 from __future__ import annotations
 
+import json
+import re
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
+from llmdeploy.gateway.meanings import meaning_of
 from llmdeploy.gateway.target import Target
+
+INVALID = "invalid_request_error"
+
+LONGEST = 2000
+"""Characters of an engine's message: some repeat the request."""
+DEEPEST = 4
+"""Errors inside errors."""
+
+_VALIDATION = re.compile(r"'loc': 'body\.?([^']*)', 'msg': (['\"])(.*?)\2")
+"""The first finding of vLLM's, which lists them as a Python program would."""
+_PARAMETER = re.compile(r" \(parameter=\w+(, value=.*)?\)$", re.DOTALL)
 
 
 class Refused(Exception):
@@ -17,7 +37,7 @@ class Refused(Exception):
         status: int,
         message: str,
         *,
-        type: str = "invalid_request_error",
+        type: str = INVALID,
         code: str | None = None,
         param: str | None = None,
         hint: str = "",
@@ -33,16 +53,66 @@ class Refused(Exception):
 
 def body_of(refused: Refused, engine: str | None = None) -> bytes:
     """The body of the answer."""
-    return _body("gateway", refused.message, refused.type, refused.param, refused.code, engine, refused.hint)
+    return _body(refused, "gateway", engine)
 
 
 def explained(status: int, body: bytes, target: Target) -> tuple[int, bytes]:
-    """An engine's error answer in the same shape."""
-    message = body.decode(errors="replace") or f"`{target.engine}` answered {status}"
-    return status, _body("engine", message, "engine_error", None, None, target.engine, "")
+    """An engine's error answer in the same shape, with the status that all engines have for it."""
+    told = _told(body)
+    meaning = meaning_of(status, told.message, target)
+    message = meaning.message or told.message or f"`{target.engine}` answered {status} without a word"
+    error = Refused(
+        meaning.status,
+        message[:LONGEST],
+        type=_type(meaning.status),
+        code=meaning.code,
+        param=meaning.param or told.param,
+        hint=meaning.hint,
+    )
+    return meaning.status, _body(error, "engine", target.engine)
 
 
-def _body(source: str, message: str, type: str, param: Any, code: Any, engine: Any, hint: str) -> bytes:
-    ours = {"source": source, "engine": engine, "hint": hint}
-    error = {"message": message, "type": type, "param": param, "code": code, "llmdeploy": ours}
-    return msgspec.json.encode({"error": error})
+def _body(error: Refused, source: str, engine: str | None) -> bytes:
+    ours = {"source": source, "engine": engine, "hint": error.hint}
+    shape = {"message": error.message, "type": error.type, "param": error.param, "code": error.code, "llmdeploy": ours}
+    return msgspec.json.encode({"error": shape})
+
+
+def _type(status: int) -> str:
+    known = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    return known.get(status) or (INVALID if status < 500 else "server_error")
+
+
+@dataclass(frozen=True)
+class _Told:
+    message: str
+    param: str | None = None
+
+
+def _told(body: bytes) -> _Told:
+    text = body.decode(errors="replace")
+    try:
+        return _innermost(json.loads(text), DEEPEST)
+    except (ValueError, RecursionError):
+        return _Told(" ".join(text.split()))
+
+
+def _innermost(document: Any, depth: int) -> _Told:
+    """The error that all others are about: Ollama puts its engine's, as a text, into its own."""
+    if not isinstance(document, dict):
+        return _Told(" ".join(str(document).split()))
+    inner = document.get("error", document.get("detail"))
+    if isinstance(inner, dict | list) and depth:
+        return _innermost(inner, depth - 1)
+    message = str(document.get("message", inner if inner is not None else ""))
+    if message.startswith("{") and depth:
+        try:
+            return _innermost(json.loads(message), depth - 1)
+        except (ValueError, RecursionError):
+            pass
+    param = document.get("param")
+    if found := _VALIDATION.search(message):
+        param = found[1] or None
+        message = f"`{param}`: {found[3]}" if param else found[3]
+    message = " ".join(_PARAMETER.sub("", message).split())
+    return _Told(message, param.removeprefix("body.") if isinstance(param, str) else None)

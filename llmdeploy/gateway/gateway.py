@@ -274,7 +274,7 @@ class Gateway:
         for pool in list(self._pools.values()):
             for call in list(pool.calls):
                 call.cut()
-            pool.retire()
+            pool.close()
         self._pools.clear()
         await self._end_tasks()
         deadline = time.monotonic() + CLOSE_SECONDS

@@ -12,7 +12,9 @@ _REMEMBERED = 2048
 """Bytes of a head that is remembered; a bound on what they can fill."""
 
 # The engine must not answer in a coding that cannot be read here, nor learn the gateway's key, nor of other origins.
-_NOT_SENT = HOP_BY_HOP | frozenset(b"host content-length expect authorization x-api-key origin accept-encoding".split())
+_NOT_SENT = HOP_BY_HOP | frozenset(
+    b"host content-length content-type expect authorization x-api-key origin accept-encoding".split()
+)
 _CORS = b"allow-origin allow-credentials allow-headers allow-methods expose-headers max-age".split()
 _NOT_ANSWERED = HOP_BY_HOP | frozenset([b"content-length", *(b"access-control-" + name for name in _CORS)])
 
@@ -20,7 +22,7 @@ _NOT_ANSWERED = HOP_BY_HOP | frozenset([b"content-length", *(b"access-control-" 
 class Asked(NamedTuple):
     head: Request
     onward: bytes
-    """The headers that the engine is sent, but for `Host` and the length."""
+    """The headers that the engine is sent, but for its `Host`, the length and the type."""
 
 
 class Answered(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from llmdeploy.gateway.target import Target
@@ -20,7 +21,7 @@ CONNECT_SECONDS = 5.0
 class Pool:
     """The connections to one server. The one used last is used first, so that those too many grow old."""
 
-    __slots__ = ("_idle", "_until_empty", "calls", "host", "retired", "target")
+    __slots__ = ("_idle", "_tasks", "_until_empty", "_wanting", "calls", "host", "retired", "target")
 
     def __init__(self, target: Target) -> None:
         self.target = target
@@ -30,9 +31,25 @@ class Pool:
         self.retired = False
         """Whether the server is leaving: no connection is kept for later."""
         self._idle: list[Upstream] = []
+        self._wanting: dict[Call, None] = {}
+        """Requests that wait for a connection to be made, or to become free; in their order."""
+        self._tasks: set[asyncio.Task[None]] = set()
         self._until_empty: list[asyncio.Future[None]] = []
 
-    def take(self) -> Upstream | None:
+    def serve(self, call: Call) -> None:
+        """Finds a connection for a request: a free one, or the next that becomes free or is made."""
+        upstream = self._take()
+        if upstream is not None:
+            call.go(upstream)
+        else:
+            self._wanting[call] = None
+            self._connect(None)
+
+    def serve_anew(self, call: Call) -> None:
+        """Makes a connection for this request alone."""
+        self._connect(call)
+
+    def _take(self) -> Upstream | None:
         """A connection that is free and fresh enough."""
         while self._idle:
             upstream = self._idle.pop()
@@ -41,19 +58,44 @@ class Pool:
             upstream.drop()
         return None
 
-    async def connect(self) -> Upstream:
-        """Raises OSError, TimeoutError."""
+    def _connect(self, only: Call | None) -> None:
+        task = asyncio.get_running_loop().create_task(self._make(only))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _make(self, only: Call | None) -> None:
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(CONNECT_SECONDS):
-            _, upstream = await loop.create_connection(lambda: Upstream(self), self.target.host, self.target.port)
-        return upstream
+        upstream: Upstream | None = None
+        with suppress(OSError, ValueError):
+            async with asyncio.timeout(CONNECT_SECONDS):
+                _, upstream = await loop.create_connection(lambda: Upstream(self), self.target.host, self.target.port)
+        if upstream is not None and not upstream.closing and (only is None or only not in self.calls):
+            self.give_back(upstream)
+            return
+        call = self._first_wanting() if only is None else only
+        if call is None or call not in self.calls:
+            return
+        if upstream is None or upstream.closing:
+            call.unreachable()
+        else:
+            call.go(upstream)
+
+    def _first_wanting(self) -> Call | None:
+        call = next(iter(self._wanting), None)
+        if call is not None:
+            del self._wanting[call]
+        return call
 
     def give_back(self, upstream: Upstream) -> None:
-        if self.retired:
+        """A connection has become free."""
+        call = self._first_wanting() if self._wanting else None
+        if call is not None:
+            call.go(upstream)
+        elif self.retired:
             upstream.drop()
-            return
-        upstream.idle_since = time.monotonic()
-        self._idle.append(upstream)
+        else:
+            upstream.idle_since = time.monotonic()
+            self._idle.append(upstream)
 
     def forget(self, upstream: Upstream) -> None:
         """An idle connection has ended."""
@@ -63,6 +105,8 @@ class Pool:
     def remove(self, call: Call) -> None:
         """A request is over, or goes elsewhere."""
         self.calls.discard(call)
+        if self._wanting:
+            self._wanting.pop(call, None)
         if self._until_empty and not self.calls:
             for waiter in self._until_empty:
                 if not waiter.done():
@@ -85,7 +129,14 @@ class Pool:
             idle.pop(0).drop()
 
     def retire(self) -> None:
+        """The server takes no new request; what is with it stays."""
         self.retired = True
         idle, self._idle = self._idle, []
         for upstream in idle:
             upstream.drop()
+
+    def close(self) -> None:
+        """Nothing is left that could come yet."""
+        self.retire()
+        for task in self._tasks:
+            task.cancel()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Adapt = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -23,4 +23,6 @@ class Target:
     context: int | None = None
     """Tokens one request may use, where that is known."""
     adapt: Adapt | None = None
-    """The request in the engine's dialect; None where its bytes can go as they are."""
+    """The request in the engine's dialect, the same object where it is; None where its bytes can go as they are."""
+    lacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What the engine would ignore, or answer in a form of its own: the names of fields, by route."""

@@ -102,9 +102,15 @@ def _facts(header: Header, weights_bytes: int, mmproj_bytes: int) -> ModelFacts:
         vocabulary_size=number("vocab_size", header.fields.get("tokenizer.ggml.tokens")),
         context_length=number("context_length"),
         mmproj_bytes=mmproj_bytes,
-        capabilities=("text", "image") if mmproj_bytes else ("text",),
+        capabilities=("text", *(["image"] if mmproj_bytes else []), *(["tools"] if _calls_tools(header) else [])),
         source=f"header of {header.path.name}",
     )
+
+
+def _calls_tools(header: Header) -> bool:
+    """Its template is written for the model by who trained it, and tells whether it knows them."""
+    template = header.fields.get("tokenizer.chat_template")
+    return isinstance(template, str) and re.search(r"\btools\b", template) is not None
 
 
 def _per_layer(header: Header, key: str, layers: int) -> tuple[int, ...]:

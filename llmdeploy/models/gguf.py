@@ -42,6 +42,10 @@ class GgufModel:
         """The weights and the projector on this machine. Raises ModelNotFound."""
         return _path(self.weights), _path(self.mmproj) if self.mmproj else None
 
+    def local_files(self) -> tuple[Path, ...]:
+        """Those on this machine."""
+        return tuple(path for file in self.files if (path := _here(file)))
+
     def facts(self) -> facts.ModelFacts:
         """Raises ModelNotFound, ModelInvalid."""
         return facts.read_gguf(*self.paths())

@@ -13,13 +13,15 @@ import shlex
 import stat
 import struct
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from llmdeploy.errors import LlmdeployError, ModelInvalid, ModelNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -157,16 +159,29 @@ def _value(cursor: _Cursor, kind: int) -> Any:
 
 def _tensor(cursor: _Cursor) -> tuple[int, int]:
     """Offset and size of the next tensor, both in bytes."""
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
+    types = _types()
     cursor.text()
     elements = math.prod(cursor.numbers("Q", cursor.number("I")))
     kind, offset = cursor.number("I"), cursor.number("Q")
     try:
-        block_elements, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+        block_elements, block_bytes = types.GGML_QUANT_SIZES[types.GGMLQuantizationType(kind)]
     except (ValueError, KeyError):
         raise _Damaged(f"it has a tensor of the unknown type {kind}, perhaps newer than the installed `gguf`") from None
     return offset, elements // block_elements * block_bytes
+
+
+@cache
+def _types() -> Any:
+    """The constants of the `gguf` package, without the package: that brings NumPy, 16 MB for the life of a service."""
+    package = find_spec("gguf")
+    assert package is not None
+    assert package.submodule_search_locations
+    spec = spec_from_file_location("_gguf_constants", Path(package.submodule_search_locations[0]) / "constants.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 # --- What is told of a file that is none

@@ -65,6 +65,10 @@ class HfModel:
                 f"`{self.folder}` holds no tokenizer", "put the model's own there: `tokenizer.json` in most cases"
             )
 
+    def local_files(self) -> tuple[Path, ...]:
+        """What makes it what it is: the configuration and the weights."""
+        return (self.folder / CONFIG, *sorted(_weights(self.folder)))
+
     def remote_code(self) -> tuple[Path, ...]:
         """The Python files that the model's configuration would have run; none for a model of known architecture."""
         config = _json(self.folder / CONFIG)

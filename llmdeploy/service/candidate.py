@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shlex
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import wait
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmdeploy import hardware
 from llmdeploy.errors import EngineMissing, LlmdeployError, ServerDied, StartFailed, TimedOut
 from llmdeploy.models.reference import ModelRef, served_name
-from llmdeploy.plan import Plan, Wishes
+from llmdeploy.plan import Plan, Setting, Wishes
 from llmdeploy.service import signals
 from llmdeploy.service.attached import Attached
 from llmdeploy.service.child import Child
 from llmdeploy.service.health import answers_for, healthy, listens
 from llmdeploy.service.log import ServerLog, open_log
-from llmdeploy.service.ports import require_free_port
-from llmdeploy.service.state import open_private
+from llmdeploy.service.ports import free_port
+from llmdeploy.service.state import open_private, unwritable
+from llmdeploy.service.threads import in_thread
 
 if TYPE_CHECKING:
+    from llmdeploy.config import Settings
     from llmdeploy.engines.base import Engine, Loaded, ServerSpec, Step
+    from llmdeploy.hardware import Hardware
     from llmdeploy.models.facts import ModelFacts
+    from llmdeploy.service.process import ProcessId
 
 STOP_GRACE = 3.0
 """Seconds a server has to end by itself before it is killed."""
@@ -40,82 +44,113 @@ KEEP = 30.0
 """Seconds between two looks at whether the model is still loaded."""
 
 
+Event = dict[str, Any]
+"""What happens on the way, as it is told to people and scripts: `event` is its kind."""
+Tell = Callable[[Event], None]
+
+
 @dataclass(frozen=True)
 class Order:
-    """What `serve` was asked for."""
+    """What is to be served: a model, with the user's settings."""
 
     model: ModelRef
-    port: int
-    wishes: Wishes
-    timeout: float
-    """Seconds the server may take to become ready, once it is started."""
+    settings: Settings
     repair: bool = True
-    """Whether a start that fails may be tried again with the number that the engine names."""
-    settings: str = ""
-    """The engine's own settings, in words: under others, what an earlier start has taught does not hold."""
+    """Whether a start that fails is tried again with what the engine asks for."""
+
+    @property
+    def served_name(self) -> str:
+        return served_name(self.model)
+
+    @property
+    def wishes(self) -> Wishes:
+        return Wishes(self.settings.context, self.settings.parallel)
+
+    @property
+    def timeout(self) -> float:
+        """Seconds the server may take to become ready, once it is started."""
+        return self.settings.timeout
 
 
-@dataclass(frozen=True)
-class Events:
-    """What is told while a deployment is on its way."""
-
-    on_phase: Callable[[str], None]
-    on_wait: Callable[[str], None]
-    """A phase goes on: the server's last line."""
-    on_download: Callable[[str, int, int], None]
-    """A file, bytes so far, bytes in all."""
-    on_percent: Callable[[int], None]
-    """How far the phase is."""
-    on_plan: Callable[[Plan], None]
-    on_loaded: Callable[[Loaded], None]
+class Abandoned(BaseException):
+    """Ends the work of a thread whose result nobody waits for. Libraries that retry on errors let it pass."""
 
 
 class Candidate:
-    """One server for one order: `prepare`, `start`, `until_ready`, `stop`."""
+    """One server for one order: `look`, `settle`, `launch`, `until_ready`, `stop`.
 
+    What happens is told to `tell`, from whichever thread it happens in.
+    """
+
+    artefact: Any
     facts: ModelFacts
+    plan: Plan
+    machine: Hardware
+    """As it was before the start."""
     spec: ServerSpec
 
-    def __init__(self, order: Order, engine: Engine[Any], events: Events, log_file: Path) -> None:
+    def __init__(self, order: Order, engine: Engine[Any], tell: Tell, log_file: Path) -> None:
         self.order = order
         self.engine = engine
+        self.port = 0
+        self.log_file = log_file
         self.version: str | None = None
-        self._events = events
-        self._log_file = log_file
+        self.loaded: Loaded | None = None
+        self._told = tell
         self._log: ServerLog | None = None
         self._phase = ""
         self._steps: list[Step] = []
         self._progress = engine.progress()
         self._loading = False
         self._ready = False
+        self._abandoned = threading.Event()
         self._runs: Child | Attached | None = None
 
-    def prepare(self) -> None:
-        """All up to the start of the server, the engine's daemon included. Raises what keeps it from being started."""
+    def look(self) -> None:
+        """See to it that all it needs is here: the engine, its daemon, the weights. Raises what is missing."""
         self._enter("checking")
         found = self.engine.status()
         if not found.usable:
             raise EngineMissing(found.detail, found.hint)
         self.version = found.version
-        daemon = self.engine.daemon(self.order.wishes, self.order.port)
-        if daemon is None or daemon.argv:
-            require_free_port(self.order.port, self._command)
+        self.port = free_port()
+        daemon = self.engine.daemon(self.order.wishes, self.port)
         if daemon is not None:
             self._attend(daemon)
-        artefact = self._weights()
-        self.facts = self.engine.facts(artefact)
-        plan = self.engine.plan(self.facts, hardware.detect(), self.order.wishes)
-        plan.demand_fit(str(self.order.model))
-        self._events.on_plan(plan)
-        name = served_name(self.order.model)
-        self.spec = self.engine.server(artefact, plan, served_name=name, port=self.order.port)
+        self.artefact = self._weights()
+        self.facts = self.engine.facts(self.artefact)
+
+    def plan_for(self, machine: Hardware) -> Plan:
+        """Its settings on that machine. Raises DoesNotFit."""
+        return self.engine.plan(self.facts, machine, self.order.wishes)
+
+    def settle(self, plan: Plan | None = None) -> None:
+        """Take the plan, or one for the machine as it is now. Raises DoesNotFit."""
+        self.machine = hardware.detect()
+        self.plan = plan or self.plan_for(self.machine)
+        self.plan.demand_fit(str(self.order.model))
+        self._tell(
+            "plan",
+            context=self.plan.context.value,
+            parallel=self.plan.parallel.value,
+            needed_bytes=self.plan.needed_bytes,
+            available_bytes=self.plan.available and self.plan.available.bytes,
+            settings={name: setting.value for name, setting in self.plan.settings.items()},
+        )
+        if self._runs is None:
+            self.port = free_port()  # the fetching took long enough for others to come
+        name = self.order.served_name
+        self.spec = self.engine.server(self.artefact, self.plan, served_name=name, port=self.port)
+
+    def prepare(self) -> None:
+        self.look()
+        self.settle()
 
     def _attend(self, daemon: ServerSpec) -> None:
         """Have the engine's daemon answer: start it, or wait until it has started."""
         self.spec = daemon
         self._enter(f"starting {self.engine.name}" if daemon.argv else f"reaching {self.engine.name}")
-        self._runs = self._run()
-        ended = self._runs.ended
+        ended = self._run().ended
         began = reminded = time.monotonic()
         while not healthy(daemon):
             if wait([ended], POLL).done:
@@ -125,55 +160,56 @@ class Candidate:
                 raise self._late()
             if now > reminded + REMINDER:
                 reminded = now
-                self._events.on_wait(self._last_line)
+                self._tell("wait", phase=self._phase, line=self._last_line)
 
     def _weights(self) -> Any:
         artefact = self.engine.artefact(self.order.model)
         if not self.engine.present(artefact):
             self._enter("fetching the weights")
-            self.engine.pull(artefact, self._events.on_download)
+            self.engine.pull(
+                artefact, lambda file, done, total: self._tell("download", file=file, done=done, total=total)
+            )
         return artefact
 
-    @property
-    def _command(self) -> str:
-        return f"llmdeploy serve {shlex.quote(str(self.order.model))}"
-
-    async def start(self) -> Child | Attached:
-        """Start the server, where it does not run since `prepare`."""
+    def launch(self) -> None:
+        """Start the server, where it does not run since `look`. Raises StateUnwritable."""
         if self._runs is None:
             self._enter("starting the server")
-            require_free_port(self.order.port, self._command)  # again: a download takes long enough for others to come
-            self._runs = await asyncio.to_thread(self._run)
-        self.ended = asyncio.wrap_future(self._runs.ended)
-        return self._runs
+            self._run()
 
     def _run(self) -> Child | Attached:
         """Start the server as a child, or watch the one that runs already."""
-        self._log = open_log(self._log_file)
+        self._log = open_log(self.log_file)
         spec = self.spec
-        for file, text in spec.files.items():
-            with open_private(file, os.O_TRUNC) as stream:
-                stream.write(text)
-        if spec.argv:
-            return Child(spec.argv, spec.env, STOP_GRACE, self._line)
-        return Attached(spec, self._line)
+        try:
+            for file, text in spec.files.items():
+                with open_private(file, os.O_TRUNC) as stream:
+                    stream.write(text)
+            self._runs = Child(spec.argv, spec.env, STOP_GRACE, self._line) if spec.argv else Attached(spec, self._line)
+        except OSError as error:
+            raise unwritable(error) from error
+        if self._abandoned.is_set():
+            self._runs.let_go()
+        return self._runs
 
-    async def until_ready(self, told: asyncio.Future[int]) -> None:
+    async def until_ready(self) -> None:
         """Return when the server answers for its model. Raises what `raise_if_over` raises, and TimedOut."""
+        assert self._runs is not None
+        self.ended = asyncio.wrap_future(self._runs.ended)
         began = reminded = time.monotonic()
         ready = asyncio.ensure_future(self._becoming_ready())
-        events: set[asyncio.Future[Any]] = {ready, self.ended, told}
+        events: set[asyncio.Future[Any]] = {ready, self.ended}
         try:
             while not ready.done():
                 await asyncio.wait(events, timeout=POLL, return_when=asyncio.FIRST_COMPLETED)
-                self.raise_if_over(told)
+                self.raise_if_over()
                 self._tell_steps()
                 now = time.monotonic()
                 if now > began + self.order.timeout:
                     raise self._late()
                 if now > reminded + REMINDER:
                     reminded = now
-                    self._events.on_wait(self._last_line)
+                    self._tell("wait", phase=self._phase, line=self._last_line)
         finally:
             ready.cancel()
             await asyncio.wait({ready})
@@ -186,10 +222,12 @@ class Candidate:
         if not self.spec.argv:
             self._enter("loading the model")
         loaded = await self.engine.load(self.spec)
-        while not await asyncio.to_thread(self._answers, has_loaded=loaded is not None):
+        while not await in_thread(lambda: self._answers(has_loaded=loaded is not None)):
             await asyncio.sleep(POLL)
-        if loaded := loaded or self._progress.outcome():
-            self._events.on_loaded(loaded)
+        self.loaded = loaded or self._progress.outcome()
+        if self.loaded:
+            self.plan = _with_context(self.plan, self.loaded.context)
+            self._tell("loaded", detail=self.loaded.detail, context=self.loaded.context)
 
     async def keep(self) -> None:
         """See to it, for as long as it serves, that the model stays where it was loaded."""
@@ -198,14 +236,16 @@ class Candidate:
             with suppress(LlmdeployError):  # the next round tries again; the end of a server is seen elsewhere
                 await self.engine.keep(self.spec)
 
-    def raise_if_over(self, told: asyncio.Future[int]) -> None:
-        """Raises KeyboardInterrupt when told to stop, and ServerDied or StartFailed when the server has ended."""
-        if told.done():
-            raise signals.interruption(told.result())
+    def raise_if_over(self) -> None:
+        """Raises ServerDied or StartFailed when the server has ended."""
         if self.ended.done():
             raise self._ending(self.ended.result())
         if self._ready and self._progress.is_doomed:
             raise self._ending(1)
+
+    def abandon(self) -> None:
+        """Have a thread that works for it give up."""
+        self._abandoned.set()
 
     def stop(self) -> None:
         """Give back what was taken and end the server, politely first. Does nothing where nothing was started."""
@@ -235,12 +275,16 @@ class Candidate:
         """
         if not (healthy(self.spec) and (has_loaded or answers_for(self.spec))):
             return False
-        server = self._runs.server if self._runs else None
-        return server is None or listens(server, self.spec.base_url)
+        return self.server is None or listens(self.server, self.spec.base_url)
 
     def _enter(self, phase: str) -> None:
         self._phase = phase
-        self._events.on_phase(phase)
+        self._tell("phase", phase=phase)
+
+    def _tell(self, kind: str, **fields: Any) -> None:
+        if self._abandoned.is_set():
+            raise Abandoned
+        self._told({"event": kind, **fields})
 
     def _tell_steps(self) -> None:
         while self._steps:
@@ -250,7 +294,12 @@ class Candidate:
             if step.phase != self._phase:
                 self._enter(step.phase)
             if step.percent is not None:
-                self._events.on_percent(step.percent)
+                self._tell("percent", phase=step.phase, percent=step.percent)
+
+    @property
+    def server(self) -> ProcessId | None:
+        """The process, where it is one of our own."""
+        return self._runs.server if self._runs else None
 
     @property
     def attached(self) -> bool:
@@ -275,7 +324,7 @@ class Candidate:
     def _late(self) -> TimedOut:
         return TimedOut(
             f"the server was not ready after {self.order.timeout:g} s, still {self._phase}",
-            f"give it longer with `--timeout`; its log is `{self._log_file}`",
+            f"give it longer with `--timeout`; its log is `{self.log_file}`",
         )
 
     def _ending(self, status: int) -> LlmdeployError:
@@ -283,10 +332,17 @@ class Candidate:
         diagnosis = self.engine.diagnose(self._lines, status)
         if diagnosis is not None:
             error = kind(
-                f"the server ended {when}: {diagnosis.cause}", f"{diagnosis.fix}; its log is `{self._log_file}`"
+                f"the server ended {when}: {diagnosis.cause}", f"{diagnosis.fix}; its log is `{self.log_file}`"
             )
             error.remedy = diagnosis.remedy
             return error
         how = signals.named(-status) if status < 0 else f"status {status}"
         last = self._last_line or "it wrote nothing"
-        return kind(f"the server ended {when} ({how}): {last}", f"its log is `{self._log_file}`")
+        return kind(f"the server ended {when} ({how}): {last}", f"its log is `{self.log_file}`")
+
+
+def _with_context(plan: Plan, context: int | None) -> Plan:
+    """The engine has the last word on the context."""
+    if context is None or context == plan.context.value:
+        return plan
+    return replace(plan, context=Setting(context, "what the engine gives it"))

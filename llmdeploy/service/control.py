@@ -9,21 +9,30 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from llmdeploy import paths
-from llmdeploy.errors import AlreadyServing, LlmdeployError, StartFailed, StateUnwritable, TimedOut
+from llmdeploy.errors import AlreadyServing, LlmdeployError, ServerDied, StartFailed, StateUnwritable, TimedOut
 from llmdeploy.service import signals, state
+from llmdeploy.service.health import connection
 from llmdeploy.service.leftover import end_leftover
 from llmdeploy.service.process import ProcessId, identify, terminate, wait_gone
 from llmdeploy.service.state import Record, Situation
 
+if TYPE_CHECKING:
+    from llmdeploy.service.candidate import Event
+
 STOP_DEADLINE = 10.0
 """Seconds the service may take to end by itself: its server's grace and some more."""
+UNDO_DEADLINE = 120.0
+"""Seconds that a switch may take to be undone: the old server may have to be started again."""
+CONNECT = 5.0
+"""Seconds to reach the service."""
 POLL = 0.03
 LARGE_LOG = 2**20
 """Bytes of `service.log` after which a start begins it anew."""
@@ -132,6 +141,47 @@ def _append_or_begin(log: Path) -> int:
     """Another service may write to it still, so it is appended to, until it is large."""
     large = log.exists() and log.stat().st_size > LARGE_LOG
     return os.O_APPEND | (os.O_TRUNC if large else 0)
+
+
+def switch(record: Record, order: bytes) -> Iterator[Event]:
+    """Have the service switch, and tell what happens; to stop listening calls it off, up to its commit.
+
+    Raises what kept it from being done.
+    """
+    channel, path = connection(record.url, CONNECT)
+    try:
+        token = state.token_file().read_text()
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        channel.request("POST", f"{path}/llmdeploy/switch", order, headers)
+        channel.sock.settimeout(None)  # it has deadlines of its own, and ends with the service
+        answer = channel.getresponse()
+        if answer.status != 200:
+            raise LlmdeployError.from_document(json.loads(answer.read()))
+        for line in answer:
+            event: Event = json.loads(line)
+            if "error" in event:
+                raise LlmdeployError.from_document(event)
+            yield event
+            if event["event"] == "switched":
+                return
+        raise HTTPException("it ended without a word")
+    except (OSError, HTTPException, ValueError, KeyError) as error:
+        raise ServerDied(f"the service broke off: {error}", "`llmdeploy status` tells what is left") from error
+    finally:
+        channel.close()
+
+
+def wait_switched() -> Record | None:
+    """The record, once no switch is under way any more. Raises TimedOut."""
+    deadline = time.monotonic() + UNDO_DEADLINE
+    while (situation := state.observe()).state in {"starting", "ready"}:
+        record = situation.record
+        if record is not None and record.switch is None and record.state == "ready":
+            return record
+        if time.monotonic() > deadline:
+            raise TimedOut("the switch is still being undone", "`llmdeploy status` shows how far it is")
+        time.sleep(POLL)
+    return None
 
 
 def stop(situation: Situation) -> None:

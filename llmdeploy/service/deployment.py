@@ -1,302 +1,349 @@
-"""What the service is: it holds the lock, writes the record, and keeps one deployment for as long as it runs."""
+"""What the service is: it holds the lock, writes the record, listens at the one address, and keeps one deployment."""
 
 from __future__ import annotations
 
 import asyncio
-import math
 import os
+import secrets
+import shlex
+import sys
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
-from llmdeploy import hardware
-from llmdeploy.errors import DoesNotFit, LlmdeployError, PortInUse, ServerDied, StartFailed
-from llmdeploy.models.reference import served_name
-from llmdeploy.plan import Plan
-from llmdeploy.service import history, signals, state
-from llmdeploy.service.candidate import POLL, READY, Candidate, Events, Order
+from llmdeploy import config, engines, hardware
+from llmdeploy.address import local_url
+from llmdeploy.errors import LlmdeployError, PortInUse
+from llmdeploy.gateway.gateway import Gateway, Limits
+from llmdeploy.service import signals, state
+from llmdeploy.service.candidate import READY, Event, Order
+from llmdeploy.service.keeper import Keeper
 from llmdeploy.service.leftover import end_leftover
+from llmdeploy.service.orders import Orders
+from llmdeploy.service.ports import require_free_port
 from llmdeploy.service.process import identify
+from llmdeploy.service.receipt import receipt
 from llmdeploy.service.state import Record
+from llmdeploy.service.threads import in_thread
 
 if TYPE_CHECKING:
-    from llmdeploy.engines.base import Engine, Loaded
-    from llmdeploy.errors import Remedy
-    from llmdeploy.service.attached import Attached
-    from llmdeploy.service.child import Child
+    from collections.abc import Callable, Coroutine
+
 
 RECORD_WATCH = 1.0
 """Seconds between two looks at the record while it serves, and between two writings of a download's progress."""
-REPAIRS = 4
-"""Tries of a start with other settings, after the first."""
-CRASHES = 5
-"""Ends of the server in a row after which it is not started again."""
-BACKOFF = 0.5
-"""Seconds before a server that ended is started again; twice as long each time."""
-LONG = 5.0
-"""Seconds of a start from which on it is worth an estimate."""
-STEADY = 60.0
-"""Seconds of service after which an end is no longer in a row with those before."""
+PRIVATE = {"started", "serving", "down"}
+"""Events that are nobody's but the service's."""
 
 
 class Notices(Protocol):
-    """What the service tells whoever runs it. `elapsed` is in seconds since it began."""
+    """What the service tells whoever runs it."""
 
-    def on_phase(self, name: str, elapsed: float) -> None: ...
-    def on_wait(self, name: str, elapsed: float, line: str) -> None:
-        """A phase goes on: the server's last line."""
+    def tell(self, event: Event) -> None:
+        """Something happened on the way: `event` is its kind, `elapsed` the seconds since the service began."""
 
-    def on_percent(self, name: str, elapsed: float, percent: int) -> None:
-        """How far a phase is."""
-
-    def on_note(self, text: str) -> None:
-        """What was decided meanwhile, in a sentence."""
-
-    def on_download(self, file: str, done: int, total: int) -> None: ...
-    def on_plan(self, plan: Plan) -> None: ...
-    def on_loaded(self, loaded: Loaded) -> None: ...
     def on_ready(self, record: Record, elapsed: float) -> None: ...
     def on_stop(self) -> None:
         """Told to stop, and about to."""
 
 
-def serve(order: Order, engine: Engine[Any], notices: Notices) -> None:
+def serve(order: Order, notices: Notices) -> None:
     """Serve until told to stop.
 
     Raises KeyboardInterrupt when interrupted, Terminated when told to stop, and an LlmdeployError for everything that
     keeps the deployment from serving; that one stays on record.
     """
+    key = config.api_key(order.settings)
+    config.require_key(order.settings.host, key)
     with signals.interrupting(), state.lock():
         end_leftover(state.observe())
-        service = _Service(order, engine, notices)
-        try:
-            service.prepare()
-            asyncio.run(service.run())
-        except LlmdeployError as error:
-            service.fail(error)
-            raise
-        except BaseException:
-            state.forget()
-            raise
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(Service(order, notices, key).run())
 
 
-@dataclass
-class _Service:
-    order: Order
-    engine: Engine[Any]
-    notices: Notices
-    began: float = field(default_factory=time.monotonic)
-    written: float = 0.0
-    remedies: tuple[Remedy, ...] = ()
-    """The settings that had to be changed, in order."""
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's, where there is one: Windows has none."""
+    if sys.platform == "win32":
+        return None
+    import uvloop
 
-    def __post_init__(self) -> None:
+    return uvloop.new_event_loop
+
+
+class Service:
+    """The gateway, the keeper of what serves, and the record of both."""
+
+    def __init__(self, order: Order, notices: Notices, api_key: str | None) -> None:
+        self.order = order
+        self.notices = notices
+        self.token = secrets.token_hex(32)
+        self.stopping = False
+        """Told to stop: nothing is started any more."""
+        settings = order.settings
+        limits = Limits(
+            body=settings.gateway_max_body_mb * 10**6,
+            held=settings.gateway_max_held,
+            hold_seconds=settings.gateway_hold_timeout,
+        )
+        self.orders = Orders(self)
+        self._key = api_key
+        self._limits = limits
+        self._began = time.monotonic()
+        self._written = 0.0
+        self._keeping: asyncio.Task[None] | None = None
+        self._keepers: list[Keeper] = []
+        self._background: set[asyncio.Task[None]] = set()
         itself = identify(os.getpid())
         assert itself is not None
         self.record = Record(
             state="starting",
             phase="",
-            model=str(self.order.model),
-            served_name=served_name(self.order.model),
-            engine=self.engine.name,
-            url=f"http://127.0.0.1:{self.order.port}",
+            model=str(order.model),
+            served_name=order.served_name,
+            engine=settings.engine,
+            url=local_url(settings.host, settings.port),
             since=datetime.now(UTC).isoformat(timespec="seconds"),
             service=itself,
             ticket=os.environ.get(state.TICKET, ""),
+            settings=config.document(settings),
         )
-        self.candidate = self._candidate()
 
-    def _candidate(self) -> Candidate:
-        events = Events(
-            self._on_phase, self._on_wait, self._on_download, self._on_percent, self._on_plan, self._on_loaded
-        )
-        return Candidate(self.order, self.engine, events, state.server_log())
+    async def run(self) -> None:
+        """Serve until a signal comes or what is served cannot be kept."""
+        self.gateway = Gateway(self._limits, self._key, self.orders.take)
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done with the error that ends the service."""
+        told = signals.told()
+        work = asyncio.ensure_future(self._work())
+        try:
+            ends: set[asyncio.Future[Any]] = {told, work, self._over}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if told.done():
+                self.notices.on_stop()
+                raise signals.interruption(told.result())
+            (work if work.done() else self._over).result()
+        except LlmdeployError as error:
+            self._fail(error)
+            raise
+        except BaseException:
+            state.forget()
+            raise
+        finally:
+            await self._end(work)
+
+    async def _end(self, work: asyncio.Future[None]) -> None:
+        """Whatever runs ends, and nothing of it stays."""
+        self.stopping = True
+        if self._over.done():
+            self._over.exception()  # told already, or something else came first
+        signals.call_on_another(self._kill)
+        everything: list[asyncio.Future[Any] | None] = [work, self._keeping, self.orders.switch, *self._background]
+        waiting: set[asyncio.Future[Any]] = {it for it in everything if it is not None and not it.done()}
+        for task in waiting:
+            task.cancel()
+        if waiting:
+            await asyncio.wait(waiting)
+        await asyncio.gather(*(keeper.stop() for keeper in self._keepers))
+        await self.gateway.close()
+        with suppress(OSError):
+            state.token_file().unlink()
+
+    def _kill(self) -> None:
+        for keeper in self._keepers:
+            keeper.candidate.kill()
+
+    async def _work(self) -> None:
+        self.update()
+        await self._listen()
+        first = self.keeper(self.order, state.server_logs()[0], self._hear)
+        self.current = first
+        await first.look()
+        await first.settle()
+        await first.start()
+        self.notices.on_ready(self.record, self.elapsed)
+        self.keep()
+        await self._watch()
+
+    async def _listen(self) -> None:
+        """Be there for applications from now on: what they ask meanwhile waits."""
+        settings = self.order.settings
+        command = f"llmdeploy serve {shlex.quote(str(self.order.model))}"
+        require_free_port(settings.port, command, settings.host)
+        try:
+            await self.gateway.listen(settings.host, settings.port)
+        except OSError as error:
+            raise PortInUse(
+                f"`{settings.host}:{settings.port}` cannot be listened on: {error.strerror or error}",
+                f"serve on another: `{command} --port 11435`",
+            ) from None
+        try:
+            state.token_file().unlink(missing_ok=True)
+            with state.open_private(state.token_file(), os.O_EXCL) as stream:
+                stream.write(self.token)
+        except OSError as error:
+            raise state.unwritable(error) from error
+
+    async def _watch(self) -> None:
+        """A record that somebody deleted is written anew: it is how the service is found."""
+        while True:
+            await asyncio.sleep(RECORD_WATCH)
+            with suppress(LlmdeployError):  # the disk may be full; the next round tries again
+                if state.read() is None:
+                    state.write(self.record)
+
+    # The record
 
     @property
     def elapsed(self) -> float:
-        return time.monotonic() - self.began
+        return time.monotonic() - self._began
 
     def update(self, **changes: object) -> None:
+        """Raises StateUnwritable."""
         self.record = replace(self.record, **changes)  # type: ignore[arg-type] # checked where it is called
-        self.written = self.elapsed
+        self._written = self.elapsed
         state.write(self.record)
 
-    def fail(self, error: LlmdeployError) -> None:
+    def _fail(self, error: LlmdeployError) -> None:
         """Put the reason on record; where that cannot be written, no record is better than one that says `starting`."""
         with suppress(LlmdeployError):  # the first failure is the one to tell
             try:
-                self.update(state="failed", error=error.as_document())
+                self.update(state="failed", switch=None, error=error.as_document())
             except LlmdeployError:
                 state.forget()
 
-    def prepare(self) -> None:
-        """All up to the start of the server. From a start like it that had to be repaired the settings are taken."""
-        try:
-            self.candidate.prepare()
-            self.known = history.recall(self._kind)
-            for remedy in self.known.remedies if self.known and self.order.repair else ():
-                if self._take(remedy, "as the last start like this one needed"):
-                    self.replaced.stop()
-                    self.candidate.prepare()
-        except BaseException:
-            self.candidate.stop()
-            raise
+    # What serves
+
+    def keeper(self, order: Order, log_file: Any, hear: Callable[[Keeper, Event], None]) -> Keeper:
+        """A keeper of another deployment, which ends with the service at the latest."""
+        engine = engines.get(order.settings.engine, order.settings)
+        keeper: Keeper = Keeper(order, engine, lambda event: hear(keeper, event), log_file)
+        self._keepers.append(keeper)
+        return keeper
+
+    def dismiss(self, keeper: Keeper) -> None:
+        """It is stopped."""
+        self._keepers.remove(keeper)
 
     @property
-    def _kind(self) -> str:
-        """What makes a start like another: the engine, its version and settings, the model, the wishes, the machine."""
-        order, machine = self.order, hardware.detect()
-        memory = [machine.memory_total, *(gpu.memory_total for gpu in machine.gpus)]
-        return f"{self.record.engine} {self.candidate.version} {order.settings} {order.model} {order.wishes} {memory}"
+    def free_log(self) -> Any:
+        """The log that the server of now does not write to."""
+        return next(it for it in state.server_logs() if it != self.current.log_file)
 
-    async def run(self) -> None:
-        """Start the server, wait until it is ready, and keep it until a signal comes or it cannot be kept."""
-        told = signals.told()
+    def keep(self, ended: LlmdeployError | None = None) -> None:
+        """Watch what serves, and start it again where it ends; `ended` where it has."""
+        self._keeping = asyncio.ensure_future(self.current.keep(ended))
+        self._keeping.add_done_callback(self._kept)
+
+    def _kept(self, keeping: asyncio.Task[None]) -> None:
+        if not keeping.cancelled() and (error := keeping.exception()):
+            self._end_with(error)
+
+    def _end_with(self, error: BaseException) -> None:
+        if not self._over.done():
+            self._over.set_exception(error)
+
+    async def leave(self) -> None:
+        """Watch what serves no more: it is about to be stopped."""
+        if self._keeping and not self._keeping.done():
+            self._keeping.cancel()
+            await asyncio.wait({self._keeping})
+
+    def adopt(self, keeper: Keeper) -> None:
+        """From now on this one is what serves. Nothing in here waits: it happens whole or not at all."""
+        self.current, self.order = keeper, keeper.order
+        self.target = keeper.target()
+        self.gateway.point(self.target)
+        with suppress(LlmdeployError):  # the disk may be full: the record is written again as soon as it can be
+            self._record_serving()
+
+    def _record_serving(self) -> None:
+        now, order = self.current.candidate, self.order
+        self.update(
+            state="ready",
+            phase=READY,
+            progress="",
+            model=str(order.model),
+            served_name=order.served_name,
+            engine=self.current.engine.name,
+            engine_version=now.version,
+            server=now.server,
+            server_url=now.spec.base_url,
+            log=str(now.log_file),
+            plan=asdict(now.plan),
+            detail=now.loaded.detail if now.loaded else "",
+            capabilities=now.facts.capabilities,
+            settings=config.document(order.settings),
+            receipt=None,
+        )
+        self._spawn(self._make_receipt(self.current))
+
+    async def _make_receipt(self, keeper: Keeper) -> None:
+        found = await in_thread(lambda: receipt(keeper, hardware.detect()))
+        if keeper is self.current:
+            with suppress(LlmdeployError):
+                self.update(receipt=found)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    # What happens
+
+    def tell(self, event: Event) -> None:
+        """Pass on what happened, to whoever runs the service and to whoever asked for a switch."""
+        told = {**event, "elapsed": round(self.elapsed, 1)}
         try:
-            await self._start_repaired(told)
-            self.notices.on_ready(self.record, self.elapsed)
-            await self._keep(told)
-        except KeyboardInterrupt:
-            self.notices.on_stop()
-            raise
-        finally:
-            signals.call_on_another(lambda: self.candidate.kill())
-            await asyncio.to_thread(self.candidate.stop)
+            self.notices.tell(told)
+        except Exception as error:  # nobody can be told any more: stdout is full, or its reader has gone
+            self._end_with(error)
+        self.orders.tell(told)
 
-    async def _start_repaired(self, told: asyncio.Future[int]) -> None:
-        """Start; where the engine names the number that would have done, start again with it."""
-        for _ in range(REPAIRS):
-            try:
-                await self._start(told)
-                return
-            except StartFailed as error:
-                again = f"{error.message}; it is tried again with that"
-                if not self.order.repair or error.remedy is None or not self._take(error.remedy, again):
-                    raise
-            await self._anew(told)
-        await self._start(told)
+    def _hear(self, keeper: Keeper, event: Event) -> None:
+        if event["event"] not in PRIVATE:
+            self.tell(event)
+        if keeper is self.current and not self.stopping:
+            self._react(event)
 
-    def _take(self, remedy: Remedy, why: str) -> bool:
-        """Go on with an engine that has the setting; whether there is such a one."""
-        repaired = self.engine.repaired(remedy)
-        if repaired is None:
-            return False
-        self.engine = repaired
-        self.remedies = (*self.remedies, remedy)
-        self.notices.on_note(f"`{remedy.key}` {remedy.value}: {why}")
-        self.replaced, self.candidate = self.candidate, self._candidate()
-        return True
+    def hear(self, keeper: Keeper, event: Event) -> None:
+        """What happens to a keeper that was adopted, or is about to be."""
+        self._hear(keeper, event)
 
-    async def _anew(self, told: asyncio.Future[int]) -> None:
-        """Prepare another server, once the one before is gone. Raises KeyboardInterrupt when told to stop."""
-        await asyncio.to_thread(self.replaced.stop)
-        preparing = asyncio.ensure_future(asyncio.to_thread(self.candidate.prepare))
-        events: set[asyncio.Future[Any]] = {preparing, told}
-        await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
-        while not preparing.done():  # it may wait for a daemon, and ends with it
-            await asyncio.to_thread(self.candidate.stop)
-            await asyncio.wait({preparing}, timeout=POLL)
-        if told.done():
-            preparing.exception()  # which nobody wants to know now
-            raise signals.interruption(told.result())
-        preparing.result()
+    def _react(self, event: Event) -> None:
+        """Have the gateway and the record follow."""
+        match event:
+            case {"event": "phase", "phase": phase}:
+                self._progress(phase=phase, progress="")
+            case {"event": "wait", "line": line}:
+                self._progress(progress=line)
+            case {"event": "percent", "percent": percent}:
+                self._progress(progress=f"{percent} %")
+            case {"event": "download", "file": file, "done": done, "total": total}:
+                if self.elapsed > self._written + RECORD_WATCH:
+                    percent = f"{100 * done // total} %" if total else f"{done / 1e6:.0f} MB"
+                    self._progress(progress=f"{file}: {percent}")
+            case {"event": "plan"}:
+                self._progress(plan=asdict(self.current.candidate.plan))
+            case {"event": "started"}:
+                now = self.current.candidate
+                self.update(
+                    server=now.server,
+                    server_url=now.spec.base_url,
+                    engine_version=now.version,
+                    log=str(now.log_file),
+                )
+            case {"event": "serving"}:
+                self.target = self.current.target()
+                self._record_serving()
+                self.gateway.point(self.target)
+            case {"event": "down", "error": error}:
+                self.gateway.hold(error.message)
+                self._progress(state="starting", phase="restarting", progress=error.message, server=None)
 
-    async def _start(self, told: asyncio.Future[int]) -> None:
-        began = time.monotonic()
-        runs = await self._started()
-        if self.known is not None and self.known.seconds > LONG:
-            self.notices.on_note(f"the last start like this one took {self.known.seconds:.0f} s")
-        self.update(server=runs.server, engine_version=self.candidate.version, url=self.candidate.spec.base_url)
-        await self.candidate.until_ready(told)
-        self._remember(time.monotonic() - began)
-        self.update(state="ready", phase=READY, progress="", capabilities=self.candidate.facts.capabilities)
-
-    def _remember(self, seconds: float) -> None:
-        history.remember(self._kind, history.Start(seconds, tuple(it for it in self.remedies if it.lasts)))
-
-    async def _keep(self, told: asyncio.Future[int]) -> None:
-        """Serve, and start the server again where it ends: later each time, and not after the fifth end in a row."""
-        crashes, began = 0, time.monotonic()
-        ended: LlmdeployError | None = None
-        while True:
-            try:
-                if ended is not None:
-                    began = math.inf  # a start that fails is no service
-                    await self._restart(ended, BACKOFF * 2 ** (crashes - 1), told)
-                began = time.monotonic()
-                await self._serve(told)
-            except (ServerDied, StartFailed, DoesNotFit, PortInUse) as error:  # what it held may not be free yet
-                crashes = crashes + 1 if time.monotonic() < began + STEADY else 1
-                if self.candidate.attached:
-                    raise  # it is not ours to start
-                if crashes == CRASHES:
-                    message = f"the server ended {crashes} times in a row; at last: {error.message}"
-                    raise ServerDied(message, error.hint) from error
-                ended = error
-
-    async def _restart(self, ended: LlmdeployError, delay: float, told: asyncio.Future[int]) -> None:
-        self.notices.on_note(f"{ended.message}; it is started again in {delay:g} s")
-        self.update(state="starting", phase="restarting", progress=ended.message, server=None)
-        await asyncio.wait({told}, timeout=delay)
-        if told.done():
-            raise signals.interruption(told.result())
-        self.replaced, self.candidate = self.candidate, self._candidate()
-        await self._anew(told)
-        await self._start(told)
-        self.notices.on_note("it serves again")
-
-    async def _serve(self, told: asyncio.Future[int]) -> None:
-        """Until the server ends or a signal comes."""
-        keeping = asyncio.ensure_future(self.candidate.keep())
-        try:
-            while True:
-                ends = {self.candidate.ended, told}
-                await asyncio.wait(ends, timeout=RECORD_WATCH, return_when=asyncio.FIRST_COMPLETED)
-                self.candidate.raise_if_over(told)
-                self._restore_record()
-        finally:
-            keeping.cancel()
-
-    async def _started(self) -> Child | Attached:
-        try:
-            return await self.candidate.start()
-        except OSError as error:  # the log cannot be opened
-            raise state.unwritable(error) from error
-
-    def _restore_record(self) -> None:
-        """A record that somebody deleted is written anew: without it no command would find the service."""
-        with suppress(LlmdeployError):  # the disk may be full; the next round tries again
-            if state.read() is None:
-                state.write(self.record)
-
-    def _on_phase(self, name: str) -> None:
-        self.update(phase=name, progress="")
-        self.notices.on_phase(name, self.elapsed)
-
-    def _on_wait(self, line: str) -> None:
-        self.update(progress=line)
-        self.notices.on_wait(self.record.phase, self.elapsed, line)
-
-    def _on_percent(self, percent: int) -> None:
-        self.update(progress=f"{percent} %")
-        self.notices.on_percent(self.record.phase, self.elapsed, percent)
-
-    def _on_download(self, file: str, done: int, total: int) -> None:
-        self.notices.on_download(file, done, total)
-        if self.elapsed > self.written + RECORD_WATCH:
-            percent = f"{100 * done // total} %" if total else f"{done / 1e6:.0f} MB"
-            self.update(progress=f"{file}: {percent}")
-
-    def _on_plan(self, plan: Plan) -> None:
-        self.update(plan=asdict(plan))
-        self.notices.on_plan(plan)
-
-    def _on_loaded(self, loaded: Loaded) -> None:
-        """The engine has the last word on the context."""
-        plan = self.record.plan
-        if plan and loaded.context is not None and loaded.context != plan["context"]["value"]:
-            plan = {**plan, "context": {"value": loaded.context, "reason": "what the engine gives it"}}
-        self.update(plan=plan, detail=loaded.detail)
-        self.notices.on_loaded(loaded)
+    def _progress(self, **changes: object) -> None:
+        if self.record.state == "ready" and "state" not in changes:
+            return  # it serves: what goes on is the receipt's or a switch's
+        with suppress(LlmdeployError):  # a record that cannot be written any more ends no start
+            self.update(**changes)

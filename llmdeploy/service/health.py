@@ -68,14 +68,19 @@ def listens(server: ProcessId, base_url: str) -> bool:
 
 def _get(base_url: str, path: str) -> tuple[int, bytes]:
     """Status and body; status 0 when there is no answer within `TIMEOUT`."""
-    address = urlsplit(base_url)
-    connect = HTTPSConnection if address.scheme == "https" else HTTPConnection
-    connection = connect(address.netloc, timeout=TIMEOUT)
+    channel, prefix = connection(base_url, TIMEOUT)
     try:
-        connection.request("GET", address.path + path)
-        response = connection.getresponse()
+        channel.request("GET", prefix + path)
+        response = channel.getresponse()
         return response.status, response.read()
     except (OSError, HTTPException):
         return 0, b""
     finally:
-        connection.close()
+        channel.close()
+
+
+def connection(base_url: str, timeout: float | None) -> tuple[HTTPConnection, str]:
+    """A connection to an address, not made yet, and the path that the address begins with."""
+    address = urlsplit(base_url)
+    connect = HTTPSConnection if address.scheme == "https" else HTTPConnection
+    return connect(address.netloc, timeout=timeout), address.path

@@ -7,6 +7,7 @@ from contextlib import suppress
 from llmdeploy import engines
 from llmdeploy.config import ENGINE_NAMES, Settings
 from llmdeploy.errors import LlmdeployError, NotPermitted, TimedOut
+from llmdeploy.service import state
 from llmdeploy.service.process import kill_group, kill_orphans, wait_gone
 from llmdeploy.service.state import Situation
 
@@ -19,12 +20,20 @@ def end_leftover(situation: Situation) -> None:
     record = situation.record
     if record is None or situation.state != "crashed":
         return
-    if record.server is not None and situation.leftover:
+    for server in state.servers(record) if situation.leftover else ():
         with suppress(NotPermitted):  # then it is not ours
-            kill_group(record.server)
-            kill_orphans(record.server)
-            if not wait_gone(record.server, SECONDS):  # its port and its memory are free then
-                raise TimedOut(f"process {record.server.pid} does not end", f"`kill -9 {record.server.pid}`")
-    elif record.engine in ENGINE_NAMES:
+            kill_group(server)
+            kill_orphans(server)
+            if not wait_gone(server, SECONDS):  # its port and its memory are free then
+                raise TimedOut(f"process {server.pid} does not end", f"`kill -9 {server.pid}`")
+    if record.server is None:
+        _release(record.engine, record.server_url, record.served_name)
+    if record.switch and not record.switch.get("server"):
+        _release(*(str(record.switch.get(name, "")) for name in ("engine", "url", "model")))
+
+
+def _release(engine: str, url: str, served_name: str) -> None:
+    """Have a daemon of another's let go what was loaded."""
+    if engine in ENGINE_NAMES and url:
         with suppress(LlmdeployError):  # the daemon may be gone too
-            engines.get(record.engine, Settings()).release(record.url, record.served_name)
+            engines.get(engine, Settings()).release(url, served_name)

@@ -9,13 +9,13 @@ from contextlib import suppress
 from llmdeploy.errors import PortInUse
 
 
-def require_free_port(port: int, command: str = "llmdeploy serve") -> None:
+def require_free_port(port: int, command: str = "llmdeploy serve", host: str = "127.0.0.1") -> None:
     """Raises PortInUse, with the command that serves on a free port instead."""
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         if os.name == "posix":  # where it means: also when an old connection lingers there
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
         except PermissionError:
             raise PortInUse(
                 f"port {port} is not open to this user", f"take one above 1023: `{command} --port 11435`"
@@ -23,7 +23,7 @@ def require_free_port(port: int, command: str = "llmdeploy serve") -> None:
         except OSError:
             raise PortInUse(
                 f"port {port} is in use by {_holder(port)}",
-                f"serve on another: `{command} --port {_free_port()}`",
+                f"serve on another: `{command} --port {free_port()}`",
             ) from None
 
 
@@ -38,7 +38,8 @@ def _holder(port: int) -> str:
     return "another program"
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nothing listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -51,6 +51,16 @@ class Record:
     """What the command that started the service knows it by."""
     engine_version: str | None = None
     server: ProcessId | None = None
+    server_url: str = ""
+    """The address that the server itself listens on."""
+    log: str = ""
+    """The file that the server's lines go to."""
+    settings: dict[str, Any] | None = None
+    """What it was asked for, as config.document gives it."""
+    switch: dict[str, Any] | None = None
+    """The other deployment that is under way: `engine`, `model`, `step`; where it is that far `url`, `server`."""
+    receipt: dict[str, Any] | None = None
+    """What exactly serves: service/receipt.py."""
     progress: str = ""
     """How far the phase is, where that is known: a download's percentage, a server's last line."""
     plan: dict[str, Any] | None = None
@@ -69,7 +79,7 @@ class Situation:
     state: State
     record: Record | None = None
     leftover: bool = False
-    """The service is gone and its server still runs."""
+    """The service is gone and a server of its still runs."""
 
 
 def record_file() -> Path:
@@ -77,7 +87,21 @@ def record_file() -> Path:
 
 
 def server_log() -> Path:
-    return state_dir() / "server.log"
+    """The log of the server of now; while there is none, where it will be."""
+    with suppress(LlmdeployError):
+        if (record := read()) and record.log:
+            return Path(record.log)
+    return server_logs()[0]
+
+
+def server_logs() -> tuple[Path, Path]:
+    """Two, taken in turns: a switch starts a server beside the one that serves."""
+    return state_dir() / "server.log", state_dir() / "server-2.log"
+
+
+def token_file() -> Path:
+    """Where whoever may tell the service what to do finds its token."""
+    return state_dir() / "token"
 
 
 def service_log() -> Path:
@@ -92,8 +116,16 @@ def observe() -> Situation:
     if alive(record.service):
         return Situation(record.state, record)
     state: State = "failed" if record.state == "failed" else "crashed"
-    server = record.server
-    return Situation(state, record, leftover=server is not None and (alive(server) or bool(orphans(server))))
+    return Situation(state, record, leftover=any(alive(it) or orphans(it) for it in servers(record)))
+
+
+def servers(record: Record) -> list[ProcessId]:
+    """The processes of the servers on record: that which serves, and that which a switch has started."""
+    started = (record.switch or {}).get("server")
+    other = None
+    with suppress(KeyError, TypeError, ValueError):
+        other = _process(started) if started else None
+    return [it for it in (record.server, other) if it is not None]
 
 
 def read() -> Record | None:
@@ -105,7 +137,8 @@ def read() -> Record | None:
             content["state"] = "starting"  # a newer version has more states; it lives, and can be stopped
         content["service"] = _process(content["service"])
         content["server"] = content["server"] and _process(content["server"])
-        content["plan"] = content["plan"] if isinstance(content["plan"], dict) else None
+        for name in ("plan", "switch", "receipt", "settings"):
+            content[name] = content.get(name) if isinstance(content.get(name), dict) else None
         content["error"] = _error(content["error"])
         content["capabilities"] = tuple(map(str, content.get("capabilities") or ()))
         # A newer version may have written it: what is not known here is left out, so that its service can be stopped.

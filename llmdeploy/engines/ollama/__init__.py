@@ -13,13 +13,14 @@ import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from llmdeploy import paths
 from llmdeploy.engines import failures as engine_failures
 from llmdeploy.engines.base import EngineStatus, Loaded, Request, ServerSpec
 from llmdeploy.engines.llamacpp import compute_buffer
-from llmdeploy.engines.ollama import failures, state
+from llmdeploy.engines.ollama import dialect, failures, state
 from llmdeploy.engines.ollama.api import Daemon
 from llmdeploy.engines.ollama.documents import Shown, full_name, same_name
 from llmdeploy.engines.ollama.imports import Import
@@ -52,7 +53,7 @@ from llmdeploy.plan import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from llmdeploy.config import Settings
     from llmdeploy.hardware import Hardware
@@ -85,6 +86,13 @@ class Tag:
 
 class Ollama:
     name = "ollama"
+    side_by_side = False
+    lacks: Mapping[str, tuple[str, ...]] = MappingProxyType(
+        {
+            "/v1/chat/completions": ("n", "logit_bias"),
+            "/v1/completions": ("n", "logit_bias", "best_of", "echo", "logprobs"),
+        }
+    )
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -92,6 +100,7 @@ class Ollama:
         self._ours = False
         self._url = ""
         self._imported: Import | None = None
+        self._thinks = True
 
     def status(self) -> EngineStatus:
         self._state = state.look(self._settings)
@@ -162,6 +171,7 @@ class Ollama:
             self._demand_cloud(name, shown.remote_host)
         if shown.capabilities and "completion" not in shown.capabilities:
             raise ModelInvalid(f"`{name}` cannot chat: it makes embeddings", "take a model that chats: `qwen3:8b`")
+        self._thinks = "thinking" in shown.capabilities or not shown.capabilities  # an old one does not tell
         return _facts(shown, f"`ollama show {name}`")
 
     def _model(self, artefact: Tag | GgufModel) -> str:
@@ -174,6 +184,10 @@ class Ollama:
                 f"`llmdeploy serve {name} --engine ollama --allow-cloud` allows it",
                 code="cloud_model",
             )
+
+    def files(self, artefact: Tag | GgufModel) -> tuple[Path, ...]:
+        """Of a tag none: Ollama's store may be anywhere."""
+        return artefact.local_files() if isinstance(artefact, GgufModel) else ()
 
     def plan(self, facts: ModelFacts, hardware: Hardware, wishes: Wishes) -> Plan:
         named = os.environ.get("OLLAMA_NUM_PARALLEL", "").strip(" \"'")
@@ -280,7 +294,7 @@ class Ollama:
             raise TimedOut(f"Ollama still holds `{served_name}` in memory", f"`ollama stop {served_name}`")
 
     def adapt(self, request: Request) -> Request:
-        return adapt(request)
+        return dialect.adapt(request, thinks=self._thinks)
 
     def diagnose(self, log: Sequence[str], exit_status: int) -> engine_failures.Diagnosis | None:
         if found := engine_failures.by_signal(exit_status):
@@ -300,21 +314,6 @@ class Ollama:
             self._url = (self._state or state.look(self._settings)).host.url
         version = self._state.program_version if self._state else None
         return Daemon(self._url, program_version=version)
-
-
-def adapt(request: Request) -> Request:
-    """What Ollama would ignore, in words that it knows.
-
-    It knows `max_tokens` alone; and where a model's template comes from its GGUF file it does not enforce
-    `json_object`, but a schema.
-    """
-    changed: dict[str, Any] = dict(request)
-    if (most := changed.pop("max_completion_tokens", None)) is not None:
-        changed.setdefault("max_tokens", most)
-    if (changed.get("response_format") or {}).get("type") == "json_object":
-        schema = {"name": "object", "schema": {"type": "object"}}
-        changed["response_format"] = {"type": "json_schema", "json_schema": schema}
-    return changed
 
 
 def _facts(shown: Shown, source: str) -> ModelFacts:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from llmdeploy import paths
-from llmdeploy.engines.base import EngineStatus, Request, ServerSpec
+from llmdeploy.engines.base import EngineStatus, ServerSpec
 from llmdeploy.engines.vllm import consent, environment, failures, fit, flags, log
 from llmdeploy.engines.vllm.environment import Found
 from llmdeploy.errors import EngineMissing
@@ -17,6 +19,7 @@ from llmdeploy.models.hf_model import HfModel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from llmdeploy.config import Settings
     from llmdeploy.engines.failures import Diagnosis
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
     from llmdeploy.models.reference import ModelRef
     from llmdeploy.plan import Plan, Wishes
 
+TOOLS = "--enable-auto-tool-choice"
+"""Without it vLLM refuses tools, whatever the model knows."""
+
 
 def engine(settings: Settings) -> Vllm:
     return Vllm(settings)
@@ -34,6 +40,9 @@ def engine(settings: Settings) -> Vllm:
 
 class Vllm:
     name = "vllm"
+    side_by_side = True
+    lacks: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    adapt = None
 
     def __init__(self, settings: Settings, repairs: Mapping[str, Any] | None = None) -> None:
         """`repairs`: settings that a start which failed asked for; they beat the user's."""
@@ -66,7 +75,13 @@ class Vllm:
 
     def facts(self, artefact: HfModel) -> ModelFacts:
         artefact.require_tokenizer()
-        return artefact.facts()
+        facts = artefact.facts()
+        if not any(argument.replace("_", "-").startswith(TOOLS) for argument in self._settings.vllm_extra_args or ()):
+            return facts
+        return replace(facts, capabilities=(*facts.capabilities, "tools"))
+
+    def files(self, artefact: HfModel) -> tuple[Path, ...]:
+        return artefact.local_files()
 
     def plan(self, facts: ModelFacts, hardware: Hardware, wishes: Wishes) -> Plan:
         return fit.plan(facts, hardware, wishes, self._wanted, self._device)
@@ -115,9 +130,6 @@ class Vllm:
 
     def release(self, base_url: str, served_name: str) -> None:
         """Its memory is free when its processes are gone."""
-
-    def adapt(self, request: Request) -> Request:
-        return request
 
     def diagnose(self, log: Sequence[str], exit_status: int) -> Diagnosis | None:
         return failures.diagnose(log, exit_status)

@@ -1,0 +1,109 @@
+"""`llmdeploy env`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from shlex import quote
+from typing import Annotated
+
+import typer
+
+from llmdeploy import config, connection
+from llmdeploy.cli import options, shells
+from llmdeploy.cli.output import out
+from llmdeploy.config_rules import Text
+from llmdeploy.connection import Connection
+from llmdeploy.errors import UsageError
+from llmdeploy.service import state
+from llmdeploy.service.state import Situation
+
+EPILOG = """Examples:
+
+eval "$(llmdeploy env)"
+
+llmdeploy env --shell fish | source
+
+llmdeploy env --dotenv .env"""
+
+
+def register(app: typer.Typer, summary: str) -> None:
+    app.command("env", help=f"{summary} Also where nothing is served yet.", epilog=EPILOG)(env)
+
+
+def env(
+    shell: Annotated[
+        str | None,
+        typer.Option(metavar="SHELL", help="bash, zsh, sh, fish or powershell; left out, yours.", show_default=False),
+    ] = None,
+    dotenv: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write them into this file instead, such as `.env`.", show_default=False),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    _check(shell, prints=dotenv is None and not json)
+    situation = state.observe()
+    settings = config.load()
+    record = situation.record if situation.state in {"starting", "ready"} else None
+    found = connection.to_record(record, settings) if record else connection.to_configured(settings)
+    if dotenv is not None:
+        _write(dotenv, found)
+    if json:
+        out.document(_document(situation, found, dotenv))
+    elif dotenv is None:
+        _print(shell, found)
+    _remark(situation)
+
+
+def _check(shell: str | None, *, prints: bool) -> None:
+    """Raises UsageError."""
+    if shell is None:
+        return
+    rule = Text(*shells.ASSIGNMENTS)
+    if not rule.accepts(shell):
+        raise UsageError(config.must_be("`--shell`", rule, f"`{config.plain(shell)}`"), "`llmdeploy env --help`")
+    if not prints:
+        raise UsageError("`--shell` says how to print for a shell, and nothing is printed for one", "leave it out")
+
+
+def _variables(found: Connection) -> dict[str, str]:
+    """As OpenAI's own clients read them; the model's by the custom of applications."""
+    return {"OPENAI_BASE_URL": found.base_url, "OPENAI_API_KEY": found.api_key, "OPENAI_MODEL": found.model}
+
+
+def _document(situation: Situation, found: Connection, dotenv: Path | None) -> dict[str, str | None]:
+    return {
+        "state": situation.state,
+        "base_url": found.base_url,
+        "api_key": found.api_key,
+        "model": found.model,
+        "dotenv": str(dotenv.absolute()) if dotenv else None,
+    }
+
+
+def _print(shell: str | None, found: Connection) -> None:
+    speaks = shell or shells.guess()
+    for name, value in _variables(found).items():
+        out.data(shells.ASSIGNMENTS[speaks](name, value))
+    if sys.stdout.isatty():
+        command = f"llmdeploy env --shell {shell}" if shell else "llmdeploy env"
+        out.hint(f"`{shells.applied(speaks, command)}` sets them")
+
+
+def _write(file: Path, found: Connection) -> None:
+    from llmdeploy import dotenv
+
+    dotenv.write(file, _variables(found))
+    out.note(f"{', '.join(_variables(found))} are in `{file}`")
+    if found.api_key != connection.NO_KEY and os.name == "posix" and file.stat().st_mode & 0o077:
+        out.warn(f"others can read the API key in it: `chmod 600 {quote(str(file))}`")
+
+
+def _remark(situation: Situation) -> None:
+    """The address and the name hold all the same: they do not depend on what runs."""
+    if situation.state == "stopped":
+        out.hint("nothing is served there yet: `llmdeploy serve` serves it")
+    elif situation.state != "ready":
+        out.hint(f"the service is {situation.state}: `llmdeploy status` tells more")

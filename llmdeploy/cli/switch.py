@@ -1,0 +1,283 @@
+"""`llmdeploy switch [ENGINE] [MODEL]`."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmdeploy import config
+from llmdeploy.cli import options
+from llmdeploy.cli.output import out
+from llmdeploy.cli.serve import announce, refuse_foreign
+from llmdeploy.config import ENGINE_NAMES, Settings
+from llmdeploy.errors import ConfigError, UsageError
+from llmdeploy.models.reference import ModelRef, parse, served_name
+from llmdeploy.service import state
+
+if TYPE_CHECKING:
+    from llmdeploy.service.candidate import Event, Order
+    from llmdeploy.service.rehearse import Rehearsal
+    from llmdeploy.service.state import Record
+
+EPILOG = """Examples:
+
+llmdeploy switch vllm
+
+llmdeploy switch ollama qwen3:8b --dry-run
+
+llmdeploy switch --back"""
+
+
+def register(app: typer.Typer, summary: str) -> None:
+    app.command("switch", help=f"{summary} No request fails; what fails is undone.", epilog=EPILOG)(switch)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be served, and what that changes in which configuration file."""
+
+    reference: ModelRef
+    settings: Settings
+    file: Path
+    changes: dict[str, str | None]
+    repair: bool
+
+    @property
+    def model(self) -> str:
+        """As the configuration names it: it must mean the same wherever one stands."""
+        return str(self.reference.absolute() if isinstance(self.reference, Path) else self.reference)
+
+    @property
+    def order(self) -> Order:
+        from llmdeploy.service.candidate import Order
+
+        return Order(self.reference, self.settings, self.repair)
+
+    @property
+    def words(self) -> str:
+        return f"`{served_name(self.reference)}` on {self.settings.engine}"
+
+
+def switch(
+    engine: Annotated[
+        str | None, typer.Argument(metavar="[ENGINE]", help="The engine to go to; the one of now where it is left out.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="The model; the one of now where it is left out.")
+    ] = None,
+    model_option: Annotated[
+        str | None, typer.Option("--model", "-m", metavar="MODEL", help="The model, without an engine before it.")
+    ] = None,
+    back: Annotated[bool, typer.Option("--back", help="Return to the deployment before the last switch.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; touch nothing.")] = False,
+    hold: Annotated[
+        bool,
+        typer.Option(
+            "--hold/--no-hold", help="Have requests wait where both servers do not fit at once, or refuse them."
+        ),
+    ] = True,
+    context: options.Context = None,
+    parallel: options.Parallel = None,
+    threads: options.Threads = None,
+    gpu_layers: options.GpuLayers = None,
+    mmproj: options.Mmproj = None,
+    allow_cloud: options.AllowCloud = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    repair: options.Repair = True,
+    timeout: options.Timeout = None,
+    json: options.Json = False,
+) -> None:
+    situation = state.observe()
+    record = situation.record if situation.state in {"starting", "ready"} else None
+    flags = {
+        "engine": engine,
+        "context": context,
+        "parallel": parallel,
+        "timeout": timeout,
+        "engines.llamacpp.threads": threads,
+        "engines.llamacpp.gpu_layers": gpu_layers,
+    }
+    others = {
+        "mmproj": mmproj and mmproj.absolute(),
+        "allow_cloud": allow_cloud,
+        "trust_remote_code": trust_remote_code,
+    }
+    _check_words(engine, model, model_option, flags, back=back)
+    target = _back() if back else _target(model or model_option, flags, others, record, repair=repair)
+    if dry_run or record is None:
+        _rehearse(target, record, dry_run=dry_run, as_json=json)
+    elif _is_served(target, record):
+        _write(target)
+        out.note(f"{target.words} is served already", "green")
+        announce(record, as_json=json)
+    else:
+        _switch(target, record, hold=hold, as_json=json)
+
+
+def _check_words(
+    engine: str | None, model: str | None, model_option: str | None, flags: dict[str, Any], *, back: bool
+) -> None:
+    """Raises UsageError for what makes no sense together."""
+    named = [it for it in (engine, model, model_option, *flags.values()) if it is not None]
+    if back and [it for it in named if it is not flags["timeout"]]:
+        raise UsageError("`--back` returns to what was served before, as it was", "`llmdeploy switch --back`")
+    if not back and not named:
+        raise UsageError(
+            "nothing is named to switch to", "`llmdeploy switch vllm`; `llmdeploy switch --model qwen3:8b`"
+        )
+    if model and model_option:
+        raise UsageError(f"two models are named: `{model}` and `{model_option}`", "name one")
+    if engine is not None and engine not in ENGINE_NAMES:
+        words = f"`llmdeploy switch --model {shlex.quote(engine)}` switches to a model of that name"
+        raise UsageError(f"no engine is called `{engine}`: there are {', '.join(ENGINE_NAMES)}", words)
+
+
+def _target(
+    model: str | None, flags: dict[str, Any], others: dict[str, Any], record: Record | None, *, repair: bool
+) -> Target:
+    """What the words ask for; what they leave out is as it is served now, or as the configuration has it."""
+    served = config.from_document(record.settings) if record and record.settings else None
+    given = {name: value for name, value in flags.items() if value is not None}
+    wishes = {name: getattr(served, name) for name in ("context", "parallel") if served}
+    engine = given.get("engine") or (record and record.engine)
+    loaded = config.load({**flags, "engine": engine})
+    kept = {name: value for name, value in wishes.items() if value is not None and loaded.source(name) == "default"}
+    settings = replace(loaded, **kept, **others)
+    refuse_foreign(flags, settings.engine)
+    reference = parse(model or (record.model if record else settings.model))
+    target = Target(reference, settings, _file(), {}, repair)
+    written = {name: str(value) for name, value in given.items() if name != "timeout"}
+    return replace(target, changes={**written, "engine": settings.engine, "model": target.model})
+
+
+def _file() -> Path:
+    """The file that decides now: that of the folder, where it names the engine or the model."""
+    from llmdeploy import paths
+
+    project = f"./{paths.PROJECT_CONFIG}"
+    now = config.load()
+    decides = project in {now.source("engine"), now.source("model")}
+    return paths.PROJECT_CONFIG.absolute() if decides else paths.user_config_file()
+
+
+def _back() -> Target:
+    from llmdeploy.service import previous
+
+    found = previous.recall()
+    if found is None:
+        raise UsageError("there was no switch to return from", "`llmdeploy switch ENGINE` makes one")
+    settings = config.from_document(found.settings)
+    return Target(parse(found.model), settings, Path(found.file), found.changes, repair=True)
+
+
+def _is_served(target: Target, record: Record) -> bool:
+    same = record.engine == target.settings.engine and record.model in {str(target.reference), target.model}
+    return same and _served_settings(record.settings) == _served_settings(config.document(target.settings))
+
+
+def _served_settings(document: dict[str, Any] | None) -> dict[str, Any]:
+    """Those that make a server another one."""
+    apart = {"engine", "model", "port", "host", "timeout", "api_key_file"}
+    return {name: it for name, it in (document or {}).items() if name not in apart and not name.startswith("gateway.")}
+
+
+def _rehearse(target: Target, record: Record | None, *, dry_run: bool, as_json: bool) -> None:
+    """Nothing serves, or nothing is to be touched: check what can be checked; write, unless it is a dry run."""
+    from llmdeploy import config_edit
+    from llmdeploy.service.rehearse import rehearse
+
+    rehearsal = rehearse(target.order, record)
+    edit = config_edit.edited(target.file, target.changes)
+    if not dry_run:
+        _write(target)
+    if as_json:
+        changed = {"file": str(target.file), "diff": config_edit.diff(edit), "written": not dry_run}
+        named = {"engine": target.settings.engine, "model": served_name(target.reference)}
+        out.document({"switched": False, **named, **rehearsal.document(), "config": changed})
+        return
+    _show(target, rehearsal, config_edit.diff(edit))
+    if not dry_run:
+        out.note(f"written to `{target.file}`: the next `llmdeploy serve` serves {target.words}", "green")
+        _warn_of_variables()
+
+
+def _show(target: Target, rehearsal: Rehearsal, diff: str) -> None:
+    from llmdeploy.plan import in_gib
+
+    version = f" {rehearsal.engine_version}" if rehearsal.engine_version else ""
+    out.line(f"{target.words}{version}")
+    for note in rehearsal.notes:
+        out.line(f"  {note}")
+    if plan := rehearsal.plan:
+        settings = {"context": plan.context, "parallel": plan.parallel, **plan.settings}
+        for name, setting in settings.items():
+            out.line(f"  {name:<24}{setting.value}  ({setting.reason})")
+        for part in plan.memory:
+            out.line(f"  {part.name:<24}{in_gib(part.bytes)}  ({part.reason})")
+    if rehearsal.beside is not None:
+        way = "no request waits" if rehearsal.beside else "requests wait while it is exchanged"
+        out.line(f"  {rehearsal.room}: {way}")
+    for file in rehearsal.files:
+        out.line(f"  writes `{file}`")
+    out.data(diff or f"`{target.file}` stays as it is\n", end="")
+
+
+def _write(target: Target) -> None:
+    """Where no service makes the switch, this command writes it down."""
+    from llmdeploy import config_edit
+    from llmdeploy.service import previous
+    from llmdeploy.service.previous import Previous
+
+    before = config.load()
+    old = config_edit.texts(target.file, target.changes)
+    if old == target.changes:
+        return
+    config_edit.write(config_edit.edited(target.file, target.changes))
+    previous.remember(Previous(before.model, before.engine, config.document(before), str(target.file), old))
+
+
+def _warn_of_variables() -> None:
+    now = config.load()
+    for name in ("engine", "model"):
+        if now.source(name).startswith("LLMDEPLOY_"):
+            out.warn(f"`{now.source(name)}` beats the file: `unset {now.source(name)}`")
+
+
+def _switch(target: Target, record: Record, *, hold: bool, as_json: bool) -> None:
+    from llmdeploy.cli.start import AsJson, AsText
+    from llmdeploy.service import control
+    from llmdeploy.service.switch import Wanted
+
+    order = Wanted(target.order, target.file, target.changes, hold).written()
+    began = time.monotonic()
+    with (AsJson if as_json else AsText)(lambda record: announce(record, as_json=as_json)) as notices, _undoing():
+        for event in control.switch(record, order):
+            told: Event = {**event, "elapsed": round(time.monotonic() - began, 1)}
+            notices.tell(told)
+    serves = state.observe().record
+    if serves is None:
+        raise ConfigError("it was switched, and stopped since", "`llmdeploy serve`")
+    announce(serves, as_json=as_json)
+    _warn_of_variables()
+
+
+@contextmanager
+def _undoing() -> Iterator[None]:
+    """Interrupted, the switch is called off; the old deployment is waited for."""
+    from llmdeploy.service import control, signals
+
+    try:
+        with signals.interrupting():
+            yield
+    except KeyboardInterrupt:
+        out.note("interrupted: the switch is undone")
+        if record := control.wait_switched():
+            out.note(f"`{record.served_name}` on {record.engine} serves")
+        raise

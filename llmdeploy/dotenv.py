@@ -1,0 +1,66 @@
+"""Variables in a `.env` file: some lines written or updated, and every other one kept byte for byte.
+
+Readers of such files agree on little. python-dotenv takes quotes off and puts variables in, Docker's `--env-file` does
+neither: so values are written bare, and those that would not be read alike are refused.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from llmdeploy import atomic
+from llmdeploy.config import permissions_hint
+from llmdeploy.errors import LlmdeployError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+_BINDING = re.compile(
+    r"""^(?P<before>\ufeff?[ \t]*(?:export[ \t]+)?)   # a byte order mark; what a shell needs to read it
+        (?P<name>[A-Za-z_]\w*)[ \t]*=[ \t]*
+        (?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")?      # a value in quotes may have several lines
+        [^\r\n]*""",
+    re.MULTILINE | re.VERBOSE | re.DOTALL,
+)
+_READ_DIFFERENTLY = re.compile(r"""^['"`]|\$\{|\#|^\s|\s$|[^ -~\w]""")
+
+
+def write(file: Path, values: Mapping[str, str]) -> None:
+    """Write or update these variables in one step; a new file is private. Raises UsageError, LlmdeployError."""
+    try:
+        before = b""
+        if file.exists():
+            if not file.is_file():  # a folder; a pipe, which would be waited for
+                raise UsageError(f"`{file}` is not a file", "name one, such as `.env`")
+            before = file.read_bytes()
+        after = updated(before.decode("utf-8", "surrogateescape"), values).encode("utf-8", "surrogateescape")
+        if after != before:
+            atomic.replace(file, after)
+    except OSError as error:
+        hint = permissions_hint(file.absolute().parent)
+        raise LlmdeployError(f"`{file}` cannot be written: {error.strerror}", hint) from None
+
+
+def updated(text: str, values: Mapping[str, str]) -> str:
+    """The text of such a file with these values; what is not there yet comes last. Raises LlmdeployError."""
+    for name, value in values.items():
+        if _READ_DIFFERENTLY.search(value):
+            raise LlmdeployError(
+                f"the value of {name} cannot be written so that all readers of such a file read the same",
+                "letters, digits and `_-.:/` are safe: `openssl rand -hex 32` makes a key of them",
+            )
+    found = set()
+
+    def update(binding: re.Match[str]) -> str:
+        name = binding["name"]
+        if name not in values:
+            return binding[0]
+        found.add(name)
+        return f"{binding['before']}{name}={values[name]}"
+
+    after = _BINDING.sub(update, text)
+    end = "\r\n" if "\r\n" in text else "\n"
+    missing = "".join(f"{name}={value}{end}" for name, value in values.items() if name not in found)
+    return after + (end if missing and after and not after.endswith("\n") else "") + missing

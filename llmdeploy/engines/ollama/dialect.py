@@ -1,0 +1,70 @@
+"""A request in the words that Ollama knows: what it would read otherwise, or not at all. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+Body = Mapping[str, Any]
+
+OBJECT = {"type": "json_schema", "json_schema": {"name": "object", "schema": {"type": "object"}}}
+THOUGHTS = frozenset({"reasoning_effort", "reasoning"})
+OTHER_IMAGES = re.compile(r"^data:image/(gif|bmp);")
+"""It can read them, and refuses them by their names."""
+
+
+def adapt(request: Body, *, thinks: bool = True) -> Body:
+    """The same object where nothing needs changing. `thinks`: of a model that does not, it refuses to hear of it."""
+    # Go takes a field by its name in any case, and the last one: no other model comes in by `Model`.
+    changed = {name: value for name, value in request.items() if name == name.lower()}
+    if not thinks:
+        changed = {name: value for name, value in changed.items() if name not in THOUGHTS}
+    if (most := changed.pop("max_completion_tokens", None)) is not None:
+        changed["max_tokens"] = most
+    format = changed.get("response_format")
+    if isinstance(format, dict) and format.get("type") == "json_object":
+        # Where a model's template comes from its GGUF file, it enforces nothing but a schema.
+        changed["response_format"] = OBJECT
+    if changed.pop("tool_choice", None) is not None:
+        _choose(changed, request["tool_choice"])
+    messages = changed.get("messages")
+    if isinstance(messages, list):
+        adapted = [_message(message) for message in messages]
+        if any(new is not old for new, old in zip(adapted, messages, strict=True)):
+            changed["messages"] = adapted
+    return request if _is_same(changed, request) else changed
+
+
+def _is_same(changed: Body, request: Body) -> bool:
+    return len(changed) == len(request) and all(changed.get(name) is value for name, value in request.items())
+
+
+def _choose(changed: dict[str, Any], choice: Any) -> None:
+    """It knows no `tool_choice`: `none` is to have no tools, a function to have no other."""
+    tools = changed.get("tools") or []
+    if isinstance(choice, dict):
+        name = choice.get("function", {}).get("name")
+        changed["tools"] = [tool for tool in tools if tool.get("function", {}).get("name") == name]
+    elif choice == "none":
+        changed.pop("tools", None)
+
+
+def _message(message: Any) -> Any:
+    content = message.get("content")
+    if content is None and not message.get("tool_calls"):
+        return {**message, "content": ""}  # an assistant's, which may be silent
+    if isinstance(content, list) and any(_is_renamed(part) for part in content):
+        return {**message, "content": [_as_png(part) if _is_renamed(part) else part for part in content]}
+    return message
+
+
+def _is_renamed(part: Any) -> bool:
+    url = part.get("image_url", {}).get("url", "")
+    return OTHER_IMAGES.match(url) is not None
+
+
+def _as_png(part: Any) -> Any:
+    """It goes by the bytes then."""
+    url = OTHER_IMAGES.sub("data:image/png;", part["image_url"]["url"], count=1)
+    return {**part, "image_url": {**part["image_url"], "url": url}}

@@ -1,0 +1,42 @@
+"""What exactly serves: which engine, which files, with which flags, in how much memory."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmdeploy.errors import LlmdeployError
+from llmdeploy.models import digest
+from llmdeploy.service import room
+
+if TYPE_CHECKING:
+    from llmdeploy.hardware import Hardware
+    from llmdeploy.service.keeper import Keeper
+
+_SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")
+"""Where the Hub's cache keeps the files of one commit."""
+
+
+def receipt(keeper: Keeper, now: Hardware) -> dict[str, Any]:
+    """The receipt of a deployment that serves. Reads each file of its weights that has no known digest yet."""
+    candidate = keeper.candidate
+    files = candidate.engine.files(candidate.artefact)
+    held = room.held(candidate.server, candidate.machine, now)
+    return {
+        "engine": keeper.engine.name,
+        "engine_version": candidate.version,
+        "artefact": str(candidate.artefact),
+        "revision": next((found[1] for file in files if (found := _SNAPSHOT.search(file.as_posix()))), None),
+        "files": [_file(file) for file in files],
+        "argv": list(candidate.spec.argv),
+        "memory": {"ram_bytes": held.memory, "gpu_bytes": {str(index): size for index, size in held.gpus}},
+        "ready_seconds": round(keeper.seconds, 1),
+    }
+
+
+def _file(file: Path) -> dict[str, Any]:
+    try:
+        return {"path": str(file), "bytes": file.stat().st_size, "sha256": digest.sha256(file, lambda *_: None)}
+    except (OSError, LlmdeployError):  # it went meanwhile; what serves has it in memory
+        return {"path": str(file), "bytes": None, "sha256": None}

@@ -1,0 +1,261 @@
+"""The switch: another deployment takes over, or everything is as it was.
+
+check -> prepare -> prove -> commit. What fails before the commit is undone; the commit itself waits for nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmdeploy import config, config_edit, hardware
+from llmdeploy.errors import LlmdeployError, UsageError
+from llmdeploy.models.reference import parse
+from llmdeploy.service import previous, room
+from llmdeploy.service.candidate import Event, Order
+from llmdeploy.service.previous import Previous
+from llmdeploy.service.prove import prove
+from llmdeploy.service.room import Held, Room
+from llmdeploy.service.threads import in_thread
+
+if TYPE_CHECKING:
+    from llmdeploy.hardware import Hardware
+    from llmdeploy.service.deployment import Service
+    from llmdeploy.service.keeper import Keeper
+
+RELEASE_SECONDS = 10.0
+"""For a server's memory to be free once it has ended."""
+POLL = 0.25
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to serve, and what is then written."""
+
+    order: Order
+    file: Path
+    """The configuration file."""
+    changes: dict[str, str | None]
+    """Its keys that change; None for one that goes."""
+    hold: bool = True
+    """Whether requests wait where they cannot be answered meanwhile, or are refused."""
+
+    @classmethod
+    def read(cls, body: bytes) -> Wanted:
+        """From the order of a command. Raises UsageError, ConfigError."""
+        try:
+            content = json.loads(body)
+            settings = config.from_document(content["settings"])
+            order = Order(parse(content["model"]), settings, bool(content["repair"]))
+            return cls(order, Path(content["file"]), dict(content["changes"]), bool(content["hold"]))
+        except (ValueError, KeyError, TypeError):
+            hint = "`llmdeploy stop`, then serve again"
+            raise UsageError("the service does not understand this order", hint) from None
+
+    def written(self) -> bytes:
+        """As `read` takes it; a path means the same in the service's folder."""
+        model = self.order.model
+        content = {
+            "settings": config.document(self.order.settings),
+            "model": str(model.absolute() if isinstance(model, Path) else model),
+            "repair": self.order.repair,
+            "hold": self.hold,
+            "file": str(self.file),
+            "changes": self.changes,
+        }
+        return json.dumps(content).encode()
+
+
+class Switch:
+    """One transaction, run once."""
+
+    def __init__(self, service: Service, wanted: Wanted) -> None:
+        self._service = service
+        self._wanted = wanted
+        self._old = service.current
+        self._step = ""
+        self._held = False
+        """Requests wait, or are refused."""
+        self._cleared = False
+        """The old server is gone, or about to go."""
+        self._committed = False
+
+    def call_off(self, running: asyncio.Future[None]) -> None:
+        """Undo it, unless it is done already."""
+        if not self._committed:
+            running.cancel()
+
+    async def run(self) -> None:
+        """Raises what kept it from being done; then the old deployment serves."""
+        service, old = self._service, self._old
+        engines = (old.engine.name, self._wanted.order.settings.engine)
+        self._new = service.keeper(self._wanted.order, service.free_log, self._hear)
+        try:
+            await self._check()
+            await self._prepare()
+            await self._prove()
+            self._commit()
+        except BaseException as error:
+            service.gateway.metrics.switched(*engines, "rolled_back")
+            await self._undo()
+            if isinstance(error, LlmdeployError):
+                raise self._told(error) from error
+            raise
+        service.gateway.metrics.switched(*engines, "done")
+        await self._finish()
+
+    async def _check(self) -> None:
+        """The engine, the weights, the room. Nothing of the old deployment is touched."""
+        self._enter("check")
+        config_edit.edited(self._wanted.file, self._wanted.changes)
+        await self._new.look()
+        machine = await in_thread(hardware.detect)
+        self._holds = await in_thread(lambda: holds(self._old, machine))
+        self._room = await in_thread(lambda: room_for(self._new, self._old, machine, self._holds))
+        self._room.plan.demand_fit(str(self._wanted.order.model))
+        self._service.tell({"event": "room", "beside": self._room.beside, "reason": self._room.reason})
+
+    async def _prepare(self) -> None:
+        """Start the new server: beside the old one, or once that one is gone."""
+        self._enter("prepare")
+        if not self._room.beside:
+            await self._clear()
+        await self._new.settle(self._room.plan if self._room.beside else None)
+        await self._new.start()
+
+    async def _clear(self) -> None:
+        """Have requests wait, let those that run end, stop the old server, and wait until its memory is free."""
+        service = self._service
+        await service.leave()
+        self._held = True
+        reason = f"switching to `{self._wanted.order.served_name}` on {self._wanted.order.settings.engine}"
+        if self._wanted.hold:
+            service.gateway.hold(reason)
+        else:
+            service.gateway.refuse(LlmdeployError(reason, "try again in a while", code="switching"))
+        await self._drain()
+        self._cleared = True
+        before = await in_thread(hardware.detect)
+        await self._old.stop()
+        deadline = time.monotonic() + RELEASE_SECONDS
+        expected = room.without(before, self._holds)
+        while not room.is_free(await in_thread(hardware.detect), expected) and time.monotonic() < deadline:
+            await asyncio.sleep(POLL)
+
+    async def _drain(self) -> None:
+        seconds = self._service.order.settings.gateway_drain_timeout
+        if cut := await self._service.gateway.drain(self._service.target, seconds):
+            requests = "1 request" if cut == 1 else f"{cut} requests"
+            self._service.tell({"event": "note", "text": f"{requests} had not ended after {seconds:g} s: cut"})
+
+    async def _prove(self) -> None:
+        self._enter("prove")
+        new, timeout = self._new.candidate, self._wanted.order.timeout
+        await in_thread(lambda: prove(self._new.engine, new.spec, new.facts.capabilities, timeout))
+        new.raise_if_over()
+
+    def _commit(self) -> None:
+        """Nothing in here waits, so nothing comes between. The write of the configuration is the point of no return."""
+        self._enter("commit")
+        service, wanted = self._service, self._wanted
+        before = config_edit.texts(wanted.file, wanted.changes)
+        config_edit.write(config_edit.edited(wanted.file, wanted.changes))
+        self._committed = True
+        order = self._old.order
+        previous.remember(
+            Previous(
+                model=str(order.model),
+                engine=order.settings.engine,
+                settings=config.document(order.settings),
+                file=str(wanted.file),
+                changes=before,
+            )
+        )
+        self._old_target = service.target
+        service.adopt(self._new)
+
+    async def _finish(self) -> None:
+        """Let the requests that the old server answers end, then stop it."""
+        service = self._service
+        if not self._cleared:
+            self._enter("finish")
+            await service.leave()
+            service.keep()
+            await service.gateway.drain(self._old_target, service.order.settings.gateway_drain_timeout)
+            await self._old.stop()
+        else:
+            service.keep()
+        service.dismiss(self._old)
+        self._off_record()
+
+    async def _undo(self) -> None:
+        """The new server goes, and the old one serves again."""
+        service = self._service
+        await self._new.stop()
+        service.dismiss(self._new)
+        if service.stopping:
+            return
+        self._service.tell({"event": "step", "step": "undo"})
+        if self._cleared:
+            await self._restore()
+        elif self._held:
+            service.gateway.point(service.target)
+            service.keep()
+        self._off_record()
+
+    async def _restore(self) -> None:
+        try:
+            await self._old.again()
+        except LlmdeployError as error:
+            self._service.keep(error)  # it is tried again, and requests wait
+        else:
+            self._service.keep()
+
+    def _off_record(self) -> None:
+        with suppress(LlmdeployError):  # the disk may be full
+            self._service.update(switch=None)
+
+    def _told(self, error: LlmdeployError) -> LlmdeployError:
+        record = self._service.record
+        serves = "serves as before" if record.state == "ready" else "is being started again"
+        message = f"the switch failed at the step `{self._step}`: {error.message}"
+        message = f"{message}; `{record.served_name}` on {record.engine} {serves}"
+        return LlmdeployError(message, error.hint, code=error.code)
+
+    def _enter(self, step: str) -> None:
+        self._step = step
+        self._service.tell({"event": "step", "step": step})
+        self._on_record(step=step)
+
+    def _on_record(self, **changes: Any) -> None:
+        order = self._wanted.order
+        known = {"engine": order.settings.engine, "model": order.served_name, **(self._service.record.switch or {})}
+        self._service.update(switch={**known, **changes})
+
+    def _hear(self, keeper: Keeper, event: Event) -> None:
+        """Of the new deployment: on record by its switch, until it is adopted."""
+        if event["event"] == "started" and not self._committed:
+            server = keeper.candidate.server
+            self._on_record(
+                url=keeper.candidate.spec.base_url,
+                server=server and {"pid": server.pid, "started": server.started},
+            )
+        self._service.hear(keeper, event)
+
+
+def room_for(new: Keeper, old: Keeper, machine: Hardware, held: Held) -> Room:
+    """Whether both fit, as the engine plans them. Raises DoesNotFit where it fits nowhere."""
+    beside = new.candidate.plan_for(machine)
+    alone = new.candidate.plan_for(room.without(machine, held))
+    shares = new.engine.name == old.engine.name and not new.engine.side_by_side
+    return room.decide(beside, alone, shares=shares)
+
+
+def holds(keeper: Keeper, machine: Hardware) -> Held:
+    """What a keeper's server holds of the machine."""
+    return room.held(keeper.candidate.server, keeper.candidate.machine, machine)

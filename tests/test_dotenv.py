@@ -1,0 +1,155 @@
+"""A `.env` file: three lines written or updated, all others kept, and read alike by those who read such files."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from llmdeploy import dotenv
+from llmdeploy.errors import LlmdeployError, UsageError
+
+NEW = {"OPENAI_BASE_URL": "http://h:1/v1", "OPENAI_API_KEY": "none", "OPENAI_MODEL": "qwen3:8b"}
+LINES = "OPENAI_BASE_URL=http://h:1/v1\nOPENAI_API_KEY=none\nOPENAI_MODEL=qwen3:8b\n"
+
+
+def as_docker_reads(text: str) -> dict[str, str]:
+    """By the rules of `docker run --env-file`: no quotes, no variables, no remarks behind a value."""
+    found = {}
+    for line in text.removeprefix("\ufeff").split("\n"):
+        line = line.removesuffix("\r").lstrip()
+        if line and not line.startswith("#"):
+            name, equals, value = line.partition("=")
+            assert name == name.rstrip() != "", "it refuses a name with blanks"
+            found |= {name: value} if equals else {}
+    return found
+
+
+def as_python_reads(file: Path) -> dict[str, str | None]:
+    reader = pytest.importorskip("dotenv", reason="no python-dotenv here")
+    found: dict[str, str | None] = reader.dotenv_values(file)
+    return found
+
+
+CASES = [
+    ("", LINES),
+    ("# mine\nDEBUG=1", f"# mine\nDEBUG=1\n{LINES}"),
+    ("DEBUG=1\r\n", "DEBUG=1\r\n" + LINES.replace("\n", "\r\n")),
+    (
+        "A=1\nOPENAI_MODEL = 'old' # x\n\n  B=2  \n",
+        "A=1\nOPENAI_MODEL=qwen3:8b\n\n  B=2  \nOPENAI_BASE_URL=http://h:1/v1\nOPENAI_API_KEY=none\n",
+    ),
+    (
+        "export OPENAI_BASE_URL=x\r\n\texport OPENAI_API_KEY=\"a\\\"b\"\r\nOPENAI_MODEL=\r\n# end",
+        "export OPENAI_BASE_URL=http://h:1/v1\r\n\texport OPENAI_API_KEY=none\r\nOPENAI_MODEL=qwen3:8b\r\n# end",
+    ),
+    # every one of several: readers differ in which of them counts
+    (f"{LINES}OPENAI_MODEL=a\n", f"{LINES}OPENAI_MODEL=qwen3:8b\n"),
+    # what only looks like one
+    (
+        "# OPENAI_MODEL=a\nMY_OPENAI_MODEL=a\nOPENAI_MODEL_2=a\nTEXT='\nOPENAI_MODEL=a\n'\n",
+        "# OPENAI_MODEL=a\nMY_OPENAI_MODEL=a\nOPENAI_MODEL_2=a\nTEXT='\nOPENAI_MODEL=a\n'\n" + LINES,
+    ),
+    # a value of several lines
+    (f"OPENAI_API_KEY=\"a\nb\"\n{LINES}", f"OPENAI_API_KEY=none\n{LINES}"),
+    ("\ufeffOPENAI_MODEL=a\nOPENAI_API_KEY=\nOPENAI_BASE_URL=", "\ufeffOPENAI_MODEL=qwen3:8b\nOPENAI_API_KEY=none\nOPENAI_BASE_URL=http://h:1/v1"),
+    (LINES, LINES),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "after"), CASES, ids=range(len(CASES)))
+def test_an_update(before: str, after: str, tmp_path: Path) -> None:
+    assert dotenv.updated(before, NEW) == after
+    file = tmp_path / ".env"
+    file.write_bytes(before.encode())
+    dotenv.write(file, NEW)
+    assert file.read_bytes() == after.encode()
+    dotenv.write(file, NEW)
+    assert file.read_bytes() == after.encode(), "it is found again"
+    if not after.startswith("\ufeff"):
+        assert NEW.items() <= as_python_reads(file).items()
+    if "export" not in after and "TEXT='" not in after:
+        assert NEW.items() <= as_docker_reads(after).items()
+
+
+@pytest.mark.parametrize("value", ['it\'s $HOME "and" $(so) on', "a b", "a\\nb", "a=b", "x!*&;|<>(){}[]~%^", "größe"])
+def test_a_value_is_read_as_it_is(value: str, tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    dotenv.write(file, {"OPENAI_API_KEY": value})
+    assert as_python_reads(file) == as_docker_reads(file.read_text()) == {"OPENAI_API_KEY": value}
+
+
+REFUSED = ["'a", '"a"', "`a", "a${HOME}", "a #b", "#", " a", "a ", "a\nB=c", "a\tb", "a\x1b"]
+
+
+@pytest.mark.parametrize("value", REFUSED)
+def test_a_value_that_is_read_differently_is_refused(value: str, tmp_path: Path) -> None:
+    with pytest.raises(LlmdeployError) as caught:
+        dotenv.write(tmp_path / ".env", {"OPENAI_API_KEY": value})
+    said = "the value of OPENAI_API_KEY cannot be written so that all readers of such a file read the same"
+    assert caught.value.message == said, "and it does not show the key"
+    assert not list(tmp_path.iterdir())
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(value=st.text(st.characters(codec="utf-8"), min_size=1), before=st.sampled_from([case[0] for case in CASES[:5]]))
+def test_whatever_is_written_is_read_alike(value: str, before: str, tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_bytes(before.encode())
+    try:
+        dotenv.write(file, {"OPENAI_MODEL": value})
+    except LlmdeployError:
+        assert file.read_bytes() == before.encode()
+        assert not re.fullmatch(r"[\w.:/-]+", value)
+        return
+    text = file.read_bytes().decode()
+    assert as_python_reads(file)["OPENAI_MODEL"] == value
+    if "export" not in text:
+        assert as_docker_reads(text)["OPENAI_MODEL"] == value
+
+
+def test_bytes_that_are_no_text_stay(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_bytes(b"NAME=\xff\xfe\x00 caf\xe9\n")
+    dotenv.write(file, NEW)
+    assert file.read_bytes() == b"NAME=\xff\xfe\x00 caf\xe9\n" + LINES.encode()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes, links and pipes as POSIX has them")
+def test_modes_and_links_are_kept(tmp_path: Path) -> None:
+    file, link = tmp_path / "real", tmp_path / ".env"
+    link.symlink_to(file)
+    dotenv.write(link, NEW)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    file.chmod(0o640)
+    dotenv.write(link, {"OPENAI_MODEL": "b"})
+    assert (stat.S_IMODE(file.stat().st_mode), link.is_symlink()) == (0o640, True)
+    assert sorted(os.listdir(tmp_path)) == [".env", "real"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes, links and pipes as POSIX has them")
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", Path(os.devnull)):
+        with pytest.raises(UsageError, match=r"is not a file$"):
+            dotenv.write(path, NEW)
+    with pytest.raises(LlmdeployError, match=r"cannot be written: No such file or directory$") as caught:
+        dotenv.write(tmp_path / "no such" / ".env", NEW)
+    assert caught.value.hint == f"look at its owner and mode: `ls -ld '{tmp_path}/no such'`"
+
+
+def test_a_failure_at_the_last_step_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / ".env").write_text("A=1\n")
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(LlmdeployError, match="cannot be written: No space left on device"):
+        dotenv.write(tmp_path / ".env", NEW)
+    assert (tmp_path / ".env").read_text() == "A=1\n"
+    assert os.listdir(tmp_path) == [".env"]

@@ -1,0 +1,145 @@
+"""The keeping of a deployment, without a server."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from llmdeploy import engines
+from llmdeploy.config import Settings
+from llmdeploy.errors import DoesNotFit, LlmdeployError, PortInUse, Remedy, ServerDied, StartFailed
+from llmdeploy.models.reference import CatalogName
+from llmdeploy.service import history, keeper
+from llmdeploy.service.candidate import Abandoned, Candidate, Event, Order
+from llmdeploy.service.keeper import Keeper
+from llmdeploy.service.threads import in_thread
+
+
+def a_keeper(folder: Path, events: list[Event]) -> Keeper:
+    """Made inside a loop: it tells what happens there."""
+    order = Order(CatalogName("selftest"), Settings())
+    return Keeper(order, engines.get("llamacpp", Settings()), events.append, folder / "server.log")
+
+
+@pytest.mark.parametrize("kind", [StartFailed, DoesNotFit, PortInUse])
+def test_a_server_that_served_long_and_starts_no_more_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: type[LlmdeployError]
+) -> None:
+    monkeypatch.setattr(keeper, "STEADY", -1)  # whatever served, served long
+    delays = []
+
+    async def serve(_: object) -> None:
+        raise ServerDied("it was killed", "")
+
+    async def restart(_: object, ended: object, delay: float) -> None:
+        delays.append(delay)
+        if len(delays) == 20:
+            pytest.fail("it is started for ever")
+        raise kind("it does not start", "")
+
+    async def keep() -> None:
+        await a_keeper(tmp_path, []).keep()
+
+    monkeypatch.setattr(Keeper, "_serve", serve)
+    monkeypatch.setattr(Keeper, "_restart", restart)
+    with pytest.raises(ServerDied, match="the server ended 5 times in a row; at last: it does not start"):
+        asyncio.run(keep())
+    assert delays == [0.5, 1, 2, 4]
+
+
+def test_what_went_by_the_memory_of_the_moment_is_not_taken_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kept: list[history.Start] = []
+    monkeypatch.setattr(history, "remember", lambda kind, start: kept.append(start))
+
+    class Starts:
+        version = "1"
+
+        def launch(self) -> None: ...
+
+        async def until_ready(self) -> None: ...
+
+    async def start() -> None:
+        one = a_keeper(tmp_path, [])
+        one.candidate = cast("Any", Starts())
+        one.remedies = (Remedy("gpu_memory_utilization", 0.4, lasts=False), Remedy("max_model_len", 384))
+        await one.start()
+
+    asyncio.run(start())
+    assert [start.remedies for start in kept] == [(Remedy("max_model_len", 384),)]
+
+
+class Waits(Candidate):
+    """One whose preparing lasts until it is stopped, as that of one that waits for a daemon does."""
+
+    def __init__(self, given: Candidate) -> None:
+        vars(self).update(vars(given))
+        self.begun, self.stopped = threading.Event(), threading.Event()
+
+    def look(self) -> None:
+        self.begun.set()
+        assert self.stopped.wait(10), "it was not stopped"
+        raise StartFailed("the daemon ended", "")
+
+    def stop(self) -> None:
+        self.stopped.set()
+
+
+def test_a_start_that_is_called_off_ends_what_its_thread_waits_for(tmp_path: Path) -> None:
+    async def call_off() -> Waits:
+        one = a_keeper(tmp_path, [])
+        one.candidate = waits = Waits(one.candidate)
+        looking = asyncio.ensure_future(one.look())
+        await in_thread(lambda: waits.begun.wait(10))
+        looking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await looking
+        return waits
+
+    assert asyncio.run(call_off()).stopped.is_set()
+
+
+def test_a_download_that_is_called_off_ends_with_its_next_piece(tmp_path: Path) -> None:
+    events: list[Event] = []
+    candidate = Candidate(
+        Order(CatalogName("selftest"), Settings()), engines.get("llamacpp", Settings()), events.append, tmp_path / "log"
+    )
+    candidate._tell("download", file="x", done=1, total=2)
+    candidate.abandon()
+    with pytest.raises(Abandoned):
+        candidate._tell("download", file="x", done=2, total=2)
+    assert [event["done"] for event in events] == [1]
+
+
+def test_what_a_thread_tells_comes_before_what_it_returns(tmp_path: Path) -> None:
+    events: list[Event] = []
+
+    async def work() -> None:
+        one = a_keeper(tmp_path, events)
+        for number in range(20):
+            await in_thread(lambda number=number: one.candidate._tell("phase", phase=str(number)))  # type: ignore[misc]
+            assert events[-1]["phase"] == str(number)
+
+    asyncio.run(work())
+
+
+def test_a_thread_that_nobody_waits_for_keeps_nothing_alive() -> None:
+    never = threading.Event()
+
+    async def leave() -> None:
+        waiting = asyncio.ensure_future(in_thread(never.wait))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    began = time.monotonic()
+    asyncio.run(leave())
+    assert time.monotonic() - began < 5
+    never.set()

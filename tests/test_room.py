@@ -1,0 +1,94 @@
+"""Whether a new server finds room beside the old one, on machines as data; and what a real process holds."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from llmdeploy.hardware import Gpu, Hardware
+from llmdeploy.models.facts import ModelFacts
+from llmdeploy.plan import GIB, MemoryPart, Plan, Wishes, make_plan
+from llmdeploy.service import room
+from llmdeploy.service.process import identify
+from llmdeploy.service.room import Held
+
+MACHINE = Hardware(
+    platform="Linux 6.8 x86_64",
+    python="3.12.1",
+    cpu="a CPU",
+    physical_cores=8,
+    usable_cores=8,
+    memory_total=64 * GIB,
+    memory_available=40 * GIB,
+    gpus=(Gpu(0, "A", 24 * GIB, 4 * GIB), Gpu(1, "B", 24 * GIB, 20 * GIB), Gpu(2, "C", None, None)),
+)
+FACTS = ModelFacts(
+    architecture="qwen3",
+    weights_bytes=8 * GIB,
+    kv_heads=(8,) * 36,
+    key_length=128,
+    value_length=128,
+    embedding_length=4096,
+    vocabulary_size=151_936,
+    context_length=40_960,
+    capabilities=("text",),
+    source="a test",
+)
+
+
+def plan_with(free: int, **wishes: Any) -> Plan:
+    return make_plan(FACTS, Wishes(**wishes), MemoryPart("available", free, "a test"))
+
+
+def test_side_by_side_where_it_costs_the_new_one_nothing() -> None:
+    found = room.decide(plan_with(40 * GIB), plan_with(60 * GIB), shares=False)
+    assert found.beside
+    assert found.reason == "both fit side by side: 12.5 GiB needed, 40.0 GiB free"
+
+
+def test_one_after_the_other_where_both_do_not_fit() -> None:
+    found = room.decide(plan_with(6 * GIB), plan_with(14 * GIB), shares=False)
+    assert not found.beside
+    assert found.plan == plan_with(14 * GIB)
+    assert found.reason == "8.3 GiB needed and 6.0 GiB free beside it"
+
+
+def test_a_smaller_context_is_no_price_for_being_side_by_side() -> None:
+    found = room.decide(plan_with(9 * GIB), plan_with(20 * GIB), shares=False)
+    assert not found.beside
+    assert found.reason == "beside it 4096 tokens x 1 would fit, alone 8192 x 4"
+
+
+def test_two_of_one_daemon_are_never_side_by_side() -> None:
+    assert not room.decide(plan_with(40 * GIB), plan_with(60 * GIB), shares=True).beside
+
+
+def test_the_machine_without_a_server_has_what_that_holds() -> None:
+    found = room.without(MACHINE, Held(3 * GIB, ((0, 18 * GIB), (2, GIB))))
+    assert found.memory_available == 43 * GIB
+    assert [gpu.memory_free for gpu in found.gpus] == [22 * GIB, 20 * GIB, None]
+    assert room.without(MACHINE, Held(100 * GIB)).memory_available == MACHINE.memory_total
+
+
+def test_what_gpus_hold_is_what_went_since_before_the_start() -> None:
+    before = replace(MACHINE, gpus=(Gpu(0, "A", 24 * GIB, 23 * GIB), *MACHINE.gpus[1:]))
+    assert room.held(None, before, MACHINE).gpus == ((0, 19 * GIB),)
+
+
+def test_a_process_holds_what_it_has_written() -> None:
+    itself = identify(os.getpid())
+    assert itself is not None
+    before = room.held(itself, MACHINE, MACHINE).memory
+    written = bytearray(os.urandom(1)) * (200 * 2**20)
+    after = room.held(itself, MACHINE, MACHINE).memory
+    assert len(written) * 0.9 < after - before < len(written) * 1.5
+
+
+@pytest.mark.parametrize(("free", "enough"), [(20 * GIB, False), (22 * GIB, True), (23 * GIB, True)])
+def test_memory_is_free_when_nearly_all_of_it_is(free: int, enough: bool) -> None:
+    wanted = replace(MACHINE, gpus=(Gpu(0, "A", 24 * GIB, 22 * GIB), *MACHINE.gpus[1:]))
+    now = replace(MACHINE, gpus=(Gpu(0, "A", 24 * GIB, free), *MACHINE.gpus[1:]))
+    assert room.is_free(now, wanted) is enough
