@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +18,7 @@ from startup import console_script, environment, free_port
 CADENCE_US = 20_000
 LARGE = 10_000_000  # bytes
 ABORT = "a client's abort, seen upstream after: ms"
+SERVED_WITHIN = 60.0  # seconds
 CONNECTIONS = 32  # while memory is filled
 
 Figures = dict[str, float]
@@ -122,7 +125,9 @@ def service_memory(folder: Path) -> float:
     port = free_port()
     command = [str(console_script()), "--quiet", "serve", "selftest", "--port", port]
     with ways.started(command, environment=environment(folder)) as service:
+        deadline = time.monotonic() + SERVED_WITHIN
         while not answers(port):
-            if service.poll() is not None:
-                raise SystemExit("error: the self-test model could not be served")
+            if service.poll() is not None or time.monotonic() > deadline:
+                sys.exit("error: the self-test model could not be served")
+            time.sleep(0.05)
         return ways.pss(service.pid)

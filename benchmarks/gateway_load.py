@@ -118,13 +118,17 @@ def interrupted(process: subprocess.Popen[bytes], seconds: float) -> bytes:
 
 def abort_seconds(port: int, upstream: Upstream) -> float:
     """From a client's leaving in mid-stream until the upstream sees its connection closed."""
-    body = b'{"model":"bench","stream":true,"max_tokens":1000000,"interval_us":20000,"messages":[]}'
+    wishes = {"stream": True, "max_tokens": 1_000_000, "interval_us": 20_000}
+    messages = [{"role": "user", "content": "hi"}]
+    body = json.dumps({"model": "bench", **wishes, "messages": messages}, separators=(",", ":"))
     head = f"POST {ROUTE} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
     with socket.create_connection(("127.0.0.1", port), timeout=HEARD_WITHIN) as client:
-        client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        while b"@" not in (came := client.recv(65536)):
-            if not came:
-                sys.exit("error: a stream ended before it began")
+        client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        came = b""
+        while b"@" not in came:  # of a chunk's time
+            came += (more := client.recv(65536))
+            if not more or b" 200 " not in came[:16]:
+                sys.exit(f"error: a stream did not begin: {came[:500]!r}")
         left = time.monotonic_ns()
     try:
         return (upstream.cut() - left) / 1e9
