@@ -53,17 +53,21 @@ class Request(NamedTuple):
     is_1_1: bool
     host: bytes
     fields: Fields
-    length: int
-    """Bytes of the body; 0 where it is chunked."""
     chunked: bool
     keep_alive: bool
     expects_continue: bool
     connection: frozenset[bytes]
     """What `Connection` names beside `close` and `keep-alive`: headers that are not passed on."""
+    length: int
+    """Bytes of the body; 0 where it is chunked."""
 
     def get(self, name: bytes) -> bytes | None:
         """The first header of that name."""
         return next((value for it, value in self.fields if it == name), None)
+
+    def of_length(self, length: int) -> Request:
+        """The same with a body of that length, which `fields` do not tell."""
+        return Request(*self[:-1], length)
 
 
 class Response(NamedTuple):
@@ -72,14 +76,18 @@ class Response(NamedTuple):
     status: int
     reason: bytes
     fields: Fields
-    length: int | None
     chunked: bool
     keep_alive: bool
     connection: frozenset[bytes]
+    length: int | None
 
     def get(self, name: bytes) -> bytes | None:
         """The first header of that name."""
         return next((value for it, value in self.fields if it == name), None)
+
+    def of_length(self, length: int) -> Response:
+        """The same with a body of that length, which `fields` do not tell."""
+        return Response(*self[:-1], length)
 
 
 # Heads
@@ -149,11 +157,11 @@ def parse_request(head: bytes) -> Request:
         is_1_1=is_1_1,
         host=host,
         fields=fields,
-        length=framing.length or 0,
         chunked=framing.chunked,
         keep_alive=is_1_1 and not framing.close,
         expects_continue=is_1_1 and framing.expect is not None,
         connection=framing.connection,
+        length=framing.length or 0,
     )
 
 
@@ -169,10 +177,10 @@ def parse_response(head: bytes) -> Response:
         status=int(line[2]),
         reason=line[3] or b"",
         fields=fields,
-        length=framing.length,
         chunked=framing.chunked,
         keep_alive=is_1_1 and not framing.close,
         connection=framing.connection,
+        length=framing.length,
     )
 
 

@@ -26,6 +26,7 @@ class Exchange:
         self.method = head.method
         self.path = head.path
         self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in head.fields}
+        self.headers.pop("content-length", None)  # `body` tells
         self.body = bytes(body)
         self.is_local = client.is_local
         self.left: asyncio.Future[None] = asyncio.get_running_loop().create_future()

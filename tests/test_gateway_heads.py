@@ -1,0 +1,79 @@
+"""Heads that are remembered: read once, and never taken for another."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmdeploy.gateway import heads
+from llmdeploy.gateway.heads import answered, asked
+from llmdeploy.wire import BadFraming, parse_request, parse_response
+
+ASKED = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %b\r\nX-A: b\r\nAuthorization: Bearer s\r\n\r\n"
+)
+ANSWERED = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %b\r\nx-a: b\r\n\r\n"
+
+
+def test_a_head_is_read_once_whatever_its_length() -> None:
+    heads._asked.cache_clear()
+    for length in (0, 7, 123456, 7):
+        head = ASKED % str(length).encode()
+        assert asked(head).head == parse_request(head)._replace(fields=asked(head).head.fields)
+        assert asked(head).head.length == length
+        assert asked(head).onward == b"x-a: b\r\n"
+    assert heads._asked.cache_info().misses == 1
+
+
+def test_an_answer_is_read_once_whatever_its_length() -> None:
+    heads._answered.cache_clear()
+    for length in (0, 7, 123456, 7):
+        head = ANSWERED % (b"text/event-stream; charset=utf-8", str(length).encode())
+        assert answered(head).head == parse_response(head)._replace(fields=answered(head).head.fields)
+        assert answered(head).head.length == length
+        assert answered(head).is_stream
+    assert heads._answered.cache_info().misses == 1
+    assert not answered(ANSWERED % (b"application/json", b"1")).is_stream
+
+
+FOLDED = [b"\r\n 1", b"1\n", b"1\r\n\t2", b"1\r\nTransfer-Encoding: chunked"]
+
+
+@pytest.mark.parametrize(
+    "length",
+    [
+        b"",
+        b" ",
+        b"+1",
+        b"1 2",
+        b"1, 1",
+        b"0x1",
+        b"1\r\nContent-Length: 1",
+        b"1\r\ncontent-length: 2",
+        b"9" * 19,
+        *FOLDED,
+    ],
+)
+def test_what_is_remembered_helps_no_head_that_is_none(length: bytes) -> None:
+    asked(ASKED % b"1")
+    answered(ANSWERED % (b"text/plain", b"1"))
+    for _ in range(2):
+        with pytest.raises(BadFraming):
+            asked(ASKED % length)
+        with pytest.raises(BadFraming):
+            answered(ANSWERED % (b"text/plain", length))
+
+
+def test_a_head_without_a_length_is_not_one_with_an_empty_one() -> None:
+    with_length = asked(ASKED % b"5")
+    without = asked((ASKED % b"5").replace(b"Content-Length: 5\r\n", b""))
+    assert (with_length.head.length, without.head.length) == (5, 0)
+    before, _, after = (ASKED % b"5").partition(b"5")
+    with pytest.raises(BadFraming):
+        asked(before + after)
+
+
+def test_a_long_head_is_not_remembered() -> None:
+    size = heads._asked.cache_info().currsize
+    long = asked(b"GET / HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * 3000 + b"\r\n\r\n")
+    assert len(long.onward) > 3000
+    assert heads._asked.cache_info().currsize == size
