@@ -78,6 +78,9 @@ def usable_cores() -> Cores:
         sys.exit(f"error: not installed: {names}\nhint: apt install {' '.join(NEEDED[name] for name in missing)}")
     if sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2:
         sys.exit("error: this needs Linux and two cores")
+    busy = os.getloadavg()[0]
+    if busy > 0.5:
+        print(f"warning: the machine has other work (load {busy:.1f}): only CPU figures hold", file=sys.stderr)
     proxy, load = sorted(os.sched_getaffinity(0))[:2]
     return Cores(proxy, load)
 

@@ -54,7 +54,7 @@ def test_the_gateways_benchmark_runs_and_leaves_nothing_behind(tmp_path: Path) -
     document = tmp_path / "figures.json"
     command = [sys.executable, str(GATEWAY), "--quick", "--json", str(document)]
     done = subprocess.run(command, env=os.environ | {"TMPDIR": str(folder)}, capture_output=True, text=True)
-    assert done.stderr == ""
+    assert [line for line in done.stderr.splitlines() if not line.startswith("warning: the machine")] == []
     table, goals = done.stdout.split("\n\n")
     assert {line[:52].rstrip() for line in table.splitlines()[1:]} == ROWS
     assert [line.split()[-1] in ("ok", "missed") for line in goals.splitlines()[1:]] == [True] * 9
