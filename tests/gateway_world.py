@@ -339,8 +339,14 @@ async def world(
     finally:
         for app in it.apps:
             app.leave()
-        await gateway.close()
-        await engine.stop()
+        try:
+            await gateway.close()
+        finally:  # uvloop does not close while something is open
+            for client in gateway.clients:
+                client.transport.abort()
+            for server in gateway._servers:
+                server.close()
+            await engine.stop()
         assert gateway.in_flight() == gateway.held == gateway.buffered == 0
         assert not gateway.clients
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
@@ -13,6 +15,7 @@ from unittest.mock import patch
 import pytest
 
 from llmdeploy.errors import LlmdeployError
+from llmdeploy.gateway.client import _LINGERING as LINGERING
 from llmdeploy.gateway.gateway import Exchange, Gateway, Limits, Target
 from llmdeploy.gateway.upstream import Upstream
 from tests.gateway_world import (
@@ -44,6 +47,20 @@ def assert_refused(answer: Answer, status: int, words: str = "") -> None:
     assert set(answer.error) >= {"message", "type", "param", "code", "llmdeploy"}
     assert words in answer.error["message"]
     assert answer.error["llmdeploy"]["hint"]
+
+
+@contextlib.contextmanager
+def noted_order() -> Iterator[list[Any]]:
+    """The tags of the requests in the order in which they go out."""
+    sent: list[Any] = []
+    send = Upstream.send
+
+    def noted(upstream: Upstream, call: Any, head: bytes, body: bytes) -> None:
+        sent.append(json.loads(body)["user"])
+        send(upstream, call, head, body)
+
+    with patch.object(Upstream, "send", noted):
+        yield sent
 
 
 # What goes through
@@ -328,16 +345,21 @@ async def test_an_idle_connection_is_dropped_before_the_engine_does() -> None:
 
 @on_loops
 async def test_bytes_that_nobody_asked_for_end_a_connection() -> None:
+    answered = asyncio.Event()
+
     async def handler(peer: Peer, asked: Asked) -> None:
         await echo(peer, asked)
         if asked.document["user"] == 1:
+            await answered.wait()
             await peer.write(b'HTTP/1.1 200 OK\r\ncontent-length: 13\r\n\r\n{"tag": "no"}')
 
     async with world(handler) as it:
         app = await it.app()
         assert (await app.ask(post(1))).document == {"tag": 1}
+        answered.set()
         await it.engine.peers[0].gone.wait()
         assert (await app.ask(post(2))).document == {"tag": 2}
+        assert await app.ask(get("/health"))
 
 
 @on_loops
@@ -446,14 +468,7 @@ async def test_held_requests_are_served_in_their_order_and_no_more_are_held_than
         refused = await it.ask(post("201st"))
         assert_refused(refused, 503, "200 requests wait already")
         assert int(refused.headers["retry-after"]) > 0
-        sent: list[int] = []
-        send = Upstream.send
-
-        def noted(upstream: Upstream, call: Any, head: bytes, body: bytes) -> None:
-            sent.append(json.loads(body)["user"])
-            send(upstream, call, head, body)
-
-        with patch.object(Upstream, "send", noted):
+        with noted_order() as sent:
             it.gateway.point(it.target)
             assert [(await app.answer()).document for app in apps] == [{"tag": number} for number in range(200)]
         assert sent == list(range(200))
@@ -590,7 +605,7 @@ async def test_a_request_that_ends_two_servers_is_not_sent_to_a_third() -> None:
     async def handler(peer: Peer, asked: Asked) -> None:
         peer.transport.abort()
 
-    async with world(handler) as it:
+    async with world(handler, Limits(lost_seconds=60)) as it:
         app = await it.app()
         await app.send(post("poison"))
         await until(lambda: it.gateway.held == 1)
@@ -602,22 +617,56 @@ async def test_a_request_that_ends_two_servers_is_not_sent_to_a_third() -> None:
 @on_loops
 async def test_lost_requests_come_before_those_that_wait() -> None:
     async def handler(peer: Peer, asked: Asked) -> None:
-        if len(peer.engine.asked) == 1:
-            peer.transport.abort()
-        else:
+        if len(peer.engine.asked) > 2:
             await echo(peer, asked)
 
     async with world(handler) as it:
-        first, second = await it.app(), await it.app()
-        await first.send(post(1))
-        await until(lambda: it.gateway.held == 1)
+        apps = [await it.app() for _ in range(3)]
+        for number in (0, 1):
+            await apps[number].send(post(number))
+            await until(lambda: len(it.engine.asked) == number + 1)  # noqa: B023
         it.gateway.hold("restart")
-        await second.send(post(2))
-        await until(lambda: it.gateway.held == 2)
-        it.gateway.point(replace(it.target))
-        assert (await first.answer()).document == {"tag": 1}
-        assert (await second.answer()).document == {"tag": 2}
-        assert it.engine.tags == [1, 1, 2]
+        await apps[2].send(post(2))
+        await until(lambda: it.gateway.held == 1)
+        for number in (1, 0):
+            it.engine.peers[number].transport.abort()
+            await until(lambda: it.gateway.held == 3 - number)  # noqa: B023
+        with noted_order() as sent:
+            it.gateway.point(replace(it.target))
+            assert [(await app.answer()).document["tag"] for app in apps] == [0, 1, 2]
+        assert sent == [0, 1, 2]
+
+
+@on_loops
+async def test_an_engine_that_hangs_up_at_once_is_an_error() -> None:
+    async with world(limits=Limits(lost_seconds=0.05)) as it:
+
+        def hang_up(peer: Peer, transport: Any) -> None:
+            transport.abort()
+
+        with patch.object(Peer, "connection_made", hang_up), patch.object(Peer, "connection_lost"):
+            for _ in range(20):
+                assert_refused(await it.ask(post()), 502)
+
+
+@on_loops
+async def test_a_connection_that_was_held_back_reads_on_for_the_next_request() -> None:
+    async def handler(peer: Peer, asked: Asked) -> None:
+        await peer.answer(json.dumps("x" * asked.document["user"]).encode())
+
+    async with world(handler) as it:
+        app = await it.app()
+        await app.ask(post(1))
+        (client,) = it.gateway.clients
+        client.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        client.transport.set_write_buffer_limits(high=1000)
+        app.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        await app.send(post(200_000))
+        await until(lambda: client.is_blocked and it.gateway.in_flight() == 0)
+        assert (await it.ask(post(2))).document == "xx"
+        assert len(it.engine.peers) == 1
+        app.reader._transport.resume_reading()  # type: ignore[attr-defined]
+        assert len((await app.answer()).document) == 200_000
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -929,10 +978,14 @@ async def test_a_body_that_is_too_large_is_refused_before_it_is_read() -> None:
 async def test_the_answer_to_a_body_that_is_too_large_is_not_lost() -> None:
     async with world() as it:
         app = await it.app()
-        sending = asyncio.ensure_future(app.send(post(body=b"a" * (65 * 2**20))))
+        reading = app.reader._transport  # type: ignore[attr-defined]
+        reading.pause_reading()
+        app.writer.write(post(body=b"a" * (65 * 2**20)))
+        (client,) = it.gateway.clients
+        await until(lambda: client._state == LINGERING)
+        await asyncio.sleep(0.2)  # for the connection to fail meanwhile
+        reading.resume_reading()
         assert_refused(await app.answer(), 413, "64 MiB")
-        sending.cancel()
-        app.leave()
 
 
 @on_loops

@@ -45,7 +45,6 @@ class Call:
         "_mode",
         "_onward",
         "_pool",
-        "_received",
         "_sent",
         "_sent_head",
         "_size",
@@ -57,6 +56,7 @@ class Call:
         "_was_retried",
         "_write",
         "deadline",
+        "received",
     )
 
     def __init__(self, gateway: Gateway, client: Client, asked: Asked, body: bytes) -> None:
@@ -65,7 +65,7 @@ class Call:
         self._head = asked.head
         self._onward = asked.onward
         self._body = body
-        self._received = time.monotonic()
+        self.received = time.monotonic()
         self.deadline = 0.0
         """While it waits."""
         self._pool: Pool | None = None
@@ -209,7 +209,7 @@ class Call:
 
     def _began(self) -> None:
         self._first = time.monotonic()
-        self._gateway.metrics.first_token(self._engine, self._model, self._first - self._received)
+        self._gateway.metrics.first_token(self._engine, self._model, self._first - self.received)
 
     def _measure(self) -> None:
         seconds = time.monotonic() - self._first

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -54,7 +54,7 @@ class Gateway:
         self._last: Target | None = None
         self._last_since = 0
         self._held: dict[Call, None] = {}
-        self._lost: dict[Call, Pool] = {}
+        self._lost: dict[Call, None] = {}
         """Requests whose server cannot be reached, while nobody has said yet that it is gone."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._servers: list[asyncio.Server] = []
@@ -170,18 +170,23 @@ class Gateway:
         """The server of a request cannot be reached. Who keeps it will soon say so."""
         if pool is self._pool:
             call.deadline = time.monotonic() + self.limits.lost_seconds
-            self._lost[call] = pool
+            self._lost[call] = None
+        elif self._pool is None and self._error is None:
+            self._hold_again([call])
         else:
             self.relay(call)
 
     def _gather_lost(self) -> None:
-        """Lost requests wait for what comes now; they came before all that wait already."""
+        """Lost requests wait for what comes now."""
         lost, self._lost = self._lost, {}
         if lost:
-            held, self._held = self._held, {}
-            for call in lost:
-                self._hold(call)
-            self._held |= held
+            self._hold_again(lost)
+
+    def _hold_again(self, calls: Iterable[Call]) -> None:
+        """Requests that have waited before stand where they stood: before those that came later."""
+        for call in calls:
+            self._hold(call)
+        self._held = dict.fromkeys(sorted(self._held, key=lambda it: it.received))
 
     def forget(self, call: Call) -> None:
         """The client of a request has left."""
