@@ -6,14 +6,18 @@ import asyncio
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from llmdeploy import engines
 from llmdeploy.config import Settings
+from llmdeploy.engines.base import ServerSpec
 from llmdeploy.errors import DoesNotFit, LlmdeployError, PortInUse, Remedy, ServerDied, StartFailed
+from llmdeploy.gateway.target import Target
 from llmdeploy.models.reference import CatalogName
+from llmdeploy.plan import Setting
 from llmdeploy.service import history, keeper
 from llmdeploy.service.candidate import Abandoned, Candidate, Event, Order
 from llmdeploy.service.keeper import Keeper
@@ -143,3 +147,25 @@ def test_a_thread_that_nobody_waits_for_keeps_nothing_alive() -> None:
     asyncio.run(leave())
     assert time.monotonic() - began < 5
     never.set()
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://127.0.0.1:5000", ("127.0.0.1", 5000, False, "")),
+        ("http://[::1]:5000", ("::1", 5000, False, "")),
+        ("http://gpu.example/ollama", ("gpu.example", 80, False, "/ollama")),
+        ("https://gpu.example/ollama", ("gpu.example", 443, True, "/ollama")),
+        ("https://gpu.example:8443", ("gpu.example", 8443, True, "")),
+    ],
+)
+def test_requests_go_to_the_whole_of_an_address(url: str, expected: tuple[str, int, bool, str], tmp_path: Path) -> None:
+    async def target() -> Target:
+        one = a_keeper(tmp_path, [])
+        one.candidate.spec = ServerSpec((), url, "/health", served_name="selftest")
+        one.candidate.facts = cast("Any", SimpleNamespace(capabilities=("text",)))
+        one.candidate.plan = cast("Any", SimpleNamespace(context=Setting(8192, "")))
+        return one.target()
+
+    found = asyncio.run(target())
+    assert (found.host, found.port, found.tls, found.prefix) == expected

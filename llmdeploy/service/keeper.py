@@ -201,6 +201,8 @@ class Keeper:
             context=now.plan.context.value,
             adapt=self.engine.adapt,
             lacks=self.engine.lacks,
+            tls=url.scheme == "https",
+            prefix=url.path,
         )
 
     async def stop(self) -> None:
