@@ -79,6 +79,45 @@ def test_what_went_by_the_memory_of_the_moment_is_not_taken_over(
     assert [start.remedies for start in kept] == [(Remedy("max_model_len", 384),)]
 
 
+def test_a_server_of_anothers_that_is_away_is_told_and_so_is_its_return(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(keeper, "WATCH", 0.01)
+    events: list[Event] = []
+
+    class Another:
+        away = False
+        spec = ServerSpec((), "http://127.0.0.1:5000", "/api/version")
+
+        def __init__(self) -> None:
+            self.ended = asyncio.get_running_loop().create_future()
+
+        async def keep(self) -> None:
+            await asyncio.sleep(3600)
+
+        def raise_if_over(self) -> None: ...
+
+    async def told(count: int) -> list[str]:
+        while len(events) < count:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)  # once is enough
+        return [event["event"] for event in events]
+
+    async def serve() -> None:
+        one = a_keeper(tmp_path, events)
+        one.candidate = another = cast("Any", Another())
+        serving = asyncio.ensure_future(one._serve())
+        assert await told(0) == []
+        another.away = True
+        assert await told(2) == ["note", "down"]
+        assert events[1]["error"].message == "`http://127.0.0.1:5000` does not answer: requests wait until it does"
+        another.away = False
+        assert await told(4) == ["note", "down", "note", "serving"]
+        serving.cancel()
+
+    asyncio.run(asyncio.wait_for(serve(), 10))
+
+
 class Waits(Candidate):
     """One whose preparing lasts until it is stopped, as that of one that waits for a daemon does."""
 
