@@ -6,14 +6,18 @@ import asyncio
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from llmdeploy import engines
 from llmdeploy.config import Settings
+from llmdeploy.engines.base import ServerSpec
 from llmdeploy.errors import DoesNotFit, LlmdeployError, PortInUse, Remedy, ServerDied, StartFailed
+from llmdeploy.gateway.target import Target
 from llmdeploy.models.reference import CatalogName
+from llmdeploy.plan import Setting
 from llmdeploy.service import history, keeper
 from llmdeploy.service.candidate import Abandoned, Candidate, Event, Order
 from llmdeploy.service.keeper import Keeper
@@ -73,6 +77,45 @@ def test_what_went_by_the_memory_of_the_moment_is_not_taken_over(
 
     asyncio.run(start())
     assert [start.remedies for start in kept] == [(Remedy("max_model_len", 384),)]
+
+
+def test_a_server_of_anothers_that_is_away_is_told_and_so_is_its_return(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(keeper, "WATCH", 0.01)
+    events: list[Event] = []
+
+    class Another:
+        away = False
+        spec = ServerSpec((), "http://127.0.0.1:5000", "/api/version")
+
+        def __init__(self) -> None:
+            self.ended = asyncio.get_running_loop().create_future()
+
+        async def keep(self) -> None:
+            await asyncio.sleep(3600)
+
+        def raise_if_over(self) -> None: ...
+
+    async def told(count: int) -> list[str]:
+        while len(events) < count:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)  # once is enough
+        return [event["event"] for event in events]
+
+    async def serve() -> None:
+        one = a_keeper(tmp_path, events)
+        one.candidate = another = cast("Any", Another())
+        serving = asyncio.ensure_future(one._serve())
+        assert await told(0) == []
+        another.away = True
+        assert await told(2) == ["note", "down"]
+        assert events[1]["error"].message == "`http://127.0.0.1:5000` does not answer: requests wait until it does"
+        another.away = False
+        assert await told(4) == ["note", "down", "note", "serving"]
+        serving.cancel()
+
+    asyncio.run(asyncio.wait_for(serve(), 10))
 
 
 class Waits(Candidate):
@@ -143,3 +186,25 @@ def test_a_thread_that_nobody_waits_for_keeps_nothing_alive() -> None:
     asyncio.run(leave())
     assert time.monotonic() - began < 5
     never.set()
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://127.0.0.1:5000", ("127.0.0.1", 5000, False, "")),
+        ("http://[::1]:5000", ("::1", 5000, False, "")),
+        ("http://gpu.example/ollama", ("gpu.example", 80, False, "/ollama")),
+        ("https://gpu.example/ollama", ("gpu.example", 443, True, "/ollama")),
+        ("https://gpu.example:8443", ("gpu.example", 8443, True, "")),
+    ],
+)
+def test_requests_go_to_the_whole_of_an_address(url: str, expected: tuple[str, int, bool, str], tmp_path: Path) -> None:
+    async def target() -> Target:
+        one = a_keeper(tmp_path, [])
+        one.candidate.spec = ServerSpec((), url, "/health", served_name="selftest")
+        one.candidate.facts = cast("Any", SimpleNamespace(capabilities=("text",)))
+        one.candidate.plan = cast("Any", SimpleNamespace(context=Setting(8192, "")))
+        return one.target()
+
+    found = asyncio.run(target())
+    assert (found.host, found.port, found.tls, found.prefix) == expected

@@ -307,6 +307,11 @@ class Candidate:
         return isinstance(self._runs, Attached)
 
     @property
+    def away(self) -> bool:
+        """Whether its server, another's, is not there for the moment: it may be started again."""
+        return isinstance(self._runs, Attached) and self._runs.away
+
+    @property
     def _last_line(self) -> str:
         return next((line for line in reversed(self._lines) if line.strip()), "")
 

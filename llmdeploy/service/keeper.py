@@ -35,8 +35,8 @@ BACKOFF = 0.5
 """Seconds before a server that ended is started again; twice as long each time."""
 LONG = 5.0
 """Seconds of a start from which on it is worth an estimate."""
-WATCH = 1.0
-"""Seconds between two looks at whether the server has said that it is doomed."""
+WATCH = 0.5
+"""Seconds between two looks at whether the server has said that it is doomed, or is away."""
 STEADY = 60.0
 """Seconds of service after which an end is no longer in a row with those before."""
 GIVING_UP = 1.0
@@ -182,12 +182,27 @@ class Keeper:
     async def _serve(self) -> None:
         """Until the server ends."""
         keeping = asyncio.ensure_future(self.candidate.keep())
+        away = False
         try:
             while True:
                 await asyncio.wait({self.candidate.ended}, timeout=WATCH)
                 self.candidate.raise_if_over()
+                if away != self.candidate.away:
+                    away = not away
+                    self._tell_whether(away)
         finally:
             keeping.cancel()
+
+    def _tell_whether(self, away: bool) -> None:
+        """A server of another's is away, or back. Whoever keeps it may start it again."""
+        if away:
+            url = self.candidate.spec.base_url
+            gone = ServerDied(f"`{url}` does not answer: requests wait until it does", "start it again")
+            self._note(gone.message)
+            self._tell("down", error=gone)
+        else:
+            self._note("it answers again")
+            self._tell("serving")
 
     def target(self) -> Target:
         """Where requests go that its server is to answer."""
@@ -201,6 +216,8 @@ class Keeper:
             context=now.plan.context.value,
             adapt=self.engine.adapt,
             lacks=self.engine.lacks,
+            tls=url.scheme == "https",
+            prefix=url.path,
         )
 
     async def stop(self) -> None:
