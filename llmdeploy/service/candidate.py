@@ -243,6 +243,11 @@ class Candidate:
         if self._ready and self._progress.is_doomed:
             raise self._ending(1)
 
+    @property
+    def serves(self) -> bool:
+        """Whether the server is ready and has not ended."""
+        return self._ready and not self.ended.done()
+
     def abandon(self) -> None:
         """Have a thread that works for it give up."""
         self._abandoned.set()

@@ -203,20 +203,25 @@ class Keeper:
             lacks=self.engine.lacks,
         )
 
+    @property
+    def serves(self) -> bool:
+        """Whether its server is ready and has not ended."""
+        return self.candidate.serves
+
     async def stop(self) -> None:
         """End the server and give back what was taken; fine where there is none."""
         await in_thread(self.candidate.stop)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """The candidate's work; cancelled, it is ended with all that it has started."""
-        working = asyncio.ensure_future(in_thread(work))
+        candidate, working = self.candidate, asyncio.ensure_future(in_thread(work))
         try:
             return await asyncio.shield(working)
         except asyncio.CancelledError:
-            self.candidate.abandon()
+            candidate.abandon()
             deadline = time.monotonic() + GIVING_UP
             while not working.done() and time.monotonic() < deadline:
-                await in_thread(self.candidate.stop)  # it may wait for a daemon, and ends with it
+                await in_thread(candidate.stop)  # it may wait for a daemon, and ends with it
                 await asyncio.wait({working}, timeout=0.05)
             if working.done():
                 working.exception()  # which nobody wants to know now
