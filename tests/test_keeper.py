@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from llmdeploy import engines
+from llmdeploy import engines, hardware
 from llmdeploy.config import Settings
 from llmdeploy.errors import DoesNotFit, LlmdeployError, PortInUse, Remedy, ServerDied, StartFailed
 from llmdeploy.models.reference import CatalogName
+from llmdeploy.plan import GIB
 from llmdeploy.service import history, keeper
 from llmdeploy.service.candidate import Abandoned, Candidate, Event, Order
 from llmdeploy.service.keeper import Keeper
+from llmdeploy.service.switch import holds
 from llmdeploy.service.threads import in_thread
 
 
@@ -60,6 +63,7 @@ def test_what_went_by_the_memory_of_the_moment_is_not_taken_over(
 
     class Starts:
         version = "1"
+        machine = hardware.detect()
 
         def launch(self) -> None: ...
 
@@ -73,6 +77,34 @@ def test_what_went_by_the_memory_of_the_moment_is_not_taken_over(
 
     asyncio.run(start())
     assert [start.remedies for start in kept] == [(Remedy("max_model_len", 384),)]
+
+
+def test_what_a_start_took_of_a_gpu_stays_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also once the server beside which it was started has gone, and while it is started again."""
+
+    def machine(free: int) -> hardware.Hardware:
+        return replace(hardware.detect(), gpus=(hardware.Gpu(0, "A", 80 * GIB, free * GIB),))
+
+    before, ready, later = machine(40), machine(10), machine(50)
+
+    class Starts:
+        version, machine, server = "1", before, None
+
+        def launch(self) -> None: ...
+
+        async def until_ready(self) -> None: ...
+
+    async def start() -> None:
+        one = a_keeper(tmp_path, [])
+        restarting, one.candidate = one.candidate, cast("Any", Starts())
+        monkeypatch.setattr(hardware, "detect", lambda: ready)
+        await one.start()
+        monkeypatch.setattr(hardware, "detect", lambda: later)
+        assert holds(one).gpus == ((0, 30 * GIB),)
+        one.candidate = restarting
+        assert holds(one).gpus == ((0, 30 * GIB),)
+
+    asyncio.run(start())
 
 
 class Waits(Candidate):

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from llmdeploy import hardware
 from llmdeploy.config import Settings
 from llmdeploy.engines.base import ServerSpec
-from llmdeploy.errors import LlmdeployError, StartFailed, StateUnwritable
+from llmdeploy.errors import LlmdeployError, StartFailed, StateUnwritable, UsageError
 from llmdeploy.gateway.gateway import Gateway, Limits
 from llmdeploy.gateway.target import Target
 from llmdeploy.models.reference import CatalogName
-from llmdeploy.plan import Plan, Setting
+from llmdeploy.plan import GIB, Plan, Setting
 from llmdeploy.service import deployment, state
 from llmdeploy.service import switch as switching
 from llmdeploy.service.candidate import Event, Order
@@ -305,3 +307,30 @@ def test_a_full_disk_does_not_end_a_server_that_was_started_again(
         assert world.points_to == "old"
 
     play(tmp_path, work)
+
+
+@pytest.mark.parametrize(("attached", "given"), [(True, 0), (False, GIB)])
+def test_what_a_daemon_lets_go_by_itself_is_not_counted_twice(tmp_path: Path, attached: bool, given: int) -> None:
+    machine = hardware.detect()
+    machine = replace(machine, gpus=(hardware.Gpu(0, "A", 24 * GIB, 4 * GIB),))
+    planned: list[int] = []
+
+    def plan_for(on: hardware.Hardware) -> Plan:
+        planned.append((on.gpus[0].memory_free or 0) - 4 * GIB)
+        return PLAN
+
+    async def work(world: World) -> None:
+        world.old.candidate.attached = attached
+        world.new.engine.side_by_side = False
+        world.new.candidate.plan_for = plan_for
+        world.switch._new, world.switch._holds = cast("Any", world.new), Held(0, ((0, GIB),))
+        assert not world.switch._room_for(machine).beside
+
+    play(tmp_path, work)
+    assert planned == [0, given]
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"settings": [], "model": "x"}', b'{"settings": {}, "model": 5}'])
+def test_an_order_that_makes_no_sense_is_refused(body: bytes) -> None:
+    with pytest.raises(UsageError, match="does not understand"):
+        Wanted.read(body)

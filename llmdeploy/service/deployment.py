@@ -13,12 +13,12 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
-from llmdeploy import config, engines, hardware
+from llmdeploy import config, engines
 from llmdeploy.address import local_url
 from llmdeploy.errors import LlmdeployError, PortInUse
 from llmdeploy.gateway.gateway import Gateway, Limits
 from llmdeploy.service import signals, state
-from llmdeploy.service.candidate import READY, Event, Order
+from llmdeploy.service.candidate import READY, Candidate, Event, Order
 from llmdeploy.service.keeper import Keeper
 from llmdeploy.service.leftover import end_leftover
 from llmdeploy.service.orders import Orders
@@ -288,11 +288,11 @@ class Service:
             settings=config.document(order.settings),
             receipt=None,
         )
-        self._spawn(self._make_receipt(self.current))
+        self._spawn(self._make_receipt(self.current, now))
 
-    async def _make_receipt(self, keeper: Keeper) -> None:
-        found = await in_thread(lambda: receipt(keeper, hardware.detect()))
-        if keeper is self.current:
+    async def _make_receipt(self, keeper: Keeper, candidate: Candidate) -> None:
+        found = await in_thread(lambda: receipt(keeper, candidate))
+        if candidate is self.current.candidate:  # it may have been started again meanwhile
             with suppress(LlmdeployError):
                 self.update(receipt=found)
 

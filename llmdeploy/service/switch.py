@@ -58,7 +58,7 @@ class Wanted:
             return cls(
                 order, Path(content["file"]), dict(content["changes"]), bool(content["hold"]), bool(content["beside"])
             )
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             hint = "`llmdeploy stop`, then serve again"
             raise UsageError("the service does not understand this order", hint) from None
 
@@ -123,7 +123,7 @@ class Switch:
         config_edit.edited(self._wanted.file, self._wanted.changes)
         await self._new.look()
         machine = await in_thread(hardware.detect)
-        self._holds = await in_thread(lambda: holds(self._old, machine))
+        self._holds = await in_thread(lambda: holds(self._old))
         self._room = await in_thread(lambda: self._room_for(machine))
         self._room.plan.demand_fit(str(self._wanted.order.model))
         self._service.tell({"event": "room", "beside": self._room.beside, "reason": self._room.reason})
@@ -131,11 +131,13 @@ class Switch:
     def _room_for(self, machine: Hardware) -> Room:
         """Whether both fit, as the engine plans them. Raises DoesNotFit."""
         new, old = self._new, self._old
+        shares = new.engine.name == old.engine.name and not new.engine.side_by_side
+        # A daemon of another's counts what it lets go for a model itself.
+        given = Held() if shares and old.candidate.attached else self._holds
         beside = new.candidate.plan_for(machine)
-        alone = new.candidate.plan_for(room.without(machine, self._holds))
+        alone = new.candidate.plan_for(room.without(machine, given))
         if not self._wanted.beside:
             return Room(False, alone, "one after the other, as asked for")
-        shares = new.engine.name == old.engine.name and not new.engine.side_by_side
         return room.decide(beside, alone, shares=shares)
 
     async def _prepare(self) -> None:
@@ -272,6 +274,6 @@ class Switch:
         self._service.hear(keeper, event)
 
 
-def holds(keeper: Keeper, machine: Hardware) -> Held:
+def holds(keeper: Keeper) -> Held:
     """What a keeper's server holds of the machine."""
-    return room.held(keeper.candidate.server, keeper.candidate.machine, machine)
+    return room.held(keeper.candidate.server, keeper.gpus)
