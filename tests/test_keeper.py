@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from llmdeploy import engines, hardware
 from llmdeploy.config import Settings
+from llmdeploy.engines.base import ServerSpec
 from llmdeploy.errors import DoesNotFit, LlmdeployError, PortInUse, Remedy, ServerDied, StartFailed
 from llmdeploy.models.reference import CatalogName
 from llmdeploy.plan import GIB
@@ -135,6 +138,31 @@ def test_a_start_that_is_called_off_ends_what_its_thread_waits_for(tmp_path: Pat
         return waits
 
     assert asyncio.run(call_off()).stopped.is_set()
+
+
+def test_two_who_stop_a_server_give_back_once_what_it_took(tmp_path: Path) -> None:
+    """One was called off while it waited; the second must not undo what a third has begun meanwhile."""
+    released: list[str] = []
+    slow = threading.Event()
+
+    def release(base_url: str, served_name: str) -> None:
+        released.append(served_name)
+        slow.wait(0.2)  # never set: giving back takes its time
+
+    one = Candidate(
+        Order(CatalogName("selftest"), Settings()), cast("Any", SimpleNamespace(progress=list)), print, tmp_path / "log"
+    )
+    ended: Future[int] = Future()
+    one.engine = cast("Any", SimpleNamespace(release=release))
+    one.spec = ServerSpec((), "http://127.0.0.1:1", "/health", "selftest")
+    one._runs = cast("Any", SimpleNamespace(ended=ended, let_go=lambda: ended.done() or ended.set_result(0)))
+    one._loading = True
+    others = [threading.Thread(target=one.stop) for _ in range(2)]
+    for thread in others:
+        thread.start()
+    for thread in others:
+        thread.join()
+    assert released == ["selftest"]
 
 
 def test_a_download_that_is_called_off_ends_with_its_next_piece(tmp_path: Path) -> None:
