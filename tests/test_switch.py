@@ -19,6 +19,15 @@ import httpx
 import psutil
 import pytest
 
+from llmdeploy import config
+from llmdeploy.cli import start
+from llmdeploy.cli import switch as words
+from llmdeploy.config import Settings
+from llmdeploy.models.reference import CatalogName
+from llmdeploy.service import control, previous
+from llmdeploy.service.previous import Previous
+from llmdeploy.service.process import identify
+from llmdeploy.service.state import Record
 from tests.conftest import SELFTEST, Result, World, copy_selftest, until
 from tests.load import Load
 
@@ -482,6 +491,78 @@ def test_a_variable_that_beats_the_file_is_told(switching: World) -> None:
     result = switching.run("switch", "llamacpp", "--context", "4096", LLMDEPLOY_ENGINE="llamacpp")
     assert result.status == 0
     assert "warning: `LLMDEPLOY_ENGINE` beats the file: `unset LLMDEPLOY_ENGINE`\n" in result.stderr
+
+
+def served(**settings: Any) -> Record:
+    """On record: this model, with these settings."""
+    itself = identify(os.getpid())
+    assert itself is not None
+    document = config.document(Settings(**settings))
+    return Record("ready", "", "/m.gguf", "m", "llamacpp", "", "", itself, settings=document)
+
+
+@pytest.mark.parametrize(
+    ("flags", "model", "kept"),
+    [
+        ({}, None, (2048, 3, True, Path("/p.gguf"))),
+        ({"context": 512}, None, (512, 3, True, Path("/p.gguf"))),
+        ({"engines.llamacpp.threads": 1}, "/m.gguf", (2048, 1, True, Path("/p.gguf"))),
+        ({}, "/other.gguf", (2048, 3, False, None)),
+    ],
+)
+def test_what_was_asked_of_serve_is_kept(flags: dict[str, Any], model: str | None, kept: tuple[Any, ...]) -> None:
+    """The projector and the cloud are the model's; consent to a model's code is never taken over."""
+    now = served(context=2048, threads=3, allow_cloud=True, mmproj=Path("/p.gguf"), trust_remote_code=True)
+    others = {"mmproj": None, "allow_cloud": False, "trust_remote_code": False}
+    found = words._target(model, {"engine": None, **flags}, others, now, repair=True).settings
+    assert (found.context, found.threads, found.allow_cloud, found.mmproj) == kept
+    assert not found.trust_remote_code
+
+
+def test_the_way_back_takes_a_deadline(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = config.document(Settings(timeout=600, context=2048))
+    found = Previous("selftest", "llamacpp", document, "/config.toml", {})
+    monkeypatch.setattr(previous, "recall", lambda: found)
+    assert words._back(5).settings.timeout == 5
+    assert words._back(None).settings.context == 2048
+
+
+@pytest.mark.parametrize(
+    ("last", "said"),
+    [
+        ("check", "interrupted: the switch is undone"),
+        ("prove", "interrupted: the switch is undone"),
+        ("undo", "interrupted: the switch is undone"),
+        ("commit", "interrupted: it is switched already"),
+        ("finish", "interrupted: it is switched already"),
+    ],
+)
+def test_who_interrupts_leaves_first_and_is_told_the_truth(
+    last: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where it is not the service that was waited for, but what is written on the terminal."""
+    happened = []
+
+    def events(*_: object) -> Any:
+        try:
+            yield {"event": "step", "step": "check"}
+            yield {"event": "step", "step": last}
+            yield {"event": "note", "text": ""}
+        finally:
+            happened.append("left")
+
+    def tell(_: object, event: dict[str, Any]) -> None:
+        if event["event"] == "note":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(control, "switch", events)
+    monkeypatch.setattr(control, "wait_switched", lambda: happened.append("waited"))
+    monkeypatch.setattr(start.AsText, "tell", tell)
+    target = words.Target(CatalogName("selftest"), Settings(), Path("/config.toml"), {}, repair=True)
+    with pytest.raises(KeyboardInterrupt):
+        words._switch(target, served(), hold=True, beside=True, as_json=False)
+    assert happened == ["left", "waited"]
+    assert capsys.readouterr().err == f"{said}\n"
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,6 +32,11 @@ llmdeploy switch vllm
 llmdeploy switch ollama qwen3:8b --dry-run
 
 llmdeploy switch --back"""
+
+KEPT = ("context", "parallel", "engines.llamacpp.threads", "engines.llamacpp.gpu_layers")
+"""What `serve` is asked by a flag, and a switch keeps where nothing else is asked."""
+DONE = ("commit", "finish")
+"""Steps that nothing undoes: whoever hears of `commit` hears of it when it is done, or hears `undo` next."""
 
 
 def register(app: typer.Typer, summary: str) -> None:
@@ -116,7 +120,7 @@ def switch(
         "trust_remote_code": trust_remote_code,
     }
     _check_words(engine, model, model_option, flags, back=back)
-    target = _back() if back else _target(model or model_option, flags, others, record, repair=repair)
+    target = _back(timeout) if back else _target(model or model_option, flags, others, record, repair=repair)
     if dry_run or record is None:
         _rehearse(target, record, dry_run=dry_run, as_json=json)
     elif _is_served(target, record):
@@ -149,18 +153,33 @@ def _target(
     model: str | None, flags: dict[str, Any], others: dict[str, Any], record: Record | None, *, repair: bool
 ) -> Target:
     """What the words ask for; what they leave out is as it is served now, or as the configuration has it."""
-    served = config.from_document(record.settings) if record and record.settings else None
     given = {name: value for name, value in flags.items() if value is not None}
-    wishes = {name: getattr(served, name) for name in ("context", "parallel") if served}
     engine = given.get("engine") or (record and record.engine)
-    loaded = config.load({**flags, "engine": engine})
-    kept = {name: value for name, value in wishes.items() if value is not None and loaded.source(name) == "default"}
-    settings = replace(loaded, **kept, **others)
+    settings = replace(config.load({**flags, "engine": engine}), **others)
     refuse_foreign(flags, settings.engine)
     reference = parse(model or (record.model if record else settings.model))
+    if record and record.settings:
+        served = config.from_document(record.settings)
+        settings = _as_served(settings, served, same_model=str(reference) == record.model)
     target = Target(reference, settings, _file(), {}, repair)
     written = {name: str(value) for name, value in given.items() if name != "timeout"}
     return replace(target, changes={"engine": settings.engine, "model": target.model, **written})
+
+
+def _as_served(settings: Settings, served: Settings, *, same_model: bool) -> Settings:
+    """With what was asked of `serve` by flags, and is not asked otherwise since.
+
+    Consent to a model's own code is not taken over: it was given for one revision, and is remembered for that.
+    """
+    kept: dict[str, Any] = {}
+    for name in KEPT:
+        attribute = config.key_named(name).attribute
+        if settings.source(name) == "default" and (value := getattr(served, attribute)) is not None:
+            kept[attribute] = value
+    if same_model:
+        kept["mmproj"] = settings.mmproj or served.mmproj
+        kept["allow_cloud"] = settings.allow_cloud or served.allow_cloud
+    return replace(settings, **kept)
 
 
 def _file() -> Path:
@@ -173,13 +192,15 @@ def _file() -> Path:
     return paths.PROJECT_CONFIG.absolute() if decides else paths.user_config_file()
 
 
-def _back() -> Target:
+def _back(timeout: float | None) -> Target:
     from llmdeploy.service import previous
 
     found = previous.recall()
     if found is None:
         raise UsageError("there was no switch to return from", "`llmdeploy switch ENGINE` makes one")
     settings = config.from_document(found.settings)
+    if timeout is not None:
+        settings = replace(settings, timeout=timeout)
     return Target(parse(found.model), settings, Path(found.file), found.changes, repair=True)
 
 
@@ -258,15 +279,26 @@ def _warn_of_variables() -> None:
 
 def _switch(target: Target, record: Record, *, hold: bool, beside: bool, as_json: bool) -> None:
     from llmdeploy.cli.start import AsJson, AsText
-    from llmdeploy.service import control
+    from llmdeploy.service import control, signals
     from llmdeploy.service.switch import Wanted
 
     order = Wanted(target.order, target.file, target.changes, hold, beside).written()
     began = time.monotonic()
-    with (AsJson if as_json else AsText)(lambda record: announce(record, as_json=as_json)) as notices, _undoing():
-        for event in control.switch(record, order):
-            told: Event = {**event, "elapsed": round(time.monotonic() - began, 1)}
-            notices.tell(told)
+    step = ""
+    style = AsJson if as_json else AsText
+    try:
+        with (
+            style(lambda record: announce(record, as_json=as_json)) as notices,
+            signals.interrupting(),
+            closing(control.switch(record, order)) as events,  # to leave is to call it off
+        ):
+            for event in events:
+                step = event.get("step", step)
+                told: Event = {**event, "elapsed": round(time.monotonic() - began, 1)}
+                notices.tell(told)
+    except KeyboardInterrupt:
+        _interrupted(step)
+        raise
     serves = state.observe().record
     if serves is None:
         raise ConfigError("it was switched, and stopped since", "`llmdeploy serve`")
@@ -274,16 +306,10 @@ def _switch(target: Target, record: Record, *, hold: bool, beside: bool, as_json
     _warn_of_variables()
 
 
-@contextmanager
-def _undoing() -> Iterator[None]:
-    """Interrupted, the switch is called off; the old deployment is waited for."""
-    from llmdeploy.service import control, signals
+def _interrupted(step: str) -> None:
+    """Called off, unless it is done; what serves is waited for."""
+    from llmdeploy.service import control
 
-    try:
-        with signals.interrupting():
-            yield
-    except KeyboardInterrupt:
-        out.note("interrupted: the switch is undone")
-        if record := control.wait_switched():
-            out.note(f"`{record.served_name}` on {record.engine} serves")
-        raise
+    out.note("interrupted: it is switched already" if step in DONE else "interrupted: the switch is undone")
+    if record := control.wait_switched():
+        out.note(f"`{record.served_name}` on {record.engine} serves")

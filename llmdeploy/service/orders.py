@@ -76,7 +76,8 @@ class Orders:
         except ConnectionError:  # it has gone; the switch is undone, or beyond that
             await asyncio.wait({running})
         finally:
-            self._listener = None
+            if self._listener is events:  # a slow listener hears its end while the next switch runs
+                self._listener = None
 
     def tell(self, event: Event) -> None:
         if self._listener is not None:

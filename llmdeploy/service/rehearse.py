@@ -64,8 +64,10 @@ def _planned(order: Order, engine: Engine[Any], artefact: Any, version: str | No
     plan = engine.plan(facts, machine, order.wishes)
     beside, reason = None, ""
     if record is not None:
-        alone = engine.plan(facts, room.without(machine, _held(record)), order.wishes)
         shares = engine.name == record.engine and not engine.side_by_side
+        # A daemon of another's counts what it lets go for a model itself.
+        given = Held() if shares and record.server is None else _held(record)
+        alone = engine.plan(facts, room.without(machine, given), order.wishes)
         decided = room.decide(plan, alone, shares=shares)
         plan, beside, reason = decided.plan, decided.beside, decided.reason
     plan.demand_fit(str(order.model))
