@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from llmdeploy.plan import Plan
     from llmdeploy.service.process import ProcessId
 
+ONE_AT_A_TIME = "one engine of this kind runs at a time, so the old server goes first"
+AS_ASKED = "one after the other, as asked for"
 WORTH_WAITING = 64 * MIB
 """Bytes; less is no matter of waiting until it is free."""
 
@@ -41,7 +43,7 @@ def decide(beside: Plan, alone: Plan, *, shares: bool) -> Room:
     are one daemon's.
     """
     if shares:
-        return Room(False, alone, "one engine of this kind runs at a time, so the old server goes first")
+        return Room(False, alone, ONE_AT_A_TIME)
     if not beside.fits:
         available = beside.available.bytes if beside.available else 0
         return Room(False, alone, f"{in_gib(beside.needed_bytes)} needed and {in_gib(available)} free beside it")

@@ -131,7 +131,7 @@ class Switch:
         beside = new.candidate.plan_for(machine)
         alone = new.candidate.plan_for(room.without(machine, self._holds))
         if not self._wanted.beside:
-            return Room(False, alone, "one after the other, as asked for")
+            return Room(False, alone, room.AS_ASKED)
         shares = new.engine.name == old.engine.name and not new.engine.side_by_side
         return room.decide(beside, alone, shares=shares)
 
