@@ -288,8 +288,21 @@ def test_a_folder_that_may_not_be_written_undoes_it(switching: World) -> None:
     result = switching.run("switch", "llamacpp", "--context", "4096")
     switching.config.parent.chmod(0o700)
     assert result.status == 1
-    assert "the switch failed at the step `commit`: " in result.stderr
+    assert "the switch failed at the step `check`: " in result.stderr
     assert record(switching)["plan"]["context"]["value"] == 8192
+
+
+@pytest.mark.skipif(not Path("/proc/fs").is_dir(), reason="a folder that nobody can write to is Linux's")
+def test_a_configuration_that_cannot_be_written_is_found_before_anything_is_stopped(world: World) -> None:
+    assert world.run("serve", "selftest", "--detach").status == 0
+    before = record(world)["server"]
+    world.config.parent.parent.mkdir(parents=True)
+    world.config.parent.symlink_to("/proc/fs")
+    result = world.run("switch", "--context", "4096", "--no-beside")
+    assert "error: the switch failed at the step `check`: `[FOLDER]/home/.config/llmdeploy/config.toml` cannot be " in (
+        result.stderr
+    )
+    assert record(world)["server"] == before
 
 
 # --- Killed, interrupted, at once
@@ -392,8 +405,20 @@ def test_stop_in_the_middle_of_a_switch_leaves_nothing(switching: World) -> None
     assert result.status == 0, result.text
     _, stderr = command.communicate(timeout=20)
     assert command.returncode == 1, stderr
+    assert stderr.endswith(b"error: the service was stopped, and the switch with it\nhint: `llmdeploy serve`\n")
     assert not switching.processes()
     assert switching.run("status").stdout == "nothing is served\n"
+
+
+def test_while_the_old_server_is_gone_none_is_on_record(switching: World) -> None:
+    command = begun(switching, *configured(switching, f"sleep 30; {EMBEDDED}"), "--no-beside")
+    read_until(command, "starting the server")
+    assert json.loads(switching.run("status", "--json").stdout)["server_pid"] is None
+    chat = switching.run("chat", "Count to 3", "--timeout", "0.5")
+    assert chat.stderr.startswith("a switch to llamacpp is under way: the answer waits for it\nerror: no word from ")
+    command.send_signal(signal.SIGINT)
+    command.communicate(timeout=30)
+    assert [it.pid for it in servers(switching)] == [record(switching)["server"]["pid"]]
 
 
 # --- Requests that wait
