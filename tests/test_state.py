@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -53,6 +54,13 @@ def record() -> Record:
 
 
 # The record
+
+
+def test_a_full_disk_is_no_matter_of_another_folder() -> None:
+    assert state.unwritable(OSError(errno.ENOSPC, "No space left on device")).hint == (
+        "free some space: `df -h` shows what is full"
+    )
+    assert state.unwritable(OSError(errno.EACCES, "Permission denied")).hint == state.ELSEWHERE
 
 
 @pytest.mark.parametrize("full", [False, True])

@@ -44,6 +44,9 @@ done
 """Leaves out `--mmproj FILE`."""
 
 
+NO_MODEL = "`` is not a model name, a file, a folder or a `hf://` address"
+
+
 @pytest.fixture
 def switching(world: World) -> Iterator[World]:
     """A world that serves the self-test model, as its configuration file says."""
@@ -167,6 +170,27 @@ def test_what_the_user_asked_of_serve_stays(world: World) -> None:
     assert (plan["context"]["value"], plan["parallel"]["value"]) == (2048, 2)
 
 
+def test_what_the_user_gave_with_this_model_stays_with_it(world: World) -> None:
+    copy_selftest(world.work)
+    (world.work / "mmproj-selftest-f16.gguf").rename(world.work / "eyes.gguf")
+    (world.work / "selftest-f16.gguf").rename(world.work / "mine.gguf")
+    serve = ("serve", "./mine.gguf", "--mmproj", "eyes.gguf", "--threads", "1", "--parallel", "2", "--detach")
+    assert world.run(*serve).status == 0
+    assert world.run("switch", "llamacpp", "--context", "4096").status == 0
+    after = record(world)
+    assert after["capabilities"] == ["text", "image"]
+    assert after["settings"]["mmproj"] == str(world.work / "eyes.gguf")
+    assert after["settings"]["engines.llamacpp.threads"] == 1
+    assert world.run("switch", "--model", "selftest").status == 0
+    assert "mmproj" not in record(world)["settings"]
+
+
+def test_a_projector_alone_is_something_to_switch_to(switching: World) -> None:
+    result = switching.run("switch", "--mmproj", str(SELFTEST / "mmproj-selftest-f16.gguf"))
+    assert result.status == 0, result.text
+    assert record(switching)["settings"]["mmproj"] == str(SELFTEST / "mmproj-selftest-f16.gguf")
+
+
 def test_what_is_served_already_stays(switching: World) -> None:
     before = record(switching)
     result = switching.run("switch", "llamacpp")
@@ -273,8 +297,21 @@ def test_a_folder_that_may_not_be_written_undoes_it(switching: World) -> None:
     result = switching.run("switch", "llamacpp", "--context", "4096")
     switching.config.parent.chmod(0o700)
     assert result.status == 1
-    assert "the switch failed at the step `commit`: " in result.stderr
+    assert "the switch failed at the step `check`: " in result.stderr
     assert record(switching)["plan"]["context"]["value"] == 8192
+
+
+@pytest.mark.skipif(not Path("/proc/fs").is_dir(), reason="a folder that nobody can write to is Linux's")
+def test_a_configuration_that_cannot_be_written_is_found_before_anything_is_stopped(world: World) -> None:
+    assert world.run("serve", "selftest", "--detach").status == 0
+    before = record(world)["server"]
+    world.config.parent.parent.mkdir(parents=True)
+    world.config.parent.symlink_to("/proc/fs")
+    result = world.run("switch", "--context", "4096", "--no-beside")
+    assert "error: the switch failed at the step `check`: `[FOLDER]/home/.config/llmdeploy/config.toml` cannot be " in (
+        result.stderr
+    )
+    assert record(world)["server"] == before
 
 
 # --- Killed, interrupted, at once
@@ -300,7 +337,7 @@ def test_a_service_that_is_killed_comes_back_with_the_old_or_the_new(switching: 
     read_until(command, step)
     os.kill(record(switching)["service"]["pid"], signal.SIGKILL)
     stdout, stderr = command.communicate(timeout=20)
-    assert command.returncode == 1 or step == "serving", (stdout, stderr)
+    assert command.returncode == 1 or step in {"commit", "serving"}, (stdout, stderr)  # a commit waits for nothing
     assert b"Traceback" not in stderr
     written = "context = 4096" in switching.config.read_text()
     assert written or switching.config.read_text() == CONFIG
@@ -377,8 +414,20 @@ def test_stop_in_the_middle_of_a_switch_leaves_nothing(switching: World) -> None
     assert result.status == 0, result.text
     _, stderr = command.communicate(timeout=20)
     assert command.returncode == 1, stderr
+    assert stderr.endswith(b"error: the service was stopped, and the switch with it\nhint: `llmdeploy serve`\n")
     assert not switching.processes()
     assert switching.run("status").stdout == "nothing is served\n"
+
+
+def test_while_the_old_server_is_gone_none_is_on_record(switching: World) -> None:
+    command = begun(switching, *configured(switching, f"sleep 30; {EMBEDDED}"), "--no-beside")
+    read_until(command, "starting the server")
+    assert json.loads(switching.run("status", "--json").stdout)["server_pid"] is None
+    chat = switching.run("chat", "Count to 3", "--timeout", "0.5")
+    assert chat.stderr.startswith("a switch to llamacpp is under way: the answer waits for it\nerror: no word from ")
+    command.send_signal(signal.SIGINT)
+    command.communicate(timeout=30)
+    assert [it.pid for it in servers(switching)] == [record(switching)["server"]["pid"]]
 
 
 # --- Requests that wait
@@ -476,6 +525,20 @@ def test_a_dry_run_touches_nothing(switching: World) -> None:
     assert switching.config.read_text() == CONFIG
     assert {it.pid for it in switching.processes()} == running
     assert {file.name: file.read_bytes() for file in switching.state.iterdir()} == before
+
+
+def test_a_dry_run_tells_how_it_would_be_done(switching: World) -> None:
+    result = switching.run("switch", "--context", "4096", "--dry-run", "--no-beside", "--no-hold")
+    assert "\n  one after the other, as asked for: requests are refused while it is exchanged\n" in result.stdout
+    result = switching.run("switch", "llamacpp", "--dry-run")
+    assert result.stderr == "`selftest` on llamacpp is served already: nothing would be started\n"
+
+
+def test_without_a_service_what_is_written_already_is_not_called_written(world: World) -> None:
+    for written in (True, False):
+        result = world.run("switch", "llamacpp", "--json")
+        assert json.loads(result.stdout)["config"]["written"] is written
+    assert world.run("switch", "llamacpp").stderr == "the next `llmdeploy serve` serves `selftest` on llamacpp\n"
 
 
 def test_the_file_of_the_folder_is_the_one_that_decides(switching: World) -> None:
@@ -584,8 +647,13 @@ def test_who_interrupts_leaves_first_and_is_told_the_truth(
         (
             ["vllm", "--threads", "3"],
             "`--threads` is an option of llamacpp, and the engine is vllm",
-            "leave it out, or add `--engine llamacpp`",
+            "leave it out, or name its engine: `llmdeploy switch llamacpp`",
         ),
+        (["VLLM"], "no engine is called `VLLM`: there are llamacpp, ollama, vllm", "`llmdeploy switch vllm`"),
+        (["olama"], "no engine is called `olama`: there are llamacpp, ollama, vllm", "`llmdeploy switch ollama`"),
+        ([""], "no engine is called ``: there are llamacpp, ollama, vllm", "`llmdeploy switch vllm`"),
+        (["llamacpp", ""], NO_MODEL, "`llmdeploy models` lists the names"),
+        (["--model", ""], NO_MODEL, "`llmdeploy models` lists the names"),
     ],
 )
 def test_what_makes_no_sense(world: World, arguments: list[str], error: str, hint: str) -> None:

@@ -119,10 +119,11 @@ def switch(
         "allow_cloud": allow_cloud,
         "trust_remote_code": trust_remote_code,
     }
-    _check_words(engine, model, model_option, flags, back=back)
-    target = _back(timeout) if back else _target(model or model_option, flags, others, record, repair=repair)
+    _check_words(engine, model, model_option, {**flags, **others}, back=back)
+    named = model if model is not None else model_option
+    target = _back(timeout) if back else _target(named, flags, others, record, repair=repair)
     if dry_run or record is None:
-        _rehearse(target, record, dry_run=dry_run, as_json=json)
+        _rehearse(target, record, dry_run=dry_run, hold=hold, beside=beside, as_json=json)
     elif _is_served(target, record):
         _write(target)
         out.note(f"{target.words} is served already", "green")
@@ -135,18 +136,28 @@ def _check_words(
     engine: str | None, model: str | None, model_option: str | None, flags: dict[str, Any], *, back: bool
 ) -> None:
     """Raises UsageError for what makes no sense together."""
-    named = [it for it in (engine, model, model_option, *flags.values()) if it is not None]
+    named = [it for it in (engine, model, model_option, *flags.values()) if it is not None and it is not False]
     if back and [it for it in named if it is not flags["timeout"]]:
         raise UsageError("`--back` returns to what was served before, as it was", "`llmdeploy switch --back`")
     if not back and not named:
         raise UsageError(
             "nothing is named to switch to", "`llmdeploy switch vllm`; `llmdeploy switch --model qwen3:8b`"
         )
-    if model and model_option:
+    if model is not None and model_option is not None:
         raise UsageError(f"two models are named: `{model}` and `{model_option}`", "name one")
     if engine is not None and engine not in ENGINE_NAMES:
-        words = f"`llmdeploy switch --model {shlex.quote(engine)}` switches to a model of that name"
-        raise UsageError(f"no engine is called `{engine}`: there are {', '.join(ENGINE_NAMES)}", words)
+        raise UsageError(f"no engine is called `{engine}`: there are {', '.join(ENGINE_NAMES)}", _meant(engine))
+
+
+def _meant(engine: str) -> str:
+    """The command that was meant: an engine in other letters, or a model."""
+    from difflib import get_close_matches
+
+    if near := get_close_matches(engine.lower(), ENGINE_NAMES, n=1):
+        return f"`llmdeploy switch {near[0]}`"
+    if not engine.strip():
+        return "`llmdeploy switch vllm`"
+    return f"`llmdeploy switch --model {shlex.quote(engine)}` switches to a model of that name"
 
 
 def _target(
@@ -156,8 +167,8 @@ def _target(
     given = {name: value for name, value in flags.items() if value is not None}
     engine = given.get("engine") or (record and record.engine)
     settings = replace(config.load({**flags, "engine": engine}), **others)
-    refuse_foreign(flags, settings.engine)
-    reference = parse(model or (record.model if record else settings.model))
+    refuse_foreign(flags, settings.engine, "name its engine: `llmdeploy switch {}`")
+    reference = parse(model if model is not None else record.model if record else settings.model)
     if record and record.settings:
         served = config.from_document(record.settings)
         settings = _as_served(settings, served, same_model=str(reference) == record.model)
@@ -215,27 +226,30 @@ def _served_settings(document: dict[str, Any] | None) -> dict[str, Any]:
     return {name: it for name, it in (document or {}).items() if name not in apart and not name.startswith("gateway.")}
 
 
-def _rehearse(target: Target, record: Record | None, *, dry_run: bool, as_json: bool) -> None:
+def _rehearse(target: Target, record: Record | None, *, dry_run: bool, hold: bool, beside: bool, as_json: bool) -> None:
     """Nothing serves, or nothing is to be touched: check what can be checked; write, unless it is a dry run."""
     from llmdeploy import config_edit
     from llmdeploy.service.rehearse import rehearse
 
-    rehearsal = rehearse(target.order, record)
-    edit = config_edit.edited(target.file, target.changes)
+    rehearsal = rehearse(target.order, record, beside=beside)
+    diff = config_edit.diff(config_edit.edited(target.file, target.changes))
     if not dry_run:
         _write(target)
     if as_json:
-        changed = {"file": str(target.file), "diff": config_edit.diff(edit), "written": not dry_run}
+        changed = {"file": str(target.file), "diff": diff, "written": bool(diff) and not dry_run}
         named = {"engine": target.settings.engine, "model": served_name(target.reference)}
         out.document({"switched": False, **named, **rehearsal.document(), "config": changed})
         return
-    _show(target, rehearsal, config_edit.diff(edit))
+    _show(target, rehearsal, diff, hold=hold)
     if not dry_run:
-        out.note(f"written to `{target.file}`: the next `llmdeploy serve` serves {target.words}", "green")
+        written = f"written to `{target.file}`: " if diff else ""
+        out.note(f"{written}the next `llmdeploy serve` serves {target.words}", "green")
         _warn_of_variables()
+    elif record is not None and _is_served(target, record):
+        out.note(f"{target.words} is served already: nothing would be started")
 
 
-def _show(target: Target, rehearsal: Rehearsal, diff: str) -> None:
+def _show(target: Target, rehearsal: Rehearsal, diff: str, *, hold: bool) -> None:
     from llmdeploy.plan import in_gib
 
     version = f" {rehearsal.engine_version}" if rehearsal.engine_version else ""
@@ -249,8 +263,8 @@ def _show(target: Target, rehearsal: Rehearsal, diff: str) -> None:
         for part in plan.memory:
             out.line(f"  {part.name:<24}{in_gib(part.bytes)}  ({part.reason})")
     if rehearsal.beside is not None:
-        way = "no request waits" if rehearsal.beside else "requests wait while it is exchanged"
-        out.line(f"  {rehearsal.room}: {way}")
+        meanwhile = f"requests {'wait' if hold else 'are refused'} while it is exchanged"
+        out.line(f"  {rehearsal.room}: {'no request waits' if rehearsal.beside else meanwhile}")
     for file in rehearsal.files:
         out.line(f"  writes `{file}`")
     out.data(diff or f"`{target.file}` stays as it is\n", end="")

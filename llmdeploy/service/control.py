@@ -166,7 +166,8 @@ def switch(record: Record, order: bytes) -> Generator[Event]:
                 return
         raise HTTPException("it ended without a word")
     except (OSError, HTTPException, ValueError, KeyError) as error:
-        raise ServerDied(f"the service broke off: {error}", "`llmdeploy status` tells what is left") from error
+        reason = (error.strerror if isinstance(error, OSError) else "") or str(error)
+        raise ServerDied(f"the service broke off: {reason}", "`llmdeploy status` tells what is left") from error
     finally:
         channel.close()
 

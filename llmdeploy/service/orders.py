@@ -86,6 +86,8 @@ class Orders:
 
 def _outcome(running: asyncio.Future[None], service: Service) -> dict[str, Any]:
     """The last event: the error, or what serves now."""
+    if running.cancelled() and service.stopping:
+        return LlmdeployError("the service was stopped, and the switch with it", "`llmdeploy serve`").as_document()
     if running.cancelled():
         return LlmdeployError("the switch was called off", "`llmdeploy status` shows what serves").as_document()
     error = running.exception()

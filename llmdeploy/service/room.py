@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from llmdeploy.plan import Plan
     from llmdeploy.service.process import ProcessId
 
+ONE_AT_A_TIME = "one engine of this kind runs at a time, so the old server goes first"
+AS_ASKED = "one after the other, as asked for"
 WORTH_WAITING = 64 * MIB
 """Bytes; less is no matter of waiting until it is free."""
 
@@ -41,7 +43,7 @@ def decide(beside: Plan, alone: Plan, *, shares: bool) -> Room:
     are one daemon's.
     """
     if shares:
-        return Room(False, alone, "one engine of this kind runs at a time, so the old server goes first")
+        return Room(False, alone, ONE_AT_A_TIME)
     taken = max(beside.needed_bytes, beside.takes or 0)
     if beside.available and taken > beside.available.bytes:
         return Room(False, alone, f"{in_gib(taken)} needed and {in_gib(beside.available.bytes)} free beside it")

@@ -120,7 +120,9 @@ class Switch:
     async def _check(self) -> None:
         """The engine, the weights, the room. Nothing of the old deployment is touched."""
         self._enter("check")
-        config_edit.edited(self._wanted.file, self._wanted.changes)
+        edit = config_edit.edited(self._wanted.file, self._wanted.changes)
+        if edit.after != edit.before:
+            config_edit.demand_writable(self._wanted.file)
         await self._new.look()
         machine = await in_thread(hardware.detect)
         self._holds = await in_thread(lambda: holds(self._old))
@@ -137,7 +139,7 @@ class Switch:
         beside = new.candidate.plan_for(machine)
         alone = new.candidate.plan_for(room.without(machine, given))
         if not self._wanted.beside:
-            return Room(False, alone, "one after the other, as asked for")
+            return Room(False, alone, room.AS_ASKED)
         return room.decide(beside, alone, shares=shares)
 
     async def _prepare(self) -> None:
@@ -162,6 +164,7 @@ class Switch:
         self._cleared = True
         before = await in_thread(hardware.detect)
         await self._old.stop()
+        service.update(server=None, server_url="")
         deadline = time.monotonic() + RELEASE_SECONDS
         expected = room.without(before, self._holds)
         while not room.is_free(await in_thread(hardware.detect), expected) and time.monotonic() < deadline:
