@@ -473,6 +473,8 @@ def test_a_dry_run_touches_nothing(switching: World) -> None:
     }
     assert "+context = 4096\n" in document["config"]["diff"]
     assert switching.config.read_text() == CONFIG
+    one_by_one = switching.run("switch", "llamacpp", "--context", "4096", "--dry-run", "--no-beside")
+    assert "  one after the other, as asked for: requests wait while it is exchanged\n" in one_by_one.stdout
     assert {it.pid for it in switching.processes()} == running
     assert {file.name: file.read_bytes() for file in switching.state.iterdir()} == before
 

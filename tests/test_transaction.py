@@ -14,7 +14,7 @@ import pytest
 from llmdeploy import hardware
 from llmdeploy.config import Settings
 from llmdeploy.engines.base import ServerSpec
-from llmdeploy.errors import LlmdeployError, StartFailed, StateUnwritable, UsageError
+from llmdeploy.errors import AlreadyServing, LlmdeployError, StartFailed, StateUnwritable, UsageError
 from llmdeploy.gateway.gateway import Gateway, Limits
 from llmdeploy.gateway.target import Target
 from llmdeploy.models.reference import CatalogName
@@ -334,3 +334,13 @@ def test_what_a_daemon_lets_go_by_itself_is_not_counted_twice(tmp_path: Path, at
 def test_an_order_that_makes_no_sense_is_refused(body: bytes) -> None:
     with pytest.raises(UsageError, match="does not understand"):
         Wanted.read(body)
+
+
+def test_a_service_that_stops_begins_nothing(tmp_path: Path) -> None:
+    async def work(world: World) -> None:
+        world.service.orders._demand_turn()
+        world.service.stopping = True
+        with pytest.raises(AlreadyServing, match="the service is stopping"):
+            world.service.orders._demand_turn()
+
+    play(tmp_path, work)

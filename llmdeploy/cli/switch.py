@@ -122,7 +122,7 @@ def switch(
     _check_words(engine, model, model_option, flags, back=back)
     target = _back(timeout) if back else _target(model or model_option, flags, others, record, repair=repair)
     if dry_run or record is None:
-        _rehearse(target, record, dry_run=dry_run, as_json=json)
+        _rehearse(target, record, beside=beside, dry_run=dry_run, as_json=json)
     elif _is_served(target, record):
         _write(target)
         out.note(f"{target.words} is served already", "green")
@@ -215,12 +215,12 @@ def _served_settings(document: dict[str, Any] | None) -> dict[str, Any]:
     return {name: it for name, it in (document or {}).items() if name not in apart and not name.startswith("gateway.")}
 
 
-def _rehearse(target: Target, record: Record | None, *, dry_run: bool, as_json: bool) -> None:
+def _rehearse(target: Target, record: Record | None, *, beside: bool, dry_run: bool, as_json: bool) -> None:
     """Nothing serves, or nothing is to be touched: check what can be checked; write, unless it is a dry run."""
     from llmdeploy import config_edit
     from llmdeploy.service.rehearse import rehearse
 
-    rehearsal = rehearse(target.order, record)
+    rehearsal = rehearse(target.order, record, beside=beside)
     edit = config_edit.edited(target.file, target.changes)
     if not dry_run:
         _write(target)

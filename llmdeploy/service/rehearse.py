@@ -10,10 +10,12 @@ from llmdeploy import engines, hardware
 from llmdeploy.errors import EngineMissing
 from llmdeploy.service import room
 from llmdeploy.service.ports import free_port
-from llmdeploy.service.room import Held
+from llmdeploy.service.room import Held, Room
 
 if TYPE_CHECKING:
     from llmdeploy.engines.base import Engine
+    from llmdeploy.hardware import Hardware
+    from llmdeploy.models.facts import ModelFacts
     from llmdeploy.plan import Plan
     from llmdeploy.service.candidate import Order
     from llmdeploy.service.state import Record
@@ -43,8 +45,11 @@ class Rehearsal:
         }
 
 
-def rehearse(order: Order, record: Record | None) -> Rehearsal:
-    """Check all that can be checked; `record`: what serves. Raises what would keep the switch from being done."""
+def rehearse(order: Order, record: Record | None, *, beside: bool = True) -> Rehearsal:
+    """Check all that can be checked; `record`: what serves. Raises what would keep the switch from being done.
+
+    `beside`: whether the new server may start beside it.
+    """
     engine = engines.get(order.settings.engine, order.settings)
     found = engine.status()
     if not found.usable:
@@ -56,23 +61,32 @@ def rehearse(order: Order, record: Record | None) -> Rehearsal:
         return Rehearsal(found.version, (note,))
     if not engine.present(artefact):
         return Rehearsal(found.version, (f"`{artefact}` is not on this machine: it is fetched first",))
-    return _planned(order, engine, artefact, found.version, record)
-
-
-def _planned(order: Order, engine: Engine[Any], artefact: Any, version: str | None, record: Record | None) -> Rehearsal:
     facts, machine = engine.facts(artefact), hardware.detect()
     plan = engine.plan(facts, machine, order.wishes)
-    beside, reason = None, ""
-    if record is not None:
-        shares = engine.name == record.engine and not engine.side_by_side
-        # A daemon of another's counts what it lets go for a model itself.
-        given = Held() if shares and record.server is None else _held(record)
-        alone = engine.plan(facts, room.without(machine, given), order.wishes)
-        decided = room.decide(plan, alone, shares=shares)
-        plan, beside, reason = decided.plan, decided.beside, decided.reason
+    decided = None if record is None else _room(order, engine, facts, machine, plan, record, allowed=beside)
+    plan = decided.plan if decided else plan
     plan.demand_fit(str(order.model))
     spec = engine.server(artefact, plan, served_name=order.served_name, port=free_port())
-    return Rehearsal(version, (), plan, beside, reason, tuple(spec.files))
+    reason = decided.reason if decided else ""
+    return Rehearsal(found.version, (), plan, decided.beside if decided else None, reason, tuple(spec.files))
+
+
+def _room(
+    order: Order,
+    engine: Engine[Any],
+    facts: ModelFacts,
+    machine: Hardware,
+    beside: Plan,
+    record: Record,
+    *,
+    allowed: bool,
+) -> Room:
+    """Whether it fits beside what serves."""
+    shares = engine.name == record.engine and not engine.side_by_side
+    # A daemon of another's counts what it lets go for a model itself.
+    given = Held() if shares and record.server is None else _held(record)
+    alone = engine.plan(facts, room.without(machine, given), order.wishes)
+    return room.decide(beside, alone, shares=shares, allowed=allowed)
 
 
 def _held(record: Record) -> Held:

@@ -34,12 +34,14 @@ class Room:
     reason: str
 
 
-def decide(beside: Plan, alone: Plan, *, shares: bool) -> Room:
+def decide(beside: Plan, alone: Plan, *, shares: bool, allowed: bool = True) -> Room:
     """Side by side, where that costs the new server nothing.
 
     `beside` is its plan for the machine as it is, `alone` for the machine without the old server; `shares`: the two
-    are one daemon's.
+    are one daemon's. `allowed`: the user has nothing against it.
     """
+    if not allowed:
+        return Room(False, alone, "one after the other, as asked for")
     if shares:
         return Room(False, alone, "one engine of this kind runs at a time, so the old server goes first")
     taken = max(beside.needed_bytes, beside.takes or 0)

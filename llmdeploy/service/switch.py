@@ -136,9 +136,7 @@ class Switch:
         given = Held() if shares and old.candidate.attached else self._holds
         beside = new.candidate.plan_for(machine)
         alone = new.candidate.plan_for(room.without(machine, given))
-        if not self._wanted.beside:
-            return Room(False, alone, "one after the other, as asked for")
-        return room.decide(beside, alone, shares=shares)
+        return room.decide(beside, alone, shares=shares, allowed=self._wanted.beside)
 
     async def _prepare(self) -> None:
         """Start the new server: beside the old one, or once that one is gone."""
