@@ -251,6 +251,8 @@ def test_what_fails_is_undone(switching: World, target: Any, step: str, reason: 
     assert error["message"].startswith(f"the switch failed at the step `{step}`: ")
     assert reason in error["message"]
     assert error["message"].endswith("; `selftest` on llamacpp serves as before")
+    if step in ("prepare", "prove"):
+        assert "its log is `[FOLDER]/state/server-2.log`" in error["hint"]
     assert load.failures == []
     assert switching.config.read_bytes() == config
     now = record(switching)

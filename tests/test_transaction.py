@@ -240,9 +240,13 @@ def test_an_old_server_that_is_down_when_it_is_let_go_of_is_started_again(tmp_pa
     play(tmp_path, work, beside=False)
 
 
-def test_an_old_server_that_does_not_come_back_is_said_to_be_started_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [StartFailed, RuntimeError])
+def test_an_old_server_that_does_not_come_back_is_said_to_be_started_again(tmp_path: Path, kind: Any) -> None:
+    async def broken() -> None:
+        raise kind("it does not start", "")
+
     async def work(world: World) -> None:
-        world.new.start = world.old.again = fail  # type: ignore[method-assign]
+        world.new.start, world.old.again = fail, broken  # type: ignore[method-assign]
         error = await world.run()
         assert error is not None
         assert error.message.endswith("`old` on llamacpp is being started again")
