@@ -60,6 +60,18 @@ def run(*argv: str, let_go_at: str | None = None, grace: float = GRACE, **env: s
     return Run(lines, status, time.monotonic() - let_go, child.server)
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="only Linux tells what is open")
+def test_a_server_that_cannot_be_started_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise BlockingIOError("no more processes")
+
+    monkeypatch.setattr(subprocess, "Popen", full)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(BlockingIOError):
+        Child(("sleep", "60"), {}, GRACE, print)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def python(code: str) -> tuple[str, ...]:
     return sys.executable, "-I", "-S", "-c", code
 

@@ -275,6 +275,8 @@ def test_what_fails_is_undone(switching: World, target: Any, step: str, reason: 
     assert error["message"].startswith(f"the switch failed at the step `{step}`: ")
     assert reason in error["message"]
     assert error["message"].endswith("; `selftest` on llamacpp serves as before")
+    if step in ("prepare", "prove"):
+        assert "its log is `[FOLDER]/state/server-2.log`" in error["hint"]
     assert load.failures == []
     assert switching.config.read_bytes() == config
     now = record(switching)
@@ -523,6 +525,8 @@ def test_a_dry_run_touches_nothing(switching: World) -> None:
     }
     assert "+context = 4096\n" in document["config"]["diff"]
     assert switching.config.read_text() == CONFIG
+    one_by_one = switching.run("switch", "llamacpp", "--context", "4096", "--dry-run", "--no-beside")
+    assert "  one after the other, as asked for: requests wait while it is exchanged\n" in one_by_one.stdout
     assert {it.pid for it in switching.processes()} == running
     assert {file.name: file.read_bytes() for file in switching.state.iterdir()} == before
 

@@ -14,7 +14,7 @@ import pytest
 from llmdeploy import hardware
 from llmdeploy.config import Settings
 from llmdeploy.engines.base import ServerSpec
-from llmdeploy.errors import LlmdeployError, StartFailed, StateUnwritable, UsageError
+from llmdeploy.errors import AlreadyServing, LlmdeployError, StartFailed, StateUnwritable, UsageError
 from llmdeploy.gateway.gateway import Gateway, Limits
 from llmdeploy.gateway.target import Target
 from llmdeploy.models.reference import CatalogName
@@ -240,9 +240,13 @@ def test_an_old_server_that_is_down_when_it_is_let_go_of_is_started_again(tmp_pa
     play(tmp_path, work, beside=False)
 
 
-def test_an_old_server_that_does_not_come_back_is_said_to_be_started_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [StartFailed, RuntimeError])
+def test_an_old_server_that_does_not_come_back_is_said_to_be_started_again(tmp_path: Path, kind: Any) -> None:
+    async def broken() -> None:
+        raise kind("it does not start", "")
+
     async def work(world: World) -> None:
-        world.new.start = world.old.again = fail  # type: ignore[method-assign]
+        world.new.start, world.old.again = fail, broken  # type: ignore[method-assign]
         error = await world.run()
         assert error is not None
         assert error.message.endswith("`old` on llamacpp is being started again")
@@ -334,3 +338,13 @@ def test_what_a_daemon_lets_go_by_itself_is_not_counted_twice(tmp_path: Path, at
 def test_an_order_that_makes_no_sense_is_refused(body: bytes) -> None:
     with pytest.raises(UsageError, match="does not understand"):
         Wanted.read(body)
+
+
+def test_a_service_that_stops_begins_nothing(tmp_path: Path) -> None:
+    async def work(world: World) -> None:
+        world.service.orders._demand_turn()
+        world.service.stopping = True
+        with pytest.raises(AlreadyServing, match="the service is stopping"):
+            world.service.orders._demand_turn()
+
+    play(tmp_path, work)

@@ -29,16 +29,21 @@ class Child:
     def __init__(self, argv: tuple[str, ...], env: Mapping[str, str], grace: float, on_line: Callable[[str], None]):
         """Start the server; it has `grace` seconds to end when it is told to. `on_line` is called in a thread."""
         output, its_output = os.pipe()
-        self._guard = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(GUARD), str(grace), *argv],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=its_output,
-            env={**{name: it for name, it in os.environ.items() if name not in SECRET}, **env},
-            start_new_session=True,
-            bufsize=0,
-        )
-        os.close(its_output)
+        try:
+            self._guard = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(GUARD), str(grace), *argv],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=its_output,
+                env={**{name: it for name, it in os.environ.items() if name not in SECRET}, **env},
+                start_new_session=True,
+                bufsize=0,
+            )
+        except BaseException:
+            os.close(output)
+            raise
+        finally:
+            os.close(its_output)
         assert self._guard.stdout is not None
         with self._guard.stdout as first_line:
             pid = int(first_line.readline() or b"0")

@@ -46,6 +46,8 @@ class Orders:
 
     def _demand_turn(self) -> None:
         record = self._service.record
+        if self._service.stopping:
+            raise AlreadyServing("the service is stopping", "`llmdeploy serve` starts another", code="stopping")
         if self.switch is not None and not self.switch.done():
             other = record.switch or {}
             raise AlreadyServing(

@@ -15,13 +15,21 @@ from llmdeploy.service.health import connection
 
 if TYPE_CHECKING:
     from llmdeploy.engines.base import Engine, Request, ServerSpec
+    from llmdeploy.service.candidate import Candidate
 
 SIDE = 64
 """Pixels of the image's side: small enough to cost nothing, large enough for every vision model's patches."""
 
 
-def prove(engine: Engine[Any], spec: ServerSpec, capabilities: tuple[str, ...], seconds: float) -> None:
-    """Have the server answer. Raises StartFailed with its words, TimedOut after `seconds` for each question."""
+def prove(engine: Engine[Any], candidate: Candidate) -> None:
+    """Have the server answer, each question within the time of a start. Raises StartFailed with its words, TimedOut."""
+    try:
+        _demand_answers(engine, candidate.spec, candidate.facts.capabilities, candidate.order.timeout)
+    except StartFailed as error:  # `llmdeploy logs` shows that of the server that serves
+        raise StartFailed(error.message, f"its log is `{candidate.log_file}`") from error
+
+
+def _demand_answers(engine: Engine[Any], spec: ServerSpec, capabilities: tuple[str, ...], seconds: float) -> None:
     _demand_answer(engine, spec, "no question", "Hello", seconds)
     if "image" in capabilities:
         url = "data:image/png;base64," + base64.b64encode(_red()).decode()
@@ -38,10 +46,10 @@ def _demand_answer(engine: Engine[Any], spec: ServerSpec, what: str, content: ob
     except TimeoutError:
         raise TimedOut(f"the server answered {what} within {seconds:g} s", "give it longer with `--timeout`") from None
     except (OSError, HTTPException) as error:
-        raise StartFailed(f"the server answers {what}: {error}", "`llmdeploy logs` tells more") from error
+        raise StartFailed(f"the server answers {what}: {error}", "") from error
     if status != 200 or not _has_choice(answer):
         words = " ".join(answer.decode(errors="replace").split())[:300]
-        raise StartFailed(f"the server answers {what} ({status}): {words}", "`llmdeploy logs` tells more")
+        raise StartFailed(f"the server answers {what} ({status}): {words}", "")
 
 
 def _asked(spec: ServerSpec, body: Request) -> tuple[int, bytes]:

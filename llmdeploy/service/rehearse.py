@@ -59,7 +59,7 @@ def rehearse(order: Order, record: Record | None, *, beside: bool = True) -> Reh
         if isinstance(order.model, Path) and not order.model.exists():
             raise ModelNotFound(f"there is no file `{order.model}`", "`llmdeploy models` lists names that need no file")
         note = f"{engine.name} is started for it: what it has and needs is known then"
-        reason = _one_after_the_other(engine, record, beside=beside)
+        reason = room.one_after_the_other(shares=_shares(engine, record), allowed=beside) if record else ""
         return Rehearsal(found.version, (note,), beside=False if reason else None, room=reason)
     if not engine.present(artefact):
         return Rehearsal(found.version, (f"`{artefact}` is not on this machine: it is fetched first",))
@@ -78,22 +78,16 @@ def _plan(
     plan = engine.plan(facts, machine, order.wishes)
     if record is None:
         return plan, None
-    shares = engine.name == record.engine and not engine.side_by_side
+    shares = _shares(engine, record)
     # A daemon of another's counts what it lets go for a model itself.
     given = Held() if shares and record.server is None else _held(record)
     alone = engine.plan(facts, room.without(machine, given), order.wishes)
-    reason = _one_after_the_other(engine, record, beside=beside)
-    decided = Room(False, alone, reason) if reason else room.decide(plan, alone, shares=False)
+    decided = room.decide(plan, alone, shares=shares, allowed=beside)
     return decided.plan, decided
 
 
-def _one_after_the_other(engine: Engine[Any], record: Record | None, *, beside: bool) -> str:
-    """Why the old server has to go first whatever room there is; empty where it need not."""
-    if record is None:
-        return ""
-    if not beside:
-        return room.AS_ASKED
-    return room.ONE_AT_A_TIME if engine.name == record.engine and not engine.side_by_side else ""
+def _shares(engine: Engine[Any], record: Record | None) -> bool:
+    return record is not None and engine.name == record.engine and not engine.side_by_side
 
 
 def _held(record: Record) -> Held:

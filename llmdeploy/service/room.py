@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from llmdeploy.plan import Plan
     from llmdeploy.service.process import ProcessId
 
-ONE_AT_A_TIME = "one engine of this kind runs at a time, so the old server goes first"
-AS_ASKED = "one after the other, as asked for"
 WORTH_WAITING = 64 * MIB
 """Bytes; less is no matter of waiting until it is free."""
 
@@ -36,14 +34,14 @@ class Room:
     reason: str
 
 
-def decide(beside: Plan, alone: Plan, *, shares: bool) -> Room:
+def decide(beside: Plan, alone: Plan, *, shares: bool, allowed: bool = True) -> Room:
     """Side by side, where that costs the new server nothing.
 
     `beside` is its plan for the machine as it is, `alone` for the machine without the old server; `shares`: the two
-    are one daemon's.
+    are one daemon's. `allowed`: the user has nothing against it.
     """
-    if shares:
-        return Room(False, alone, ONE_AT_A_TIME)
+    if reason := one_after_the_other(shares=shares, allowed=allowed):
+        return Room(False, alone, reason)
     taken = max(beside.needed_bytes, beside.takes or 0)
     if beside.available and taken > beside.available.bytes:
         return Room(False, alone, f"{in_gib(taken)} needed and {in_gib(beside.available.bytes)} free beside it")
@@ -55,6 +53,13 @@ def decide(beside: Plan, alone: Plan, *, shares: bool) -> Room:
         return Room(False, alone, reason)
     free = f", {in_gib(beside.available.bytes)} free" if beside.available else ""
     return Room(True, beside, f"both fit side by side: {in_gib(beside.needed_bytes)} needed{free}")
+
+
+def one_after_the_other(*, shares: bool, allowed: bool) -> str:
+    """Why the old server has to go first whatever room there is; empty where it need not."""
+    if not allowed:
+        return "one after the other, as asked for"
+    return "one engine of this kind runs at a time, so the old server goes first" if shares else ""
 
 
 def without(machine: Hardware, held: Held) -> Hardware:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmdeploy import config, config_edit, hardware
-from llmdeploy.errors import LlmdeployError, UsageError
+from llmdeploy.errors import LlmdeployError, StartFailed, UsageError
 from llmdeploy.models.reference import parse
 from llmdeploy.service import previous, room
 from llmdeploy.service.candidate import Event, Order
@@ -138,9 +138,7 @@ class Switch:
         given = Held() if shares and old.candidate.attached else self._holds
         beside = new.candidate.plan_for(machine)
         alone = new.candidate.plan_for(room.without(machine, given))
-        if not self._wanted.beside:
-            return Room(False, alone, room.AS_ASKED)
-        return room.decide(beside, alone, shares=shares)
+        return room.decide(beside, alone, shares=shares, allowed=self._wanted.beside)
 
     async def _prepare(self) -> None:
         """Start the new server: beside the old one, or once that one is gone."""
@@ -179,8 +177,8 @@ class Switch:
 
     async def _prove(self) -> None:
         self._enter("prove")
-        new, timeout = self._new.candidate, self._wanted.order.timeout
-        await in_thread(lambda: prove(self._new.engine, new.spec, new.facts.capabilities, timeout))
+        new = self._new.candidate
+        await in_thread(lambda: prove(self._new.engine, new))
         new.raise_if_over()
 
     def _commit(self) -> None:
@@ -235,9 +233,11 @@ class Switch:
     async def _restore(self) -> None:
         try:
             await self._old.again()
-        except LlmdeployError as error:  # it is tried again, and requests wait
-            self._service.hear(self._old, {"event": "down", "error": error})
-            self._service.keep(error)
+        except Exception as error:  # it is tried again, and requests wait; another time it ends the service
+            bug = StartFailed(f"this is a bug in llmdeploy: {error!r}", "`llmdeploy status`", code="internal")
+            ended = error if isinstance(error, LlmdeployError) else bug
+            self._service.hear(self._old, {"event": "down", "error": ended})
+            self._service.keep(ended)
         else:
             self._service.keep()
 
