@@ -357,7 +357,8 @@ async def test_bytes_that_nobody_asked_for_end_a_connection() -> None:
         app = await it.app()
         assert (await app.ask(post(1))).document == {"tag": 1}
         answered.set()
-        await it.engine.peers[0].gone.wait()
+        async with asyncio.timeout(2):  # at once, and not for being idle
+            await it.engine.peers[0].gone.wait()
         assert (await app.ask(post(2))).document == {"tag": 2}
         assert await app.ask(get("/health"))
 
@@ -647,6 +648,26 @@ async def test_an_engine_that_hangs_up_at_once_is_an_error() -> None:
         with patch.object(Peer, "connection_made", hang_up), patch.object(Peer, "connection_lost"):
             for _ in range(20):
                 assert_refused(await it.ask(post()), 502)
+
+
+def test_a_connection_that_ends_while_it_is_made_is_not_used() -> None:
+    async def test() -> None:
+        async with world(limits=Limits(lost_seconds=0.05)) as it:
+            loop = asyncio.get_running_loop()
+            connect = loop.create_connection
+
+            async def connect_too_late(*arguments: Any) -> Any:
+                transport, upstream = await connect(*arguments)
+                transport.abort()
+                await until(lambda: upstream.closing)
+                return transport, upstream
+
+            app = await it.app()
+            with patch.object(loop, "create_connection", connect_too_late):
+                assert_refused(await app.ask(post()), 502)
+            assert (await app.ask(post("a"))).document == {"tag": "a"}
+
+    run("stdlib", test)
 
 
 @on_loops
