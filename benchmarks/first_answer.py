@@ -51,7 +51,7 @@ def first_answer() -> float:
 
 def answers(port: str) -> bool:
     """Whether the model counts to 3 when it is asked to."""
-    body = {"messages": [{"role": "user", "content": "Count to 3"}], "temperature": 0}
+    body = {"model": "selftest", "messages": [{"role": "user", "content": "Count to 3"}], "temperature": 0}
     request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/chat/completions", json.dumps(body).encode())
     request.add_header("Content-Type", "application/json")
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy between a machine and itself

@@ -152,7 +152,7 @@ def _port(settings: Settings, situation: Situation) -> Check:
     if serves and record and record.url.endswith(f":{settings.port}"):
         return Check("port", "ok", f"{settings.port} is this service's")
     try:
-        require_free_port(settings.port)
+        require_free_port(settings.port, host=settings.host)
     except LlmdeployError as error:
         return Check("port", "fail", error.message, error.hint)
     return Check("port", "ok", f"{settings.port} is free")

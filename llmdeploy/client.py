@@ -14,6 +14,8 @@ import httpx
 from llmdeploy.errors import NotServing, RequestFailed, TimedOut
 from llmdeploy.images import Image
 
+KEY_HINT = "give the key that it serves with: `export LLMDEPLOY_API_KEY=KEY`, or name its file as `api_key_file`"
+
 
 @dataclass(frozen=True)
 class Question:
@@ -183,10 +185,8 @@ def _refusal(response: httpx.Response) -> RequestFailed:
         message = _message(body)
     except ValueError:
         body, message = None, " ".join(response.text.split())[:200] or response.reason_phrase
-    return RequestFailed(
-        f"the server refused the request ({response.status_code}): {message}",
-        _hint(body) or "`llmdeploy logs` tells more",
-    )
+    hint = KEY_HINT if response.status_code == 401 else _hint(body) or "`llmdeploy logs` tells more"
+    return RequestFailed(f"the server refused the request ({response.status_code}): {message}", hint)
 
 
 def _hint(body: Any) -> str:

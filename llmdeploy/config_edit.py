@@ -105,10 +105,27 @@ def write(edit: Edit) -> Edit:
             if edit.after != edit.before:
                 atomic.replace(edit.file, _mark(edit.file) + edit.after.encode())
     except OSError as error:
-        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-        hint = "free some space: `df -h` shows what is full" if full else permissions_hint(_nearest(folder))
-        raise ConfigError(f"`{edit.file}` cannot be written: {error.strerror}", hint) from None
+        raise _unwritable(edit.file, error) from None
     return edit
+
+
+def demand_writable(file: Path) -> None:
+    """Raises ConfigError where nothing can be written beside it: then `write` will fail too."""
+    import tempfile
+
+    try:
+        with tempfile.TemporaryFile(dir=_nearest(os.path.dirname(os.path.realpath(file)))) as probe:
+            probe.write(b"#")
+            probe.flush()
+    except OSError as error:
+        raise _unwritable(file, error) from None
+
+
+def _unwritable(file: Path, error: OSError) -> ConfigError:
+    full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+    folder = os.path.dirname(os.path.realpath(file))
+    hint = "free some space: `df -h` shows what is full" if full else permissions_hint(_nearest(folder))
+    return ConfigError(f"`{file}` cannot be written: {error.strerror}", hint)
 
 
 def texts(file: Path, names: Iterable[str]) -> dict[str, str | None]:

@@ -63,6 +63,8 @@ class Plan:
     """None where it is not known: on another machine."""
     settings: Mapping[str, Setting[Any]] = field(default_factory=dict)
     """What only this engine has, under its own names."""
+    takes: int | None = None
+    """Bytes that the server takes at its start, where that is not what it needs: vLLM takes a part of each GPU."""
 
     @property
     def needed_bytes(self) -> int:

@@ -116,6 +116,8 @@ class World:
 
     def close(self) -> None:
         self.run("stop")
+        with contextlib.suppress(AssertionError):  # what was killed takes a moment
+            until(lambda: not self.processes(), 3)
         left = self.processes()
         for process in left:
             process.kill()

@@ -110,8 +110,10 @@ def test_one_that_comes_back_in_time_has_not_ended(looks: list[bool]) -> None:
         watched = Attached(listener.spec, lambda line: None)
         assert wait([watched.ended], 0.6).not_done  # for longer than the patience it is there
     until(lambda: looks[-3:] == [False] * 3)
+    assert watched.away
     with listener.listening():
         until(lambda: looks[-1])
+        until(lambda: not watched.away)
         assert wait([watched.ended], 0.6).not_done
         watched.let_go()
         watched.ended.result(2)

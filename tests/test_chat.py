@@ -164,7 +164,7 @@ def test_another_model_than_the_one_served(served: World) -> None:
     assert served.run("chat", "hello", "--model", "qwen3:8b").text == (
         "exit 1\n--- stdout\n--- stderr\n"
         "error: `selftest` is served, not `qwen3:8b`\n"
-        "hint: `llmdeploy stop`, then ask again; or leave out `--model` to ask `selftest`\n"
+        "hint: `llmdeploy switch --model qwen3:8b` serves it; leave out `--model` to ask `selftest`\n"
     )
 
 

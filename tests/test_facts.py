@@ -87,6 +87,15 @@ def test_the_shipped_model() -> None:
     assert not read_gguf(WEIGHTS).sees_images
 
 
+@pytest.mark.parametrize(
+    ("template", "calls"),
+    [("{% if tools %}{% endif %}", True), ("{{ message.toolset }}", False), ("", False), (None, False)],
+)
+def test_the_template_tells_whether_a_model_calls_tools(tmp_path: Path, template: str | None, calls: bool) -> None:
+    facts = read_gguf(write(tmp_path / "x.gguf", {"tokenizer.chat_template": template}))
+    assert facts.capabilities == (("text", "tools") if calls else ("text",))
+
+
 @pytest.mark.parametrize("path", [WEIGHTS, MMPROJ], ids=lambda path: path.name)
 def test_the_tensors_are_counted_as_the_library_of_the_format_does(path: Path) -> None:
     expected = sum(tensor.n_bytes for tensor in gguf.GGUFReader(str(path)).tensors)

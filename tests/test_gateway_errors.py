@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llmdeploy.gateway.errors import LONGEST, Refused, body_of, explained
+from llmdeploy.gateway.errors import INVALID, LONGEST, Refused, body_of, explained
 from llmdeploy.gateway.target import Target
 
 CONTEXT = "the request has 27014 tokens, and the context of `selftest` 8192"
@@ -271,7 +271,7 @@ def test_what_an_engine_said(
 ) -> None:
     status, error = told(status, document, engine)
     assert (status, error["code"], error["param"], error["message"]) == expected
-    assert error["type"] == ("invalid_request_error" if status < 500 else "server_error")
+    assert error["type"] == {503: "service_unavailable"}.get(status, "server_error" if status >= 500 else INVALID)
     assert error["llmdeploy"]["hint"] or status < 500
 
 

@@ -34,7 +34,7 @@ LAYERS = [
     {"engines", "plan"},
     {"models", "hardware", "images", "image_sources", "client"},
     {"config_edit"},
-    {"address", "atomic", "config", "config_rules", "deadline", "dotenv", "errors", "paths", "wire", "__init__"},
+    {"address", "atomic", "config", "config_rules", "deadline", "dotenv", "errors", "paths", "tls", "wire", "__init__"},
 ]
 
 ONLY_IN: dict[str, set[str]] = {

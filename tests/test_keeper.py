@@ -5,18 +5,25 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from llmdeploy import engines
+from llmdeploy import engines, hardware
 from llmdeploy.config import Settings
+from llmdeploy.engines.base import ServerSpec
 from llmdeploy.errors import DoesNotFit, LlmdeployError, PortInUse, Remedy, ServerDied, StartFailed
+from llmdeploy.gateway.target import Target
 from llmdeploy.models.reference import CatalogName
+from llmdeploy.plan import GIB, Setting
 from llmdeploy.service import history, keeper
 from llmdeploy.service.candidate import Abandoned, Candidate, Event, Order
 from llmdeploy.service.keeper import Keeper
+from llmdeploy.service.switch import holds
 from llmdeploy.service.threads import in_thread
 
 
@@ -60,6 +67,7 @@ def test_what_went_by_the_memory_of_the_moment_is_not_taken_over(
 
     class Starts:
         version = "1"
+        machine = hardware.detect()
 
         def launch(self) -> None: ...
 
@@ -73,6 +81,73 @@ def test_what_went_by_the_memory_of_the_moment_is_not_taken_over(
 
     asyncio.run(start())
     assert [start.remedies for start in kept] == [(Remedy("max_model_len", 384),)]
+
+
+def test_a_server_of_anothers_that_is_away_is_told_and_so_is_its_return(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(keeper, "WATCH", 0.01)
+    events: list[Event] = []
+
+    class Another:
+        away = False
+        spec = ServerSpec((), "http://127.0.0.1:5000", "/api/version")
+
+        def __init__(self) -> None:
+            self.ended = asyncio.get_running_loop().create_future()
+
+        async def keep(self) -> None:
+            await asyncio.sleep(3600)
+
+        def raise_if_over(self) -> None: ...
+
+    async def told(count: int) -> list[str]:
+        while len(events) < count:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)  # once is enough
+        return [event["event"] for event in events]
+
+    async def serve() -> None:
+        one = a_keeper(tmp_path, events)
+        one.candidate = another = cast("Any", Another())
+        serving = asyncio.ensure_future(one._serve())
+        assert await told(0) == []
+        another.away = True
+        assert await told(2) == ["note", "down"]
+        assert events[1]["error"].message == "`http://127.0.0.1:5000` does not answer: requests wait until it does"
+        another.away = False
+        assert await told(4) == ["note", "down", "note", "serving"]
+        serving.cancel()
+
+    asyncio.run(asyncio.wait_for(serve(), 10))
+
+
+def test_what_a_start_took_of_a_gpu_stays_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also once the server beside which it was started has gone, and while it is started again."""
+
+    def machine(free: int) -> hardware.Hardware:
+        return replace(hardware.detect(), gpus=(hardware.Gpu(0, "A", 80 * GIB, free * GIB),))
+
+    before, ready, later = machine(40), machine(10), machine(50)
+
+    class Starts:
+        version, machine, server = "1", before, None
+
+        def launch(self) -> None: ...
+
+        async def until_ready(self) -> None: ...
+
+    async def start() -> None:
+        one = a_keeper(tmp_path, [])
+        restarting, one.candidate = one.candidate, cast("Any", Starts())
+        monkeypatch.setattr(hardware, "detect", lambda: ready)
+        await one.start()
+        monkeypatch.setattr(hardware, "detect", lambda: later)
+        assert holds(one).gpus == ((0, 30 * GIB),)
+        one.candidate = restarting
+        assert holds(one).gpus == ((0, 30 * GIB),)
+
+    asyncio.run(start())
 
 
 class Waits(Candidate):
@@ -103,6 +178,31 @@ def test_a_start_that_is_called_off_ends_what_its_thread_waits_for(tmp_path: Pat
         return waits
 
     assert asyncio.run(call_off()).stopped.is_set()
+
+
+def test_two_who_stop_a_server_give_back_once_what_it_took(tmp_path: Path) -> None:
+    """One was called off while it waited; the second must not undo what a third has begun meanwhile."""
+    released: list[str] = []
+    slow = threading.Event()
+
+    def release(base_url: str, served_name: str) -> None:
+        released.append(served_name)
+        slow.wait(0.2)  # never set: giving back takes its time
+
+    one = Candidate(
+        Order(CatalogName("selftest"), Settings()), cast("Any", SimpleNamespace(progress=list)), print, tmp_path / "log"
+    )
+    ended: Future[int] = Future()
+    one.engine = cast("Any", SimpleNamespace(release=release))
+    one.spec = ServerSpec((), "http://127.0.0.1:1", "/health", "selftest")
+    one._runs = cast("Any", SimpleNamespace(ended=ended, let_go=lambda: ended.done() or ended.set_result(0)))
+    one._loading = True
+    others = [threading.Thread(target=one.stop) for _ in range(2)]
+    for thread in others:
+        thread.start()
+    for thread in others:
+        thread.join()
+    assert released == ["selftest"]
 
 
 def test_a_download_that_is_called_off_ends_with_its_next_piece(tmp_path: Path) -> None:
@@ -143,3 +243,25 @@ def test_a_thread_that_nobody_waits_for_keeps_nothing_alive() -> None:
     asyncio.run(leave())
     assert time.monotonic() - began < 5
     never.set()
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://127.0.0.1:5000", ("127.0.0.1", 5000, False, "")),
+        ("http://[::1]:5000", ("::1", 5000, False, "")),
+        ("http://gpu.example/ollama", ("gpu.example", 80, False, "/ollama")),
+        ("https://gpu.example/ollama", ("gpu.example", 443, True, "/ollama")),
+        ("https://gpu.example:8443", ("gpu.example", 8443, True, "")),
+    ],
+)
+def test_requests_go_to_the_whole_of_an_address(url: str, expected: tuple[str, int, bool, str], tmp_path: Path) -> None:
+    async def target() -> Target:
+        one = a_keeper(tmp_path, [])
+        one.candidate.spec = ServerSpec((), url, "/health", served_name="selftest")
+        one.candidate.facts = cast("Any", SimpleNamespace(capabilities=("text",)))
+        one.candidate.plan = cast("Any", SimpleNamespace(context=Setting(8192, "")))
+        return one.target()
+
+    found = asyncio.run(target())
+    assert (found.host, found.port, found.tls, found.prefix) == expected

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,9 @@ from llmdeploy.engines.ollama.api import Daemon
 from llmdeploy.engines.ollama.imports import Import
 from llmdeploy.models.gguf import GgufModel
 from llmdeploy.service.control import STOP_DEADLINE
-from tests.conftest import EXAMPLES, SELFTEST, Ollama, OwnOllama, World, copy_selftest, until
+from tests.conftest import EXAMPLES, SELFTEST, Ollama, OwnOllama, World, copy_selftest, free_port, until
 from tests.ollama_replay import closed_port
+from tests.tls_world import CERTIFICATE, reverse_proxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,6 +93,20 @@ def served(world: World, *arguments: str | Path) -> dict[str, Any]:
 def status(world: World) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(world.run("status", "--json").stdout.replace("[PORT]", str(world.port)))
     return document
+
+
+def daemon_of(world: World) -> Ollama:
+    """The daemon behind the address of the service."""
+    return Ollama(json.loads((world.state / "deployment.json").read_text())["server_url"])
+
+
+def answered(world: World) -> str:
+    """What an application is answered; it waits for as long as the gateway holds its request."""
+    body = {"model": "selftest", "messages": [{"role": "user", "content": "Count to 3"}], "temperature": 0}
+    address = f"http://127.0.0.1:{world.port}/v1/chat/completions"
+    answer = httpx.post(address, json=body, trust_env=False, timeout=30)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["choices"][0]["message"]["content"])
 
 
 def refused(world: World, *arguments: str | Path, **variables: str) -> dict[str, str]:
@@ -178,8 +194,9 @@ def test_status_tells_the_whole_story(serving: World) -> None:
     assert document["capabilities"] == ["text", "image"]
     assert document["engine_version"][0].isdigit()
     ours = document["server_pid"] is not None
-    address = f"http://127.0.0.1:{serving.port}/v1" if ours else f"{serving.environment['OLLAMA_HOST']}/v1"
-    assert document["base_url"] == address
+    assert document["base_url"] == f"http://127.0.0.1:{serving.port}/v1"  # whoever's the daemon is
+    assert (daemon_of(serving).url == serving.environment["OLLAMA_HOST"]) is not ours
+    assert daemon_of(serving).url != f"http://127.0.0.1:{serving.port}"
     text = serving.run("status").stdout
     assert "ready: `selftest` on ollama\n" in text
     assert f"  loaded   {document['engine_detail']}\n" in text
@@ -188,7 +205,7 @@ def test_status_tells_the_whole_story(serving: World) -> None:
 
 
 def test_memory_has_it_with_the_context_of_the_plan_and_for_good(serving: World) -> None:
-    ollama = Ollama(status(serving)["base_url"].removesuffix("/v1"))
+    ollama = daemon_of(serving)
     [model] = ollama.running()
     assert (model["name"], model["context_length"]) == ("selftest:latest", 8192)
     assert int(model["expires_at"][:4]) > 2200
@@ -382,7 +399,10 @@ def test_a_daemon_of_our_own_that_is_killed_while_it_serves_is_started_again(own
     killed = served(own, "selftest")["server_pid"]
     os.kill(killed, signal.SIGKILL)
     until(lambda: status(own)["state"] == "starting", 3)
-    until(lambda: status(own)["state"] == "ready", WITHIN)
+    began = time.monotonic()
+    assert answered(own) == "1 2 3"  # asked while there was none
+    assert time.monotonic() - began < WITHIN
+    assert status(own)["state"] == "ready"
     assert status(own)["server_pid"] != killed
     assert own.run("chat", "Count to 3", "--temperature", "0").stdout == "1 2 3\n"
     until(lambda: len([it for it in own.processes() if it.name() == "llama-server"]) == 1, WITHIN)
@@ -416,13 +436,17 @@ def test_an_attached_daemon_that_goes_away_is_told(world: World, attached_alone:
     words = f"the server ended while it served: Ollama at `{attached_alone.url}` has not answered for 0.5 s"
     assert f"error: {words}\n" in stderr.decode()
     assert status(world)["error"]["code"] == "server_died"
-    assert stdout == f"{attached_alone.url}/v1\n".encode()
+    assert stdout == f"http://127.0.0.1:{world.port}/v1\n".encode()
 
 
 def test_a_daemon_that_starts_again_has_the_model_again(world: World, attached_alone: OwnOllama) -> None:
     service = serve_in_haste(world, patience=30)
     attached_alone.stop()
-    attached_alone.start()
+    with ThreadPoolExecutor(1) as application:
+        answer = application.submit(answered, world)
+        until(lambda: httpx.get(f"http://127.0.0.1:{world.port}/health", trust_env=False).status_code == 503)
+        attached_alone.start()
+        assert answer.result() == "1 2 3"  # asked while there was none
     assert world.run("chat", "Count to 3", "--temperature", "0").stdout == "1 2 3\n"
     # And it is kept for good again, which an application's request alone does not do.
     until(lambda: [int(model["expires_at"][:4]) > 2200 for model in attached_alone.running()] == [True])
@@ -638,6 +662,11 @@ def test_a_model_without_eyes_is_sent_no_image(world: World, attached_alone: Own
     result = world.run("chat", "What color is this?", "--image", RED)
     assert result.status == 1
     assert "error: the model that is served sees no images\n" in result.stderr
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+    body = {"model": "selftest-f16", "messages": [{"role": "user", "content": [picture]}]}
+    answer = httpx.post(f"http://127.0.0.1:{world.port}/v1/chat/completions", json=body, trust_env=False)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "image_not_supported")
+    assert answer.json()["error"]["llmdeploy"]["source"] == "gateway"
     assert "/v1/chat/completions" not in log.read_text()
     assert world.run("chat", "Count to 3", "--temperature", "0").stdout == "1 2 3\n"
     assert "/v1/chat/completions" in log.read_text()
@@ -719,7 +748,7 @@ def test_the_users_own_model_has_its_context_where_the_daemon_is_ours(
 
 
 def served_context(world: World) -> int:
-    [model] = Ollama(status(world)["base_url"].removesuffix("/v1")).running()
+    [model] = daemon_of(world).running()
     return int(model["context_length"])
 
 
@@ -738,11 +767,15 @@ def test_a_name_that_another_model_has_is_refused(world: World, attached_alone: 
     assert attached_alone.running() == running  # the user's model is not let go either
 
 
+def elsewhere(world: World) -> dict[str, str]:
+    """The variables of another service of the same user."""
+    return {"LLMDEPLOY_STATE_DIR": str(world.folder / "elsewhere"), "LLMDEPLOY_PORT": str(free_port())}
+
+
 def test_a_name_that_another_llmdeploy_serves_is_refused(world: World, attached_alone: OwnOllama) -> None:
     served(world, "selftest")
     running = attached_alone.running()
-    elsewhere = str(world.folder / "elsewhere")
-    error = refused(world, "selftest", LLMDEPLOY_STATE_DIR=elsewhere)
+    error = refused(world, "selftest", **elsewhere(world))
     assert error["code"] == "already_serving"
     assert error["message"] == (
         f"another llmdeploy serves `selftest` on this Ollama (state folder [FOLDER]/state of {socket.gethostname()})"
@@ -755,7 +788,7 @@ def test_a_name_that_another_llmdeploy_serves_is_refused(world: World, attached_
 def test_the_alias_of_another_llmdeploy_is_no_name_of_the_users(world: World, attached_alone: OwnOllama) -> None:
     served(world, "selftest")
     running = attached_alone.running()
-    error = refused(world, "ollama://selftest", LLMDEPLOY_STATE_DIR=str(world.folder / "elsewhere"))
+    error = refused(world, "ollama://selftest", **elsewhere(world))
     assert error["code"] == "already_serving"
     assert attached_alone.running() == running
     assert attached_alone.aliases() == {"selftest:latest"}
@@ -765,11 +798,12 @@ def test_two_of_us_serve_under_two_names(world: World, attached_alone: OwnOllama
     served(world, "selftest")
     mine = copy_selftest(world.work).rename(world.work / "mine.gguf")
     changed_copy(mine, "general.size_label", "mine")  # of one file of weights Ollama keeps one model in memory
-    elsewhere = str(world.folder / "elsewhere")
-    result = world.run("serve", "./mine.gguf", "--engine", "ollama", "--detach", LLMDEPLOY_STATE_DIR=elsewhere)
+    other = elsewhere(world)
+    result = world.run("serve", "./mine.gguf", "--engine", "ollama", "--detach", **other)
     assert result.status == 0, result.text
     assert attached_alone.aliases() == {"selftest:latest", "mine:latest"}
-    assert world.run("stop", LLMDEPLOY_STATE_DIR=elsewhere).status == 0
+    assert world.run("chat", "Count to 3", "--temperature", "0", **other).stdout == "1 2 3\n"
+    assert world.run("stop", **other).status == 0
     assert attached_alone.aliases() == {"selftest:latest"}
     assert [model["name"] for model in attached_alone.running()] == ["selftest:latest"]
 
@@ -816,15 +850,18 @@ def test_a_prompt_over_the_context_is_refused_with_both_numbers(world: World, at
     body = {"model": "selftest", "messages": [{"role": "user", "content": "a b c " * 1000}]}
     answer = httpx.post(f"{base_url}/chat/completions", json=body, trust_env=False, timeout=60)
     assert answer.status_code == 400
-    numbers = re.search(r"request \((\d+) tokens\) exceeds the available context size \((\d+) tokens\)", answer.text)
-    assert numbers is not None
+    error = answer.json()["error"]
+    assert (error["type"], error["code"]) == ("invalid_request_error", "context_length_exceeded")
+    assert (error["llmdeploy"]["source"], error["llmdeploy"]["engine"]) == ("engine", "ollama")
+    numbers = re.fullmatch(r"the request has (\d+) tokens, and the context of `selftest` (\d+)", error["message"])
+    assert numbers is not None, error
     assert int(numbers[1]) > 2048
     assert int(numbers[2]) == 2048
     result = world.run("chat", "a b c " * 1000)
     assert result.text == (
         "exit 1\n--- stdout\n--- stderr\n"
-        f"error: {numbers[0]}, try increasing it\n"
-        "hint: ask for less, or serve it again with a larger `--context`\n"
+        f"error: the server refused the request (400): {numbers[0]}\n"
+        "hint: send less, or serve the model again with a larger `--context`\n"
     )
 
 
@@ -868,6 +905,23 @@ def test_dead_proxies_change_nothing(world: World, attached: Ollama) -> None:
     assert world.run("stop").status == 0
     assert attached.running() == []
     assert attached.aliases() == set()
+
+
+def test_a_daemon_over_https_and_under_a_path(world: World, attached_alone: OwnOllama) -> None:
+    with reverse_proxy(attached_alone.url, "/ollama") as url:
+        world.environment["OLLAMA_HOST"] = url
+        error = refused(world, "selftest")
+        assert error["code"] == "engine_missing"
+        assert f"no safe connection to `{url}`" in error["message"]
+        world.environment["SSL_CERT_FILE"] = str(CERTIFICATE)
+        assert served(world, "selftest")["base_url"] == f"http://127.0.0.1:{world.port}/v1"
+        assert answered(world) == "1 2 3"
+        result = world.run("chat", "What color is this?", "--image", RED, "--temperature", "0")
+        assert result.stdout == "The image is red.\n", result.text
+        assert [model["name"] for model in attached_alone.running()] == ["selftest:latest"]
+        assert world.run("stop").status == 0
+    assert attached_alone.aliases() == set()
+    assert attached_alone.running() == []
 
 
 def test_dead_proxies_change_nothing_for_a_daemon_of_our_own(own: World) -> None:

@@ -75,15 +75,22 @@ def test_the_machine_without_a_server_has_what_that_holds() -> None:
 
 def test_what_gpus_hold_is_what_went_since_before_the_start() -> None:
     before = replace(MACHINE, gpus=(Gpu(0, "A", 24 * GIB, 23 * GIB), *MACHINE.gpus[1:]))
-    assert room.held(None, before, MACHINE).gpus == ((0, 19 * GIB),)
+    assert room.taken(before, MACHINE) == ((0, 19 * GIB),)
+
+
+def test_a_server_that_takes_more_than_it_needs_is_not_beside_where_that_is_not_free() -> None:
+    """vLLM told to take 0.9 of a GPU does not start where less is free, however little its model needs."""
+    found = room.decide(replace(plan_with(40 * GIB), takes=72 * GIB), plan_with(78 * GIB), shares=False)
+    assert not found.beside
+    assert found.reason == "72.0 GiB needed and 40.0 GiB free beside it"
 
 
 def test_a_process_holds_what_it_has_written() -> None:
     itself = identify(os.getpid())
     assert itself is not None
-    before = room.held(itself, MACHINE, MACHINE).memory
+    before = room.held(itself, ()).memory
     written = bytearray(os.urandom(1)) * (200 * 2**20)
-    after = room.held(itself, MACHINE, MACHINE).memory
+    after = room.held(itself, ()).memory
     assert len(written) * 0.9 < after - before < len(written) * 1.5
 
 

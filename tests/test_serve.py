@@ -187,6 +187,24 @@ def test_the_service_in_the_background_gets_the_options_and_no_key(world: World)
     assert "--host=127.0.0.2" in service.cmdline()
     assert service.environ()["LLMDEPLOY_API_KEY"] == "sesame"
     assert not [it for it in world.processes() if "sesame" in shlex.join(it.cmdline())]
+    assert "LLMDEPLOY_API_KEY" not in psutil.Process(record(world)["server"]["pid"]).environ()
+
+
+def test_an_address_of_another_machine(world: World) -> None:
+    result = world.run("serve", "selftest", "--detach", "--host", "192.0.2.77", LLMDEPLOY_API_KEY="sesame")
+    assert result.text.endswith(
+        "error: this machine has no address `192.0.2.77` to listen on\n"
+        "hint: `llmdeploy serve selftest --host 0.0.0.0` listens on all that it has\n"
+    )
+    assert result.status == 1
+
+
+def test_without_the_key_chat_tells_how_to_give_it(world: World) -> None:
+    assert world.run("serve", "selftest", "--detach", LLMDEPLOY_API_KEY="sesame").status == 0
+    assert world.run("chat", "hello").stderr == (
+        "error: the server refused the request (401): the API key is missing or wrong\n"
+        "hint: give the key that it serves with: `export LLMDEPLOY_API_KEY=KEY`, or name its file as `api_key_file`\n"
+    )
 
 
 def test_a_gguf_file_with_its_mmproj_beside_it(world: World) -> None:

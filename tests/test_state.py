@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from llmdeploy.errors import AlreadyServing, LlmdeployError, StateUnwritable
 from llmdeploy.service import state
+from llmdeploy.service.leftover import end_leftover
 from llmdeploy.service.process import ProcessId, identify, wait_gone
 from llmdeploy.service.state import Claim, Record, Situation
 from tests.conftest import World
@@ -52,6 +54,13 @@ def record() -> Record:
 
 
 # The record
+
+
+def test_a_full_disk_is_no_matter_of_another_folder() -> None:
+    assert state.unwritable(OSError(errno.ENOSPC, "No space left on device")).hint == (
+        "free some space: `df -h` shows what is full"
+    )
+    assert state.unwritable(OSError(errno.EACCES, "Permission denied")).hint == state.ELSEWHERE
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -190,6 +199,22 @@ def test_a_claim_is_held_against_what_runs(
     assert state.observe() == Situation(expected, record, leftover)  # type: ignore[arg-type]
 
 
+def test_a_server_that_a_failed_service_left_is_ended(folder: Path, record: Record) -> None:
+    """It has put its reason on record, and was killed before it had ended what it had started."""
+    left = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        server = identify(left.pid)
+        state.write(replace(record, state="failed", service=DEAD, server=server))
+        situation = state.observe()
+        assert situation.leftover
+        threading.Thread(target=left.wait).start()  # a zombie is no process, but somebody must say so
+        end_leftover(situation)
+        assert server is not None
+        assert wait_gone(server, 5)
+    finally:
+        left.kill()
+
+
 # A folder that cannot be written
 
 BLOCKED = "the state folder `{folder}` cannot be written: Not a directory"
@@ -231,6 +256,7 @@ def test_serve_says_so_through_the_front(world: World, arguments: list[str]) -> 
 HOLDER = """
 import sys
 from llmdeploy.service import state
+from llmdeploy.service.leftover import end_leftover
 with state.lock():
     print("held", flush=True)
     sys.stdin.read()

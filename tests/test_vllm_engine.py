@@ -111,6 +111,18 @@ def test_the_users_settings_are_taken_as_they_are() -> None:
     assert 23 * GIB < plan.available.bytes < 25 * GIB
 
 
+def test_a_part_of_a_gpu_that_is_not_free_is_taken_and_not_available() -> None:
+    """So it is not started beside a server that holds the rest."""
+    machine = machines.load("a100-80gb")
+    machine = replace(machine, gpus=(replace(machine.gpus[0], memory_free=30 * GIB),))
+    plan = fit.plan(QWEN_VL_7B, machine, Wishes(), {"gpu_memory_utilization": 0.9}, "cuda")
+    assert plan.fits
+    assert plan.available is not None
+    assert plan.available.bytes == 30 * GIB
+    assert plan.takes is not None
+    assert plan.takes > 70 * GIB
+
+
 @pytest.mark.parametrize(("length", "wish", "context"), [(4096, None, 4096), (4096, 2048, 2048), (384, 8192, 384)])
 def test_the_shorter_context_holds(length: int, wish: int | None, context: int) -> None:
     assert planned("a100-80gb", QWEN_VL_7B, Wishes(context=wish), max_model_len=length).context.value == context
@@ -380,6 +392,20 @@ def test_facts_of_the_shipped_model() -> None:
     assert (facts.key_length, facts.embedding_length, facts.context_length) == (32, 128, 8192)
     assert facts.capabilities == ("text", "image")
     assert facts.weights_bytes == (SELFTEST / "hf" / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "capabilities"),
+    [
+        (("--enable-auto-tool-choice", "--tool-call-parser=hermes"), ("text", "image", "tools")),
+        (("--enable_auto_tool_choice",), ("text", "image", "tools")),
+        (("--tool-call-parser", "hermes"), ("text", "image")),
+        (None, ("text", "image")),
+    ],
+)
+def test_it_takes_tools_where_it_was_told_to(arguments: tuple[str, ...] | None, capabilities: tuple[str, ...]) -> None:
+    vllm = Vllm(Settings(vllm_extra_args=arguments))
+    assert vllm.facts(SELFTEST_HF).capabilities == capabilities
 
 
 @pytest.mark.parametrize(

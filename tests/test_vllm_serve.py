@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -141,8 +143,9 @@ def test_the_backends_own_file(serving: World) -> None:
         "model": str(SELFTEST / "hf"),
         "served-model-name": "selftest",
         "host": "127.0.0.1",
-        "port": serving.port,
+        "port": urlsplit(record(serving)["server_url"]).port,
     }
+    assert record(serving)["server_url"] != f"http://127.0.0.1:{serving.port}"  # that is the gateway's
 
 
 def test_errors_are_openais(serving: World) -> None:
@@ -151,8 +154,18 @@ def test_errors_are_openais(serving: World) -> None:
         long = [{"role": "user", "content": "a b c " * 5000}]
         overflow = http.post("/chat/completions", json={"model": "selftest", "messages": long})
     assert (unknown.status_code, overflow.status_code) == (404, 400)
-    assert "`nope` does not exist" in unknown.json()["error"]["message"]
-    assert "8192" in overflow.json()["error"]["message"]
+    stranger, error = unknown.json()["error"], overflow.json()["error"]
+    assert stranger["message"] == "the model `nope` is not served here: `selftest` is"
+    assert (stranger["code"], stranger["llmdeploy"]["source"]) == ("model_not_found", "gateway")
+    words = r"the request has (at least )?(\d+) tokens, and the context of `selftest` 8192"
+    numbers = re.fullmatch(words, error["message"])
+    assert numbers is not None, error
+    assert int(numbers[2]) > 8192
+    assert (error["code"], error["llmdeploy"]["source"]) == ("context_length_exceeded", "engine")
+    for one in (stranger, error):
+        assert one["type"] == "invalid_request_error"
+        assert one["llmdeploy"]["engine"] == "vllm"
+        assert one["llmdeploy"]["hint"]
 
 
 # What keeps it from starting
@@ -307,7 +320,10 @@ def test_a_worker_that_is_killed_is_noticed_and_the_server_started_again(vllm: W
         assert time.monotonic() - killed < 2
         last = [line for line in lines if line.startswith('data: {"error"')]
     assert json.loads(last[0].removeprefix("data: "))["error"].keys() >= {"message", "type", "param", "code"}
-    until(lambda: record(vllm)["state"] == "ready", 200)
+    body = {"model": "selftest", "messages": COUNT, "temperature": 0}
+    held = httpx.post(address, json=body, timeout=200, trust_env=False)  # until there is a server again
+    assert held.json()["choices"][0]["message"]["content"] == "1 2 3 4 5", held.text
+    assert record(vllm)["state"] == "ready"
     assert record(vllm)["server"]["pid"] != before
     assert vllm.run("chat", "Count to 3").stdout == "1 2 3\n"
     # It cannot hear SIGTERM now; stopping it leaves nothing all the same.

@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from dataclasses import asdict
 from math import isfinite
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -119,9 +120,11 @@ def _served(model: str | None, settings: Settings) -> Record:
     if model is not None and served_name(parse(model)) != record.served_name and str(parse(model)) != record.model:
         raise AlreadyServing(
             f"`{record.served_name}` is served, not `{model}`",
-            f"`llmdeploy stop`, then ask again; or leave out `--model` to ask `{record.served_name}`",
+            f"`llmdeploy switch --model {quote(model)}` serves it; leave out `--model` to ask `{record.served_name}`",
             code="another_model",
         )
+    if record.switch and record.server is None:
+        out.note(f"a switch to {record.switch.get('engine')} is under way: the answer waits for it")
     return record
 
 

@@ -66,6 +66,8 @@ TABLE: Commands = {
             "--dry-run": ("Show what would be done; touch nothing.", ""),
             "--no-hold": ("Have requests wait where both servers do not fit at once, or refuse them.", ""),
             "--hold": ("Have requests wait where both servers do not fit at once, or refuse them.", ""),
+            "--no-beside": ("Start the new server beside the old one where both fit, or after it.", ""),
+            "--beside": ("Start the new server beside the old one where both fit, or after it.", ""),
             "--context": ("Tokens one request may use, prompt and answer.", "TOKENS"),
             "--parallel": ("Requests answered at the same time.", "N"),
             "--threads": ("CPU threads (llama.cpp).", "N"),

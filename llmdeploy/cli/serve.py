@@ -110,14 +110,14 @@ def _agrees(error: LlmdeployError) -> bool:
     return out.ask("run this code on this machine?")
 
 
-def refuse_foreign(flags: dict[str, Any], engine: str) -> None:
-    """A flag of another engine would have no effect. Raises UsageError."""
+def refuse_foreign(flags: dict[str, Any], engine: str, instead: str = "add `--engine {}`") -> None:
+    """A flag of another engine would have no effect; `instead`: how to have that one. Raises UsageError."""
     for key in keys():
         words = key.words
         if words[0] == "engines" and words[1] != engine and flags.get(key.name) is not None:
             raise UsageError(
                 f"`{key.flag}` is an option of {words[1]}, and the engine is {engine}",
-                f"leave it out, or add `--engine {words[1]}`",
+                f"leave it out, or {instead.format(words[1])}",
             )
 
 

@@ -109,7 +109,7 @@ class AsJson(AsText):
         self._held: list[Event] | None = []
 
     def tell(self, event: Event) -> None:
-        if event["event"] == "phase" and event["phase"] != CHECKING:
+        if event["event"] == "step" or (event["event"] == "phase" and event["phase"] != CHECKING):
             self._release()
         if event["event"] == "download" and not self._downloads.is_news(event["file"], event["done"], event["total"]):
             return

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,6 +32,11 @@ llmdeploy switch vllm
 llmdeploy switch ollama qwen3:8b --dry-run
 
 llmdeploy switch --back"""
+
+KEPT = ("context", "parallel", "engines.llamacpp.threads", "engines.llamacpp.gpu_layers")
+"""What `serve` is asked by a flag, and a switch keeps where nothing else is asked."""
+DONE = ("commit", "finish")
+"""Steps that nothing undoes: whoever hears of `commit` hears of it when it is done, or hears `undo` next."""
 
 
 def register(app: typer.Typer, summary: str) -> None:
@@ -83,6 +87,12 @@ def switch(
             "--hold/--no-hold", help="Have requests wait where both servers do not fit at once, or refuse them."
         ),
     ] = True,
+    beside: Annotated[
+        bool,
+        typer.Option(
+            "--beside/--no-beside", help="Start the new server beside the old one where both fit, or after it."
+        ),
+    ] = True,
     context: options.Context = None,
     parallel: options.Parallel = None,
     threads: options.Threads = None,
@@ -109,52 +119,78 @@ def switch(
         "allow_cloud": allow_cloud,
         "trust_remote_code": trust_remote_code,
     }
-    _check_words(engine, model, model_option, flags, back=back)
-    target = _back() if back else _target(model or model_option, flags, others, record, repair=repair)
+    _check_words(engine, model, model_option, {**flags, **others}, back=back)
+    named = model if model is not None else model_option
+    target = _back(timeout) if back else _target(named, flags, others, record, repair=repair)
     if dry_run or record is None:
-        _rehearse(target, record, dry_run=dry_run, as_json=json)
+        _rehearse(target, record, dry_run=dry_run, hold=hold, beside=beside, as_json=json)
     elif _is_served(target, record):
         _write(target)
         out.note(f"{target.words} is served already", "green")
         announce(record, as_json=json)
     else:
-        _switch(target, record, hold=hold, as_json=json)
+        _switch(target, record, hold=hold, beside=beside, as_json=json)
 
 
 def _check_words(
     engine: str | None, model: str | None, model_option: str | None, flags: dict[str, Any], *, back: bool
 ) -> None:
     """Raises UsageError for what makes no sense together."""
-    named = [it for it in (engine, model, model_option, *flags.values()) if it is not None]
+    named = [it for it in (engine, model, model_option, *flags.values()) if it is not None and it is not False]
     if back and [it for it in named if it is not flags["timeout"]]:
         raise UsageError("`--back` returns to what was served before, as it was", "`llmdeploy switch --back`")
     if not back and not named:
         raise UsageError(
             "nothing is named to switch to", "`llmdeploy switch vllm`; `llmdeploy switch --model qwen3:8b`"
         )
-    if model and model_option:
+    if model is not None and model_option is not None:
         raise UsageError(f"two models are named: `{model}` and `{model_option}`", "name one")
     if engine is not None and engine not in ENGINE_NAMES:
-        words = f"`llmdeploy switch --model {shlex.quote(engine)}` switches to a model of that name"
-        raise UsageError(f"no engine is called `{engine}`: there are {', '.join(ENGINE_NAMES)}", words)
+        raise UsageError(f"no engine is called `{engine}`: there are {', '.join(ENGINE_NAMES)}", _meant(engine))
+
+
+def _meant(engine: str) -> str:
+    """The command that was meant: an engine in other letters, or a model."""
+    from difflib import get_close_matches
+
+    if near := get_close_matches(engine.lower(), ENGINE_NAMES, n=1):
+        return f"`llmdeploy switch {near[0]}`"
+    if not engine.strip():
+        return "`llmdeploy switch vllm`"
+    return f"`llmdeploy switch --model {shlex.quote(engine)}` switches to a model of that name"
 
 
 def _target(
     model: str | None, flags: dict[str, Any], others: dict[str, Any], record: Record | None, *, repair: bool
 ) -> Target:
     """What the words ask for; what they leave out is as it is served now, or as the configuration has it."""
-    served = config.from_document(record.settings) if record and record.settings else None
     given = {name: value for name, value in flags.items() if value is not None}
-    wishes = {name: getattr(served, name) for name in ("context", "parallel") if served}
     engine = given.get("engine") or (record and record.engine)
-    loaded = config.load({**flags, "engine": engine})
-    kept = {name: value for name, value in wishes.items() if value is not None and loaded.source(name) == "default"}
-    settings = replace(loaded, **kept, **others)
-    refuse_foreign(flags, settings.engine)
-    reference = parse(model or (record.model if record else settings.model))
+    settings = replace(config.load({**flags, "engine": engine}), **others)
+    refuse_foreign(flags, settings.engine, "name its engine: `llmdeploy switch {}`")
+    reference = parse(model if model is not None else record.model if record else settings.model)
+    if record and record.settings:
+        served = config.from_document(record.settings)
+        settings = _as_served(settings, served, same_model=str(reference) == record.model)
     target = Target(reference, settings, _file(), {}, repair)
     written = {name: str(value) for name, value in given.items() if name != "timeout"}
-    return replace(target, changes={**written, "engine": settings.engine, "model": target.model})
+    return replace(target, changes={"engine": settings.engine, "model": target.model, **written})
+
+
+def _as_served(settings: Settings, served: Settings, *, same_model: bool) -> Settings:
+    """With what was asked of `serve` by flags, and is not asked otherwise since.
+
+    Consent to a model's own code is not taken over: it was given for one revision, and is remembered for that.
+    """
+    kept: dict[str, Any] = {}
+    for name in KEPT:
+        attribute = config.key_named(name).attribute
+        if settings.source(name) == "default" and (value := getattr(served, attribute)) is not None:
+            kept[attribute] = value
+    if same_model:
+        kept["mmproj"] = settings.mmproj or served.mmproj
+        kept["allow_cloud"] = settings.allow_cloud or served.allow_cloud
+    return replace(settings, **kept)
 
 
 def _file() -> Path:
@@ -167,13 +203,15 @@ def _file() -> Path:
     return paths.PROJECT_CONFIG.absolute() if decides else paths.user_config_file()
 
 
-def _back() -> Target:
+def _back(timeout: float | None) -> Target:
     from llmdeploy.service import previous
 
     found = previous.recall()
     if found is None:
         raise UsageError("there was no switch to return from", "`llmdeploy switch ENGINE` makes one")
     settings = config.from_document(found.settings)
+    if timeout is not None:
+        settings = replace(settings, timeout=timeout)
     return Target(parse(found.model), settings, Path(found.file), found.changes, repair=True)
 
 
@@ -188,27 +226,30 @@ def _served_settings(document: dict[str, Any] | None) -> dict[str, Any]:
     return {name: it for name, it in (document or {}).items() if name not in apart and not name.startswith("gateway.")}
 
 
-def _rehearse(target: Target, record: Record | None, *, dry_run: bool, as_json: bool) -> None:
+def _rehearse(target: Target, record: Record | None, *, dry_run: bool, hold: bool, beside: bool, as_json: bool) -> None:
     """Nothing serves, or nothing is to be touched: check what can be checked; write, unless it is a dry run."""
     from llmdeploy import config_edit
     from llmdeploy.service.rehearse import rehearse
 
-    rehearsal = rehearse(target.order, record)
-    edit = config_edit.edited(target.file, target.changes)
+    rehearsal = rehearse(target.order, record, beside=beside)
+    diff = config_edit.diff(config_edit.edited(target.file, target.changes))
     if not dry_run:
         _write(target)
     if as_json:
-        changed = {"file": str(target.file), "diff": config_edit.diff(edit), "written": not dry_run}
+        changed = {"file": str(target.file), "diff": diff, "written": bool(diff) and not dry_run}
         named = {"engine": target.settings.engine, "model": served_name(target.reference)}
         out.document({"switched": False, **named, **rehearsal.document(), "config": changed})
         return
-    _show(target, rehearsal, config_edit.diff(edit))
+    _show(target, rehearsal, diff, hold=hold)
     if not dry_run:
-        out.note(f"written to `{target.file}`: the next `llmdeploy serve` serves {target.words}", "green")
+        written = f"written to `{target.file}`: " if diff else ""
+        out.note(f"{written}the next `llmdeploy serve` serves {target.words}", "green")
         _warn_of_variables()
+    elif record is not None and _is_served(target, record):
+        out.note(f"{target.words} is served already: nothing would be started")
 
 
-def _show(target: Target, rehearsal: Rehearsal, diff: str) -> None:
+def _show(target: Target, rehearsal: Rehearsal, diff: str, *, hold: bool) -> None:
     from llmdeploy.plan import in_gib
 
     version = f" {rehearsal.engine_version}" if rehearsal.engine_version else ""
@@ -222,8 +263,8 @@ def _show(target: Target, rehearsal: Rehearsal, diff: str) -> None:
         for part in plan.memory:
             out.line(f"  {part.name:<24}{in_gib(part.bytes)}  ({part.reason})")
     if rehearsal.beside is not None:
-        way = "no request waits" if rehearsal.beside else "requests wait while it is exchanged"
-        out.line(f"  {rehearsal.room}: {way}")
+        meanwhile = f"requests {'wait' if hold else 'are refused'} while it is exchanged"
+        out.line(f"  {rehearsal.room}: {'no request waits' if rehearsal.beside else meanwhile}")
     for file in rehearsal.files:
         out.line(f"  writes `{file}`")
     out.data(diff or f"`{target.file}` stays as it is\n", end="")
@@ -250,17 +291,28 @@ def _warn_of_variables() -> None:
             out.warn(f"`{now.source(name)}` beats the file: `unset {now.source(name)}`")
 
 
-def _switch(target: Target, record: Record, *, hold: bool, as_json: bool) -> None:
+def _switch(target: Target, record: Record, *, hold: bool, beside: bool, as_json: bool) -> None:
     from llmdeploy.cli.start import AsJson, AsText
-    from llmdeploy.service import control
+    from llmdeploy.service import control, signals
     from llmdeploy.service.switch import Wanted
 
-    order = Wanted(target.order, target.file, target.changes, hold).written()
+    order = Wanted(target.order, target.file, target.changes, hold, beside).written()
     began = time.monotonic()
-    with (AsJson if as_json else AsText)(lambda record: announce(record, as_json=as_json)) as notices, _undoing():
-        for event in control.switch(record, order):
-            told: Event = {**event, "elapsed": round(time.monotonic() - began, 1)}
-            notices.tell(told)
+    step = ""
+    style = AsJson if as_json else AsText
+    try:
+        with (
+            style(lambda record: announce(record, as_json=as_json)) as notices,
+            signals.interrupting(),
+            closing(control.switch(record, order)) as events,  # to leave is to call it off
+        ):
+            for event in events:
+                step = event.get("step", step)
+                told: Event = {**event, "elapsed": round(time.monotonic() - began, 1)}
+                notices.tell(told)
+    except KeyboardInterrupt:
+        _interrupted(step)
+        raise
     serves = state.observe().record
     if serves is None:
         raise ConfigError("it was switched, and stopped since", "`llmdeploy serve`")
@@ -268,16 +320,10 @@ def _switch(target: Target, record: Record, *, hold: bool, as_json: bool) -> Non
     _warn_of_variables()
 
 
-@contextmanager
-def _undoing() -> Iterator[None]:
-    """Interrupted, the switch is called off; the old deployment is waited for."""
-    from llmdeploy.service import control, signals
+def _interrupted(step: str) -> None:
+    """Called off, unless it is done; what serves is waited for."""
+    from llmdeploy.service import control
 
-    try:
-        with signals.interrupting():
-            yield
-    except KeyboardInterrupt:
-        out.note("interrupted: the switch is undone")
-        if record := control.wait_switched():
-            out.note(f"`{record.served_name}` on {record.engine} serves")
-        raise
+    out.note("interrupted: it is switched already" if step in DONE else "interrupted: the switch is undone")
+    if record := control.wait_switched():
+        out.note(f"`{record.served_name}` on {record.engine} serves")

@@ -22,7 +22,7 @@ MAX_ERROR = 2**20
 """Bytes of an engine's error answer that are looked at."""
 
 # vLLM refuses a body that is not called JSON, as curl's is not.
-_HEAD = b"POST %b HTTP/1.1\r\nhost: %b\r\n%bcontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+_HEAD = b"POST %b%b HTTP/1.1\r\nhost: %b\r\n%bcontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
 _EVENT = b"data: {"
 
 _SPLICED, _COLLECTED, _WRAPPED, _BARE = range(4)
@@ -104,6 +104,7 @@ class Call:
             self.refuse(answers.bug(error))
             return
         self._sent_head = _HEAD % (
+            pool.prefix,
             self._head.target,
             pool.host,
             self._onward,

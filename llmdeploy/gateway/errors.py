@@ -79,7 +79,7 @@ def _body(error: Refused, source: str, engine: str | None) -> bytes:
 
 
 def _type(status: int) -> str:
-    known = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    known = {403: "permission_error", 429: "rate_limit_error", 503: "service_unavailable"}
     return known.get(status) or (INVALID if status < 500 else "server_error")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from llmdeploy.gateway.target import Target
 from llmdeploy.gateway.upstream import Upstream
+from llmdeploy.tls import trusting
 
 if TYPE_CHECKING:
     from llmdeploy.gateway.call import Call
@@ -21,12 +22,12 @@ CONNECT_SECONDS = 5.0
 class Pool:
     """The connections to one server. The one used last is used first, so that those too many grow old."""
 
-    __slots__ = ("_idle", "_tasks", "_until_empty", "_wanting", "calls", "host", "retired", "target")
+    __slots__ = ("_idle", "_tasks", "_until_empty", "_wanting", "calls", "host", "prefix", "retired", "target")
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        host = f"[{target.host}]" if ":" in target.host else target.host
-        self.host = f"{host}:{target.port}".encode()
+        self.host = target.authority.encode()
+        self.prefix = target.prefix.encode()
         self.calls: set[Call] = set()
         self.retired = False
         """Whether the server is leaving: no connection is kept for later."""
@@ -68,7 +69,9 @@ class Pool:
         upstream: Upstream | None = None
         with suppress(OSError, ValueError):
             async with asyncio.timeout(CONNECT_SECONDS):
-                _, upstream = await loop.create_connection(lambda: Upstream(self), self.target.host, self.target.port)
+                host, port = self.target.host, self.target.port
+                trust = trusting() if self.target.tls else None
+                _, upstream = await loop.create_connection(lambda: Upstream(self), host, port, ssl=trust)
         if upstream is not None and not upstream.closing and (only is None or only not in self.calls):
             self.give_back(upstream)
             return

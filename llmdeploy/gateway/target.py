@@ -26,3 +26,12 @@ class Target:
     """The request in the engine's dialect, the same object where it is; None where its bytes can go as they are."""
     lacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """What the engine would ignore, or answer in a form of its own: the names of fields, by route."""
+    tls: bool = False
+    prefix: str = ""
+    """The path before every route, of a server behind a proxy: `/ollama`."""
+
+    @property
+    def authority(self) -> str:
+        """What requests name as their host."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"

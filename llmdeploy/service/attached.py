@@ -28,6 +28,8 @@ class Attached:
     def __init__(self, spec: ServerSpec, on_line: Callable[[str], None]) -> None:
         self.ended: Future[int] = Future()
         """Done when it has been away for too long."""
+        self.away = False
+        """Whether it was not there at the last look."""
         self._let_go = Event()
         on_line(f"attached to {spec.base_url}, which keeps a log of its own")
         Thread(target=self._watch, args=(spec, on_line), daemon=True).start()
@@ -44,7 +46,8 @@ class Attached:
         seen = time.monotonic()
         while not self._let_go.wait(LOOK):
             now = time.monotonic()
-            if reachable(spec):
+            self.away = not reachable(spec)
+            if not self.away:
                 seen = now
             elif now > seen + PATIENCE:
                 on_line(f"{spec.base_url} has not answered for {PATIENCE:g} s")

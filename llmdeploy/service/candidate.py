@@ -104,6 +104,7 @@ class Candidate:
         self._loading = False
         self._ready = False
         self._abandoned = threading.Event()
+        self._stopping = threading.Lock()
         self._runs: Child | Attached | None = None
 
     def look(self) -> None:
@@ -243,25 +244,33 @@ class Candidate:
         if self._ready and self._progress.is_doomed:
             raise self._ending(1)
 
+    @property
+    def serves(self) -> bool:
+        """Whether the server is ready and has not ended."""
+        return self._ready and not self.ended.done()
+
     def abandon(self) -> None:
         """Have a thread that works for it give up."""
         self._abandoned.set()
 
     def stop(self) -> None:
         """Give back what was taken and end the server, politely first. Does nothing where nothing was started."""
-        if self._runs is None:
-            return
-        if self._loading and not self._runs.ended.done():
+        with self._stopping:  # one who waited for it may have been called off, and another stops it again
+            if self._runs is not None:
+                self._end(self._runs)
+            if self._log is not None:
+                self._log.close()
+
+    def _end(self, runs: Child | Attached) -> None:
+        if self._loading and not runs.ended.done():
             try:
                 self.engine.release(self.spec.base_url, self.spec.served_name)
             except LlmdeployError as error:
                 self._line(error.message)
-        self._runs.let_go()
-        if not wait([self._runs.ended], STOP_GRACE + 1).done:
-            self._runs.kill()
-            wait([self._runs.ended], STOP_GRACE)
-        if self._log:
-            self._log.close()
+        runs.let_go()
+        if not wait([runs.ended], STOP_GRACE + 1).done:
+            runs.kill()
+            wait([runs.ended], STOP_GRACE)
 
     def kill(self) -> None:
         """End the server at once: a second Ctrl-C does not wait."""
@@ -305,6 +314,11 @@ class Candidate:
     def attached(self) -> bool:
         """Whether its server is another's."""
         return isinstance(self._runs, Attached)
+
+    @property
+    def away(self) -> bool:
+        """Whether its server, another's, is not there for the moment: it may be started again."""
+        return isinstance(self._runs, Attached) and self._runs.away
 
     @property
     def _last_line(self) -> str:

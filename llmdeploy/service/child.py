@@ -15,6 +15,8 @@ from llmdeploy.errors import NotPermitted
 from llmdeploy.service.process import ProcessId, identify, kill_group
 
 GUARD = Path(__file__).with_name("guard.py")
+SECRET = {"LLMDEPLOY_API_KEY"}
+"""Variables that are the gateway's affair, and no server's."""
 LAST_WORDS = 1.0
 """Seconds to read on after the server has ended."""
 LONGEST_LINE = 2**20
@@ -32,7 +34,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=its_output,
-            env={**os.environ, **env},
+            env={**{name: it for name, it in os.environ.items() if name not in SECRET}, **env},
             start_new_session=True,
             bufsize=0,
         )

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -143,7 +143,7 @@ def _append_or_begin(log: Path) -> int:
     return os.O_APPEND | (os.O_TRUNC if large else 0)
 
 
-def switch(record: Record, order: bytes) -> Iterator[Event]:
+def switch(record: Record, order: bytes) -> Generator[Event]:
     """Have the service switch, and tell what happens; to stop listening calls it off, up to its commit.
 
     Raises what kept it from being done.
@@ -166,7 +166,8 @@ def switch(record: Record, order: bytes) -> Iterator[Event]:
                 return
         raise HTTPException("it ended without a word")
     except (OSError, HTTPException, ValueError, KeyError) as error:
-        raise ServerDied(f"the service broke off: {error}", "`llmdeploy status` tells what is left") from error
+        reason = (error.strerror if isinstance(error, OSError) else "") or str(error)
+        raise ServerDied(f"the service broke off: {reason}", "`llmdeploy status` tells what is left") from error
     finally:
         channel.close()
 

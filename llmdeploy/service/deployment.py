@@ -13,12 +13,12 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
-from llmdeploy import config, engines, hardware
+from llmdeploy import config, engines
 from llmdeploy.address import local_url
 from llmdeploy.errors import LlmdeployError, PortInUse
 from llmdeploy.gateway.gateway import Gateway, Limits
 from llmdeploy.service import signals, state
-from llmdeploy.service.candidate import READY, Event, Order
+from llmdeploy.service.candidate import READY, Candidate, Event, Order
 from llmdeploy.service.keeper import Keeper
 from llmdeploy.service.leftover import end_leftover
 from llmdeploy.service.orders import Orders
@@ -92,6 +92,8 @@ class Service:
         self._limits = limits
         self._began = time.monotonic()
         self._written = 0.0
+        self._unwritten = False
+        """What is on record is older than what is known."""
         self._keeping: asyncio.Task[None] | None = None
         self._keepers: list[Keeper] = []
         self._background: set[asyncio.Task[None]] = set()
@@ -157,7 +159,7 @@ class Service:
     async def _work(self) -> None:
         self.update()
         await self._listen()
-        first = self.keeper(self.order, state.server_logs()[0], self._hear)
+        first = self.keeper(self.order, state.server_logs()[0], self.hear)
         self.current = first
         await first.look()
         await first.settle()
@@ -186,12 +188,12 @@ class Service:
             raise state.unwritable(error) from error
 
     async def _watch(self) -> None:
-        """A record that somebody deleted is written anew: it is how the service is found."""
+        """A record that somebody deleted, or a full disk did not take, is written anew: by it the service is found."""
         while True:
             await asyncio.sleep(RECORD_WATCH)
             with suppress(LlmdeployError):  # the disk may be full; the next round tries again
-                if state.read() is None:
-                    state.write(self.record)
+                if self._unwritten or state.read() is None:
+                    self.update()
 
     # The record
 
@@ -203,7 +205,17 @@ class Service:
         """Raises StateUnwritable."""
         self.record = replace(self.record, **changes)  # type: ignore[arg-type] # checked where it is called
         self._written = self.elapsed
+        self._unwritten = True
         state.write(self.record)
+        self._unwritten = False
+
+    def _update_serving(self, **changes: object) -> None:
+        """Raises StateUnwritable in the first start alone: a full disk ends nothing that has served."""
+        try:
+            self.update(**changes)
+        except LlmdeployError:
+            if self._keeping is None:
+                raise
 
     def _fail(self, error: LlmdeployError) -> None:
         """Put the reason on record; where that cannot be written, no record is better than one that says `starting`."""
@@ -255,12 +267,11 @@ class Service:
         self.current, self.order = keeper, keeper.order
         self.target = keeper.target()
         self.gateway.point(self.target)
-        with suppress(LlmdeployError):  # the disk may be full: the record is written again as soon as it can be
-            self._record_serving()
+        self._record_serving()
 
     def _record_serving(self) -> None:
         now, order = self.current.candidate, self.order
-        self.update(
+        self._update_serving(
             state="ready",
             phase=READY,
             progress="",
@@ -277,11 +288,11 @@ class Service:
             settings=config.document(order.settings),
             receipt=None,
         )
-        self._spawn(self._make_receipt(self.current))
+        self._spawn(self._make_receipt(self.current, now))
 
-    async def _make_receipt(self, keeper: Keeper) -> None:
-        found = await in_thread(lambda: receipt(keeper, hardware.detect()))
-        if keeper is self.current:
+    async def _make_receipt(self, keeper: Keeper, candidate: Candidate) -> None:
+        found = await in_thread(lambda: receipt(keeper, candidate))
+        if candidate is self.current.candidate:  # it may have been started again meanwhile
             with suppress(LlmdeployError):
                 self.update(receipt=found)
 
@@ -301,18 +312,14 @@ class Service:
             self._end_with(error)
         self.orders.tell(told)
 
-    def _hear(self, keeper: Keeper, event: Event) -> None:
+    def hear(self, keeper: Keeper, event: Event) -> None:
+        """What happens to a keeper: the gateway and the record follow that of the one that serves."""
         if event["event"] not in PRIVATE:
             self.tell(event)
         if keeper is self.current and not self.stopping:
             self._react(event)
 
-    def hear(self, keeper: Keeper, event: Event) -> None:
-        """What happens to a keeper that was adopted, or is about to be."""
-        self._hear(keeper, event)
-
     def _react(self, event: Event) -> None:
-        """Have the gateway and the record follow."""
         match event:
             case {"event": "phase", "phase": phase}:
                 self._progress(phase=phase, progress="")
@@ -328,7 +335,7 @@ class Service:
                 self._progress(plan=asdict(self.current.candidate.plan))
             case {"event": "started"}:
                 now = self.current.candidate
-                self.update(
+                self._update_serving(
                     server=now.server,
                     server_url=now.spec.base_url,
                     engine_version=now.version,

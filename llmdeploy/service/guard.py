@@ -12,6 +12,7 @@ It is started as a file with `python -I -S`, so it imports nothing but the stand
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -29,7 +30,8 @@ def main(argv: list[str]) -> int:
         print(0, flush=True)
         print(f"cannot run `{command[0]}`: {error.strerror}", file=sys.stderr, flush=True)
         return 127
-    print(server.pid, flush=True)
+    with contextlib.suppress(OSError):  # whoever started it may be gone already: the leash tells
+        print(server.pid, flush=True)
     let_go = threading.Event()
     for name in ("SIGTERM", "SIGINT", "SIGHUP"):
         if hasattr(signal, name):
@@ -71,5 +73,4 @@ def _signal_group(server: subprocess.Popen[bytes], *, kill: bool) -> None:
 if __name__ == "__main__":
     # Not sys.exit: a thread still reads standard input, and waiting for it would keep the guard alive.
     status = main(sys.argv[1:])
-    sys.stdout.flush()
     os._exit(status)

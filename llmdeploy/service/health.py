@@ -9,6 +9,8 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from llmdeploy.tls import trusting
+
 if TYPE_CHECKING:
     from llmdeploy.engines.base import ServerSpec
     from llmdeploy.service.process import ProcessId
@@ -82,5 +84,6 @@ def _get(base_url: str, path: str) -> tuple[int, bytes]:
 def connection(base_url: str, timeout: float | None) -> tuple[HTTPConnection, str]:
     """A connection to an address, not made yet, and the path that the address begins with."""
     address = urlsplit(base_url)
-    connect = HTTPSConnection if address.scheme == "https" else HTTPConnection
-    return connect(address.netloc, timeout=timeout), address.path
+    if address.scheme == "https":
+        return HTTPSConnection(address.netloc, timeout=timeout, context=trusting()), address.path
+    return HTTPConnection(address.netloc, timeout=timeout), address.path

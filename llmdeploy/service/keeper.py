@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from llmdeploy import hardware
 from llmdeploy.errors import DoesNotFit, LlmdeployError, PortInUse, ServerDied, StartFailed
 from llmdeploy.gateway.target import Target
-from llmdeploy.service import history
+from llmdeploy.service import history, room
 from llmdeploy.service.candidate import Candidate, Event, Order, Tell
 from llmdeploy.service.threads import in_thread
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from llmdeploy.engines.base import Engine
     from llmdeploy.errors import Remedy
+    from llmdeploy.hardware import Hardware
     from llmdeploy.plan import Plan
 
 T = TypeVar("T")
@@ -35,8 +36,8 @@ BACKOFF = 0.5
 """Seconds before a server that ended is started again; twice as long each time."""
 LONG = 5.0
 """Seconds of a start from which on it is worth an estimate."""
-WATCH = 1.0
-"""Seconds between two looks at whether the server has said that it is doomed."""
+WATCH = 0.5
+"""Seconds between two looks at whether the server has said that it is doomed, or is away."""
 STEADY = 60.0
 """Seconds of service after which an end is no longer in a row with those before."""
 GIVING_UP = 1.0
@@ -60,6 +61,8 @@ class Keeper:
         """The settings that had to be changed, in order."""
         self.seconds = 0.0
         """That the last start took."""
+        self.gpus: tuple[tuple[int, int], ...] = ()
+        """What the last start took of each GPU: (index, bytes)."""
         self._told = tell
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._known: history.Start | None = None
@@ -85,7 +88,7 @@ class Keeper:
     async def look(self) -> None:
         """See to it that all is here. From a start like it that had to be repaired the settings are taken."""
         await self._in_thread(self.candidate.look)
-        self._known = await in_thread(lambda: history.recall(self._kind))
+        self._known = await in_thread(lambda: history.recall(self._kind(hardware.detect())))
         for remedy in self._known.remedies if self._known and self.order.repair else ():
             if self._take(remedy, "as the last start like this one needed"):
                 await in_thread(self._replaced.stop)
@@ -95,10 +98,9 @@ class Keeper:
         """Take the plan, or one for the machine as it is now. Raises DoesNotFit."""
         await self._in_thread(lambda: self.candidate.settle(plan))
 
-    @property
-    def _kind(self) -> str:
+    def _kind(self, machine: Hardware) -> str:
         """What makes a start like another: the engine, its version and settings, the model, the wishes, the machine."""
-        order, machine = self.order, hardware.detect()
+        order = self.order
         own = order.settings.of_engine(self.engine.name)
         memory = [machine.memory_total, *(gpu.memory_total for gpu in machine.gpus)]
         return f"{self.engine.name} {self.candidate.version} {own} {order.model} {order.wishes} {memory}"
@@ -140,9 +142,15 @@ class Keeper:
         self._tell("started")
         await self.candidate.until_ready()
         self.seconds = time.monotonic() - began
-        lasting = tuple(it for it in self.remedies if it.lasts)
-        await in_thread(lambda: history.remember(self._kind, history.Start(self.seconds, lasting)))
+        await in_thread(self._learn)
         self._tell("serving")
+
+    def _learn(self) -> None:
+        """What is known once it is ready: the memory that it has taken, and how it came up."""
+        now = hardware.detect()
+        self.gpus = room.taken(self.candidate.machine, now)
+        lasting = tuple(it for it in self.remedies if it.lasts)
+        history.remember(self._kind(now), history.Start(self.seconds, lasting))
 
     async def keep(self, ended: LlmdeployError | None = None) -> None:
         """Serve, and start the server again where it ends: later each time, and not after the fifth end in a row.
@@ -182,12 +190,27 @@ class Keeper:
     async def _serve(self) -> None:
         """Until the server ends."""
         keeping = asyncio.ensure_future(self.candidate.keep())
+        away = False
         try:
             while True:
                 await asyncio.wait({self.candidate.ended}, timeout=WATCH)
                 self.candidate.raise_if_over()
+                if away != self.candidate.away:
+                    away = not away
+                    self._tell_whether(away)
         finally:
             keeping.cancel()
+
+    def _tell_whether(self, away: bool) -> None:
+        """A server of another's is away, or back. Whoever keeps it may start it again."""
+        if away:
+            url = self.candidate.spec.base_url
+            gone = ServerDied(f"`{url}` does not answer: requests wait until it does", "start it again")
+            self._note(gone.message)
+            self._tell("down", error=gone)
+        else:
+            self._note("it answers again")
+            self._tell("serving")
 
     def target(self) -> Target:
         """Where requests go that its server is to answer."""
@@ -201,7 +224,14 @@ class Keeper:
             context=now.plan.context.value,
             adapt=self.engine.adapt,
             lacks=self.engine.lacks,
+            tls=url.scheme == "https",
+            prefix=url.path,
         )
+
+    @property
+    def serves(self) -> bool:
+        """Whether its server is ready and has not ended."""
+        return self.candidate.serves
 
     async def stop(self) -> None:
         """End the server and give back what was taken; fine where there is none."""
@@ -209,14 +239,14 @@ class Keeper:
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """The candidate's work; cancelled, it is ended with all that it has started."""
-        working = asyncio.ensure_future(in_thread(work))
+        candidate, working = self.candidate, asyncio.ensure_future(in_thread(work))
         try:
             return await asyncio.shield(working)
         except asyncio.CancelledError:
-            self.candidate.abandon()
+            candidate.abandon()
             deadline = time.monotonic() + GIVING_UP
             while not working.done() and time.monotonic() < deadline:
-                await in_thread(self.candidate.stop)  # it may wait for a daemon, and ends with it
+                await in_thread(candidate.stop)  # it may wait for a daemon, and ends with it
                 await asyncio.wait({working}, timeout=0.05)
             if working.done():
                 working.exception()  # which nobody wants to know now

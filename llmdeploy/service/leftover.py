@@ -18,7 +18,7 @@ SECONDS = 10.0
 def end_leftover(situation: Situation) -> None:
     """End a server whose guard was killed too, and have a daemon let go what it loaded. Raises TimedOut."""
     record = situation.record
-    if record is None or situation.state != "crashed":
+    if record is None:
         return
     for server in state.servers(record) if situation.leftover else ():
         with suppress(NotPermitted):  # then it is not ours
@@ -26,6 +26,8 @@ def end_leftover(situation: Situation) -> None:
             kill_orphans(server)
             if not wait_gone(server, SECONDS):  # its port and its memory are free then
                 raise TimedOut(f"process {server.pid} does not end", f"`kill -9 {server.pid}`")
+    if situation.state != "crashed":
+        return  # what ended with a word has let go of what it loaded
     if record.server is None:
         _release(record.engine, record.server_url, record.served_name)
     if record.switch and not record.switch.get("server"):

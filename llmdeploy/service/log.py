@@ -27,11 +27,19 @@ class ServerLog(RotatingFileHandler):
         if file.stat().st_size:
             self.doRollover()
 
+    _over = False
+
     def write(self, line: str) -> None:
         self.tail.append(line)
-        self.emit(makeLogRecord({"msg": line}))
+        self.handle(makeLogRecord({"msg": line}))
+
+    def emit(self, record: LogRecord) -> None:
+        """What comes after the end stays out: the file may be another server's by then."""
+        if not self._over:
+            super().emit(record)
 
     def close(self) -> None:
+        self._over = True
         with suppress(OSError):  # what a full disk did not take
             super().close()
 

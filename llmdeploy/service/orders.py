@@ -76,7 +76,8 @@ class Orders:
         except ConnectionError:  # it has gone; the switch is undone, or beyond that
             await asyncio.wait({running})
         finally:
-            self._listener = None
+            if self._listener is events:  # a slow listener hears its end while the next switch runs
+                self._listener = None
 
     def tell(self, event: Event) -> None:
         if self._listener is not None:
@@ -85,6 +86,8 @@ class Orders:
 
 def _outcome(running: asyncio.Future[None], service: Service) -> dict[str, Any]:
     """The last event: the error, or what serves now."""
+    if running.cancelled() and service.stopping:
+        return LlmdeployError("the service was stopped, and the switch with it", "`llmdeploy serve`").as_document()
     if running.cancelled():
         return LlmdeployError("the switch was called off", "`llmdeploy status` shows what serves").as_document()
     error = running.exception()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from contextlib import suppress
 
-from llmdeploy.errors import PortInUse
+from llmdeploy.errors import ConfigError, PortInUse
 
 
 def require_free_port(port: int, command: str = "llmdeploy serve", host: str = "127.0.0.1") -> None:
-    """Raises PortInUse, with the command that serves on a free port instead."""
+    """Raises PortInUse, with the command that serves on a free port instead, and ConfigError for a foreign address."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         if os.name == "posix":  # where it means: also when an old connection lingers there
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -20,7 +21,12 @@ def require_free_port(port: int, command: str = "llmdeploy serve", host: str = "
             raise PortInUse(
                 f"port {port} is not open to this user", f"take one above 1023: `{command} --port 11435`"
             ) from None
-        except OSError:
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise ConfigError(
+                    f"this machine has no address `{host}` to listen on",
+                    f"`{command} --host 0.0.0.0` listens on all that it has",
+                ) from None
             raise PortInUse(
                 f"port {port} is in use by {_holder(port)}",
                 f"serve on another: `{command} --port {free_port()}`",

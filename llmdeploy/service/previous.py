@@ -28,6 +28,7 @@ def remember(previous: Previous) -> None:
     """To lose it costs the way back by one word, so what goes wrong here is not told."""
     temporary = _file().with_suffix(".new")
     with suppress(OSError):
+        temporary.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         temporary.unlink(missing_ok=True)
         with open_private(temporary, 0) as stream:
             json.dump(asdict(previous), stream, indent=1)

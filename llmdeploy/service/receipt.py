@@ -11,18 +11,17 @@ from llmdeploy.models import digest
 from llmdeploy.service import room
 
 if TYPE_CHECKING:
-    from llmdeploy.hardware import Hardware
+    from llmdeploy.service.candidate import Candidate
     from llmdeploy.service.keeper import Keeper
 
 _SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")
 """Where the Hub's cache keeps the files of one commit."""
 
 
-def receipt(keeper: Keeper, now: Hardware) -> dict[str, Any]:
-    """The receipt of a deployment that serves. Reads each file of its weights that has no known digest yet."""
-    candidate = keeper.candidate
+def receipt(keeper: Keeper, candidate: Candidate) -> dict[str, Any]:
+    """The receipt of what a keeper serves. Reads each file of its weights that has no known digest yet."""
     files = candidate.engine.files(candidate.artefact)
-    held = room.held(candidate.server, candidate.machine, now)
+    held = room.held(candidate.server, keeper.gpus)
     return {
         "engine": keeper.engine.name,
         "engine_version": candidate.version,

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmdeploy import engines, hardware
-from llmdeploy.errors import EngineMissing
+from llmdeploy.errors import EngineMissing, ModelNotFound
 from llmdeploy.service import room
 from llmdeploy.service.ports import free_port
-from llmdeploy.service.room import Held
+from llmdeploy.service.room import Held, Room
 
 if TYPE_CHECKING:
     from llmdeploy.engines.base import Engine
+    from llmdeploy.models.facts import ModelFacts
     from llmdeploy.plan import Plan
     from llmdeploy.service.candidate import Order
     from llmdeploy.service.state import Record
@@ -43,8 +44,11 @@ class Rehearsal:
         }
 
 
-def rehearse(order: Order, record: Record | None) -> Rehearsal:
-    """Check all that can be checked; `record`: what serves. Raises what would keep the switch from being done."""
+def rehearse(order: Order, record: Record | None, *, beside: bool = True) -> Rehearsal:
+    """Check all that can be checked; `record`: what serves; `beside`: whether both may run at once.
+
+    Raises what would keep the switch from being done.
+    """
     engine = engines.get(order.settings.engine, order.settings)
     found = engine.status()
     if not found.usable:
@@ -52,25 +56,44 @@ def rehearse(order: Order, record: Record | None) -> Rehearsal:
     daemon = engine.daemon(order.wishes, free_port())
     artefact = engine.artefact(order.model)
     if daemon is not None and daemon.argv:
-        note = f"{engine.name} does not run now: what it has and needs is known once it is started"
-        return Rehearsal(found.version, (note,))
+        if isinstance(order.model, Path) and not order.model.exists():
+            raise ModelNotFound(f"there is no file `{order.model}`", "`llmdeploy models` lists names that need no file")
+        note = f"{engine.name} is started for it: what it has and needs is known then"
+        reason = _one_after_the_other(engine, record, beside=beside)
+        return Rehearsal(found.version, (note,), beside=False if reason else None, room=reason)
     if not engine.present(artefact):
         return Rehearsal(found.version, (f"`{artefact}` is not on this machine: it is fetched first",))
-    return _planned(order, engine, artefact, found.version, record)
-
-
-def _planned(order: Order, engine: Engine[Any], artefact: Any, version: str | None, record: Record | None) -> Rehearsal:
-    facts, machine = engine.facts(artefact), hardware.detect()
-    plan = engine.plan(facts, machine, order.wishes)
-    beside, reason = None, ""
-    if record is not None:
-        alone = engine.plan(facts, room.without(machine, _held(record)), order.wishes)
-        shares = engine.name == record.engine and not engine.side_by_side
-        decided = room.decide(plan, alone, shares=shares)
-        plan, beside, reason = decided.plan, decided.beside, decided.reason
+    plan, decided = _plan(order, engine, engine.facts(artefact), record, beside=beside)
     plan.demand_fit(str(order.model))
     spec = engine.server(artefact, plan, served_name=order.served_name, port=free_port())
-    return Rehearsal(version, (), plan, beside, reason, tuple(spec.files))
+    fits, reason = (decided.beside, decided.reason) if decided else (None, "")
+    return Rehearsal(found.version, (), plan, fits, reason, tuple(spec.files))
+
+
+def _plan(
+    order: Order, engine: Engine[Any], facts: ModelFacts, record: Record | None, *, beside: bool
+) -> tuple[Plan, Room | None]:
+    """The settings, and whether it finds room beside what serves, where anything does."""
+    machine = hardware.detect()
+    plan = engine.plan(facts, machine, order.wishes)
+    if record is None:
+        return plan, None
+    shares = engine.name == record.engine and not engine.side_by_side
+    # A daemon of another's counts what it lets go for a model itself.
+    given = Held() if shares and record.server is None else _held(record)
+    alone = engine.plan(facts, room.without(machine, given), order.wishes)
+    reason = _one_after_the_other(engine, record, beside=beside)
+    decided = Room(False, alone, reason) if reason else room.decide(plan, alone, shares=False)
+    return decided.plan, decided
+
+
+def _one_after_the_other(engine: Engine[Any], record: Record | None, *, beside: bool) -> str:
+    """Why the old server has to go first whatever room there is; empty where it need not."""
+    if record is None:
+        return ""
+    if not beside:
+        return room.AS_ASKED
+    return room.ONE_AT_A_TIME if engine.name == record.engine and not engine.side_by_side else ""
 
 
 def _held(record: Record) -> Held:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from llmdeploy.plan import Plan
     from llmdeploy.service.process import ProcessId
 
+ONE_AT_A_TIME = "one engine of this kind runs at a time, so the old server goes first"
+AS_ASKED = "one after the other, as asked for"
 WORTH_WAITING = 64 * MIB
 """Bytes; less is no matter of waiting until it is free."""
 
@@ -41,10 +43,10 @@ def decide(beside: Plan, alone: Plan, *, shares: bool) -> Room:
     are one daemon's.
     """
     if shares:
-        return Room(False, alone, "one engine of this kind runs at a time, so the old server goes first")
-    if not beside.fits:
-        available = beside.available.bytes if beside.available else 0
-        return Room(False, alone, f"{in_gib(beside.needed_bytes)} needed and {in_gib(available)} free beside it")
+        return Room(False, alone, ONE_AT_A_TIME)
+    taken = max(beside.needed_bytes, beside.takes or 0)
+    if beside.available and taken > beside.available.bytes:
+        return Room(False, alone, f"{in_gib(taken)} needed and {in_gib(beside.available.bytes)} free beside it")
     if (beside.context.value, beside.parallel.value) != (alone.context.value, alone.parallel.value):
         reason = (
             f"beside it {beside.context.value} tokens x {beside.parallel.value} would fit, "
@@ -66,8 +68,13 @@ def without(machine: Hardware, held: Held) -> Hardware:
     return replace(machine, memory_available=memory, gpus=gpus)
 
 
-def held(server: ProcessId | None, before: Hardware, now: Hardware) -> Held:
-    """What a server holds: the machine's memory by its processes, that of GPUs by what went since `before` its start.
+def held(server: ProcessId | None, gpus: tuple[tuple[int, int], ...]) -> Held:
+    """What a server holds: the machine's memory by its processes, that of GPUs as `taken` found it."""
+    return Held(_memory(server) if server else 0, gpus)
+
+
+def taken(before: Hardware, now: Hardware) -> tuple[tuple[int, int], ...]:
+    """What a start has taken of each GPU: (index, bytes). `now` is when it is ready; later others come and go.
 
     NVML knows processes by the machine's own pids, which a container does not see.
     """
@@ -77,7 +84,7 @@ def held(server: ProcessId | None, before: Hardware, now: Hardware) -> Held:
         for gpu in before.gpus
         if gpu.memory_free is not None and free.get(gpu.index) is not None
     ]
-    return Held(_memory(server) if server else 0, tuple((index, size) for index, size in gpus if size > WORTH_WAITING))
+    return tuple((index, size) for index, size in gpus if size > WORTH_WAITING)
 
 
 def is_free(machine: Hardware, wanted: Hardware) -> bool:

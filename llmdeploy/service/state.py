@@ -5,6 +5,7 @@ The record is a claim of the process that wrote it; `observe` holds it against w
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -248,7 +249,6 @@ def _already_serving() -> AlreadyServing:
 
 
 def unwritable(error: OSError, use: Literal["read", "written"] = "written") -> StateUnwritable:
-    return StateUnwritable(
-        f"the state folder `{state_dir()}` cannot be {use}: {error.strerror}",
-        ELSEWHERE,
-    )
+    full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+    hint = "free some space: `df -h` shows what is full" if full else ELSEWHERE
+    return StateUnwritable(f"the state folder `{state_dir()}` cannot be {use}: {error.strerror}", hint)

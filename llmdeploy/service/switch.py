@@ -24,6 +24,7 @@ from llmdeploy.service.room import Held, Room
 from llmdeploy.service.threads import in_thread
 
 if TYPE_CHECKING:
+    from llmdeploy.gateway.target import Target
     from llmdeploy.hardware import Hardware
     from llmdeploy.service.deployment import Service
     from llmdeploy.service.keeper import Keeper
@@ -44,6 +45,8 @@ class Wanted:
     """Its keys that change; None for one that goes."""
     hold: bool = True
     """Whether requests wait where they cannot be answered meanwhile, or are refused."""
+    beside: bool = True
+    """Whether the new server may start beside the old one."""
 
     @classmethod
     def read(cls, body: bytes) -> Wanted:
@@ -52,8 +55,10 @@ class Wanted:
             content = json.loads(body)
             settings = config.from_document(content["settings"])
             order = Order(parse(content["model"]), settings, bool(content["repair"]))
-            return cls(order, Path(content["file"]), dict(content["changes"]), bool(content["hold"]))
-        except (ValueError, KeyError, TypeError):
+            return cls(
+                order, Path(content["file"]), dict(content["changes"]), bool(content["hold"]), bool(content["beside"])
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             hint = "`llmdeploy stop`, then serve again"
             raise UsageError("the service does not understand this order", hint) from None
 
@@ -65,6 +70,7 @@ class Wanted:
             "model": str(model.absolute() if isinstance(model, Path) else model),
             "repair": self.order.repair,
             "hold": self.hold,
+            "beside": self.beside,
             "file": str(self.file),
             "changes": self.changes,
         }
@@ -79,15 +85,16 @@ class Switch:
         self._wanted = wanted
         self._old = service.current
         self._step = ""
-        self._held = False
-        """Requests wait, or are refused."""
+        self._left = False
+        """The old server is watched no more, and requests wait or are refused."""
         self._cleared = False
         """The old server is gone, or about to go."""
-        self._committed = False
+        self._decided = False
+        """It is committed, or being undone."""
 
     def call_off(self, running: asyncio.Future[None]) -> None:
-        """Undo it, unless it is done already."""
-        if not self._committed:
+        """Undo it, unless it is done already, or being undone: that must come to its end."""
+        if not self._decided:
             running.cancel()
 
     async def run(self) -> None:
@@ -101,6 +108,7 @@ class Switch:
             await self._prove()
             self._commit()
         except BaseException as error:
+            self._decided = True
             service.gateway.metrics.switched(*engines, "rolled_back")
             await self._undo()
             if isinstance(error, LlmdeployError):
@@ -112,13 +120,27 @@ class Switch:
     async def _check(self) -> None:
         """The engine, the weights, the room. Nothing of the old deployment is touched."""
         self._enter("check")
-        config_edit.edited(self._wanted.file, self._wanted.changes)
+        edit = config_edit.edited(self._wanted.file, self._wanted.changes)
+        if edit.after != edit.before:
+            config_edit.demand_writable(self._wanted.file)
         await self._new.look()
         machine = await in_thread(hardware.detect)
-        self._holds = await in_thread(lambda: holds(self._old, machine))
-        self._room = await in_thread(lambda: room_for(self._new, self._old, machine, self._holds))
+        self._holds = await in_thread(lambda: holds(self._old))
+        self._room = await in_thread(lambda: self._room_for(machine))
         self._room.plan.demand_fit(str(self._wanted.order.model))
         self._service.tell({"event": "room", "beside": self._room.beside, "reason": self._room.reason})
+
+    def _room_for(self, machine: Hardware) -> Room:
+        """Whether both fit, as the engine plans them. Raises DoesNotFit."""
+        new, old = self._new, self._old
+        shares = new.engine.name == old.engine.name and not new.engine.side_by_side
+        # A daemon of another's counts what it lets go for a model itself.
+        given = Held() if shares and old.candidate.attached else self._holds
+        beside = new.candidate.plan_for(machine)
+        alone = new.candidate.plan_for(room.without(machine, given))
+        if not self._wanted.beside:
+            return Room(False, alone, room.AS_ASKED)
+        return room.decide(beside, alone, shares=shares)
 
     async def _prepare(self) -> None:
         """Start the new server: beside the old one, or once that one is gone."""
@@ -131,25 +153,27 @@ class Switch:
     async def _clear(self) -> None:
         """Have requests wait, let those that run end, stop the old server, and wait until its memory is free."""
         service = self._service
+        self._left = True
         await service.leave()
-        self._held = True
         reason = f"switching to `{self._wanted.order.served_name}` on {self._wanted.order.settings.engine}"
         if self._wanted.hold:
             service.gateway.hold(reason)
         else:
             service.gateway.refuse(LlmdeployError(reason, "try again in a while", code="switching"))
-        await self._drain()
+        await self._drain(service.target)
         self._cleared = True
         before = await in_thread(hardware.detect)
         await self._old.stop()
+        service.update(server=None, server_url="")
         deadline = time.monotonic() + RELEASE_SECONDS
         expected = room.without(before, self._holds)
         while not room.is_free(await in_thread(hardware.detect), expected) and time.monotonic() < deadline:
             await asyncio.sleep(POLL)
 
-    async def _drain(self) -> None:
+    async def _drain(self, target: Target) -> None:
+        """Let the requests end that are with a server."""
         seconds = self._service.order.settings.gateway_drain_timeout
-        if cut := await self._service.gateway.drain(self._service.target, seconds):
+        if cut := await self._service.gateway.drain(target, seconds):
             requests = "1 request" if cut == 1 else f"{cut} requests"
             self._service.tell({"event": "note", "text": f"{requests} had not ended after {seconds:g} s: cut"})
 
@@ -165,7 +189,7 @@ class Switch:
         service, wanted = self._service, self._wanted
         before = config_edit.texts(wanted.file, wanted.changes)
         config_edit.write(config_edit.edited(wanted.file, wanted.changes))
-        self._committed = True
+        self._decided = True
         order = self._old.order
         previous.remember(
             Previous(
@@ -186,7 +210,7 @@ class Switch:
             self._enter("finish")
             await service.leave()
             service.keep()
-            await service.gateway.drain(self._old_target, service.order.settings.gateway_drain_timeout)
+            await self._drain(self._old_target)
             await self._old.stop()
         else:
             service.keep()
@@ -201,9 +225,9 @@ class Switch:
         if service.stopping:
             return
         self._service.tell({"event": "step", "step": "undo"})
-        if self._cleared:
+        if self._cleared or (self._left and not self._old.serves):
             await self._restore()
-        elif self._held:
+        elif self._left:
             service.gateway.point(service.target)
             service.keep()
         self._off_record()
@@ -211,8 +235,9 @@ class Switch:
     async def _restore(self) -> None:
         try:
             await self._old.again()
-        except LlmdeployError as error:
-            self._service.keep(error)  # it is tried again, and requests wait
+        except LlmdeployError as error:  # it is tried again, and requests wait
+            self._service.hear(self._old, {"event": "down", "error": error})
+            self._service.keep(error)
         else:
             self._service.keep()
 
@@ -235,11 +260,15 @@ class Switch:
     def _on_record(self, **changes: Any) -> None:
         order = self._wanted.order
         known = {"engine": order.settings.engine, "model": order.served_name, **(self._service.record.switch or {})}
-        self._service.update(switch={**known, **changes})
+        try:
+            self._service.update(switch={**known, **changes})
+        except LlmdeployError:
+            if not self._decided:
+                raise  # after the commit a full disk stops nothing
 
     def _hear(self, keeper: Keeper, event: Event) -> None:
         """Of the new deployment: on record by its switch, until it is adopted."""
-        if event["event"] == "started" and not self._committed:
+        if event["event"] == "started" and not self._decided:
             server = keeper.candidate.server
             self._on_record(
                 url=keeper.candidate.spec.base_url,
@@ -248,14 +277,6 @@ class Switch:
         self._service.hear(keeper, event)
 
 
-def room_for(new: Keeper, old: Keeper, machine: Hardware, held: Held) -> Room:
-    """Whether both fit, as the engine plans them. Raises DoesNotFit where it fits nowhere."""
-    beside = new.candidate.plan_for(machine)
-    alone = new.candidate.plan_for(room.without(machine, held))
-    shares = new.engine.name == old.engine.name and not new.engine.side_by_side
-    return room.decide(beside, alone, shares=shares)
-
-
-def holds(keeper: Keeper, machine: Hardware) -> Held:
+def holds(keeper: Keeper) -> Held:
     """What a keeper's server holds of the machine."""
-    return room.held(keeper.candidate.server, keeper.candidate.machine, machine)
+    return room.held(keeper.candidate.server, keeper.gpus)

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from llmdeploy.engines.ollama import failures
 from llmdeploy.engines.ollama.host import is_loopback
 from llmdeploy.errors import LlmdeployError, RequestFailed
+from llmdeploy.tls import trusting
 
 if TYPE_CHECKING:
     import httpx
@@ -37,13 +38,13 @@ class Connection:
         self._program_version = program_version
 
     def options(self, read: float) -> dict[str, Any]:
-        """For a client of httpx. `verify`: certificates take 35 ms to load, and plain HTTP has none."""
+        """For a client of httpx."""
         import httpx
 
         return {
             "base_url": self.url,
             "trust_env": not self.is_local,
-            "verify": self.url.startswith("https:"),
+            "verify": trusting() if self.url.startswith("https:") else False,  # plain HTTP has no certificates
             "timeout": httpx.Timeout(read, connect=min(read, CONNECT_SECONDS)),
         }
 

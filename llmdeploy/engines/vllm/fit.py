@@ -74,10 +74,12 @@ def _on_gpus(facts: ModelFacts, hardware: Hardware, wishes: Wishes, wanted: dict
     utilization = _utilization(free, total, wanted)
     share = int(total * utilization)
     reason = f"{utilization:.2f} of {in_gib(total)} on {used} GPU" + ("s" if used > 1 else "")
+    if free < share:
+        reason += f", and {in_gib(free)} of it free"
     found = make_plan(
         facts,
         wishes,
-        MemoryPart("available", share * used, reason),
+        MemoryPart("available", min(share, free) * used, reason),
         overhead=(MemoryPart("compute", COMPUTE_BYTES * used, f"{in_gib(COMPUTE_BYTES)} for each GPU"),),
     )
     settings: dict[str, Setting[Any]] = {
@@ -86,7 +88,7 @@ def _on_gpus(facts: ModelFacts, hardware: Hardware, wishes: Wishes, wanted: dict
     }
     if wishes.parallel is not None:
         settings["max_num_seqs"] = Setting(wishes.parallel, "as asked for")
-    return replace(found, settings=_without(settings, wanted))
+    return replace(found, settings=_without(settings, wanted), takes=share * used)
 
 
 def _gpus_needed(facts: ModelFacts, gpus: list[tuple[int, int]], pipeline: int, wanted: dict[str, Any]) -> int:

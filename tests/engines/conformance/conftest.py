@@ -1,0 +1,87 @@
+"""The engines that are here, each with one server for all requests; and the matrix at the end of the run."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import World, copy_selftest
+from tests.engines.conformance import matrix
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if any(matrix.CAME.values()):
+        terminalreporter.section("one behaviour: what came, by request and engine")
+        for line in matrix.lines():
+            terminalreporter.line(line)
+
+
+ALIGNMENT = 32
+"""Of the tensors in a GGUF file, by default."""
+
+
+@dataclass
+class Served:
+    """The self-test model on one engine, and beside it other forms of it: `blind` and `handy`."""
+
+    engine: str
+    folder: Path
+    environment: dict[str, str]
+    worlds: dict[str, World] = field(default_factory=dict)
+
+    def world(self, model: str = "selftest") -> World:
+        """Served when it is first asked for."""
+        if model not in self.worlds:
+            world = self.worlds[model] = World(self.folder / model)
+            world.environment |= self.environment
+            named = model if model == "selftest" else str(self._file(model))
+            result = world.run("serve", named, "--engine", self.engine, "--detach", timeout=250)
+            assert result.status == 0, result.text
+        return self.worlds[model]
+
+    def _file(self, model: str) -> Path:
+        """Without its projector, by a name of its own: Ollama has all of them at once."""
+        file = copy_selftest(self.folder / "files", mmproj=False).rename(self.folder / "files" / f"{model}.gguf")
+        if model == "handy":
+            file.write_bytes(with_tools(file.read_bytes()))
+        return file
+
+
+def with_tools(content: bytes) -> bytes:
+    """The same GGUF file with a template that names tools: longer by its alignment, so that nothing else moves."""
+    key = b"tokenizer.chat_template"
+    at = content.index(key) + len(key) + struct.calcsize("<I")  # after the key, its type
+    (length,) = struct.unpack_from("<Q", content, at)
+    begins = at + struct.calcsize("<Q")
+    named = b"{%- if tools -%}{%- endif -%}".ljust(ALIGNMENT)
+    return content[:at] + struct.pack("<Q", length + len(named)) + named + content[begins:]
+
+
+ENGINES = [
+    "llamacpp",
+    pytest.param("ollama", marks=pytest.mark.ollama),
+    pytest.param("vllm", marks=[pytest.mark.vllm, pytest.mark.timeout(300)]),
+]
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    engine: str = request.param
+    environment = {}
+    try:
+        if engine == "ollama":
+            environment["OLLAMA_HOST"] = request.getfixturevalue("real_ollama").url
+        if engine == "vllm":
+            environment["LLMDEPLOY_ENGINES_VLLM_PYTHON"] = request.getfixturevalue("vllm_python")
+            environment["PYTHONWARNINGS"] = ""  # vLLM's own are no failure of ours
+    except pytest.skip.Exception as why:
+        matrix.ABSENT[engine] = str(why)
+        raise
+    served = Served(engine, tmp_path_factory.mktemp(engine), environment)
+    yield served
+    for world in served.worlds.values():
+        world.close()

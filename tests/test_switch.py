@@ -1,0 +1,678 @@
+"""`switch`: the other deployment takes over, or everything is as it was; and no application notices either."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import select
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from llmdeploy import config
+from llmdeploy.cli import start
+from llmdeploy.cli import switch as words
+from llmdeploy.config import Settings
+from llmdeploy.models.reference import CatalogName
+from llmdeploy.service import control, previous
+from llmdeploy.service.previous import Previous
+from llmdeploy.service.process import identify
+from llmdeploy.service.state import Record
+from tests.conftest import SELFTEST, Result, World, copy_selftest, until
+from tests.load import Load
+
+CONFIG = '# how I serve\nmodel = "selftest"   # the small one\n\n[engines.llamacpp]\nthreads = 1\n'
+EMBEDDED = f'exec "{sys.executable}" -P -m llmdeploy.engines.llamacpp_server "$@"'
+"""The end of a `llama-server` script that serves for real."""
+WAYS = ("--beside", "--no-beside")
+BLIND = """
+for word in "$@"; do
+  shift
+  case "$word" in --mmproj) skip=1 ;; *) [ -n "$skip" ] && skip= || set -- "$@" "$word" ;; esac
+done
+"""
+"""Leaves out `--mmproj FILE`."""
+
+
+NO_MODEL = "`` is not a model name, a file, a folder or a `hf://` address"
+
+
+@pytest.fixture
+def switching(world: World) -> Iterator[World]:
+    """A world that serves the self-test model, as its configuration file says."""
+    world.config.parent.mkdir(parents=True)
+    world.config.write_text(CONFIG)
+    world.environment["LLMDEPLOY_CONFIG"] = str(world.config)
+    result = world.run("serve", "--detach")
+    assert result.status == 0, result.text
+    return world
+
+
+def record(world: World) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((world.state / "deployment.json").read_text())
+    return content
+
+
+def server(world: World, script: str) -> Path:
+    """A `llama-server` that tells its version and then does what the script says."""
+    program = world.folder / "llama-server"
+    tell = 'if [ "$1" = --version ]; then echo "version: 7777 (abcdef0)" >&2; exit 0; fi\n'
+    program.write_text(f"#!/bin/sh\n{tell}{script}\n")
+    program.chmod(0o755)
+    return program
+
+
+def servers(world: World) -> list[psutil.Process]:
+    """The engines that run in this world, as processes that lead their group."""
+    return [it for it in world.processes() if "guard.py" not in " ".join(it.cmdline()) and is_engine(it)]
+
+
+def is_engine(process: psutil.Process) -> bool:
+    return any("llamacpp_server" in word or word.endswith("/llama-server") for word in process.cmdline())
+
+
+def answer(world: World, model: str = "selftest") -> str:
+    """What the deployment of now says."""
+    body = {"model": model, "messages": [{"role": "user", "content": "Count to 3"}], "temperature": 0}
+    response = httpx.post(f"http://127.0.0.1:{world.port}/v1/chat/completions", json=body, trust_env=False, timeout=30)
+    return str(response.json()["choices"][0]["message"]["content"])
+
+
+# --- It takes over
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_another_deployment_takes_over_and_no_request_fails(switching: World, way: str) -> None:
+    before = record(switching)
+    with Load(switching.port) as load:
+        until(lambda: load.total > 10)
+        result = switching.run("switch", "llamacpp", "--context", "4096", way)
+        asked = load.total
+        until(lambda: load.total > asked + 10 or load.failures)
+    assert result.status == 0, result.text
+    assert load.failures == []
+    after = record(switching)
+    assert (before["plan"]["context"]["value"], after["plan"]["context"]["value"]) == (8192, 4096)
+    assert before["server"] != after["server"]
+    assert before["service"] == after["service"]
+    assert after["switch"] is None
+    assert [it.pid for it in servers(switching)] == [after["server"]["pid"]]
+    assert switching.config.read_text() == (
+        '# how I serve\nmodel = "selftest"   # the small one\nengine = "llamacpp"\ncontext = 4096\n\n'
+        "[engines.llamacpp]\nthreads = 1\n"
+    )
+
+
+def test_what_it_says_on_its_way(switching: World) -> None:
+    result = switching.run("switch", "--model", "selftest", "--parallel", "2", "--no-beside")
+    steps = [
+        "check: the engine, the weights, the memory",
+        "prepare: start the new server",
+        "prove: have it answer",
+        "commit: write the configuration, point the address to it",
+    ]
+    said = [line.removeprefix("[TIME] ") for line in result.stderr.splitlines() if line.startswith("[TIME]")]
+    assert [line for line in said if line in steps] == steps
+    assert "          one after the other, as asked for\n" in result.stderr
+    assert "          8192 tokens a request, 2 at a time, 1 threads; " in result.stderr
+    assert result.stderr.endswith("serving `selftest` on llamacpp\n")
+    assert result.stdout == "http://127.0.0.1:[PORT]/v1\n"
+
+
+def test_as_json_it_is_an_event_a_line_and_the_document(switching: World) -> None:
+    result = switching.run("switch", "llamacpp", "--parallel", "2", "--json")
+    *events, document = map(json.loads, result.stdout.splitlines())
+    assert [it["step"] for it in events if it["event"] == "step"] == ["check", "prepare", "prove", "commit", "finish"]
+    assert all("elapsed" in it for it in events)
+    [room] = [it for it in events if it["event"] == "room"]
+    assert room["beside"] is True
+    assert (document["state"], document["parallel"], document["switch"]) == ("ready", 2, None)
+
+
+def test_another_model_under_its_own_name(switching: World) -> None:
+    copy_selftest(switching.work)
+    (switching.work / "selftest-f16.gguf").rename(switching.work / "mine.gguf")
+    (switching.work / "mmproj-selftest-f16.gguf").rename(switching.work / "mmproj-mine.gguf")
+    result = switching.run("switch", "--model", "./mine.gguf")
+    assert result.status == 0, result.text
+    assert answer(switching, "mine") == "1 2 3"
+    assert f'model = "{switching.work}/mine.gguf"' in switching.config.read_text()
+    assert switching.run("stop").status == 0
+    result = switching.run("serve", "--detach", "--json")
+    assert json.loads(result.stdout)["served_name"] == "mine"
+
+
+def test_back_is_where_it_was(switching: World) -> None:
+    assert switching.run("switch", "llamacpp", "--context", "4096").status == 0
+    assert switching.config.read_text() != CONFIG
+    result = switching.run("switch", "--back")
+    assert result.status == 0, result.text
+    assert record(switching)["plan"]["context"]["value"] == 8192
+    assert switching.config.read_text() == CONFIG
+    assert switching.run("switch", "--back").status == 0  # and forth
+    assert record(switching)["plan"]["context"]["value"] == 4096
+
+
+def test_what_the_user_asked_of_serve_stays(world: World) -> None:
+    assert world.run("serve", "selftest", "--context", "2048", "--detach").status == 0
+    assert world.run("switch", "llamacpp", "--parallel", "2").status == 0
+    plan = record(world)["plan"]
+    assert (plan["context"]["value"], plan["parallel"]["value"]) == (2048, 2)
+
+
+def test_what_the_user_gave_with_this_model_stays_with_it(world: World) -> None:
+    copy_selftest(world.work)
+    (world.work / "mmproj-selftest-f16.gguf").rename(world.work / "eyes.gguf")
+    (world.work / "selftest-f16.gguf").rename(world.work / "mine.gguf")
+    serve = ("serve", "./mine.gguf", "--mmproj", "eyes.gguf", "--threads", "1", "--parallel", "2", "--detach")
+    assert world.run(*serve).status == 0
+    assert world.run("switch", "llamacpp", "--context", "4096").status == 0
+    after = record(world)
+    assert after["capabilities"] == ["text", "image"]
+    assert after["settings"]["mmproj"] == str(world.work / "eyes.gguf")
+    assert after["settings"]["engines.llamacpp.threads"] == 1
+    assert world.run("switch", "--model", "selftest").status == 0
+    assert "mmproj" not in record(world)["settings"]
+
+
+def test_a_projector_alone_is_something_to_switch_to(switching: World) -> None:
+    result = switching.run("switch", "--mmproj", str(SELFTEST / "mmproj-selftest-f16.gguf"))
+    assert result.status == 0, result.text
+    assert record(switching)["settings"]["mmproj"] == str(SELFTEST / "mmproj-selftest-f16.gguf")
+
+
+def test_what_is_served_already_stays(switching: World) -> None:
+    before = record(switching)
+    result = switching.run("switch", "llamacpp")
+    assert result.status == 0
+    assert "`selftest` on llamacpp is served already\n" in result.stderr
+    assert record(switching)["server"] == before["server"]
+
+
+def test_a_receipt_tells_what_exactly_serves(switching: World) -> None:
+    until(lambda: record(switching)["receipt"])
+    receipt = record(switching)["receipt"]
+    weights, projector = receipt["files"]
+    assert weights["path"].endswith("selftest-f16.gguf")
+    assert weights["sha256"] == "6c86af684f8a841610da2af21356c175a527ffd68d0cb53d35713bb941d143e2"
+    assert projector["bytes"] == (SELFTEST / "mmproj-selftest-f16.gguf").stat().st_size
+    assert "--ctx-size" in receipt["argv"]
+    assert 2**20 < receipt["memory"]["ram_bytes"] < 2**30
+    assert receipt["engine_version"]
+
+
+# --- It does not, and all is as it was
+
+
+def huge(world: World) -> str:
+    """A model that needs more than any machine has: one matrix of it is said to be long, in a file full of holes."""
+    weights = copy_selftest(world.work, mmproj=False)
+    content = bytearray(weights.read_bytes())
+    at = content.index(b"token_embd.weight") + len(b"token_embd.weight") + 4 + 8
+    struct.pack_into("<Q", content, at, 2**34)
+    weights.write_bytes(content)
+    os.truncate(weights, 2**43)
+    return "./selftest-f16.gguf"
+
+
+def missing(world: World) -> list[str]:
+    return ["--model", "./not-here.gguf"]
+
+
+def too_large(world: World) -> list[str]:
+    return ["--model", huge(world)]
+
+
+def dying(world: World) -> list[str]:
+    return configured(world, "echo 'error: no luck' >&2; exit 3")
+
+
+def blind(world: World) -> list[str]:
+    return configured(world, BLIND + EMBEDDED)
+
+
+def hanging(world: World) -> list[str]:
+    return [*configured(world, "exec sleep 1000"), "--timeout", "2"]
+
+
+def configured(world: World, script: str) -> list[str]:
+    text = world.config.read_text()
+    world.config.write_text(f'{text}server = "{server(world, script)}"\n')
+    return ["llamacpp"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("target", "step", "reason"),
+    [
+        (missing, "check", "there is no file"),
+        (too_large, "check", "is free"),
+        (dying, "prepare", "the server ended before it was ready (status 3): error: no luck"),
+        (blind, "prove", "the server answers no question about an image (500): "),
+        (hanging, "prepare", "the server was not ready after 2 s"),
+    ],
+)
+def test_what_fails_is_undone(switching: World, target: Any, step: str, reason: str, way: str) -> None:
+    arguments = target(switching)
+    config = switching.config.read_bytes()
+    with Load(switching.port) as load:
+        until(lambda: load.total > 10)
+        result = switching.run("switch", *arguments, way, "--json")
+        asked = load.total
+        until(lambda: load.total > asked + 10 or load.failures)
+    assert result.status == 1, result.text
+    error = json.loads(result.stdout.splitlines()[-1])["error"]
+    assert error["message"].startswith(f"the switch failed at the step `{step}`: ")
+    assert reason in error["message"]
+    assert error["message"].endswith("; `selftest` on llamacpp serves as before")
+    assert load.failures == []
+    assert switching.config.read_bytes() == config
+    now = record(switching)
+    assert (now["state"], now["switch"], now["plan"]["context"]["value"]) == ("ready", None, 8192)
+    assert [it.pid for it in servers(switching)] == [now["server"]["pid"]]
+
+
+def test_a_configuration_that_cannot_be_written_undoes_it(switching: World) -> None:
+    """Found before anything is started."""
+    switching.config.write_text("model = [\n")
+    result = switching.run("switch", "llamacpp", "--context", "4096")
+    assert result.status == 1
+    assert record(switching)["plan"]["context"]["value"] == 8192
+    switching.config.write_text(CONFIG)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="file modes do not bind root")
+def test_a_folder_that_may_not_be_written_undoes_it(switching: World) -> None:
+    switching.config.parent.chmod(0o500)
+    result = switching.run("switch", "llamacpp", "--context", "4096")
+    switching.config.parent.chmod(0o700)
+    assert result.status == 1
+    assert "the switch failed at the step `check`: " in result.stderr
+    assert record(switching)["plan"]["context"]["value"] == 8192
+
+
+@pytest.mark.skipif(not Path("/proc/fs").is_dir(), reason="a folder that nobody can write to is Linux's")
+def test_a_configuration_that_cannot_be_written_is_found_before_anything_is_stopped(world: World) -> None:
+    assert world.run("serve", "selftest", "--detach").status == 0
+    before = record(world)["server"]
+    world.config.parent.parent.mkdir(parents=True)
+    world.config.parent.symlink_to("/proc/fs")
+    result = world.run("switch", "--context", "4096", "--no-beside")
+    assert "error: the switch failed at the step `check`: `[FOLDER]/home/.config/llmdeploy/config.toml` cannot be " in (
+        result.stderr
+    )
+    assert record(world)["server"] == before
+
+
+# --- Killed, interrupted, at once
+
+
+def begun(world: World, *arguments: str) -> subprocess.Popen[bytes]:
+    return world.start("switch", *arguments, bufsize=0)
+
+
+def read_until(command: subprocess.Popen[bytes], word: str) -> None:
+    assert command.stderr is not None
+    line = b""
+    while word.encode() not in line:
+        assert select.select([command.stderr], [], [], 20)[0], f"it did not say `{word}`"
+        line = command.stderr.readline()
+        assert line, f"it ended without saying `{word}`"
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("step", ["check", "prepare", "loading the weights", "prove", "commit", "serving"])
+def test_a_service_that_is_killed_comes_back_with_the_old_or_the_new(switching: World, step: str, way: str) -> None:
+    command = begun(switching, "llamacpp", "--context", "4096", way)
+    read_until(command, step)
+    os.kill(record(switching)["service"]["pid"], signal.SIGKILL)
+    stdout, stderr = command.communicate(timeout=20)
+    assert command.returncode == 1 or step in {"commit", "serving"}, (stdout, stderr)  # a commit waits for nothing
+    assert b"Traceback" not in stderr
+    written = "context = 4096" in switching.config.read_text()
+    assert written or switching.config.read_text() == CONFIG
+    result = switching.run("serve", "--detach", "--json")
+    assert result.status == 0, result.text
+    assert json.loads(result.stdout)["context"] == (4096 if written else 8192)
+    assert answer(switching) == "1 2 3"
+    until(lambda: [it.pid for it in servers(switching)] == [record(switching)["server"]["pid"]])
+
+
+@pytest.mark.parametrize("step", ["prepare", "loading the weights"])
+def test_service_and_guards_killed_together_leave_servers_that_the_next_start_ends(switching: World, step: str) -> None:
+    command = begun(switching, "llamacpp", "--context", "4096")
+    read_until(command, step)
+    for process in [it for it in switching.processes() if not is_engine(it) or "guard.py" in " ".join(it.cmdline())]:
+        if process.pid != command.pid:
+            process.kill()
+    command.communicate(timeout=20)
+    result = switching.run("serve", "--detach")
+    assert result.status == 0, result.text
+    until(lambda: [it.pid for it in servers(switching)] == [record(switching)["server"]["pid"]])
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("step", ["check", "prepare", "loading the weights", "still starting"])
+def test_an_interrupted_switch_is_undone(switching: World, step: str, way: str) -> None:
+    slow = "sleep 7; " if step == "still starting" else "sleep 1; "
+    arguments = configured(switching, slow + EMBEDDED)
+    config = switching.config.read_bytes()
+    command = begun(switching, *arguments, way)
+    read_until(command, step)
+    command.send_signal(signal.SIGINT)
+    _, stderr = command.communicate(timeout=30)
+    assert command.returncode == 130, stderr
+    assert b"interrupted: the switch is undone\n`selftest` on llamacpp serves\n" in stderr
+    assert switching.config.read_bytes() == config
+    now = record(switching)
+    assert (now["state"], now["switch"]) == ("ready", None)
+    assert answer(switching) == "1 2 3"
+    until(lambda: [it.pid for it in servers(switching)] == [record(switching)["server"]["pid"]])
+
+
+def test_a_switch_whose_command_is_killed_is_undone(switching: World) -> None:
+    command = begun(switching, *configured(switching, f"sleep 5; {EMBEDDED}"), "--no-beside")
+    read_until(command, "starting the server")
+    command.kill()
+    command.communicate()
+    until(lambda: record(switching)["switch"] is None and record(switching)["state"] == "ready", 20)
+    assert answer(switching) == "1 2 3"
+
+
+def test_of_two_switches_at_once_one_is_refused_at_once(switching: World) -> None:
+    first = begun(switching, *configured(switching, f"sleep 3; {EMBEDDED}"), "--context", "4096")
+    read_until(first, "starting the server")
+    began = time.monotonic()
+    second = switching.run("switch", "llamacpp", "--context", "2048", "--json")
+    assert time.monotonic() - began < 3
+    assert second.status == 1
+    assert json.loads(second.stdout)["error"] == {
+        "code": "switch_under_way",
+        "message": "a switch to `selftest` on llamacpp is under way",
+        "hint": "wait until it is done: `llmdeploy status` shows how far it is",
+    }
+    first.communicate(timeout=30)
+    assert first.returncode == 0
+    assert record(switching)["plan"]["context"]["value"] == 4096
+
+
+def test_stop_in_the_middle_of_a_switch_leaves_nothing(switching: World) -> None:
+    command = begun(switching, *configured(switching, f"sleep 30; {EMBEDDED}"))
+    read_until(command, "starting the server")
+    assert "  switch   to `selftest` on llamacpp, at the step prepare\n" in switching.run("status").stdout
+    result = switching.run("stop")
+    assert result.status == 0, result.text
+    _, stderr = command.communicate(timeout=20)
+    assert command.returncode == 1, stderr
+    assert stderr.endswith(b"error: the service was stopped, and the switch with it\nhint: `llmdeploy serve`\n")
+    assert not switching.processes()
+    assert switching.run("status").stdout == "nothing is served\n"
+
+
+def test_while_the_old_server_is_gone_none_is_on_record(switching: World) -> None:
+    command = begun(switching, *configured(switching, f"sleep 30; {EMBEDDED}"), "--no-beside")
+    read_until(command, "starting the server")
+    assert json.loads(switching.run("status", "--json").stdout)["server_pid"] is None
+    chat = switching.run("chat", "Count to 3", "--timeout", "0.5")
+    assert chat.stderr.startswith("a switch to llamacpp is under way: the answer waits for it\nerror: no word from ")
+    command.send_signal(signal.SIGINT)
+    command.communicate(timeout=30)
+    assert [it.pid for it in servers(switching)] == [record(switching)["server"]["pid"]]
+
+
+# --- Requests that wait
+
+
+def test_two_hundred_wait_for_a_switch_and_the_next_is_refused(switching: World) -> None:
+    command = begun(switching, *configured(switching, f"sleep 20; {EMBEDDED}"), "--no-beside", "--parallel", "8")
+    read_until(command, "starting the server")
+    answers, refused = asyncio.run(ask_many(switching.port, 200))
+    _, stderr = command.communicate(timeout=60)
+    assert command.returncode == 0, stderr
+    assert [it.status_code for it in answers] == [200] * 200
+    assert {it.json()["choices"][0]["message"]["content"] for it in answers} == {"1 2 3"}
+    assert refused.status_code == 503
+    assert int(refused.headers["retry-after"]) > 0
+    error = refused.json()["error"]
+    assert (error["type"], error["code"]) == ("service_unavailable", "too_many_waiting")
+    assert error["llmdeploy"]["source"] == "gateway"
+
+
+async def ask_many(port: int, many: int) -> tuple[list[httpx.Response], httpx.Response]:
+    """So many requests that wait, and one more once they do."""
+    limits = httpx.Limits(max_connections=many + 5)
+    body = {"model": "selftest", "messages": [{"role": "user", "content": "Count to 3"}], "temperature": 0}
+    async with httpx.AsyncClient(
+        base_url=f"http://127.0.0.1:{port}", timeout=90, trust_env=False, limits=limits
+    ) as client:
+        waiting = [asyncio.ensure_future(client.post("/v1/chat/completions", json=body)) for _ in range(many)]
+        while f"llmdeploy_requests_held {many}.0" not in (await client.get("/metrics")).text:
+            assert not [it.result().text for it in waiting if it.done()]
+            await asyncio.sleep(0.1)
+        refused = await client.post("/v1/chat/completions", json=body)
+        return await asyncio.gather(*waiting), refused
+
+
+def test_without_hold_requests_are_refused_meanwhile(switching: World) -> None:
+    arguments = configured(switching, f"sleep 4; {EMBEDDED}")
+    command = begun(switching, *arguments, "--no-beside", "--no-hold")
+    read_until(command, "starting the server")
+    body = {"model": "selftest", "messages": [{"role": "user", "content": "hello"}]}
+    response = httpx.post(f"http://127.0.0.1:{switching.port}/v1/chat/completions", json=body, trust_env=False)
+    assert response.status_code == 503
+    assert "retry-after" in response.headers
+    assert response.json()["error"]["code"] == "switching"
+    command.communicate(timeout=30)
+    assert command.returncode == 0
+    assert answer(switching) == "1 2 3"
+
+
+def test_a_server_that_dies_costs_no_request_that_has_not_begun(switching: World) -> None:
+    """Requests wait while it is started again."""
+    before = record(switching)["server"]
+    psutil.Process(before["pid"]).kill()
+    assert answer(switching) == "1 2 3"
+    until(lambda: record(switching)["state"] == "ready")
+    assert record(switching)["server"] != before
+
+
+# --- Without a service, without doing it, and what makes no sense
+
+
+def test_without_a_service_it_is_checked_and_written(world: World) -> None:
+    world.config.parent.mkdir(parents=True)
+    world.config.write_text(CONFIG)
+    result = world.run("switch", "llamacpp", "selftest", "--context", "4096")
+    assert result.status == 0, result.text
+    assert "the next `llmdeploy serve` serves `selftest` on llamacpp\n" in result.stderr
+    assert "  context                 4096  (as asked for)\n" in result.stdout
+    assert "+context = 4096\n" in result.stdout
+    assert not world.processes()
+    assert json.loads(world.run("serve", "--detach", "--json").stdout)["context"] == 4096
+    assert world.run("switch", "--back").status == 0
+    assert world.config.read_text() == CONFIG
+
+
+def test_without_a_service_what_cannot_be_served_is_not_written(world: World) -> None:
+    result = world.run("switch", "vllm")
+    assert result.text.startswith("exit 1\n--- stdout\n--- stderr\nerror: no vLLM on this machine\nhint: ")
+    assert not world.config.exists()
+
+
+def test_a_dry_run_touches_nothing(switching: World) -> None:
+    before = {file.name: file.read_bytes() for file in switching.state.iterdir()}
+    running = {it.pid for it in switching.processes()}
+    result = switching.run("switch", "llamacpp", "--context", "4096", "--dry-run", "--json")
+    document = json.loads(result.stdout)
+    assert (document["switched"], document["beside"], document["engine"]) == (False, True, "llamacpp")
+    assert document["plan"]["context"] == {"value": 4096, "reason": "as asked for"}
+    assert document["config"] == {
+        "file": "[FOLDER]/home/.config/llmdeploy/config.toml",
+        "diff": document["config"]["diff"],
+        "written": False,
+    }
+    assert "+context = 4096\n" in document["config"]["diff"]
+    assert switching.config.read_text() == CONFIG
+    assert {it.pid for it in switching.processes()} == running
+    assert {file.name: file.read_bytes() for file in switching.state.iterdir()} == before
+
+
+def test_a_dry_run_tells_how_it_would_be_done(switching: World) -> None:
+    result = switching.run("switch", "--context", "4096", "--dry-run", "--no-beside", "--no-hold")
+    assert "\n  one after the other, as asked for: requests are refused while it is exchanged\n" in result.stdout
+    result = switching.run("switch", "llamacpp", "--dry-run")
+    assert result.stderr == "`selftest` on llamacpp is served already: nothing would be started\n"
+
+
+def test_without_a_service_what_is_written_already_is_not_called_written(world: World) -> None:
+    for written in (True, False):
+        result = world.run("switch", "llamacpp", "--json")
+        assert json.loads(result.stdout)["config"]["written"] is written
+    assert world.run("switch", "llamacpp").stderr == "the next `llmdeploy serve` serves `selftest` on llamacpp\n"
+
+
+def test_the_file_of_the_folder_is_the_one_that_decides(switching: World) -> None:
+    (switching.work / "llmdeploy.toml").write_text('engine = "llamacpp"\n')
+    assert switching.run("switch", "llamacpp", "--context", "4096").status == 0
+    assert (
+        switching.work / "llmdeploy.toml"
+    ).read_text() == 'engine = "llamacpp"\nmodel = "selftest"\ncontext = 4096\n'
+    assert switching.config.read_text() == CONFIG
+
+
+def test_a_variable_that_beats_the_file_is_told(switching: World) -> None:
+    result = switching.run("switch", "llamacpp", "--context", "4096", LLMDEPLOY_ENGINE="llamacpp")
+    assert result.status == 0
+    assert "warning: `LLMDEPLOY_ENGINE` beats the file: `unset LLMDEPLOY_ENGINE`\n" in result.stderr
+
+
+def served(**settings: Any) -> Record:
+    """On record: this model, with these settings."""
+    itself = identify(os.getpid())
+    assert itself is not None
+    document = config.document(Settings(**settings))
+    return Record("ready", "", "/m.gguf", "m", "llamacpp", "", "", itself, settings=document)
+
+
+@pytest.mark.parametrize(
+    ("flags", "model", "kept"),
+    [
+        ({}, None, (2048, 3, True, Path("/p.gguf"))),
+        ({"context": 512}, None, (512, 3, True, Path("/p.gguf"))),
+        ({"engines.llamacpp.threads": 1}, "/m.gguf", (2048, 1, True, Path("/p.gguf"))),
+        ({}, "/other.gguf", (2048, 3, False, None)),
+    ],
+)
+def test_what_was_asked_of_serve_is_kept(flags: dict[str, Any], model: str | None, kept: tuple[Any, ...]) -> None:
+    """The projector and the cloud are the model's; consent to a model's code is never taken over."""
+    now = served(context=2048, threads=3, allow_cloud=True, mmproj=Path("/p.gguf"), trust_remote_code=True)
+    others = {"mmproj": None, "allow_cloud": False, "trust_remote_code": False}
+    found = words._target(model, {"engine": None, **flags}, others, now, repair=True).settings
+    assert (found.context, found.threads, found.allow_cloud, found.mmproj) == kept
+    assert not found.trust_remote_code
+
+
+def test_the_way_back_takes_a_deadline(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = config.document(Settings(timeout=600, context=2048))
+    found = Previous("selftest", "llamacpp", document, "/config.toml", {})
+    monkeypatch.setattr(previous, "recall", lambda: found)
+    assert words._back(5).settings.timeout == 5
+    assert words._back(None).settings.context == 2048
+
+
+@pytest.mark.parametrize(
+    ("last", "said"),
+    [
+        ("check", "interrupted: the switch is undone"),
+        ("prove", "interrupted: the switch is undone"),
+        ("undo", "interrupted: the switch is undone"),
+        ("commit", "interrupted: it is switched already"),
+        ("finish", "interrupted: it is switched already"),
+    ],
+)
+def test_who_interrupts_leaves_first_and_is_told_the_truth(
+    last: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where it is not the service that was waited for, but what is written on the terminal."""
+    happened = []
+
+    def events(*_: object) -> Any:
+        try:
+            yield {"event": "step", "step": "check"}
+            yield {"event": "step", "step": last}
+            yield {"event": "note", "text": ""}
+        finally:
+            happened.append("left")
+
+    def tell(_: object, event: dict[str, Any]) -> None:
+        if event["event"] == "note":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(control, "switch", events)
+    monkeypatch.setattr(control, "wait_switched", lambda: happened.append("waited"))
+    monkeypatch.setattr(start.AsText, "tell", tell)
+    target = words.Target(CatalogName("selftest"), Settings(), Path("/config.toml"), {}, repair=True)
+    with pytest.raises(KeyboardInterrupt):
+        words._switch(target, served(), hold=True, beside=True, as_json=False)
+    assert happened == ["left", "waited"]
+    assert capsys.readouterr().err == f"{said}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "hint"),
+    [
+        ([], "nothing is named to switch to", "`llmdeploy switch vllm`; `llmdeploy switch --model qwen3:8b`"),
+        (
+            ["qwen3:8b"],
+            "no engine is called `qwen3:8b`: there are llamacpp, ollama, vllm",
+            "`llmdeploy switch --model qwen3:8b` switches to a model of that name",
+        ),
+        (["vllm", "a", "--model", "b"], "two models are named: `a` and `b`", "name one"),
+        (
+            ["vllm", "--back"],
+            "`--back` returns to what was served before, as it was",
+            "`llmdeploy switch --back`",
+        ),
+        (["--back"], "there was no switch to return from", "`llmdeploy switch ENGINE` makes one"),
+        (
+            ["vllm", "--threads", "3"],
+            "`--threads` is an option of llamacpp, and the engine is vllm",
+            "leave it out, or name its engine: `llmdeploy switch llamacpp`",
+        ),
+        (["VLLM"], "no engine is called `VLLM`: there are llamacpp, ollama, vllm", "`llmdeploy switch vllm`"),
+        (["olama"], "no engine is called `olama`: there are llamacpp, ollama, vllm", "`llmdeploy switch ollama`"),
+        ([""], "no engine is called ``: there are llamacpp, ollama, vllm", "`llmdeploy switch vllm`"),
+        (["llamacpp", ""], NO_MODEL, "`llmdeploy models` lists the names"),
+        (["--model", ""], NO_MODEL, "`llmdeploy models` lists the names"),
+    ],
+)
+def test_what_makes_no_sense(world: World, arguments: list[str], error: str, hint: str) -> None:
+    result: Result = world.run("switch", *arguments)
+    assert result.text == f"exit 2\n--- stdout\n--- stderr\nerror: {error}\nhint: {hint}\n"
+
+
+def test_orders_are_taken_with_the_token_alone(switching: World) -> None:
+    url = f"http://127.0.0.1:{switching.port}/llmdeploy/switch"
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer"}):
+        response = httpx.post(url, json={}, headers=headers, trust_env=False)
+        assert response.status_code == 403
+        assert response.json()["error"]["code"] == "not_permitted"
+    assert oct((switching.state / "token").stat().st_mode & 0o777) == "0o600"
+
+
+def test_a_service_on_another_address_takes_orders_too(world: World) -> None:
+    world.environment["LLMDEPLOY_API_KEY"] = "sesame"
+    assert world.run("serve", "selftest", "--host", "0.0.0.0", "--detach").status == 0
+    result = world.run("switch", "llamacpp", "--context", "4096")
+    assert result.status == 0, result.text
+    assert world.run("chat", "Count to 3", "--temperature", "0").stdout == "1 2 3\n"

@@ -1,0 +1,60 @@
+"""From llama.cpp to the real vLLM and back, while applications stream without pause."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.conftest import World, until
+from tests.load import Load
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+
+
+def record(world: World) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((world.state / "deployment.json").read_text())
+    return content
+
+
+@pytest.fixture
+def world(world: World, vllm_python: str) -> World:
+    world.environment["LLMDEPLOY_ENGINES_VLLM_PYTHON"] = vllm_python
+    del world.environment["PYTHONWARNINGS"]  # vLLM's own are no failure of ours
+    return world
+
+
+@pytest.mark.parametrize("way", ["--beside", "--no-beside"])
+def test_no_request_fails_on_the_way_to_vllm_and_back(world: World, way: str) -> None:
+    assert world.run("serve", "selftest", "--detach").status == 0
+    with Load(world.port) as load:
+        until(lambda: load.total > 20)
+        there = world.run("switch", "vllm", way, timeout=400)
+        assert there.status == 0, there.text
+        until(lambda: load.answers["vllm"] > 20 or load.failures, 60)
+        back = world.run("switch", "llamacpp", way, timeout=400)
+        assert back.status == 0, back.text
+        before = load.answers["llamacpp"]
+        until(lambda: load.answers["llamacpp"] > before + 20 or load.failures, 60)
+    print(f"{way}: {dict(load.answers)} answers, failures {load.failures}")
+    assert load.failures == []
+    assert set(load.answers) == {"llamacpp", "vllm"}
+    assert record(world)["engine"] == "llamacpp"
+
+
+def test_vllm_that_cannot_start_leaves_the_old_engine(world: World) -> None:
+    """A context that vLLM refuses by itself, and no repair: it has started, and ends with its own words."""
+    assert world.run("serve", "selftest", "--detach").status == 0
+    with Load(world.port, clients=4) as load:
+        until(lambda: load.total > 4)
+        result = world.run(
+            "switch", "vllm", "--no-repair", timeout=400, LLMDEPLOY_ENGINES_VLLM_KV_CACHE_MEMORY_BYTES="1000000"
+        )
+        asked = load.total
+        until(lambda: load.total > asked + 4 or load.failures, 60)
+    assert result.status == 1, result.text
+    assert "error: the switch failed at the step `prepare`: the server ended before it was ready: " in result.stderr
+    assert "; `selftest` on llamacpp serves as before\n" in result.stderr
+    assert load.failures == []
+    assert not world.config.exists()
