@@ -659,8 +659,8 @@ def test_a_connection_that_ends_while_it_is_made_is_not_used() -> None:
             loop = asyncio.get_running_loop()
             connect = loop.create_connection
 
-            async def connect_too_late(*arguments: Any) -> Any:
-                transport, upstream = await connect(*arguments)
+            async def connect_too_late(*arguments: Any, **options: Any) -> Any:
+                transport, upstream = await connect(*arguments, **options)
                 transport.abort()
                 await until(lambda: upstream.closing)
                 return transport, upstream
@@ -671,6 +671,21 @@ def test_a_connection_that_ends_while_it_is_made_is_not_used() -> None:
             assert (await app.ask(post("a"))).document == {"tag": "a"}
 
     run("stdlib", test)
+
+
+def test_a_mistake_in_connecting_is_told_and_leaves_no_request_waiting() -> None:
+    reported: list[dict[str, Any]] = []
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: reported.append(context))
+        async with world(limits=Limits(lost_seconds=0.05)) as it:
+            app = await it.app()
+            with patch.object(loop, "create_connection", side_effect=TypeError("a mistake")):
+                assert_refused(await app.ask(post()), 502)
+
+    run("stdlib", test)
+    assert str(reported[0]["exception"]) == "a mistake"
 
 
 @on_loops
