@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from llmdeploy.gateway.target import Target
@@ -65,13 +64,7 @@ class Pool:
         task.add_done_callback(self._tasks.discard)
 
     async def _make(self, only: Call | None) -> None:
-        loop = asyncio.get_running_loop()
-        upstream: Upstream | None = None
-        with suppress(OSError, ValueError):
-            async with asyncio.timeout(CONNECT_SECONDS):
-                host, port = self.target.host, self.target.port
-                trust = trusting() if self.target.tls else None
-                _, upstream = await loop.create_connection(lambda: Upstream(self), host, port, ssl=trust)
+        upstream = await self._made()
         if upstream is not None and not upstream.closing and (only is None or only not in self.calls):
             self.give_back(upstream)
             return
@@ -82,6 +75,21 @@ class Pool:
             call.unreachable()
         else:
             call.go(upstream)
+
+    async def _made(self) -> Upstream | None:
+        """A new connection; None where there can be none."""
+        loop = asyncio.get_running_loop()
+        host, port = self.target.host, self.target.port
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                trust = trusting() if self.target.tls else None
+                _, upstream = await loop.create_connection(lambda: Upstream(self), host, port, ssl=trust)
+        except OSError:
+            return None
+        except Exception as error:  # whatever it is: a request waits for the outcome
+            loop.call_exception_handler({"message": f"connecting to `{host}` failed", "exception": error})
+            return None
+        return upstream
 
     def _first_wanting(self) -> Call | None:
         call = next(iter(self._wanting), None)
