@@ -152,6 +152,22 @@ def test_another_model_under_its_own_name(switching: World) -> None:
     assert json.loads(result.stdout)["served_name"] == "mine"
 
 
+def test_logs_that_are_followed_go_on_with_the_new_server(switching: World) -> None:
+    logs = switching.start("logs", "--follow", "--lines", "1", bufsize=0)
+    assert logs.stdout is not None
+    assert logs.stdout.readline()  # it follows now
+    assert switching.run("switch", "llamacpp", "--context", "4096").status == 0
+    new = Path(record(switching)["log"])
+    assert new.name == "server-2.log"
+    told = b""
+    while new.read_bytes().splitlines()[0] not in told and select.select([logs.stdout], [], [], 5)[0]:
+        told += os.read(logs.stdout.fileno(), 2**16)
+    logs.send_signal(signal.SIGINT)
+    logs.communicate(timeout=10)
+    assert logs.returncode == 130
+    assert new.read_bytes().splitlines()[0] in told
+
+
 def test_back_is_where_it_was(switching: World) -> None:
     assert switching.run("switch", "llamacpp", "--context", "4096").status == 0
     assert switching.config.read_text() != CONFIG

@@ -45,12 +45,18 @@ def logs(
 
 
 def _growth(file: Path, position: int) -> Iterator[str]:
-    """What is appended from now on; of a file that was rotated first the rest, then the new one."""
-    rotated = file.with_name(f"{file.name}.1")
+    """What is appended from now on; after a switch that of the new server.
+
+    Of a file that was rotated, or whose server is no longer the one of now, the rest comes first.
+    """
     identity = file.stat().st_ino
     while True:
         time.sleep(POLL)
+        rotated = file.with_name(f"{file.name}.1")
         try:
+            if (now := state.server_log()) != file and now.exists():
+                yield _read(file, position)[0]
+                file, identity, position = now, now.stat().st_ino, 0
             status = file.stat()
             if status.st_ino != identity:
                 if rotated.exists() and rotated.stat().st_ino == identity:
