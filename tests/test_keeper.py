@@ -114,7 +114,8 @@ def test_a_server_of_anothers_that_is_away_is_told_and_so_is_its_return(
         assert await told(0) == []
         another.away = True
         assert await told(2) == ["note", "down"]
-        assert events[1]["error"].message == "`http://127.0.0.1:5000` does not answer: requests wait until it does"
+        assert events[0]["text"] == "`http://127.0.0.1:5000` does not answer; requests wait until it does"
+        assert events[1]["error"].message == "`http://127.0.0.1:5000` does not answer"
         another.away = False
         assert await told(4) == ["note", "down", "note", "serving"]
         serving.cancel()

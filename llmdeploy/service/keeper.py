@@ -204,10 +204,9 @@ class Keeper:
     def _tell_whether(self, away: bool) -> None:
         """A server of another's is away, or back. Whoever keeps it may start it again."""
         if away:
-            url = self.candidate.spec.base_url
-            gone = ServerDied(f"`{url}` does not answer: requests wait until it does", "start it again")
-            self._note(gone.message)
-            self._tell("down", error=gone)
+            message = f"`{self.candidate.spec.base_url}` does not answer"
+            self._note(f"{message}; requests wait until it does")
+            self._tell("down", error=ServerDied(message, "`llmdeploy status` tells when it serves again"))
         else:
             self._note("it answers again")
             self._tell("serving")
