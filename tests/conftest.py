@@ -19,6 +19,10 @@ from typing import Any
 
 import psutil
 import pytest
+from hypothesis import settings
+
+settings.register_profile("busy", deadline=None)  # the machine has other things to do
+settings.load_profile("busy")
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"

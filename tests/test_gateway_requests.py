@@ -226,7 +226,7 @@ def test_an_unknown_model_is_not_found(path: str) -> None:
     error = refused(body(model="it's mine", prompt="x", input="x"), path=path)
     assert (error.status, error.code, error.param) == (404, "model_not_found", "model")
     assert error.message == "the model `it's mine` is not served here: `selftest` is"
-    served, other = 'send `"model": "selftest"`', """`llmdeploy serve 'it'"'"'s mine'`"""
+    served, other = 'send `"model": "selftest"`', """`llmdeploy switch --model 'it'"'"'s mine'`"""
     assert error.hint == f"{served}, or serve the other one: {other}"
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -688,11 +689,24 @@ def test_orders_are_taken_with_the_token_alone(switching: World) -> None:
         assert response.status_code == 403
         assert response.json()["error"]["code"] == "not_permitted"
     assert oct((switching.state / "token").stat().st_mode & 0o777) == "0o600"
+    (switching.state / "token").unlink()
+    result = switching.run("switch", "llamacpp", "--context", "4096")
+    assert result.text == (
+        "exit 1\n--- stdout\n--- stderr\n"
+        "error: the service's token `[FOLDER]/state/token` cannot be read: No such file or directory\n"
+        "hint: `llmdeploy stop`, then serve again\n"
+    )
 
 
-def test_a_service_on_another_address_takes_orders_too(world: World) -> None:
+@pytest.mark.parametrize("host", ["0.0.0.0", "an address of its own"])
+def test_a_service_on_another_address_takes_orders_too(world: World, host: str) -> None:
     world.environment["LLMDEPLOY_API_KEY"] = "sesame"
-    assert world.run("serve", "selftest", "--host", "0.0.0.0", "--detach").status == 0
+    if host != "0.0.0.0":
+        addresses = [it for card in psutil.net_if_addrs().values() for it in card if it.family == socket.AF_INET]
+        host = next((it.address for it in addresses if not it.address.startswith("127.")), "")
+        if not host:
+            pytest.skip("this machine has loopback alone")
+    assert world.run("serve", "selftest", "--host", host, "--detach").status == 0
     result = world.run("switch", "llamacpp", "--context", "4096")
     assert result.status == 0, result.text
     assert world.run("chat", "Count to 3", "--temperature", "0").stdout == "1 2 3\n"

@@ -99,7 +99,8 @@ class Client(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
         peer = transport.get_extra_info("peername")
-        self.is_local = bool(peer) and is_loopback(peer[0])
+        own = transport.get_extra_info("sockname")
+        self.is_local = bool(peer) and (is_loopback(peer[0]) or peer[0] == own[0])
         self._gateway.clients.add(self)
 
     def data_received(self, data: bytes) -> None:

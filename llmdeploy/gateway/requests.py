@@ -218,7 +218,7 @@ def _demand_model(name: str, target: Target) -> None:
             f"the model `{other}` is not served here: `{target.model}` is",
             code="model_not_found",
             param="model",
-            hint=f'send `"model": "{target.model}"`, or serve the other one: `llmdeploy serve {shlex.quote(other)}`',
+            hint=f'send `"model": "{target.model}"`, or serve the other one: `llmdeploy switch --model {shlex.quote(other)}`',
         )
 
 

@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from llmdeploy import paths
-from llmdeploy.errors import AlreadyServing, LlmdeployError, ServerDied, StartFailed, StateUnwritable, TimedOut
+from llmdeploy.errors import (
+    AlreadyServing,
+    LlmdeployError,
+    NotPermitted,
+    ServerDied,
+    StartFailed,
+    StateUnwritable,
+    TimedOut,
+)
 from llmdeploy.service import signals, state
 from llmdeploy.service.health import connection
 from llmdeploy.service.leftover import end_leftover
@@ -148,10 +156,9 @@ def switch(record: Record, order: bytes) -> Generator[Event]:
 
     Raises what kept it from being done.
     """
+    headers = {"Authorization": f"Bearer {_token()}", "Content-Type": "application/json"}
     channel, path = connection(record.url, CONNECT)
     try:
-        token = state.token_file().read_text()
-        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         channel.request("POST", f"{path}/llmdeploy/switch", order, headers)
         channel.sock.settimeout(None)  # it has deadlines of its own, and ends with the service
         answer = channel.getresponse()
@@ -170,6 +177,17 @@ def switch(record: Record, order: bytes) -> Generator[Event]:
         raise ServerDied(f"the service broke off: {reason}", "`llmdeploy status` tells what is left") from error
     finally:
         channel.close()
+
+
+def _token() -> str:
+    """What shows the service that its own user asks."""
+    try:
+        return state.token_file().read_text()
+    except OSError as error:
+        raise NotPermitted(
+            f"the service's token `{state.token_file()}` cannot be read: {error.strerror}",
+            "`llmdeploy stop`, then serve again",
+        ) from None
 
 
 def wait_switched() -> Record | None:
