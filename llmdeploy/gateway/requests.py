@@ -213,12 +213,13 @@ def _addresses(value: Any) -> Iterator[str]:
 def _demand_model(name: str, target: Target) -> None:
     if name != target.model:
         other = name[:200]
+        switch = f"llmdeploy switch --model {shlex.quote(other)}"
         raise Refused(
             404,
             f"the model `{other}` is not served here: `{target.model}` is",
             code="model_not_found",
             param="model",
-            hint=f'send `"model": "{target.model}"`, or serve the other one: `llmdeploy switch --model {shlex.quote(other)}`',
+            hint=f'send `"model": "{target.model}"`, or serve the other one: `{switch}`',
         )
 
 
