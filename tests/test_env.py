@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import shutil
 import stat
 import subprocess
@@ -40,7 +41,7 @@ REAL = {
 def tell(*names: str) -> str:
     """A command that any shell understands: it prints what variables hold, as a list."""
     program = "import json, os, sys; print(json.dumps([os.environ.get(name) for name in sys.argv[1:]]))"
-    return " ".join([sys.executable, "-c", f"'{program}'", *names])
+    return " ".join([shlex.quote(sys.executable), "-c", f"'{program}'", *names])
 
 
 def exports(url: str, key: str, model: str) -> str:

@@ -107,8 +107,9 @@ def test_who_leaves_frees_the_engine(served: Served) -> None:
         answers.leave(port, song)
     answer = came(served, Asked("", COUNT, ""))
     assert answer.read.texts == ["1 2 3 4 5"]
-    assert time.monotonic() - began < SOON
-    until(lambda: in_flight(port) == 0, SOON)
+    soon = 6 * SOON if served.engine == "vllm" else SOON  # its CPU build would sing for minutes
+    assert time.monotonic() - began < soon
+    until(lambda: in_flight(port) == 0, soon)
     matrix.CAME[served.engine]["left at the first piece"] = answer.cell
 
 
