@@ -733,6 +733,43 @@ def test_a_stream_whose_engine_dies_ends_with_an_error_and_not_cleanly(loop: str
     run(loop, test)
 
 
+VLLM_FAILS = b'{"error": {"message": "EngineCore encountered an issue.", "type": "InternalServerError", "code": 500}}'
+
+
+@on_loops
+async def test_an_engine_that_tells_of_its_failure_and_ends_cleanly_is_broken_off() -> None:
+    """As vLLM does when a worker of its dies."""
+
+    async def handler(peer: Peer, asked: Asked) -> None:
+        await peer.begin_stream()
+        await peer.event(1)
+        await asyncio.sleep(0.05)
+        await peer.write(chunked(b"data: " + VLLM_FAILS + b"\n\n") + chunked(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+
+    async with world(handler) as it:
+        answer = await it.ask(post(stream=True))
+        assert not answer.whole
+        first, failure = answer.events
+        assert first == "1"
+        error = json.loads(failure)["error"]
+        assert (error["code"], error["type"]) == ("engine_failed", "server_error")
+        assert error["llmdeploy"]["source"] == "engine"
+
+
+@on_loops
+async def test_a_text_that_looks_like_a_failure_is_none() -> None:
+    text = json.dumps({"choices": [{"delta": {"content": 'data: {"error": 1}'}}]}).encode()
+
+    async def handler(peer: Peer, asked: Asked) -> None:
+        await peer.begin_stream()
+        await peer.write(chunked(b"data: " + text + b"\n\n") + b"0\r\n\r\n")
+
+    async with world(handler) as it:
+        answer = await it.ask(post(stream=True))
+        assert answer.whole
+        assert answer.events == [text.decode()]
+
+
 @on_loops
 async def test_a_piece_of_an_event_is_not_joined_with_the_error() -> None:
     async def handler(peer: Peer, asked: Asked) -> None:

@@ -24,6 +24,8 @@ MAX_ERROR = 2**20
 # vLLM refuses a body that is not called JSON, as curl's is not.
 _HEAD = b"POST %b%b HTTP/1.1\r\nhost: %b\r\n%bcontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
 _EVENT = b"data: {"
+_FAILURE = b'data: {"error"'
+"""In a stream it is the engine's own: in a text of the model's the quotes are escaped."""
 
 _SPLICED, _COLLECTED, _WRAPPED, _BARE = range(4)
 
@@ -155,6 +157,9 @@ class Call:
     def forward(self, data: bytes) -> None:
         """A piece of the answer as the server framed it."""
         if self._is_stream and data:
+            if _FAILURE in data:
+                self._fail(data)
+                return
             self._events += data.count(_EVENT)
             self._tail = data
             if not self._first:
@@ -164,6 +169,18 @@ class Call:
             self._unsent = b""
         if data:
             self._write(data)
+
+    def _fail(self, data: bytes) -> None:
+        """The engine tells in its stream that it has failed. vLLM goes on to a clean end, as if all were well."""
+        assert self._pool is not None
+        at = data.find(_FAILURE)
+        event = data[at : data.find(b"\n", at)].removeprefix(b"data: ")
+        _, error = explained(500, event, self._pool.target)
+        end = b"\n\n\r\n" if self._mode != _BARE else b"\n\n"
+        can_tell = not self._tail or self._tail.endswith(end)
+        if self._unsent:
+            self._write(self._unsent)
+        self._end_open(error, "engine_failed", can_tell=can_tell)
 
     def take(self, payload: bytes) -> None:
         """A piece of the answer without its framing."""
@@ -267,14 +284,17 @@ class Call:
         if self._unsent:
             self._write(self._unsent)
         can_tell = upstream.at_boundary() if self._mode == _SPLICED else True
+        self._end_open(body_of(refused, self._engine), refused.code or "", can_tell=can_tell)
+
+    def _end_open(self, error: bytes, code: str, *, can_tell: bool) -> None:
         if self._is_stream and can_tell:
-            event = answers.event_of(body_of(refused, self._engine))
+            event = answers.event_of(error)
             payload = self._tail if self._mode == _BARE else self._tail.removesuffix(b"\r\n")
             if payload and not payload.endswith(b"\n\n"):
                 event = b"\n\n" + event
             self._write(event if self._mode == _BARE else chunk(event))
         self._let_go()
-        self._gateway.metrics.failed(self._engine, refused.code or "")
+        self._gateway.metrics.failed(self._engine, code)
         self._end(self._status)
         self._client.break_off(reset=self._mode == _BARE and not self._is_stream)
 
