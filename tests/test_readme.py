@@ -140,7 +140,7 @@ def test_a_python_example(at: int, served: World) -> None:
     examples = blocks(README, "python")
     assert len(examples) == 3
     code = examples[at].replace("11435", str(served.port))
-    line = f'eval "$({shlex.join(served.command("env"))})" && exec {served.command()[0]} -c "$1"'
+    line = f'eval "$({shlex.join(served.command("env"))})" && exec {shlex.quote(served.command()[0])} -c "$1"'
     done = subprocess.run(["sh", "-c", line, "sh", code], capture_output=True, text=True, env=served.environment)
     assert done.stdout == "1 2 3 4 5\n", done.stderr
 
