@@ -295,9 +295,10 @@ def recorded(world: World) -> Iterator[Replay]:
 
 def test_a_deployment_is_made_and_undone(world: World, recorded: Replay) -> None:
     result = world.run("serve", "selftest", "--engine", "ollama", "--detach")
-    assert result.text == (
+    # Whoever watches from outside may miss a phase as short as that of reaching a daemon that is there.
+    assert result.text.replace("[TIME] reaching ollama\n", "") == (
         "exit 0\n--- stdout\nhttp://127.0.0.1:[PORT]/v1\n--- stderr\n"
-        "[TIME] checking\n[TIME] reaching ollama\n[TIME] fetching the weights\n[TIME] loading the model\n[TIME] ready\n"
+        "[TIME] checking\n[TIME] fetching the weights\n[TIME] loading the model\n[TIME] ready\n"
         "serving `selftest` on ollama\n"
     )
     assert (
