@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 # Written out: importing the engines to ask them would load them all.
 ENGINE_NAMES = ("llamacpp", "ollama", "vllm")
 
-KEY_VARIABLE = "LLMDEPLOY_API_KEY"
-LONGEST_KEY = 4096  # characters: servers take no longer headers than 8 KiB
-MAKE_KEY = "`openssl rand -hex 32` prints a good one"
 
 LARGEST_FILE = 2**20  # bytes: it ends a device that has no end
 
@@ -244,66 +241,6 @@ def load(flags: Mapping[str, object] | None = None) -> Settings:
     )
     found: dict[str, Any] = {_by_name()[name].attribute: value.value for name, value in values.items()}
     return Settings(**found, sources={name: value.source for name, value in values.items()})
-
-
-def api_key(settings: Settings) -> str | None:
-    """What applications must send: LLMDEPLOY_API_KEY, or the first line of `api_key_file`; None if neither is set.
-
-    It is never an argument or a value of a file: those are shown. Raises ConfigError.
-    """
-    if found := os.environ.get(KEY_VARIABLE):
-        return _usable_key(found, KEY_VARIABLE)
-    file = settings.api_key_file
-    return None if file is None else _usable_key(_first_line(file), f"`{file}`")
-
-
-def require_key(host: str, key: str | None) -> None:
-    """Raises ConfigError where others can reach the address and no key keeps them out."""
-    from shlex import quote
-
-    from llmdeploy.address import is_loopback
-
-    if key is None and not is_loopback(host):
-        folder = paths.user_config_file().absolute().parent
-        file = quote(str(folder / "api_key"))
-        make = f"mkdir -p {quote(str(folder))} && (umask 077 && openssl rand -hex 32 > {file})"
-        raise ConfigError(
-            f"others can reach `{host}`, and no API key is set",
-            f"make one: `{make} && llmdeploy config set api_key_file {file}`",
-        )
-
-
-def _first_line(file: str) -> str:
-    import stat
-    from shlex import quote
-
-    try:
-        status = os.stat(file)
-        if not stat.S_ISREG(status.st_mode):  # a folder; a pipe, which would be waited for
-            raise ConfigError(f"`api_key_file` names `{file}`, which is not a file", MAKE_KEY)
-        if os.name == "posix" and status.st_mode & 0o077:
-            raise ConfigError(
-                f"others may read or change `{file}`, which holds the API key", f"`chmod 600 {quote(file)}`"
-            )
-        with open(file, "rb") as stream:
-            return stream.readline(LONGEST_KEY + 2).decode("ascii", "replace")
-    except FileNotFoundError:
-        hint = f"`(umask 077 && openssl rand -hex 32 > {quote(file)})` makes one"
-        raise ConfigError(f"`api_key_file` names `{file}`, which does not exist", hint) from None
-    except OSError as error:
-        raise ConfigError(f"`{file}` cannot be read: {error.strerror}", permissions_hint(file)) from None
-
-
-def _usable_key(text: str, source: str) -> str:
-    """The key without the blanks around it. Raises ConfigError, which does not show it."""
-    key = text.strip()
-    if not key:
-        raise ConfigError(f"{source} holds no API key", MAKE_KEY)
-    if len(key) > LONGEST_KEY:
-        raise ConfigError(f"the API key in {source} is longer than {LONGEST_KEY} characters", MAKE_KEY)
-    if not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"the API key in {source} has characters that cannot stand in a header", MAKE_KEY)
-    return key
 
 
 def line_of(text: str, words: Words) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from llmdeploy import config
+from llmdeploy import api_key, config
 from llmdeploy.address import local_url
 from llmdeploy.errors import NotServing
 from llmdeploy.models.reference import parse, served_name
@@ -46,7 +46,7 @@ def to_configured(settings: Settings) -> Connection:
 
 
 def _connection(url: str, model: str, settings: Settings) -> Connection:
-    return Connection(f"{url}/v1", config.api_key(settings) or NO_KEY, model)
+    return Connection(f"{url}/v1", api_key.read(settings) or NO_KEY, model)
 
 
 def _not_serving(situation: Situation) -> NotServing:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import shutil
 import socket
 import subprocess
@@ -107,6 +108,12 @@ class World:
         text = re.sub(r"process \d+", "process [PID]", text)
         return re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", "[WHEN]", text)
 
+    def record(self) -> dict[str, Any]:
+        """The record as it stands; empty where there is none."""
+        file = self.state / "deployment.json"
+        content: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+        return content
+
     def processes(self) -> list[psutil.Process]:
         """All processes that live in this world, by the state folder in their environment."""
         found = []
@@ -172,13 +179,33 @@ def until(condition: Callable[[], object], seconds: float = 10) -> None:
         time.sleep(0.02)
 
 
-def llama_server(world: World, script: str, *, version: bool = True) -> Path:
-    """A program called llama-server that tells its version and then does what `script` says, first on the PATH."""
-    program = world.folder / "bin" / "llama-server"
-    program.parent.mkdir()
+def read_until(command: subprocess.Popen[bytes], word: str, seconds: float = 20) -> None:
+    """Read what it says on stderr up to the line with the word; it is started with `bufsize=0`."""
+    assert command.stderr is not None
+    line = b""
+    while word.encode() not in line:
+        assert select.select([command.stderr], [], [], seconds)[0], f"it did not say `{word}`"
+        line = command.stderr.readline()
+        assert line, f"it ended without saying `{word}`"
+
+
+EMBEDDED = f'exec "{sys.executable}" -P -m llmdeploy.engines.llamacpp_server "$@"'
+"""The end of a `llama-server` script that serves for real."""
+
+
+def write_server(program: Path, script: str, *, version: bool = True) -> Path:
+    """A `llama-server` that tells its version and then does what `script` says."""
     tell = 'if [ "$1" = --version ]; then echo "version: 7777 (abcdef0)" >&2; exit 0; fi\n' if version else ""
     program.write_text(f"#!/bin/sh\n{tell}{script}\n")
     program.chmod(0o755)
+    return program
+
+
+def llama_server(world: World, script: str, *, version: bool = True) -> Path:
+    """Such a program, first on the PATH."""
+    program = world.folder / "bin" / "llama-server"
+    program.parent.mkdir()
+    write_server(program, script, version=version)
     world.environment["PATH"] = f"{program.parent}:{os.environ['PATH']}"
     return program
 

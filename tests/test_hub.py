@@ -12,13 +12,15 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llmdeploy.models.hub import explain
+from llmdeploy.models.hub import commit_of, explain
 from llmdeploy.models.reference import HubFile
-from tests.hub_server import Hub, closed_port, serve
+from tests.conftest import SELFTEST
+from tests.hub_server import COMMIT, Hub, closed_port, serve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,6 +107,9 @@ def test_a_download_lies_in_the_cache_and_is_found_there_without_the_hub(machine
     size = len(CONTENT)
     assert done["progress"][0] == ["model.gguf", 0, size]
     assert done["progress"][-1] == ["model.gguf", size, size]
+
+    assert commit_of([Path(done["path"])]) == COMMIT
+    assert commit_of([SELFTEST / "selftest-f16.gguf"]) is None
 
     before = len(hub.requests)
     assert machine.run("cached", address)["path"] == done["path"]

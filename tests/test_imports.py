@@ -33,8 +33,21 @@ LAYERS = [
     {"gateway"},
     {"engines", "plan"},
     {"models", "hardware", "images", "image_sources", "client"},
-    {"config_edit"},
-    {"address", "atomic", "config", "config_rules", "deadline", "dotenv", "errors", "paths", "tls", "wire", "__init__"},
+    {"api_key", "config_edit"},
+    {
+        "address",
+        "api_key",
+        "atomic",
+        "config",
+        "config_rules",
+        "deadline",
+        "dotenv",
+        "errors",
+        "paths",
+        "tls",
+        "wire",
+        "__init__",
+    },
 ]
 
 ONLY_IN: dict[str, set[str]] = {

@@ -212,12 +212,26 @@ def test_the_key_of_the_cloud_goes_nowhere(monkeypatch: pytest.MonkeyPatch) -> N
 # --- What is there
 
 
+DIGESTS = (
+    "d6f216e80c73d43b17e42e14e0373ab89189775c91dd1353a4ffddba5945a158",
+    "1c1d384c032fcd3b1a24e0e36954c4c3f17861f6014c6d5e0e9cd72dc69bfc57",
+    "3e553bd6718c59dcdaf014bb55f5f36ff6e2bed0760360601ed5b856a38ffc5d",
+)
+
+
 def test_models(dead_proxies: None) -> None:
     with replay("tags") as ollama:
         assert Daemon(ollama.url).models() == [
-            Installed("selftest:latest", 2334040, ("completion", "vision"), 8192),
-            Installed("selftest-text:latest", 1726904, ("completion",), 8192),
-            Installed("selftest-8k:latest", 2334057, ("completion", "vision"), 8192, parent="selftest:latest"),
+            Installed("selftest:latest", 2334040, ("completion", "vision"), 8192, digest=DIGESTS[0]),
+            Installed("selftest-text:latest", 1726904, ("completion",), 8192, digest=DIGESTS[1]),
+            Installed(
+                "selftest-8k:latest",
+                2334057,
+                ("completion", "vision"),
+                8192,
+                parent="selftest:latest",
+                digest=DIGESTS[2],
+            ),
         ]
 
 
@@ -229,7 +243,7 @@ def test_models_of_a_server_before_0_30() -> None:
         for model in document["models"]:
             del model["capabilities"], model["details"]["context_length"]
         chunk[1] = json.dumps(document)
-        assert Daemon(ollama.url).models()[1] == Installed("selftest-text:latest", 1726904, (), None)
+        assert Daemon(ollama.url).models()[1] == Installed("selftest-text:latest", 1726904, (), None, digest=DIGESTS[1])
 
 
 def test_an_empty_store() -> None:

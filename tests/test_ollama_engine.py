@@ -281,6 +281,16 @@ def test_without_a_program_there_is_no_daemon_to_start(monkeypatch: pytest.Monke
     assert caught.value.hint.startswith("get it: ")
 
 
+def test_the_revision_of_a_tag_is_its_digest_at_the_daemon() -> None:
+    with replay("tags") as ollama:
+        engine = Ollama(Settings())
+        engine._url = ollama.url
+        assert engine.revision(Tag("selftest-text")) == (
+            "1c1d384c032fcd3b1a24e0e36954c4c3f17861f6014c6d5e0e9cd72dc69bfc57"
+        )
+        assert engine.revision(Tag("another")) is None
+
+
 # --- A whole deployment, as a real Ollama answered it
 
 

@@ -28,7 +28,7 @@ from llmdeploy.engines.ollama.api import Daemon
 from llmdeploy.engines.ollama.imports import Import
 from llmdeploy.models.gguf import GgufModel
 from llmdeploy.service.control import STOP_DEADLINE
-from tests.conftest import EXAMPLES, SELFTEST, Ollama, OwnOllama, World, copy_selftest, free_port, until
+from tests.conftest import EXAMPLES, SELFTEST, Ollama, OwnOllama, World, copy_selftest, free_port, read_until, until
 from tests.ollama_replay import closed_port
 from tests.tls_world import CERTIFICATE, reverse_proxy
 
@@ -115,15 +115,6 @@ def refused(world: World, *arguments: str | Path, **variables: str) -> dict[str,
     assert result.status == 1, result.text
     error: dict[str, str] = json.loads(result.stdout)["error"]
     return error
-
-
-def read_until(command: subprocess.Popen[bytes], word: str) -> None:
-    """Read what it says on stderr up to the line with the word; it is started with `bufsize=0`."""
-    assert command.stderr is not None
-    for line in command.stderr:
-        if word.encode() in line:
-            return
-    raise AssertionError(f"it ended without saying `{word}`")
 
 
 # --- The same words as on llama.cpp

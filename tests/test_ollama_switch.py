@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import pytest
 
 from tests.conftest import OwnOllama, World, until
@@ -17,11 +14,6 @@ pytestmark = [pytest.mark.ollama, pytest.mark.timeout(300)]
 def world(world: World, daemon: OwnOllama) -> World:
     world.environment["OLLAMA_HOST"] = daemon.url
     return world
-
-
-def record(world: World) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((world.state / "deployment.json").read_text())
-    return content
 
 
 def test_no_request_fails_on_the_way_to_ollama_and_back(world: World, daemon: OwnOllama) -> None:
@@ -54,7 +46,7 @@ def test_on_one_daemon_one_deployment_follows_the_other(world: World, daemon: Ow
     assert result.status == 0, result.text
     assert "one engine of this kind runs at a time, so the old server goes first\n" in result.stderr
     assert load.failures == []
-    assert record(world)["plan"]["context"]["value"] == 2048
+    assert world.record()["plan"]["context"]["value"] == 2048
     assert [model["context_length"] for model in daemon.running()] == [2048]
 
 
@@ -64,7 +56,7 @@ def test_what_ollama_refuses_leaves_the_old_engine(world: World, daemon: OwnOlla
     result = world.run("switch", "ollama", LLMDEPLOY_ENGINES_OLLAMA_PROGRAM="/bin/false")
     assert result.status == 1, result.text
     assert "; `selftest` on llamacpp serves as before\n" in result.stderr
-    assert record(world)["engine"] == "llamacpp"
+    assert world.record()["engine"] == "llamacpp"
 
 
 def test_a_service_that_is_killed_leaves_no_alias_behind(world: World, daemon: OwnOllama) -> None:

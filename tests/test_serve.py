@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pty
-import select
 import shlex
 import shutil
 import signal
@@ -14,7 +13,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
@@ -25,37 +23,17 @@ from llmdeploy.engines.llamacpp import PHASES
 from llmdeploy.service import control, state
 from llmdeploy.service.candidate import STOP_GRACE
 from tests import hub_server
-from tests.conftest import SELFTEST, World, copy_selftest, free_port, llama_server, until
+from tests.conftest import EMBEDDED, SELFTEST, World, copy_selftest, free_port, llama_server, read_until, until
 from tests.hub_server import Hub
 
 WITHIN = 5.0
 """Seconds in which a stopped service must be gone, with all it started."""
-
-EMBEDDED = f'exec "{sys.executable}" -P -m llmdeploy.engines.llamacpp_server "$@"'
-"""The end of a `llama-server` script that serves for real."""
 
 
 def serve_until_ready(world: World, **options: object) -> subprocess.Popen[bytes]:
     service = world.start("serve", "selftest", **options)
     until(lambda: is_served(world))
     return service
-
-
-def read_until(command: subprocess.Popen[bytes], word: str) -> None:
-    """Read what it says on stderr up to the line with the word; it is started with `bufsize=0`."""
-    assert command.stderr is not None
-    line = b""
-    while word.encode() not in line:
-        assert select.select([command.stderr], [], [], 10)[0], f"it did not say `{word}`"
-        line = command.stderr.readline()
-        assert line, f"it ended without saying `{word}`"
-
-
-def record(world: World) -> dict[str, Any]:
-    """The record as it stands; empty where there is none."""
-    file = world.state / "deployment.json"
-    content: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    return content
 
 
 def is_served(world: World) -> bool:
@@ -176,7 +154,7 @@ def test_context_is_per_request(world: World) -> None:
     """llama.cpp divides its context by its slots: the user's number must not be divided."""
     result = world.run("serve", "selftest", "--detach", "--context", "1024", "--parallel", "2")
     assert result.status == 0, result.text
-    slots = httpx.get(f"{record(world)['server_url']}/slots", trust_env=False).json()
+    slots = httpx.get(f"{world.record()['server_url']}/slots", trust_env=False).json()
     assert [slot["n_ctx"] for slot in slots] == [1024, 1024]
 
 
@@ -187,7 +165,20 @@ def test_the_service_in_the_background_gets_the_options_and_no_key(world: World)
     assert "--host=127.0.0.2" in service.cmdline()
     assert service.environ()["LLMDEPLOY_API_KEY"] == "sesame"
     assert not [it for it in world.processes() if "sesame" in shlex.join(it.cmdline())]
-    assert "LLMDEPLOY_API_KEY" not in psutil.Process(record(world)["server"]["pid"]).environ()
+    assert "LLMDEPLOY_API_KEY" not in psutil.Process(world.record()["server"]["pid"]).environ()
+
+
+def test_a_body_is_as_large_as_is_said(world: World) -> None:
+    assert world.run("serve", "selftest", "--detach", LLMDEPLOY_GATEWAY_MAX_BODY_MB="1").status == 0
+
+    def sent(size: int) -> httpx.Response:
+        empty = json.dumps({"model": "another", "messages": [{"role": "user", "content": ""}]})
+        body = empty.replace('""', f'"{"x" * (size - len(empty))}"')
+        assert len(body) == size
+        return httpx.post(f"http://127.0.0.1:{world.port}/v1/chat/completions", content=body, trust_env=False)
+
+    assert sent(2**20).json()["error"]["code"] == "model_not_found"
+    assert sent(2**20 + 1).json()["error"]["message"] == "the body is larger than 1 MiB"
 
 
 def test_an_address_of_another_machine(world: World) -> None:
@@ -216,7 +207,7 @@ def test_a_gguf_file_with_its_mmproj_beside_it(world: World) -> None:
     assert json.loads(result.stdout)["served_name"] == "mine"
     [model] = httpx.get(f"http://127.0.0.1:{world.port}/v1/models", trust_env=False).json()["data"]
     assert model["capabilities"] == ["text", "image"]
-    [model] = httpx.get(f"{record(world)['server_url']}/v1/models", trust_env=False).json()["models"]
+    [model] = httpx.get(f"{world.record()['server_url']}/v1/models", trust_env=False).json()["models"]
     assert "multimodal" in model["capabilities"]
 
 
@@ -226,7 +217,7 @@ def test_mmproj_by_flag(world: World) -> None:
     assert result.status == 0, result.text
     [model] = httpx.get(f"http://127.0.0.1:{world.port}/v1/models", trust_env=False).json()["data"]
     assert model["capabilities"] == ["text", "image"]
-    [model] = httpx.get(f"{record(world)['server_url']}/v1/models", trust_env=False).json()["models"]
+    [model] = httpx.get(f"{world.record()['server_url']}/v1/models", trust_env=False).json()["models"]
     assert "multimodal" in model["capabilities"]
 
 
@@ -313,15 +304,15 @@ def test_after_kill_9_of_the_service(world: World) -> None:
 
 def served_by(world: World, *others: int) -> int:
     """The pid of the server, once it is ready and none of the others."""
-    until(lambda: record(world)["state"] == "ready" and record(world)["server"]["pid"] not in others, 20)
-    return int(record(world)["server"]["pid"])
+    until(lambda: world.record()["state"] == "ready" and world.record()["server"]["pid"] not in others, 20)
+    return int(world.record()["server"]["pid"])
 
 
 def test_after_kill_9_of_the_engine_it_is_started_again(world: World) -> None:
     assert world.run("serve", "selftest", "--detach").status == 0
     first = served_by(world)
     os.kill(first, signal.SIGKILL)
-    until(lambda: record(world)["state"] == "starting", 2)
+    until(lambda: world.record()["state"] == "starting", 2)
     assert served_by(world, first) != first
     assert world.run("chat", "Count to 3").stdout == "1 2 3\n"
     told = (world.state / "service.log").read_text()
@@ -359,14 +350,14 @@ def test_a_signal_is_heard_while_a_server_waits_to_be_started_again(world: World
     for _ in range(3):
         killed.append(served_by(world, *killed))
         os.kill(killed[-1], signal.SIGKILL)
-    until(lambda: record(world)["phase"] == "restarting", WITHIN)
+    until(lambda: world.record()["phase"] == "restarting", WITHIN)
     stop_within(world, 1.5)
 
 
 def orphan(world: World) -> int:
     """A server whose service and guard were killed with -9: its pid."""
     assert world.run("serve", "selftest", "--detach").status == 0
-    service, server = (record(world)[name]["pid"] for name in ("service", "server"))
+    service, server = (world.record()[name]["pid"] for name in ("service", "server"))
     guard = psutil.Process(server).parent()
     assert guard is not None
     os.kill(service, signal.SIGSTOP)  # it must not notice that its guard goes
@@ -516,7 +507,7 @@ FILES = ("deployment.json", "digests.json", "server.log", "service.log", "servic
 
 
 def test_files_are_the_owners_alone(served: World) -> None:
-    until(lambda: record(served)["receipt"])
+    until(lambda: served.record()["receipt"])
     modes = {file.name: oct(file.stat().st_mode & 0o777) for file in served.state.iterdir()}
     assert modes == dict.fromkeys(FILES, "0o600")
     assert oct(served.state.stat().st_mode & 0o777) == "0o700"
@@ -589,7 +580,7 @@ def test_a_process_that_holds_the_pipe_hides_neither_an_end_nor_a_stop(world: Wo
         assert "error: the server ended before it was ready (status 3): it wrote nothing\n" in result.stderr
     else:
         assert result.status == 0, result.text
-        killed = record(world)["server"]["pid"]
+        killed = world.record()["server"]["pid"]
         os.kill(killed, signal.SIGKILL)
         served_by(world, killed)
         began = time.monotonic()
@@ -694,7 +685,7 @@ def has_signal(pid: int, field: str, number: int) -> bool:
 
 def test_a_second_ctrl_c_ends_a_server_that_does_not_hear_at_once(world: World) -> None:
     service = serve_until_ready(world)
-    server = record(world)["server"]["pid"]
+    server = world.record()["server"]["pid"]
     os.kill(server, signal.SIGSTOP)
     service.send_signal(signal.SIGINT)
     until(lambda: has_signal(server, "ShdPnd", signal.SIGTERM))
@@ -713,7 +704,7 @@ def test_a_suspended_service_is_stopped(world: World, way: str) -> None:
         service = serve_until_ready(world)
     else:
         assert world.run("serve", "selftest", "--detach").status == 0
-    os.kill(record(world)["service"]["pid"], signal.SIGSTOP)
+    os.kill(world.record()["service"]["pid"], signal.SIGSTOP)
     stop_within(world, WITHIN)
     if way == "foreground":
         _, stderr = service.communicate(timeout=10)

@@ -10,7 +10,6 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,12 +28,10 @@ from llmdeploy.service import control, previous
 from llmdeploy.service.previous import Previous
 from llmdeploy.service.process import identify
 from llmdeploy.service.state import Record
-from tests.conftest import SELFTEST, Result, World, copy_selftest, until
+from tests.conftest import EMBEDDED, SELFTEST, Result, World, copy_selftest, read_until, until, write_server
 from tests.load import Load
 
 CONFIG = '# how I serve\nmodel = "selftest"   # the small one\n\n[engines.llamacpp]\nthreads = 1\n'
-EMBEDDED = f'exec "{sys.executable}" -P -m llmdeploy.engines.llamacpp_server "$@"'
-"""The end of a `llama-server` script that serves for real."""
 WAYS = ("--beside", "--no-beside")
 BLIND = """
 for word in "$@"; do
@@ -59,20 +56,6 @@ def switching(world: World) -> Iterator[World]:
     return world
 
 
-def record(world: World) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((world.state / "deployment.json").read_text())
-    return content
-
-
-def server(world: World, script: str) -> Path:
-    """A `llama-server` that tells its version and then does what the script says."""
-    program = world.folder / "llama-server"
-    tell = 'if [ "$1" = --version ]; then echo "version: 7777 (abcdef0)" >&2; exit 0; fi\n'
-    program.write_text(f"#!/bin/sh\n{tell}{script}\n")
-    program.chmod(0o755)
-    return program
-
-
 def servers(world: World) -> list[psutil.Process]:
     """The engines that run in this world, as processes that lead their group."""
     return [it for it in world.processes() if "guard.py" not in " ".join(it.cmdline()) and is_engine(it)]
@@ -94,7 +77,7 @@ def answer(world: World, model: str = "selftest") -> str:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_another_deployment_takes_over_and_no_request_fails(switching: World, way: str) -> None:
-    before = record(switching)
+    before = switching.record()
     with Load(switching.port) as load:
         until(lambda: load.total > 10)
         result = switching.run("switch", "llamacpp", "--context", "4096", way)
@@ -102,7 +85,7 @@ def test_another_deployment_takes_over_and_no_request_fails(switching: World, wa
         until(lambda: load.total > asked + 10 or load.failures)
     assert result.status == 0, result.text
     assert load.failures == []
-    after = record(switching)
+    after = switching.record()
     assert (before["plan"]["context"]["value"], after["plan"]["context"]["value"]) == (8192, 4096)
     assert before["server"] != after["server"]
     assert before["service"] == after["service"]
@@ -158,7 +141,7 @@ def test_logs_that_are_followed_go_on_with_the_new_server(switching: World) -> N
     assert logs.stdout is not None
     assert logs.stdout.readline()  # it follows now
     assert switching.run("switch", "llamacpp", "--context", "4096").status == 0
-    new = Path(record(switching)["log"])
+    new = Path(switching.record()["log"])
     assert new.name == "server-2.log"
     told = b""
     while new.read_bytes().splitlines()[0] not in told and select.select([logs.stdout], [], [], 5)[0]:
@@ -174,16 +157,16 @@ def test_back_is_where_it_was(switching: World) -> None:
     assert switching.config.read_text() != CONFIG
     result = switching.run("switch", "--back")
     assert result.status == 0, result.text
-    assert record(switching)["plan"]["context"]["value"] == 8192
+    assert switching.record()["plan"]["context"]["value"] == 8192
     assert switching.config.read_text() == CONFIG
     assert switching.run("switch", "--back").status == 0  # and forth
-    assert record(switching)["plan"]["context"]["value"] == 4096
+    assert switching.record()["plan"]["context"]["value"] == 4096
 
 
 def test_what_the_user_asked_of_serve_stays(world: World) -> None:
     assert world.run("serve", "selftest", "--context", "2048", "--detach").status == 0
     assert world.run("switch", "llamacpp", "--parallel", "2").status == 0
-    plan = record(world)["plan"]
+    plan = world.record()["plan"]
     assert (plan["context"]["value"], plan["parallel"]["value"]) == (2048, 2)
 
 
@@ -194,31 +177,31 @@ def test_what_the_user_gave_with_this_model_stays_with_it(world: World) -> None:
     serve = ("serve", "./mine.gguf", "--mmproj", "eyes.gguf", "--threads", "1", "--parallel", "2", "--detach")
     assert world.run(*serve).status == 0
     assert world.run("switch", "llamacpp", "--context", "4096").status == 0
-    after = record(world)
+    after = world.record()
     assert after["capabilities"] == ["text", "image"]
     assert after["settings"]["mmproj"] == str(world.work / "eyes.gguf")
     assert after["settings"]["engines.llamacpp.threads"] == 1
     assert world.run("switch", "--model", "selftest").status == 0
-    assert "mmproj" not in record(world)["settings"]
+    assert "mmproj" not in world.record()["settings"]
 
 
 def test_a_projector_alone_is_something_to_switch_to(switching: World) -> None:
     result = switching.run("switch", "--mmproj", str(SELFTEST / "mmproj-selftest-f16.gguf"))
     assert result.status == 0, result.text
-    assert record(switching)["settings"]["mmproj"] == str(SELFTEST / "mmproj-selftest-f16.gguf")
+    assert switching.record()["settings"]["mmproj"] == str(SELFTEST / "mmproj-selftest-f16.gguf")
 
 
 def test_what_is_served_already_stays(switching: World) -> None:
-    before = record(switching)
+    before = switching.record()
     result = switching.run("switch", "llamacpp")
     assert result.status == 0
     assert "`selftest` on llamacpp is served already\n" in result.stderr
-    assert record(switching)["server"] == before["server"]
+    assert switching.record()["server"] == before["server"]
 
 
 def test_a_receipt_tells_what_exactly_serves(switching: World) -> None:
-    until(lambda: record(switching)["receipt"])
-    receipt = record(switching)["receipt"]
+    until(lambda: switching.record()["receipt"])
+    receipt = switching.record()["receipt"]
     weights, projector = receipt["files"]
     assert weights["path"].endswith("selftest-f16.gguf")
     assert weights["sha256"] == "6c86af684f8a841610da2af21356c175a527ffd68d0cb53d35713bb941d143e2"
@@ -264,7 +247,7 @@ def hanging(world: World) -> list[str]:
 
 def configured(world: World, script: str) -> list[str]:
     text = world.config.read_text()
-    world.config.write_text(f'{text}server = "{server(world, script)}"\n')
+    world.config.write_text(f'{text}server = "{write_server(world.folder / "llama-server", script)}"\n')
     return ["llamacpp"]
 
 
@@ -296,7 +279,7 @@ def test_what_fails_is_undone(switching: World, target: Any, step: str, reason: 
         assert "its log is `[FOLDER]/state/server-2.log`" in error["hint"]
     assert load.failures == []
     assert switching.config.read_bytes() == config
-    now = record(switching)
+    now = switching.record()
     assert (now["state"], now["switch"], now["plan"]["context"]["value"]) == ("ready", None, 8192)
     assert [it.pid for it in servers(switching)] == [now["server"]["pid"]]
 
@@ -306,7 +289,7 @@ def test_a_configuration_that_cannot_be_written_undoes_it(switching: World) -> N
     switching.config.write_text("model = [\n")
     result = switching.run("switch", "llamacpp", "--context", "4096")
     assert result.status == 1
-    assert record(switching)["plan"]["context"]["value"] == 8192
+    assert switching.record()["plan"]["context"]["value"] == 8192
     switching.config.write_text(CONFIG)
 
 
@@ -317,20 +300,20 @@ def test_a_folder_that_may_not_be_written_undoes_it(switching: World) -> None:
     switching.config.parent.chmod(0o700)
     assert result.status == 1
     assert "the switch failed at the step `check`: " in result.stderr
-    assert record(switching)["plan"]["context"]["value"] == 8192
+    assert switching.record()["plan"]["context"]["value"] == 8192
 
 
 @pytest.mark.skipif(not Path("/proc/fs").is_dir(), reason="a folder that nobody can write to is Linux's")
 def test_a_configuration_that_cannot_be_written_is_found_before_anything_is_stopped(world: World) -> None:
     assert world.run("serve", "selftest", "--detach").status == 0
-    before = record(world)["server"]
+    before = world.record()["server"]
     world.config.parent.parent.mkdir(parents=True)
     world.config.parent.symlink_to("/proc/fs")
     result = world.run("switch", "--context", "4096", "--no-beside")
     assert "error: the switch failed at the step `check`: `[FOLDER]/home/.config/llmdeploy/config.toml` cannot be " in (
         result.stderr
     )
-    assert record(world)["server"] == before
+    assert world.record()["server"] == before
 
 
 # --- Killed, interrupted, at once
@@ -340,21 +323,12 @@ def begun(world: World, *arguments: str) -> subprocess.Popen[bytes]:
     return world.start("switch", *arguments, bufsize=0)
 
 
-def read_until(command: subprocess.Popen[bytes], word: str) -> None:
-    assert command.stderr is not None
-    line = b""
-    while word.encode() not in line:
-        assert select.select([command.stderr], [], [], 20)[0], f"it did not say `{word}`"
-        line = command.stderr.readline()
-        assert line, f"it ended without saying `{word}`"
-
-
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("step", ["check", "prepare", "loading the weights", "prove", "commit", "serving"])
 def test_a_service_that_is_killed_comes_back_with_the_old_or_the_new(switching: World, step: str, way: str) -> None:
     command = begun(switching, "llamacpp", "--context", "4096", way)
     read_until(command, step)
-    os.kill(record(switching)["service"]["pid"], signal.SIGKILL)
+    os.kill(switching.record()["service"]["pid"], signal.SIGKILL)
     stdout, stderr = command.communicate(timeout=20)
     assert command.returncode == 1 or step in {"commit", "serving"}, (stdout, stderr)  # a commit waits for nothing
     assert b"Traceback" not in stderr
@@ -364,7 +338,7 @@ def test_a_service_that_is_killed_comes_back_with_the_old_or_the_new(switching: 
     assert result.status == 0, result.text
     assert json.loads(result.stdout)["context"] == (4096 if written else 8192)
     assert answer(switching) == "1 2 3"
-    until(lambda: [it.pid for it in servers(switching)] == [record(switching)["server"]["pid"]])
+    until(lambda: [it.pid for it in servers(switching)] == [switching.record()["server"]["pid"]])
 
 
 @pytest.mark.parametrize("step", ["prepare", "loading the weights"])
@@ -377,7 +351,7 @@ def test_service_and_guards_killed_together_leave_servers_that_the_next_start_en
     command.communicate(timeout=20)
     result = switching.run("serve", "--detach")
     assert result.status == 0, result.text
-    until(lambda: [it.pid for it in servers(switching)] == [record(switching)["server"]["pid"]])
+    until(lambda: [it.pid for it in servers(switching)] == [switching.record()["server"]["pid"]])
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -393,10 +367,10 @@ def test_an_interrupted_switch_is_undone(switching: World, step: str, way: str) 
     assert command.returncode == 130, stderr
     assert b"interrupted: the switch is undone\n`selftest` on llamacpp serves\n" in stderr
     assert switching.config.read_bytes() == config
-    now = record(switching)
+    now = switching.record()
     assert (now["state"], now["switch"]) == ("ready", None)
     assert answer(switching) == "1 2 3"
-    until(lambda: [it.pid for it in servers(switching)] == [record(switching)["server"]["pid"]])
+    until(lambda: [it.pid for it in servers(switching)] == [switching.record()["server"]["pid"]])
 
 
 def test_a_switch_whose_command_is_killed_is_undone(switching: World) -> None:
@@ -404,7 +378,7 @@ def test_a_switch_whose_command_is_killed_is_undone(switching: World) -> None:
     read_until(command, "starting the server")
     command.kill()
     command.communicate()
-    until(lambda: record(switching)["switch"] is None and record(switching)["state"] == "ready", 20)
+    until(lambda: switching.record()["switch"] is None and switching.record()["state"] == "ready", 20)
     assert answer(switching) == "1 2 3"
 
 
@@ -422,7 +396,7 @@ def test_of_two_switches_at_once_one_is_refused_at_once(switching: World) -> Non
     }
     first.communicate(timeout=30)
     assert first.returncode == 0
-    assert record(switching)["plan"]["context"]["value"] == 4096
+    assert switching.record()["plan"]["context"]["value"] == 4096
 
 
 def test_stop_in_the_middle_of_a_switch_leaves_nothing(switching: World) -> None:
@@ -446,7 +420,7 @@ def test_while_the_old_server_is_gone_none_is_on_record(switching: World) -> Non
     assert chat.stderr.startswith("a switch to llamacpp is under way: the answer waits for it\nerror: no word from ")
     command.send_signal(signal.SIGINT)
     command.communicate(timeout=30)
-    assert [it.pid for it in servers(switching)] == [record(switching)["server"]["pid"]]
+    assert [it.pid for it in servers(switching)] == [switching.record()["server"]["pid"]]
 
 
 # --- Requests that wait
@@ -498,11 +472,11 @@ def test_without_hold_requests_are_refused_meanwhile(switching: World) -> None:
 
 def test_a_server_that_dies_costs_no_request_that_has_not_begun(switching: World) -> None:
     """Requests wait while it is started again."""
-    before = record(switching)["server"]
+    before = switching.record()["server"]
     psutil.Process(before["pid"]).kill()
     assert answer(switching) == "1 2 3"
-    until(lambda: record(switching)["state"] == "ready")
-    assert record(switching)["server"] != before
+    until(lambda: switching.record()["state"] == "ready")
+    assert switching.record()["server"] != before
 
 
 # --- Without a service, without doing it, and what makes no sense

@@ -70,11 +70,6 @@ def client(world: World) -> OpenAI:
     return OpenAI(base_url=f"http://127.0.0.1:{world.port}/v1", api_key="none", max_retries=0)
 
 
-def record(world: World) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((world.state / "deployment.json").read_text())
-    return content
-
-
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_the_same_words_as_on_llama_cpp(serving: World, served: World, name: str) -> None:
     messages: Any = QUESTIONS[name]
@@ -143,9 +138,9 @@ def test_the_backends_own_file(serving: World) -> None:
         "model": str(SELFTEST / "hf"),
         "served-model-name": "selftest",
         "host": "127.0.0.1",
-        "port": urlsplit(record(serving)["server_url"]).port,
+        "port": urlsplit(serving.record()["server_url"]).port,
     }
-    assert record(serving)["server_url"] != f"http://127.0.0.1:{serving.port}"  # that is the gateway's
+    assert serving.record()["server_url"] != f"http://127.0.0.1:{serving.port}"  # that is the gateway's
 
 
 def test_errors_are_openais(serving: World) -> None:
@@ -301,13 +296,13 @@ def test_a_context_that_does_not_fit_is_repaired_to_the_engines_estimate(vllm: W
 
 
 def processes_of(world: World, name: str) -> list[psutil.Process]:
-    server = psutil.Process(record(world)["server"]["pid"])
+    server = psutil.Process(world.record()["server"]["pid"])
     return [process for process in server.children(recursive=True) if name in process.name()]
 
 
 def test_a_worker_that_is_killed_is_noticed_and_the_server_started_again(vllm: World) -> None:
     assert vllm.run("serve", "selftest", "--detach", timeout=200).status == 0
-    before = record(vllm)["server"]["pid"]
+    before = vllm.record()["server"]["pid"]
     body = {"model": "selftest", "messages": COUNT, "stream": True, "max_tokens": 8000, "ignore_eos": True}
     address = f"http://127.0.0.1:{vllm.port}/v1/chat/completions"
     with httpx.stream("POST", address, json=body, timeout=30, trust_env=False) as stream:
@@ -316,7 +311,7 @@ def test_a_worker_that_is_killed_is_noticed_and_the_server_started_again(vllm: W
         [worker] = processes_of(vllm, "VLLM::Worker")
         worker.kill()
         killed = time.monotonic()
-        until(lambda: record(vllm)["state"] == "starting", 5)
+        until(lambda: vllm.record()["state"] == "starting", 5)
         assert time.monotonic() - killed < 2
         rest: list[str] = []
         with pytest.raises(httpx.RemoteProtocolError):  # nobody may take it for whole
@@ -327,11 +322,11 @@ def test_a_worker_that_is_killed_is_noticed_and_the_server_started_again(vllm: W
     body = {"model": "selftest", "messages": COUNT, "temperature": 0}
     held = httpx.post(address, json=body, timeout=200, trust_env=False)  # until there is a server again
     assert held.json()["choices"][0]["message"]["content"] == "1 2 3 4 5", held.text
-    assert record(vllm)["state"] == "ready"
-    assert record(vllm)["server"]["pid"] != before
+    assert vllm.record()["state"] == "ready"
+    assert vllm.record()["server"]["pid"] != before
     assert vllm.run("chat", "Count to 3").stdout == "1 2 3\n"
     # It cannot hear SIGTERM now; stopping it leaves nothing all the same.
-    for process in [*processes_of(vllm, ""), psutil.Process(record(vllm)["server"]["pid"])]:
+    for process in [*processes_of(vllm, ""), psutil.Process(vllm.record()["server"]["pid"])]:
         process.send_signal(signal.SIGSTOP)
     began = time.monotonic()
     assert vllm.run("stop").status == 0

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import pytest
 
 from tests.conftest import World, until
 from tests.load import Load
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
-
-
-def record(world: World) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((world.state / "deployment.json").read_text())
-    return content
 
 
 @pytest.fixture
@@ -40,7 +32,7 @@ def test_no_request_fails_on_the_way_to_vllm_and_back(world: World, way: str) ->
     print(f"{way}: {dict(load.answers)} answers, failures {load.failures}")
     assert load.failures == []
     assert set(load.answers) == {"llamacpp", "vllm"}
-    assert record(world)["engine"] == "llamacpp"
+    assert world.record()["engine"] == "llamacpp"
 
 
 def test_vllm_that_cannot_start_leaves_the_old_engine(world: World) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmdeploy import config
+from llmdeploy import api_key, config
 from llmdeploy.cli import options
 from llmdeploy.cli.output import out
 from llmdeploy.errors import AlreadyServing, LlmdeployError, TimedOut, UsageError
@@ -82,7 +82,7 @@ def chat(
         raise sees_no_images()
     question = Question(text, images, system, max_tokens, temperature, seed)
     body = question.body(record.served_name)
-    conversation = Conversation(record.url, body, settings.timeout, config.api_key(settings))
+    conversation = Conversation(record.url, body, settings.timeout, api_key.read(settings))
     if json:
         for _ in conversation:
             pass

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llmdeploy import config
+from llmdeploy import api_key, config
 from llmdeploy.cli import options
 from llmdeploy.cli.output import out
 from llmdeploy.cli.status import document
@@ -74,7 +74,7 @@ def serve(
         trust_remote_code=trust_remote_code,
     )
     refuse_foreign(flags, settings.engine)
-    config.require_key(settings.host, config.api_key(settings))
+    api_key.require(settings.host, api_key.read(settings))
     reference = parse(settings.model if model is None else model)
 
     def run(settings: Settings) -> None:

@@ -55,8 +55,8 @@ class Target:
 
     @property
     def model(self) -> str:
-        """As the configuration names it: it must mean the same wherever one stands."""
-        return str(self.reference.absolute() if isinstance(self.reference, Path) else self.reference)
+        """As the configuration names it."""
+        return str(self.reference)
 
     @property
     def order(self) -> Order:
@@ -216,7 +216,7 @@ def _back(timeout: float | None) -> Target:
 
 
 def _is_served(target: Target, record: Record) -> bool:
-    same = record.engine == target.settings.engine and record.model in {str(target.reference), target.model}
+    same = (record.engine, record.model) == (target.settings.engine, target.model)
     return same and _served_settings(record.settings) == _served_settings(config.document(target.settings))
 
 

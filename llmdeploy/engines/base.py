@@ -133,6 +133,10 @@ class Engine(Protocol[A]):
         """The files of an artefact that is present, where they are this machine's."""
         ...
 
+    def revision(self, artefact: A) -> str | None:
+        """The commit of the Hub, or the digest at Ollama, that an artefact is of; None for files of the user's own."""
+        ...
+
     def plan(self, facts: ModelFacts, hardware: Hardware, wishes: Wishes) -> Plan:
         """The settings for that model on that machine. Raises DoesNotFit."""
         ...

@@ -17,7 +17,7 @@ from llmdeploy.engines import failures
 from llmdeploy.engines.base import EngineStatus, ServerSpec
 from llmdeploy.engines.phases import Phase, Phases
 from llmdeploy.errors import EngineMissing, Remedy
-from llmdeploy.models import gguf
+from llmdeploy.models import gguf, hub
 from llmdeploy.models.gguf import GgufModel
 from llmdeploy.plan import MIB, MemoryPart, Plan, Setting, Wishes, free_memory, make_plan
 
@@ -97,6 +97,9 @@ class LlamaCpp:
 
     def files(self, artefact: GgufModel) -> tuple[Path, ...]:
         return artefact.local_files()
+
+    def revision(self, artefact: GgufModel) -> str | None:
+        return hub.commit_of(artefact.local_files())
 
     def plan(self, facts: ModelFacts, hardware: Hardware, wishes: Wishes) -> Plan:
         threads, gpu_layers = self._settings.threads, self._settings.gpu_layers

@@ -10,8 +10,9 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,13 @@ OnProgress = Callable[[str, int, int], None]
 
 _LOCAL_FILE = "give a file that is here: `llmdeploy serve ./model.gguf`"
 _LIST_TIMEOUT_S = 10
+_SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")
+"""Where the cache keeps the files of one commit."""
+
+
+def commit_of(files: Iterable[Path]) -> str | None:
+    """The commit that files of the Hub's cache are of; None for others."""
+    return next((found[1] for file in files if (found := _SNAPSHOT.search(file.as_posix()))), None)
 
 
 def cached(file: HubFile) -> Path | None:

@@ -11,11 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 
+from llmdeploy import api_key
 from llmdeploy.errors import NotPermitted
 from llmdeploy.service.process import ProcessId, identify, kill_group
 
 GUARD = Path(__file__).with_name("guard.py")
-SECRET = {"LLMDEPLOY_API_KEY"}
+SECRET = {api_key.VARIABLE}
 """Variables that are the gateway's affair, and no server's."""
 LAST_WORDS = 1.0
 """Seconds to read on after the server has ended."""

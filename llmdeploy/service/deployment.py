@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
-from llmdeploy import config, engines
+from llmdeploy import api_key, config, engines
 from llmdeploy.address import local_url
 from llmdeploy.errors import LlmdeployError, PortInUse
 from llmdeploy.gateway.gateway import Gateway, Limits
@@ -30,7 +30,7 @@ from llmdeploy.service.threads import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-
+    from pathlib import Path
 
 RECORD_WATCH = 1.0
 """Seconds between two looks at the record while it serves, and between two writings of a download's progress."""
@@ -55,8 +55,8 @@ def serve(order: Order, notices: Notices) -> None:
     Raises KeyboardInterrupt when interrupted, Terminated when told to stop, and an LlmdeployError for everything that
     keeps the deployment from serving; that one stays on record.
     """
-    key = config.api_key(order.settings)
-    config.require_key(order.settings.host, key)
+    key = api_key.read(order.settings)
+    api_key.require(order.settings.host, key)
     with signals.interrupting(), state.lock():
         end_leftover(state.observe())
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -83,7 +83,7 @@ class Service:
         """Told to stop: nothing is started any more."""
         settings = order.settings
         limits = Limits(
-            body=settings.gateway_max_body_mb * 10**6,
+            body=settings.gateway_max_body_mb * 2**20,
             held=settings.gateway_max_held,
             hold_seconds=settings.gateway_hold_timeout,
         )
@@ -227,7 +227,7 @@ class Service:
 
     # What serves
 
-    def keeper(self, order: Order, log_file: Any, hear: Callable[[Keeper, Event], None]) -> Keeper:
+    def keeper(self, order: Order, log_file: Path, hear: Callable[[Keeper, Event], None]) -> Keeper:
         """A keeper of another deployment, which ends with the service at the latest."""
         engine = engines.get(order.settings.engine, order.settings)
         keeper: Keeper = Keeper(order, engine, lambda event: hear(keeper, event), log_file)
@@ -239,7 +239,7 @@ class Service:
         self._keepers.remove(keeper)
 
     @property
-    def free_log(self) -> Any:
+    def free_log(self) -> Path:
         """The log that the server of now does not write to."""
         return next(it for it in state.server_logs() if it != self.current.log_file)
 

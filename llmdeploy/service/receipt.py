@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +13,6 @@ if TYPE_CHECKING:
     from llmdeploy.service.candidate import Candidate
     from llmdeploy.service.keeper import Keeper
 
-_SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")
-"""Where the Hub's cache keeps the files of one commit."""
-
 
 def receipt(keeper: Keeper, candidate: Candidate) -> dict[str, Any]:
     """The receipt of what a keeper serves. Reads each file of its weights that has no known digest yet."""
@@ -26,12 +22,19 @@ def receipt(keeper: Keeper, candidate: Candidate) -> dict[str, Any]:
         "engine": keeper.engine.name,
         "engine_version": candidate.version,
         "artefact": str(candidate.artefact),
-        "revision": next((found[1] for file in files if (found := _SNAPSHOT.search(file.as_posix()))), None),
+        "revision": _revision(candidate),
         "files": [_file(file) for file in files],
         "argv": list(candidate.spec.argv),
         "memory": {"ram_bytes": held.memory, "gpu_bytes": {str(index): size for index, size in held.gpus}},
         "ready_seconds": round(keeper.seconds, 1),
     }
+
+
+def _revision(candidate: Candidate) -> str | None:
+    try:
+        return candidate.engine.revision(candidate.artefact)
+    except LlmdeployError:  # the daemon that knows it has gone meanwhile
+        return None
 
 
 def _file(file: Path) -> dict[str, Any]:

@@ -63,11 +63,10 @@ class Wanted:
             raise UsageError("the service does not understand this order", hint) from None
 
     def written(self) -> bytes:
-        """As `read` takes it; a path means the same in the service's folder."""
-        model = self.order.model
+        """As `read` takes it."""
         content = {
             "settings": config.document(self.order.settings),
-            "model": str(model.absolute() if isinstance(model, Path) else model),
+            "model": str(self.order.model),
             "repair": self.order.repair,
             "hold": self.hold,
             "beside": self.beside,

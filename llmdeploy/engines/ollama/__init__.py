@@ -36,7 +36,7 @@ from llmdeploy.errors import (
     Remedy,
     TimedOut,
 )
-from llmdeploy.models import catalog, digest, gguf
+from llmdeploy.models import catalog, digest, gguf, hub
 from llmdeploy.models.facts import UNKNOWN_LENGTH, ModelFacts
 from llmdeploy.models.gguf import GgufModel
 from llmdeploy.models.reference import CatalogName, ModelRef, OllamaTag
@@ -188,6 +188,11 @@ class Ollama:
     def files(self, artefact: Tag | GgufModel) -> tuple[Path, ...]:
         """Of a tag none: Ollama's store may be anywhere."""
         return artefact.local_files() if isinstance(artefact, GgufModel) else ()
+
+    def revision(self, artefact: Tag | GgufModel) -> str | None:
+        if isinstance(artefact, GgufModel):
+            return hub.commit_of(artefact.local_files())
+        return next((one.digest for one in self._api().models() if same_name(one.name, artefact.name)), None)
 
     def plan(self, facts: ModelFacts, hardware: Hardware, wishes: Wishes) -> Plan:
         named = os.environ.get("OLLAMA_NUM_PARALLEL", "").strip(" \"'")

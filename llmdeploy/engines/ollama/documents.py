@@ -23,6 +23,7 @@ class Installed:
     """Where it really runs, for a model of Ollama's cloud."""
     parent: str = ""
     """What it was created from, where that was another name."""
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ def installed(model: Mapping[str, Any]) -> Installed:
         context_length=(model.get("details") or {}).get("context_length"),
         remote_host=model.get("remote_host"),
         parent=(model.get("details") or {}).get("parent_model") or "",
+        digest=model.get("digest") or "",
     )
 
 

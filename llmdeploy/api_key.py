@@ -1,0 +1,73 @@
+"""The key that applications must send: where it comes from, and who needs one."""
+
+from __future__ import annotations
+
+import os
+import stat
+from shlex import quote
+from typing import TYPE_CHECKING
+
+from llmdeploy import paths
+from llmdeploy.address import is_loopback
+from llmdeploy.config import permissions_hint
+from llmdeploy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from llmdeploy.config import Settings
+
+VARIABLE = "LLMDEPLOY_API_KEY"
+LONGEST = 4096  # characters: servers take no longer headers than 8 KiB
+MAKE = "`openssl rand -hex 32` prints a good one"
+
+
+def read(settings: Settings) -> str | None:
+    """What applications must send: LLMDEPLOY_API_KEY, or the first line of `api_key_file`; None if neither is set.
+
+    It is never an argument or a value of a file: those are shown. Raises ConfigError.
+    """
+    if found := os.environ.get(VARIABLE):
+        return _usable(found, VARIABLE)
+    file = settings.api_key_file
+    return None if file is None else _usable(_first_line(file), f"`{file}`")
+
+
+def require(host: str, key: str | None) -> None:
+    """Raises ConfigError where others can reach the address and no key keeps them out."""
+    if key is None and not is_loopback(host):
+        folder = paths.user_config_file().absolute().parent
+        file = quote(str(folder / "api_key"))
+        make = f"mkdir -p {quote(str(folder))} && (umask 077 && openssl rand -hex 32 > {file})"
+        raise ConfigError(
+            f"others can reach `{host}`, and no API key is set",
+            f"make one: `{make} && llmdeploy config set api_key_file {file}`",
+        )
+
+
+def _first_line(file: str) -> str:
+    try:
+        status = os.stat(file)
+        if not stat.S_ISREG(status.st_mode):  # a folder; a pipe, which would be waited for
+            raise ConfigError(f"`api_key_file` names `{file}`, which is not a file", MAKE)
+        if os.name == "posix" and status.st_mode & 0o077:
+            raise ConfigError(
+                f"others may read or change `{file}`, which holds the API key", f"`chmod 600 {quote(file)}`"
+            )
+        with open(file, "rb") as stream:
+            return stream.readline(LONGEST + 2).decode("ascii", "replace")
+    except FileNotFoundError:
+        hint = f"`(umask 077 && openssl rand -hex 32 > {quote(file)})` makes one"
+        raise ConfigError(f"`api_key_file` names `{file}`, which does not exist", hint) from None
+    except OSError as error:
+        raise ConfigError(f"`{file}` cannot be read: {error.strerror}", permissions_hint(file)) from None
+
+
+def _usable(text: str, source: str) -> str:
+    """The key without the blanks around it. Raises ConfigError, which does not show it."""
+    key = text.strip()
+    if not key:
+        raise ConfigError(f"{source} holds no API key", MAKE)
+    if len(key) > LONGEST:
+        raise ConfigError(f"the API key in {source} is longer than {LONGEST} characters", MAKE)
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"the API key in {source} has characters that cannot stand in a header", MAKE)
+    return key
