@@ -16,6 +16,7 @@ from llmdeploy.errors import Remedy
 from llmdeploy.hardware import Hardware
 from llmdeploy.models.facts import ModelFacts
 from llmdeploy.models.hub import OnProgress
+from llmdeploy.models.need import Need
 from llmdeploy.models.reference import ModelRef
 from llmdeploy.plan import Plan, Wishes
 
@@ -121,12 +122,19 @@ class Engine(Protocol[A]):
         """Whether all of it is where the engine finds it. Touches no network beyond the daemon."""
         ...
 
-    def pull(self, artefact: A, on_progress: OnProgress) -> None:
-        """Fetch what is missing. Raises DownloadFailed."""
+    def need(self, artefact: A, folder: Path | None = None) -> Need:
+        """What it needs, file by file, and what of it is missing; asks the source where not all is here.
+
+        `folder`: to be put there and not into the source's cache. Raises DownloadFailed, ModelNotFound.
+        """
+        ...
+
+    def pull(self, artefact: A, on_progress: OnProgress, folder: Path | None = None) -> None:
+        """Fetch what is missing, once the disk has room for all of it. Raises DownloadFailed."""
         ...
 
     def facts(self, artefact: A) -> ModelFacts:
-        """Sizes and shapes of an artefact that is present. Raises ModelInvalid."""
+        """Sizes and shapes, from its headers, here or at the source. Raises ModelInvalid, DownloadFailed."""
         ...
 
     def files(self, artefact: A) -> tuple[Path, ...]:

@@ -1,61 +1,100 @@
 """ModelRef: what the user names.
 
-    selftest, qwen3:8b                  a name of the catalog
-    ./x.gguf, /models/x.gguf, ~/x.gguf  a file on this machine
-    hf://owner/repo/x.gguf[@revision]   a file in a repository of the Hub
-    hf://owner/repo[@revision]          a repository of the Hub; `owner/repo` is short for it
-    ./folder, /models/folder            a model in Hugging Face form on this machine
-    ollama://user/model[:tag]           a model of Ollama's registry
-    hf.co/owner/repo[:quantization]     a GGUF repository of the Hub, as Ollama names it
+    model    = name | repo | file | tag | path
+    name     = word [":" word]                          qwen2.5-vl:7b, qwen3:8b-q8_0   a name of the catalog
+    repo     = [scheme] owner "/" name [":" quantization] ["@" revision]
+                                                        Qwen/Qwen3-8B, hf://Qwen/Qwen3-8B-GGUF:Q4_K_M@main
+    file     = scheme owner "/" name "/" path ".gguf" ["@" revision]
+                                                        hf://Qwen/Qwen3-8B-GGUF/Qwen3-8B-Q4_K_M.gguf
+    scheme   = "hf://" | "ms://"                        the Hugging Face Hub, ModelScope; without one: the Hub
+    revision = a branch, a tag or a commit; without one the main branch (at ModelScope `master`)
+    tag      = "ollama://" [[host "/"] user "/"] word [":" word]    a model of Ollama's registry
+             | ("hf.co/" | "huggingface.co/") owner "/" name [":" quantization]    a GGUF repository, as Ollama names it
+    path     = ./x.gguf, /models/x.gguf, ~/x.gguf       a file on this machine
+             | ./folder, /models/folder                 a model in Hugging Face form on this machine
 
-A text is a file when it ends in `.gguf`, begins with `.`, `~` or `/`, or is the path of something that exists. A name
-that is not of the catalog is one of Ollama's on that engine.
+A text is a path when it ends in `.gguf` without a scheme, begins with `.`, `~` or `/`, or is the path of something that
+exists. A quantization names the GGUF files of a repository that hold it (`Q4_K_M`, `IQ4_XS`, `MXFP4`, `BF16`). The
+address of a page of huggingface.co, modelscope.cn or ollama.com is read as what it shows. A name that is not of the
+catalog is one of Ollama's on that engine.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
+from urllib.parse import unquote
 
 from llmdeploy.errors import UsageError
 
-HUB_SCHEME = "hf://"
-HUB_FORMS = "`hf://owner/repo` and `hf://owner/repo/file.gguf`"
+Source = Literal["hf", "ms"]
+"""Where repositories are: the Hugging Face Hub, ModelScope."""
+MAIN: dict[Source, str] = {"hf": "main", "ms": "master"}
+"""The branch that is meant where none is named."""
+
+HUB_FORMS = "`hf://owner/repo`, `hf://owner/repo:Q4_K_M` and `hf://owner/repo/file.gguf`"
 OLLAMA_SCHEME = "ollama://"
 HUB_HOSTS = ("hf.co/", "huggingface.co/")
 LONGEST_NAME = 80
 """Characters that Ollama allows in a part of a name; the other engines allow more."""
-_HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+?))?(?:@(?P<revision>[\w./-]+))?")
-_REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?::[\w.-]+)?")
+
+_QUANT = r"(?:UD-)?(?:I?Q\d\w*|TQ\d\w*|MXFP4\w*|NVFP4\w*|BF16|F16|F32|FP16|FP32|FP8)"
+_REVISION = r"(?:@(?P<revision>[\w./-]+))?"
+_REPOSITORY = re.compile(
+    rf"(?P<source>hf|ms)://(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+?)|:(?P<quant>[\w-]+))?{_REVISION}", re.ASCII
+)
+_SHORT = re.compile(
+    rf"(?P<repo>[A-Za-z0-9][\w.-]{{0,95}}/[A-Za-z0-9_][\w.-]{{0,95}})(?::(?P<quant>{_QUANT}))?{_REVISION}",
+    re.ASCII | re.IGNORECASE,
+)
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?::[\w.-]+)?", re.ASCII)
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"
 _HOST, _USER = r"(?:[A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}/)?", r"(?:[A-Za-z0-9_][A-Za-z0-9_-]{0,79}/)?"
 _TAG = re.compile(f"{_HOST}{_USER}{_PART}(?::{_PART})?")
-
-
-@dataclass(frozen=True)
-class HubFile:
-    """One file of a Hub repository at a revision (a branch, a tag or a commit)."""
-
-    repo: str
-    file: str
-    revision: str = "main"
-
-    def __str__(self) -> str:
-        return f"{HUB_SCHEME}{self.repo}/{self.file}" + ("" if self.revision == "main" else f"@{self.revision}")
+_PAGES = (
+    (re.compile(r"https?://(?:huggingface\.co|hf\.co|hf-mirror\.com)/(?!datasets/|spaces/)(.+)"), "hf://"),
+    (re.compile(r"https?://(?:www\.)?modelscope\.(?:cn|ai)/models/(.+)"), "ms://"),
+    (re.compile(r"https?://ollama\.com/(?:library/)?(.+)"), OLLAMA_SCHEME),
+)
+_VIEW = re.compile(
+    r"(?P<repo>[^/]+/[^/]+)/(?:blob|resolve|raw|tree|file/view|summary)(?:/(?P<revision>[^/]+)(?P<file>/.+)?)?"
+)
 
 
 @dataclass(frozen=True)
 class HubRepo:
-    """A Hub repository at a revision."""
+    """A repository at a revision (a branch, a tag or a commit)."""
 
     repo: str
     revision: str = "main"
+    source: Source = "hf"
+    quant: str = ""
+    """The quantization of the GGUF files that are meant; empty where the engine is left to choose."""
 
     def __str__(self) -> str:
-        return f"{HUB_SCHEME}{self.repo}" + ("" if self.revision == "main" else f"@{self.revision}")
+        quant = f":{self.quant}" if self.quant else ""
+        return f"{self.source}://{self.repo}{quant}{_at(self)}"
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """One file of a repository at a revision."""
+
+    repo: str
+    file: str
+    revision: str = "main"
+    source: Source = "hf"
+
+    def __str__(self) -> str:
+        return f"{self.source}://{self.repo}/{self.file}{_at(self)}"
+
+    @property
+    def home(self) -> HubRepo:
+        """The repository it is in."""
+        return HubRepo(self.repo, self.revision, self.source)
 
 
 @dataclass(frozen=True)
@@ -84,8 +123,9 @@ def parse(text: str) -> ModelRef:
 
     Raises UsageError when it is none of these forms.
     """
-    if text.startswith(HUB_SCHEME):
-        return _parse_hub(text)
+    text = _shown_by(text)
+    if text.startswith(tuple(f"{source}://" for source in MAIN)):
+        return _parse_repository(text)
     if text.startswith((OLLAMA_SCHEME, *HUB_HOSTS)):
         return _parse_tag(text)
     if "://" in text:
@@ -94,12 +134,9 @@ def parse(text: str) -> ModelRef:
         return Path(os.path.expanduser(text)).absolute()  # Path.expanduser raises for a user there is none of
     if _NAME.fullmatch(text):
         return CatalogName(text)
-    if _REPO.fullmatch(text):
-        return HubRepo(text)
-    raise UsageError(
-        f"`{text}` is not a model name, a file, a folder or a `hf://` address",
-        "`llmdeploy models` lists the names",
-    )
+    if match := _SHORT.fullmatch(text):
+        return HubRepo(match["repo"], match["revision"] or MAIN["hf"], quant=match["quant"] or "")
+    raise UsageError(f"`{text}` is not a model name, a file, a folder or a `hf://` address", _hint(text))
 
 
 def served_name(reference: ModelRef) -> str:
@@ -120,6 +157,46 @@ def served_name(reference: ModelRef) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name.removesuffix(".gguf")).strip("-.")[:LONGEST_NAME] or "model"
 
 
+def with_quant(reference: ModelRef, quant: str) -> ModelRef:
+    """The same model in another quantization. Raises UsageError for what has one of its own, or is no quantization."""
+    if not re.fullmatch(r"[\w.-]+", quant, re.ASCII):
+        raise UsageError(f"`{quant}` is no quantization", "such as `Q4_K_M`, `Q8_0`, `awq`, `fp8`")
+    match reference:
+        case CatalogName():
+            return CatalogName(f"{reference.name}-{quant.lower()}")
+        case HubRepo(quant=""):
+            return replace(reference, quant=quant)
+    raise UsageError(f"`{reference}` says already which quantization it is", "leave `--quant` out")
+
+
+def with_revision(reference: ModelRef, revision: str) -> ModelRef:
+    """The same repository or file at another revision. Raises UsageError for what has none."""
+    if not re.fullmatch(r"[\w./-]+", revision, re.ASCII):
+        raise UsageError(f"`{revision}` is no revision", "a branch, a tag or a commit of the repository")
+    if isinstance(reference, HubRepo | HubFile):
+        return replace(reference, revision=revision)
+    raise UsageError(
+        f"`{reference}` has no revisions", "name a repository: `llmdeploy pull hf://owner/repo --revision main`"
+    )
+
+
+def _at(reference: HubRepo | HubFile) -> str:
+    return "" if reference.revision == MAIN[reference.source] else f"@{reference.revision}"
+
+
+def _shown_by(text: str) -> str:
+    """What the page at an address of the web shows, as a reference; any other text as it is."""
+    for page, scheme in _PAGES:
+        if match := page.fullmatch(text):
+            rest = unquote(match[1].partition("?")[0].partition("#")[0]).strip("/")
+            view = _VIEW.fullmatch(rest)
+            if view is None:
+                return scheme + rest
+            revision = f"@{view['revision']}" if view["revision"] else ""
+            return f"{scheme}{view['repo']}{view['file'] or ''}{revision}"
+    return text
+
+
 def _parse_tag(text: str) -> OllamaTag:
     name = text.removeprefix(OLLAMA_SCHEME)
     if not _TAG.fullmatch(name) or (name.startswith(HUB_HOSTS) and name.count("/") != 2):
@@ -130,15 +207,24 @@ def _parse_tag(text: str) -> OllamaTag:
     return OllamaTag(name)
 
 
-def _parse_hub(text: str) -> HubFile | HubRepo:
-    match = _HUB.fullmatch(text)
+def _parse_repository(text: str) -> HubFile | HubRepo:
+    match = _REPOSITORY.fullmatch(text)
     if match is None or not (match["file"] or "x.gguf").endswith(".gguf"):
         raise UsageError(
             f"`{text}` does not name a repository or a GGUF file of the Hub",
             f"the forms are {HUB_FORMS}",
         )
-    revision = match["revision"] or "main"
-    return HubFile(match["repo"], match["file"], revision) if match["file"] else HubRepo(match["repo"], revision)
+    source: Source = "ms" if match["source"] == "ms" else "hf"
+    revision = match["revision"] or MAIN[source]
+    if match["file"]:
+        return HubFile(match["repo"], match["file"], revision, source)
+    return HubRepo(match["repo"], revision, source, match["quant"] or "")
+
+
+def _hint(text: str) -> str:
+    if re.fullmatch(rf"{_PART}/{_PART}:{_PART}", text):
+        return f"a model of Ollama's is `{OLLAMA_SCHEME}{text}`; a GGUF repository names its files: `owner/repo:Q4_K_M`"
+    return "`llmdeploy models` lists the names"
 
 
 def _names_a_path(text: str) -> bool:
