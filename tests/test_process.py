@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import queue
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import pytest
 
-from llmdeploy.service.child import Child
+from llmdeploy.service.child import GUARD, Child
 from llmdeploy.service.process import (
     ProcessId,
     alive,
@@ -254,7 +256,7 @@ def test_what_a_server_started_ends_with_it(script: str, let_go_at: str | None) 
 
 HOLDER = """
 import sys
-from llmdeploy.service.child import Child
+from llmdeploy.service.child import GUARD, Child
 
 child = Child(("sh", "-c", sys.argv[1]), {}, 0.3, print)
 print(child.server.pid, flush=True)
@@ -273,6 +275,23 @@ def test_the_death_of_the_holder_ends_the_server(script: str) -> None:
         holder.kill()
         assert wait_gone(server, WITHIN)
         assert wait_gone(guard, WITHIN)
+
+
+def test_a_guard_whose_starter_is_gone_before_it_has_told_the_pid_still_holds_the_leash(tmp_path: Path) -> None:
+    told = tmp_path / "pid"
+    unread, pid_pipe = os.pipe()
+    os.close(unread)
+    script = f"echo $$ > {shlex.quote(str(told))}; exec sleep 60"
+    command = [sys.executable, "-I", "-S", str(GUARD), str(GRACE), "sh", "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=pid_pipe, stderr=subprocess.DEVNULL) as guard:
+        os.close(pid_pipe)
+        assert guard.stdin is not None
+        until(lambda: told.exists() and told.read_text().strip() != "", WITHIN)
+        server = identify(int(told.read_text()))
+        assert server is not None
+        guard.stdin.close()
+        assert guard.wait(WITHIN) == 128 + signal.SIGTERM
+        assert wait_gone(server, WITHIN)
 
 
 def test_what_is_left_of_a_group_is_found_when_its_leader_is_gone() -> None:
