@@ -17,6 +17,8 @@ class NeededFile:
     size: int
     here: int = 0
     """Bytes of it that are on this machine already: all, those of a download that was broken off, or none."""
+    digest: str = ""
+    """What its content is checked against; empty where the source does not tell."""
 
     @property
     def missing(self) -> int:
@@ -26,10 +28,12 @@ class NeededFile:
 @dataclass(frozen=True)
 class Need:
     source: str
-    """Where it is from, as a reference with its commit, or an Ollama tag."""
+    """Where it is from: a repository as it was asked for (`hf://owner/repo`), or an Ollama tag."""
     folder: Path | None
     """Where what is missing goes, there or not; None: to another machine."""
     files: tuple[NeededFile, ...]
+    revision: str = ""
+    """The commit of the repository, or the digest of the tag; empty where it is not known."""
     copies: int = 0
     """Bytes that are needed there besides: a second copy, for a while or for good."""
     remedy: str = "free some space"

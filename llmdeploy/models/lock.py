@@ -1,0 +1,149 @@
+"""llmdeploy.lock: the revisions and digests that the models of a project are pinned to.
+
+It lies in the project's folder, beside `llmdeploy.toml`. A model that it names is fetched and served at the commit that
+it names.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from llmdeploy.config import permissions_hint
+from llmdeploy.errors import ConfigError, DownloadFailed, ModelNotFound
+from llmdeploy.models.reference import HubFile, HubRepo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from llmdeploy.models.need import Need
+
+LOCK = Path("llmdeploy.lock")
+HEAD = "Written by `llmdeploy pull --lock`. `llmdeploy pull --locked` gets exactly this."
+R = TypeVar("R", HubRepo, HubFile)
+
+
+class LockedFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Size in bytes; the digest is a SHA-256, or for small files Git's SHA-1."""
+
+    name: str
+    size: int
+    digest: str
+
+
+class Pin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one engine gets for one name."""
+
+    model: str
+    """As the user names it."""
+    engine: str
+    source: str
+    """The repository (`hf://owner/repo`), or the Ollama tag."""
+    revision: str
+    """The commit, or the digest of the tag."""
+    files: tuple[LockedFile, ...]
+
+
+class _Lock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    version: int
+    model: tuple[Pin, ...] = ()
+
+
+def read(file: Path = LOCK) -> tuple[Pin, ...]:
+    """What is pinned here; nothing where there is no such file. Raises ConfigError."""
+    import tomllib
+
+    try:
+        lock = msgspec.convert(tomllib.loads(file.read_text(encoding="utf-8")), _Lock)
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError, RecursionError) as error:  # msgspec's and TOML's are ValueErrors
+        raise ConfigError(f"`{file}` cannot be read: {error}", _write_again(file)) from None
+    if lock.version != 1:
+        raise ConfigError(f"`{file}` has version {lock.version}, and this llmdeploy knows 1", _write_again(file))
+    return lock.model
+
+
+def write(pins: Iterable[Pin], file: Path = LOCK) -> None:
+    """Replace the file. Raises ConfigError."""
+    import tomlkit
+
+    from llmdeploy import atomic
+
+    document = tomlkit.document()
+    document.add(tomlkit.comment(HEAD))
+    document["version"] = 1
+    tables = document["model"] = tomlkit.aot()
+    for pin in sorted(pins, key=lambda pin: (pin.model, pin.engine)):
+        files = tomlkit.array().multiline(True)
+        for entry in pin.files:
+            row = tomlkit.inline_table()
+            row.update(msgspec.to_builtins(entry))
+            files.append(row)
+        tables.append(tomlkit.item({**msgspec.to_builtins(pin), "files": files}))
+    try:
+        atomic.replace(file, tomlkit.dumps(document).encode())
+        file.chmod(0o644)  # it belongs to the project, and holds nothing private
+    except OSError as error:
+        hint = permissions_hint(file.absolute().parent)
+        raise ConfigError(f"`{file}` cannot be written: {error.strerror}", hint) from None
+
+
+def with_pins(pins: Iterable[Pin], new: Iterable[Pin]) -> tuple[Pin, ...]:
+    """The pins, those of the same model and engine replaced."""
+    return tuple({(pin.model, pin.engine): pin for pin in (*pins, *new)}.values())
+
+
+def pin(model: str, engine: str, need: Need) -> Pin:
+    """What is needed, as a pin. Raises DownloadFailed where the source does not tell what it is exactly."""
+    if not need.revision or not all(file.digest for file in need.files):
+        raise DownloadFailed(
+            f"`{need.source}` does not tell its revision, so it cannot be locked", "leave `--lock` out"
+        )
+    files = tuple(LockedFile(file.name, file.size, file.digest) for file in need.files)
+    return Pin(model, engine, need.source, need.revision, files)
+
+
+def of(model: str, engine: str, pins: Iterable[Pin]) -> Pin:
+    """The pin of a model for an engine. Raises ModelNotFound."""
+    if found := next((one for one in pins if (one.model, one.engine) == (model, engine)), None):
+        return found
+    raise ModelNotFound(
+        f"`{LOCK}` does not name `{model}` for {engine}",
+        f"`llmdeploy pull {shlex.quote(model)} --engine {engine} --lock` adds it",
+    )
+
+
+def pinned(model: object, reference: R) -> R:
+    """The repository or file that a name stands for, at the commit that the lock of this folder pins it to."""
+    home = _home(reference)
+    found = next((one for one in read() if one.model == str(model) and one.source == home), None)
+    return reference if found is None else replace(reference, revision=found.revision)
+
+
+def demand_same(locked: Pin, need: Need) -> None:
+    """Raises DownloadFailed, before anything is fetched, where what is needed is not what is locked."""
+    found = pin(locked.model, locked.engine, need)
+    # A need that was asked for at the locked commit names that.
+    if found.revision == locked.revision and set(found.files) == set(locked.files):
+        return
+    before, after = {it.name: it for it in locked.files}, {it.name: it for it in found.files}
+    other = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    what = f": {', '.join(f'`{name}`' for name in other[:3])}" if other else f", {found.revision} now"
+    raise DownloadFailed(
+        f"`{need.source}` is not what `{LOCK}` names{what}",
+        f"`llmdeploy pull {shlex.quote(locked.model)} --engine {locked.engine} --lock` takes it as it is now",
+        code="lock_differs",
+    )
+
+
+def _home(reference: HubRepo | HubFile) -> str:
+    return str(reference.home if isinstance(reference, HubFile) else replace(reference, quant=""))
+
+
+def _write_again(file: Path) -> str:
+    return f"`rm {file}`, and lock the models again: `llmdeploy pull MODEL --lock`"

@@ -1,0 +1,108 @@
+"""llmdeploy.lock: what it pins, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llmdeploy.errors import ConfigError, DownloadFailed, ModelNotFound
+from llmdeploy.models import lock
+from llmdeploy.models.need import Need, NeededFile
+from llmdeploy.models.reference import CatalogName, HubFile, HubRepo
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+NEED = Need(
+    source="hf://Qwen/Qwen3-8B-GGUF",
+    revision=COMMIT,
+    folder=None,
+    files=(NeededFile("Qwen3-8B-Q4_K_M.gguf", 5_027_783_488, digest="ab" * 32), NeededFile("a.json", 2, digest="c" * 40)),
+)
+
+
+@pytest.fixture(autouse=True)
+def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_what_is_written_is_read_and_a_model_is_pinned_once_for_each_engine() -> None:
+    one = lock.pin("qwen3:8b", "llamacpp", NEED)
+    lock.write(lock.with_pins(lock.read(), [one]))
+    other = lock.pin("qwen3:8b", "vllm", replace(NEED, source="hf://Qwen/Qwen3-8B"))
+    lock.write(lock.with_pins(lock.read(), [other]))
+    newer = lock.pin("qwen3:8b", "llamacpp", replace(NEED, revision="f" * 40))
+    lock.write(lock.with_pins(lock.read(), [newer]))
+    assert lock.read() == (newer, other)
+    assert lock.of("qwen3:8b", "llamacpp", lock.read()) == newer
+
+
+def test_the_file_is_one_that_people_can_read_and_a_version_control_can_compare() -> None:
+    lock.write([lock.pin("qwen3:8b", "llamacpp", NEED)])
+    text = lock.LOCK.read_text()
+    assert text.startswith("# Written by `llmdeploy pull --lock`.")
+    assert f'revision = "{COMMIT}"\n' in text
+    assert [line.strip().startswith('{name = "') for line in text.splitlines() if "digest" in line] == [True, True]
+    lock.write(lock.read())
+    assert lock.LOCK.read_text() == text
+
+
+def test_a_name_is_pinned_and_the_same_repository_under_another_name_is_not() -> None:
+    repo, file = HubRepo("Qwen/Qwen3-8B-GGUF", quant="Q4_K_M"), HubFile("Qwen/Qwen3-8B-GGUF", "x.gguf")
+    assert lock.pinned("qwen3:8b", repo) is repo
+    lock.write([lock.pin("qwen3:8b", "llamacpp", NEED)])
+    assert lock.pinned(CatalogName("qwen3:8b"), repo) == replace(repo, revision=COMMIT)
+    assert lock.pinned("qwen3:8b", file) == replace(file, revision=COMMIT)
+    assert lock.pinned("qwen3:8b-q8_0", repo) is repo
+    assert lock.pinned("qwen3:8b", HubRepo("Qwen/Qwen3-8B")) == HubRepo("Qwen/Qwen3-8B")
+    assert lock.pinned("qwen3:8b", replace(repo, revision="v2")) == replace(repo, revision="v2")
+
+
+def test_what_is_needed_must_be_what_is_locked() -> None:
+    locked = lock.pin("qwen3:8b", "llamacpp", NEED)
+    lock.demand_same(locked, NEED)
+    with pytest.raises(DownloadFailed) as other_commit:
+        lock.demand_same(locked, replace(NEED, revision="f" * 40))
+    assert other_commit.value.message == f"`hf://Qwen/Qwen3-8B-GGUF` is not what `llmdeploy.lock` names, {'f' * 40} now"
+    forged = replace(NEED.files[0], digest="cd" * 32)
+    with pytest.raises(DownloadFailed) as other_bytes:
+        lock.demand_same(locked, replace(NEED, files=(forged, NEED.files[1])))
+    assert other_bytes.value.message.endswith("is not what `llmdeploy.lock` names: `Qwen3-8B-Q4_K_M.gguf`")
+    assert other_bytes.value.hint == "`llmdeploy pull qwen3:8b --engine llamacpp --lock` takes it as it is now"
+    assert other_bytes.value.code == "lock_differs"
+
+
+def test_a_model_that_is_not_locked_and_a_source_that_does_not_tell_are_refused() -> None:
+    with pytest.raises(ModelNotFound) as unknown:
+        lock.of("qwen3:8b", "vllm", [lock.pin("qwen3:8b", "llamacpp", NEED)])
+    assert unknown.value.hint == "`llmdeploy pull qwen3:8b --engine vllm --lock` adds it"
+    with pytest.raises(DownloadFailed, match="does not tell its revision"):
+        lock.pin("qwen3:8b", "llamacpp", replace(NEED, revision=""))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("version = 2", "has version 2, and this llmdeploy knows 1"),
+        ("model = [", "cannot be read: "),
+        ("version = 1\nmodels = []", "cannot be read: Object contains unknown field `models`"),
+        ('version = 1\n[[model]]\nmodel = "x"', "cannot be read: Object missing required field `engine`"),
+        ("version = 'one'", "cannot be read: Expected `int`, got `str`"),
+    ],
+)
+def test_a_file_that_is_none_is_told(text: str, told: str) -> None:
+    lock.LOCK.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        lock.read()
+    assert error.value.message.startswith("`llmdeploy.lock` ")
+    assert told in error.value.message
+    assert error.value.hint == "`rm llmdeploy.lock`, and lock the models again: `llmdeploy pull MODEL --lock`"
+
+
+def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("llmdeploy.atomic.replace", full)
+    with pytest.raises(ConfigError, match="`llmdeploy.lock` cannot be written: No space left on device"):
+        lock.write([])
