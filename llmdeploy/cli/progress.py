@@ -1,26 +1,34 @@
-"""Downloads on screen: a bar on a terminal, plain lines elsewhere."""
+"""Downloads on screen: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import sys
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from llmdeploy.cli.output import out
-from llmdeploy.plan import in_gib
+from llmdeploy.units import in_gib, in_time
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+TOTAL = "in total"
+NARROW, WIDE = 60, 100
+"""Columns of a terminal below which the speed is left out, and from which on there is room for a bar."""
+
 
 class Downloads:
-    """Shows nothing until the first byte is asked for."""
+    """Shows nothing until the first byte is asked for. `show` may be called from any thread."""
 
     def __init__(self) -> None:
-        self._bar: Progress | None = None
+        self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._total: TaskID | None = None
+        self._files: dict[str, tuple[int, int]] = {}
+        """Bytes that are here, and in all, by file."""
         self._said: dict[str, int] = {}
+        self._began = (0.0, 0)
+        """When the first file was shown, and how many bytes were here then."""
 
     def __enter__(self) -> Downloads:
         return self
@@ -28,49 +36,61 @@ class Downloads:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self._bars is not None:
+            self._bars.stop()
 
     def show(self, file: str, done: int, total: int) -> None:
         """`done` of `total` bytes of `file` are here."""
         if out.quiet:
             return
+        if file not in self._files:  # what was here before does not count as speed
+            began, here = self._began
+            self._began = (began or time.monotonic(), here + done)
+        self._files[file] = (done, total)
         if sys.stderr.isatty():
             self._draw(file, done, total)
         else:
             self._say(file, done, total)
 
+    @property
+    def _sum(self) -> tuple[int, int]:
+        return sum(done for done, _ in self._files.values()), sum(total for _, total in self._files.values())
+
     def _draw(self, file: str, done: int, total: int) -> None:
-        if self._bar is None:
-            from rich.console import Console
-            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+        if self._bars is None:
+            self._bars = _bars()
+            self._tasks[TOTAL] = self._bars.add_task(TOTAL, visible=False)  # the first line, once there are two files
+            self._bars.start()
+        self._move(self._bars, file, done, total)
+        if len(self._files) > 1:
+            self._move(self._bars, TOTAL, *self._sum)
 
-            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=Console(stderr=True))
-            self._bar.start()
-        if file not in self._tasks:
-            self._tasks[file] = self._bar.add_task(file, total=total)
-        self._bar.update(self._tasks[file], completed=done, total=total)
-        self._draw_total(self._bar)
-        if all(task.finished for task in self._bar.tasks):
-            self._bar.refresh()
-
-    def _draw_total(self, bar: Progress) -> None:
-        """A bar for all files, once there are two: of those that have begun, for the others are not known yet."""
-        parts = [task for task in bar.tasks if task.id != self._total]
-        if len(parts) < 2:
-            return
-        if self._total is None:
-            self._total = bar.add_task("in total")
-        bar.update(
-            self._total,
-            completed=sum(task.completed for task in parts),
-            total=sum(task.total or 0 for task in parts),
-        )
+    def _move(self, bars: Progress, name: str, done: int, total: int) -> None:
+        """The bar of a file is there while the file is under way; that of the total always."""
+        if name not in self._tasks:
+            self._tasks[name] = bars.add_task(name)
+        under_way = name == TOTAL or 0 < done < total or len(self._files) == 1
+        bars.update(self._tasks[name], completed=done, total=total, visible=under_way)
+        if done >= total:
+            bars.refresh()
 
     def _say(self, file: str, done: int, total: int) -> None:
-        if self.is_news(file, done, total):
-            out.note(f"          {file}: {in_gib(done)} of {in_gib(total)}")
+        """A line for each tenth of all, and one for each file that is whole, where there are several."""
+        if len(self._files) > 1 and self.is_news(file, done, total) and done >= total:
+            out.note(f"          {file}: {in_gib(total)}")
+        name = TOTAL if len(self._files) > 1 else file
+        all_done, all_total = self._sum
+        if all_done and self.is_news(name, all_done, all_total):
+            out.note(f"          {name}: {in_gib(all_done)} of {in_gib(all_total)}{self._pace(all_done, all_total)}")
+
+    def _pace(self, done: int, total: int) -> str:
+        began, here = self._began
+        seconds = time.monotonic() - began
+        if done <= here or seconds < 0.5:  # nothing that could be counted on
+            return ""
+        speed = (done - here) / seconds
+        left = f", {in_time((total - done) / speed)} left" if done < total else ""
+        return f", {in_gib(speed)}/s{left}"
 
     def is_news(self, file: str, done: int, total: int) -> bool:
         """Whether another tenth of it is here since this was asked last."""
@@ -78,3 +98,32 @@ class Downloads:
         news = self._said.get(file) != tenth
         self._said[file] = tenth
         return news
+
+
+def _bars() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.table import Column
+    from rich.text import Text
+
+    class Amount(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{in_gib(task.completed)} of {in_gib(task.total or 0)}")
+
+    class Pace(ProgressColumn):
+        """Speed and time left."""
+
+        def render(self, task: Task) -> Text:
+            if task.finished or not task.speed:
+                return Text("")
+            speed = [] if console.width < NARROW else [f"{in_gib(task.speed)}/s"]
+            left = [] if task.time_remaining is None else [f"{in_time(task.time_remaining)} left"]
+            return Text(", ".join(speed + left))
+
+    console = Console(stderr=True)
+    name = TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, min_width=8))
+    one_line = Column(no_wrap=True)
+    columns: list[ProgressColumn] = [name, Amount(one_line), Pace(one_line)]
+    if console.width >= WIDE:  # the numbers are worth more than a bar
+        columns.insert(1, BarColumn(bar_width=24))
+    return Progress(*columns, console=console, expand=True, transient=False)
