@@ -85,6 +85,9 @@ def _key(name: str, rule: Rule, default: object, help: str) -> Any:
 class Settings:
     engine: str = _key("engine", Text(*ENGINE_NAMES), "llamacpp", "the engine that runs the model")
     model: str = _key("model", Text(), "selftest", "the model to serve")
+    hub: str = _key(
+        "source", Text("huggingface", "modelscope"), "huggingface", "the hub that models by name are fetched from"
+    )
     host: str = _key(
         "host", Host(), "127.0.0.1", "the address to listen on; one that others can reach needs an API key"
     )

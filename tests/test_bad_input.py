@@ -85,7 +85,7 @@ CASES = [
     (
         ["serve", "hf://owner/repo/x.safetensors"], 2,
         "error: `hf://owner/repo/x.safetensors` does not name a repository or a GGUF file of the Hub",
-        "hint: the forms are `hf://owner/repo` and `hf://owner/repo/file.gguf`",
+        "hint: the forms are `hf://owner/repo`, `hf://owner/repo:Q4_K_M` and `hf://owner/repo/file.gguf`",
     ),
     (
         ["serve", "selftest", "--context", "9000"], 1,
@@ -183,11 +183,16 @@ CASES = [
     (
         ["serve", "http://x/y.gguf"], 2,
         "error: `http://x/y.gguf` is no address of a model",
-        "hint: the forms are `hf://owner/repo` and `hf://owner/repo/file.gguf`",
+        "hint: the forms are `hf://owner/repo`, `hf://owner/repo:Q4_K_M` and `hf://owner/repo/file.gguf`",
     ),
     (["serve", "a" * 8000], 1, None, "hint: `llmdeploy models` lists the names"),
     (["serve", f"{'a' * 8000}.gguf"], 1, None, None),
-    (["serve", f"hf://owner/repo/{'a' * 8000}"], 2, None, "hint: the forms are `hf://owner/repo` and `hf://owner/repo/file.gguf`"),
+    (
+        ["serve", f"hf://owner/repo/{'a' * 8000}"],
+        2,
+        None,
+        "hint: the forms are `hf://owner/repo`, `hf://owner/repo:Q4_K_M` and `hf://owner/repo/file.gguf`",
+    ),
     (
         ["serve", "--context", "100"], 2,
         "error: Invalid value for '--context': 100 is not in the range 256<=x<=100000000",

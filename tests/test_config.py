@@ -47,6 +47,7 @@ def test_without_any_file_every_value_is_the_default() -> None:
     assert {key.name: loaded.value(key.name) for key in keys()} == {
         "engine": Value("llamacpp", "default"),
         "model": Value("selftest", "default"),
+        "source": Value("huggingface", "default"),
         "host": Value("127.0.0.1", "default"),
         "port": Value(11435, "default"),
         "api_key_file": Value(None, "default"),

@@ -45,6 +45,7 @@ LAYERS = [
         "errors",
         "paths",
         "tls",
+        "units",
         "wire",
         "__init__",
     },

@@ -17,7 +17,10 @@ NEED = Need(
     source="hf://Qwen/Qwen3-8B-GGUF",
     revision=COMMIT,
     folder=None,
-    files=(NeededFile("Qwen3-8B-Q4_K_M.gguf", 5_027_783_488, digest="ab" * 32), NeededFile("a.json", 2, digest="c" * 40)),
+    files=(
+        NeededFile("Qwen3-8B-Q4_K_M.gguf", 5_027_783_488, digest="ab" * 32),
+        NeededFile("a.json", 2, digest="c" * 40),
+    ),
 )
 
 
@@ -104,5 +107,5 @@ def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> Non
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("llmdeploy.atomic.replace", full)
-    with pytest.raises(ConfigError, match="`llmdeploy.lock` cannot be written: No space left on device"):
+    with pytest.raises(ConfigError, match=r"`llmdeploy\.lock` cannot be written: No space left on device"):
         lock.write([])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import re
 from pathlib import Path
 
@@ -8,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmdeploy.errors import UsageError
-from llmdeploy.models.reference import CatalogName, HubFile, HubRepo, OllamaTag, parse, served_name
+from llmdeploy.models.reference import (
+    CatalogName,
+    HubFile,
+    HubRepo,
+    ModelRef,
+    OllamaTag,
+    parse,
+    served_name,
+    with_quant,
+    with_revision,
+)
 
 WORDS = st.text("abcAZ019._-", min_size=1, max_size=8)
 HUB_FILES = st.builds(
@@ -33,6 +44,66 @@ TYPED = st.one_of(
     st.builds(lambda stem: f"{stem}.gguf", st.text(max_size=12)),
     st.text(),
 )
+
+
+PIECES = (
+    *(
+        "hf://",
+        "ms://",
+        "ollama://",
+        "http://",
+        "https://",
+        "huggingface.co/",
+        "hf.co/",
+        "modelscope.cn/models/",
+        "ollama.com/",
+    ),
+    *(
+        "/",
+        "//",
+        ":",
+        "::",
+        "@",
+        "#",
+        "?",
+        "%2F",
+        "%",
+        "\\",
+        ".",
+        "..",
+        "~",
+        "-",
+        "_",
+        " ",
+        "",
+        "\n",
+        "\0",
+        "\x1b[2J",
+        "\u202e",
+    ),
+    *("owner", "repo-GGUF", "Qwen3-8B", "qwen2.5-vl", "7b", "Q4_K_M", "q8_0", "awq", "main", "refs/pr/1", "blob/main/"),
+    *("x.gguf", ".gguf", "model.safetensors", "library", "latest", "é", "模型", "a" * 100, "0" * 5000, "\ud800"),
+)
+
+
+def test_ten_thousand_strings_are_references_that_survive_or_refused_in_a_sentence() -> None:
+    chance = random.Random(6)
+    refused = 0
+    for _ in range(10_000):
+        text = "".join(chance.choices(PIECES, k=chance.randint(1, 8)))
+        told = ""
+        try:
+            reference = parse(text)
+        except UsageError as error:
+            told = f"{error.message}; {error.hint}"
+        if told:
+            refused += 1
+            assert re.fullmatch(r"`.*` (is|does) \w.*; \S.*", told), told
+            assert told.isprintable()
+            assert len(told) < 300 + 2 * len(text)
+        else:
+            assert parse(str(reference)) == reference
+    assert 1000 < refused < 9900, "both kinds are tried"
 
 
 @given(TYPED)
@@ -73,6 +144,18 @@ def test_a_hub_address_names_repository_file_and_revision(text: str) -> None:
         ("Qwen/Qwen3-8B", HubRepo("Qwen/Qwen3-8B"), "Qwen/Qwen3-8B"),
         ("ollama://llama3.2:1b", OllamaTag("llama3.2:1b"), "llama3.2:1b"),
         ("ollama://user/model", OllamaTag("user/model"), "user/model"),
+        ("hf://o/r:Q4_K_M@v1", HubRepo("o/r", "v1", quant="Q4_K_M"), "o/r"),
+        ("Qwen/Qwen3-8B-GGUF:iq4_xs", HubRepo("Qwen/Qwen3-8B-GGUF", quant="iq4_xs"), "Qwen/Qwen3-8B-GGUF"),
+        ("Qwen/Qwen3-8B@refs/pr/1", HubRepo("Qwen/Qwen3-8B", "refs/pr/1"), "Qwen/Qwen3-8B"),
+        ("unsloth/x-GGUF:UD-Q4_K_XL", HubRepo("unsloth/x-GGUF", quant="UD-Q4_K_XL"), "unsloth/x-GGUF"),
+        ("ms://o/r", HubRepo("o/r", "master", "ms"), "o/r"),
+        ("ms://o/r@main", HubRepo("o/r", "main", "ms"), "o/r"),
+        ("ms://o/r/x.gguf", HubFile("o/r", "x.gguf", "master", "ms"), "x"),
+        ("https://huggingface.co/o/r", HubRepo("o/r"), "o/r"),
+        ("https://huggingface.co/o/r/tree/v2", HubRepo("o/r", "v2"), "o/r"),
+        ("https://huggingface.co/o/r/blob/main/d/x.gguf?download=true", HubFile("o/r", "d/x.gguf"), "x"),
+        ("https://www.modelscope.cn/models/o/r/summary", HubRepo("o/r", "master", "ms"), "o/r"),
+        ("https://ollama.com/library/qwen3:8b", OllamaTag("qwen3:8b"), "qwen3:8b"),
         ("hf.co/o/r:Q4_K_M", OllamaTag("hf.co/o/r:Q4_K_M"), "hf.co/o/r:Q4_K_M"),
         ("/models/my model (1).gguf", Path("/models/my model (1).gguf"), "my-model-1"),
         ("/models/模型.gguf", Path("/models/模型.gguf"), "model"),
@@ -106,6 +189,11 @@ def test_a_path_is_absolute_and_home_is_known(tmp_path: Path, monkeypatch: pytes
         "ollama://a b",
         "hf.co/r",
         "hf.co/o/r/f",
+        "o/r:latest",
+        "ms://o",
+        "https://example.org/o/r",
+        "https://huggingface.co/o/r/blob/main/README.md",
+        "https://huggingface.co/datasets/o/r",
     ],
 )
 def test_what_is_no_reference(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,3 +207,38 @@ def test_a_folder_path_is_a_path_only_when_it_is_there(tmp_path: Path, monkeypat
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / "r").touch()
     assert parse("o/r") == tmp_path / "o" / "r"
+
+
+def test_a_model_of_ollamas_that_reads_like_a_repository_is_told_how_to_be_named() -> None:
+    with pytest.raises(UsageError) as error:
+        parse("user/model:latest")
+    assert error.value.hint == (
+        "a model of Ollama's is `ollama://user/model:latest`; a GGUF repository names its files: `owner/repo:Q4_K_M`"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "quant", "found"),
+    [
+        ("qwen3:8b", "Q8_0", CatalogName("qwen3:8b-q8_0")),
+        ("o/r", "Q8_0", HubRepo("o/r", quant="Q8_0")),
+        ("ms://o/r@v1", "Q8_0", HubRepo("o/r", "v1", "ms", "Q8_0")),
+    ],
+)
+def test_another_quantization(text: str, quant: str, found: ModelRef) -> None:
+    assert with_quant(parse(text), quant) == found
+    assert parse(str(found)) == found
+
+
+@pytest.mark.parametrize(("text", "quant"), [("o/r:Q4_K_M", "Q8_0"), ("./x.gguf", "Q8_0"), ("qwen3:8b", "a b")])
+def test_what_has_no_other_quantization(text: str, quant: str) -> None:
+    with pytest.raises(UsageError, match="quantization"):
+        with_quant(parse(text), quant)
+
+
+def test_another_revision() -> None:
+    assert with_revision(parse("hf://o/r/x.gguf"), "v1") == HubFile("o/r", "x.gguf", "v1")
+    assert with_revision(parse("o/r:Q8_0"), "v1") == HubRepo("o/r", "v1", quant="Q8_0")
+    for text, revision in [("ollama://x", "v1"), ("o/r", "a b")]:
+        with pytest.raises(UsageError, match="revision"):
+            with_revision(parse(text), revision)

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote
 
+from llmdeploy.config import plain
 from llmdeploy.errors import UsageError
 
 Source = Literal["hf", "ms"]
@@ -124,19 +125,21 @@ def parse(text: str) -> ModelRef:
     Raises UsageError when it is none of these forms.
     """
     text = _shown_by(text)
+    if not _can_be_a_name(text):
+        raise UsageError(f"`{plain(text)}` is not a name that a file or a model can have", _hint(text))
     if text.startswith(tuple(f"{source}://" for source in MAIN)):
         return _parse_repository(text)
     if text.startswith((OLLAMA_SCHEME, *HUB_HOSTS)):
         return _parse_tag(text)
     if "://" in text:
-        raise UsageError(f"`{text}` is no address of a model", f"the forms are {HUB_FORMS}")
+        raise UsageError(f"`{plain(text)}` is no address of a model", f"the forms are {HUB_FORMS}")
     if text.endswith(".gguf") or text[:1] in {".", "~", "/"} or _names_a_path(text):
         return Path(os.path.expanduser(text)).absolute()  # Path.expanduser raises for a user there is none of
     if _NAME.fullmatch(text):
         return CatalogName(text)
     if match := _SHORT.fullmatch(text):
         return HubRepo(match["repo"], match["revision"] or MAIN["hf"], quant=match["quant"] or "")
-    raise UsageError(f"`{text}` is not a model name, a file, a folder or a `hf://` address", _hint(text))
+    raise UsageError(f"`{plain(text)}` is not a model name, a file, a folder or a `hf://` address", _hint(text))
 
 
 def served_name(reference: ModelRef) -> str:
@@ -160,7 +163,7 @@ def served_name(reference: ModelRef) -> str:
 def with_quant(reference: ModelRef, quant: str) -> ModelRef:
     """The same model in another quantization. Raises UsageError for what has one of its own, or is no quantization."""
     if not re.fullmatch(r"[\w.-]+", quant, re.ASCII):
-        raise UsageError(f"`{quant}` is no quantization", "such as `Q4_K_M`, `Q8_0`, `awq`, `fp8`")
+        raise UsageError(f"`{plain(quant)}` is no quantization", "such as `Q4_K_M`, `Q8_0`, `awq`, `fp8`")
     match reference:
         case CatalogName():
             return CatalogName(f"{reference.name}-{quant.lower()}")
@@ -172,7 +175,7 @@ def with_quant(reference: ModelRef, quant: str) -> ModelRef:
 def with_revision(reference: ModelRef, revision: str) -> ModelRef:
     """The same repository or file at another revision. Raises UsageError for what has none."""
     if not re.fullmatch(r"[\w./-]+", revision, re.ASCII):
-        raise UsageError(f"`{revision}` is no revision", "a branch, a tag or a commit of the repository")
+        raise UsageError(f"`{plain(revision)}` is no revision", "a branch, a tag or a commit of the repository")
     if isinstance(reference, HubRepo | HubFile):
         return replace(reference, revision=revision)
     raise UsageError(
@@ -201,7 +204,7 @@ def _parse_tag(text: str) -> OllamaTag:
     name = text.removeprefix(OLLAMA_SCHEME)
     if not _TAG.fullmatch(name) or (name.startswith(HUB_HOSTS) and name.count("/") != 2):
         raise UsageError(
-            f"`{text}` does not name a model as Ollama does",
+            f"`{plain(text)}` does not name a model as Ollama does",
             "the forms are `ollama://model:tag`, `ollama://user/model:tag` and `hf.co/owner/repo:Q4_K_M`",
         )
     return OllamaTag(name)
@@ -211,7 +214,7 @@ def _parse_repository(text: str) -> HubFile | HubRepo:
     match = _REPOSITORY.fullmatch(text)
     if match is None or not (match["file"] or "x.gguf").endswith(".gguf"):
         raise UsageError(
-            f"`{text}` does not name a repository or a GGUF file of the Hub",
+            f"`{plain(text)}` does not name a repository or a GGUF file of the Hub",
             f"the forms are {HUB_FORMS}",
         )
     source: Source = "ms" if match["source"] == "ms" else "hf"
@@ -225,6 +228,13 @@ def _hint(text: str) -> str:
     if re.fullmatch(rf"{_PART}/{_PART}:{_PART}", text):
         return f"a model of Ollama's is `{OLLAMA_SCHEME}{text}`; a GGUF repository names its files: `owner/repo:Q4_K_M`"
     return "`llmdeploy models` lists the names"
+
+
+def _can_be_a_name(text: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def _names_a_path(text: str) -> bool:

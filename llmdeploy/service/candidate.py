@@ -109,6 +109,12 @@ class Candidate:
 
     def look(self) -> None:
         """See to it that all it needs is here: the engine, its daemon, the weights. Raises what is missing."""
+        self.reach()
+        self.artefact = self._weights()
+        self.facts = self.engine.facts(self.artefact)
+
+    def reach(self) -> None:
+        """Have the engine be here, and its daemon answer. Raises EngineMissing, StartFailed, TimedOut."""
         self._enter("checking")
         found = self.engine.status()
         if not found.usable:
@@ -118,8 +124,6 @@ class Candidate:
         daemon = self.engine.daemon(self.order.wishes, self.port)
         if daemon is not None:
             self._attend(daemon)
-        self.artefact = self._weights()
-        self.facts = self.engine.facts(self.artefact)
 
     def plan_for(self, machine: Hardware) -> Plan:
         """Its settings on that machine. Raises DoesNotFit."""
