@@ -227,7 +227,7 @@ def closed_port() -> int:
         return int(server.getsockname()[1])
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     state: Hub
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -322,7 +322,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.state.closing.wait(60)
 
 
-class _CdnHandler(_Handler):
+class _CdnHandler(Handler):
     def _answer(self) -> None:
         hub = self.state
         if "Authorization" in self.headers:
@@ -336,7 +336,7 @@ class _CdnHandler(_Handler):
             self._send(403, {"Content-Type": "application/xml"}, EXPIRED)
 
 
-class _HubHandler(_Handler):
+class _HubHandler(Handler):
     def _answer(self) -> None:
         path = urlsplit(self.path).path
         if match := FILE_URL.fullmatch(path):
