@@ -1,77 +1,224 @@
-"""A Hugging Face Hub on loopback, small and true to its headers; with the ways a real one fails."""
+"""A Hugging Face Hub on loopback, true to the headers of the real one, with the CDN it sends to; and how they fail."""
 
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import json
 import re
+import secrets
 import socket
+import sys
 import threading
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.blobs import PIECE, Content, blob, in_lfs, pieces, size_of, wanted
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-FILE_URL = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
-LIST_URL = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(/revision/(?P<revision>[^/?]+))?")
+REPO = r"(?P<repo>[^/]+/[^/]+)"
+FILE_URL = re.compile(rf"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
+API_URL = re.compile(
+    rf"/api/models/{REPO}(?:/(?P<what>revision|tree|refs|xet-read-token)(?:/(?P<revision>[^/]+)(?:/(?P<path>.+))?)?)?"
+)
+EXPIRED = b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"
+TWO_WAYS = b"<Error><Code>InvalidArgument</Code><Message>Only one auth mechanism allowed</Message></Error>"
+
+
+class Xet(Protocol):
+    """A Xet storage, as `tests.xet_server` has one."""
+
+    url: str
+
+    def file_id(self, content: Content) -> str:
+        """The hash under which it has the content, which is put there where it is not."""
+        ...
+
+    def token(self) -> tuple[str, int]:
+        """A token that reads, and when it expires: seconds since 1970."""
+        ...
+
+
+@dataclass
+class Refusal:
+    """The next requests whose path holds `part` get this answer; then they go through."""
+
+    status: int
+    times: int = 1
+    part: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Signed:
+    """What an address of the CDN opens, and how often yet (None: without end)."""
+
+    name: str
+    content: Content
+    uses: int | None
 
 
 @dataclass
 class Hub:
     """What the server has and how it behaves; `requests` is what it was asked."""
 
-    files: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    """Repository -> file -> content, all at the revision `main`."""
+    files: dict[str, dict[str, Content]] = field(default_factory=dict)
+    """Repository -> file -> content, at COMMIT, which is `main` until something is committed."""
+    commits: dict[str, dict[str, dict[str, Content]]] = field(default_factory=dict)
+    """Repository -> another commit -> file -> content; see `commit`."""
+    refs: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Repository -> branch, or tag as `refs/tags/NAME` -> commit."""
     gated: set[str] = field(default_factory=set)
     private: set[str] = field(default_factory=set)
     token: str = "hf_good"
     """Opens private and gated repositories."""
+    stranger: str = "hf_stranger"
+    """A token of an account that may read neither."""
+    page: int = 1000
+    """Entries in a page of a tree."""
+    xet: Xet | None = None
+    """Where LFS objects are stored too."""
+
     claimed_size: int | None = None
-    """Announced instead of the true size."""
+    """Announced of LFS objects instead of the true size."""
+    wrong: set[str] = field(default_factory=set)
+    """Files of which other bytes are sent, of the same size: the one in the middle is changed."""
     cut_after: int | None = None
     """The first GET of a file ends after so many bytes; the next ones go through."""
     stall_after: int | None = None
     """Every GET of a file sends so many bytes and then nothing more."""
+    failing: str = ""
+    """Only files whose names hold it are cut or stall."""
+    rate: int | None = None
+    """Bytes a second of each answer with a file."""
+    ignores_range: bool = False
+    """The CDN sends the whole file with status 200."""
+    signature_uses: int | None = None
+    """An address of the CDN opens so often; then it counts as expired."""
+    refusals: list[Refusal] = field(default_factory=list)
     silent: bool = False
     """Accepts and never answers."""
     status: int | None = None
     """Every answer has it."""
     headless: bool = False
     """Answers with the file and without the Hub's headers, as a captive portal does."""
+
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
-    """Method, path, Range."""
+    """Method, path, Range; those to the CDN too, whose paths begin with /cdn/."""
+    sent: list[tuple[str, int, int]] = field(default_factory=list)
+    """Of each answer with a file: `owner/repo/file`, its first byte and the one past its last that was sent."""
+    leaked: list[str] = field(default_factory=list)
+    """Paths at the CDN that were asked for with the user's token, as they must not be."""
     url: str = ""
+    cdn: str = ""
+    signed: dict[str, Signed] = field(default_factory=dict)
     closing: threading.Event = field(default_factory=threading.Event)
     reached: threading.Event = field(default_factory=threading.Event)
     """Set when the server has stalled or fallen silent."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def asked(self, method: str, part: str) -> list[tuple[str, str, str | None]]:
         return [request for request in self.requests if request[0] == method and part in request[1]]
 
+    def sent_bytes(self, part: str = "") -> int:
+        """Bytes that were sent of the files whose names hold `part`."""
+        return sum(stop - start for name, start, stop in self.sent if part in name)
+
+    def sent_twice(self, part: str = "") -> int:
+        """Bytes of them that were sent more than once, each repetition counted."""
+        once = 0
+        for name in {name for name, _, _ in self.sent if part in name}:
+            end = 0
+            for start, stop in sorted((start, stop) for sent, start, stop in self.sent if sent == name):
+                once += max(0, stop - max(start, end))
+                end = max(end, stop)
+        return self.sent_bytes(part) - once
+
+    def commit(self, repo: str, files: dict[str, Content], ref: str = "main") -> str:
+        """Another commit, with exactly these files, which the branch or tag names from now on."""
+        made = hashlib.sha1(f"{repo} {len(self.commits.get(repo, {}))}".encode()).hexdigest()
+        self.commits.setdefault(repo, {})[made] = files
+        self.refs.setdefault(repo, {})[ref] = made
+        return made
+
+    def commit_of(self, repo: str, revision: str) -> str | None:
+        known = {"main": COMMIT, **self.refs.get(repo, {})}
+        commit = known.get(revision) or known.get(f"refs/tags/{revision}") or revision
+        return commit if commit == COMMIT or commit in self.commits.get(repo, {}) else None
+
+    def tree(self, repo: str, commit: str) -> dict[str, Content]:
+        return self.files[repo] if commit == COMMIT else self.commits[repo][commit]
+
+    def refusal(self, path: str) -> Refusal | None:
+        with self.lock:
+            due = next((it for it in self.refusals if it.times and it.part in path), None)
+            if due:
+                due.times -= 1
+        return due
+
+    def sign(self, repo: str, name: str, content: Content) -> str:
+        """An address of the CDN that opens the content for a while."""
+        signature, sha256 = secrets.token_hex(8), blob(content).sha256
+        self.signed[signature] = Signed(f"{repo}/{name}", content, self.signature_uses)
+        shown = quote(f'inline; filename="{name.rpartition("/")[2]}";', safe="")
+        query = f"response-content-disposition={shown}&Expires={int(time.time()) + 3600}&Signature={signature}"
+        return f"{self.cdn}/cdn/{sha256[:2]}/{sha256}?{query}"
+
+    def open_signed(self, query: str) -> Signed | None:
+        with self.lock:
+            signed = self.signed.get(parse_qs(query).get("Signature", [""])[0])
+            if signed is None or signed.uses == 0:
+                return None
+            if signed.uses is not None:
+                signed.uses -= 1
+        return signed
+
 
 @contextlib.contextmanager
 def serve(hub: Hub) -> Iterator[Hub]:
-    """The Hub, served by threads on a free port of 127.0.0.1."""
+    """The Hub and its CDN, served by threads on free ports of 127.0.0.1."""
 
-    class Handler(_Handler):
+    class HubHandler(_HubHandler):
         state = hub
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        server.block_on_close = False
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    class CdnHandler(_CdnHandler):
+        state = hub
+
+    with listening(CdnHandler) as hub.cdn, listening(HubHandler) as hub.url:
         try:
             yield hub
         finally:
             hub.closing.set()
+
+
+@contextlib.contextmanager
+def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of a server of its own, of which each connection is a thread."""
+    with _Server(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
             server.shutdown()
             thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that is gone is no error of the server's."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 def closed_port() -> int:
@@ -80,9 +227,10 @@ def closed_port() -> int:
         return int(server.getsockname()[1])
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     state: Hub
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing on stderr."""
@@ -97,76 +245,252 @@ class _Handler(BaseHTTPRequestHandler):
             self._stall()
         elif hub.status is not None:
             self._refuse(hub.status)
-        elif match := FILE_URL.fullmatch(self.path):
-            self._file(match["repo"], match["revision"], match["file"])
-        elif match := LIST_URL.match(self.path):
-            siblings = [{"rfilename": name} for name in hub.files.get(match["repo"], {})]
-            self._send(200, json.dumps({"id": match["repo"], "sha": COMMIT, "siblings": siblings}).encode(), {})
+        elif refusal := hub.refusal(self.path):
+            self._refuse(refusal.status, headers=refusal.headers)
         else:
-            self._refuse(404)
+            self._answer()
 
-    def _file(self, repo: str, revision: str, name: str) -> None:
-        hub = self.state
-        known = self.headers.get("Authorization") == f"Bearer {hub.token}"
-        if "Authorization" in self.headers and not known:
-            self._refuse(401, message="Invalid credentials in Authorization header")
-        elif repo not in hub.files or (repo in hub.private and not known):
-            self._refuse(404 if known else 401, "RepoNotFound")
-        elif repo in hub.gated and not known:
-            self._refuse(403, "GatedRepo")
-        elif revision not in {"main", COMMIT}:
-            self._refuse(404, "RevisionNotFound")
-        elif name not in hub.files[repo]:
-            self._refuse(404, "EntryNotFound")
-        else:
-            self._content(hub.files[repo][name])
+    def _answer(self) -> None:
+        raise NotImplementedError
 
-    def _content(self, content: bytes) -> None:
-        hub = self.state
-        etag = hashlib.sha256(content).hexdigest()
-        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
-        headers["X-Linked-Size"] = str(hub.claimed_size or len(content))
-        headers["X-Linked-ETag"] = f'"{etag}"'
-        start = 0
-        if wanted := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
-            start = int(wanted[1])
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        if hub.headless:
-            headers = {}
-        self._send(206 if start else 200, content[start:], headers)
+    def _send(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
+        self._head(status, {**headers, "Content-Length": str(len(body))})
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
-    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        hub = self.state
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "HEAD":
-            return
-        is_file = "X-Repo-Commit" in headers
-        if is_file and hub.cut_after is not None:
-            body, hub.cut_after = body[: hub.cut_after], None
-            self.close_connection = True
-        with contextlib.suppress(ConnectionError):
-            if is_file and hub.stall_after is not None:
-                # Once for all: a retry gets nothing, so the client cannot count it as progress.
-                part, hub.stall_after = body[: hub.stall_after], 0
-                self.wfile.write(part)
-                self.wfile.flush()
-                self._stall()
-            else:
-                self.wfile.write(body)
-
-    def _refuse(self, status: int, code: str = "", message: str = "") -> None:
-        headers = {"X-Error-Code": code, "X-Error-Message": message, "X-Repo-Commit": COMMIT}
+    def _head(self, status: int, headers: dict[str, str]) -> None:
         self.send_response(status)
         for name, value in headers.items():
-            if value:
-                self.send_header(name, value)
-        self.send_header("Content-Length", "0")
+            self.send_header(name, value)
         self.end_headers()
+
+    def _refuse(self, status: int, code: str = "", message: str = "", headers: dict[str, str] | None = None) -> None:
+        named = {"X-Error-Code": code, "X-Error-Message": message, **(headers or {})}
+        body = json.dumps({"error": message or code}).encode()
+        self._send(status, {name: value for name, value in named.items() if value}, body)
+
+    def _send_file(self, name: str, content: Content, headers: dict[str, str], *, ranges: bool = True) -> None:
+        """The file `owner/repo/path`, or the range of it that was asked for."""
+        size = size_of(content)
+        asked = self.headers.get("Range") if ranges else None
+        extent = wanted(asked, size)
+        if extent is None:
+            self._send(416, {"Content-Range": f"bytes */{size}"})
+            return
+        start, stop = extent
+        headers = {**headers, "Accept-Ranges": "bytes", "Content-Length": str(stop - start)}
+        if asked:
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+        self._head(206 if asked else 200, headers)
+        if self.command != "HEAD":
+            self._pour(name, content, start, stop)
+
+    def _pour(self, name: str, content: Content, start: int, stop: int) -> None:
+        """Send the bytes, as far as the Hub is to send them."""
+        hub, end, stalls = self.state, stop, False
+        if hub.failing in name and hub.cut_after is not None:
+            end, hub.cut_after = min(stop, start + hub.cut_after), None
+            self.close_connection = True
+        elif hub.failing in name and hub.stall_after is not None:
+            # Once for all: a retry gets nothing, so the client cannot count it as progress.
+            end, hub.stall_after, stalls = min(stop, start + hub.stall_after), 0, True
+        sent = start
+        try:
+            if isinstance(content, Path) and not hub.rate and not hub.wrong:
+                with content.open("rb") as file:
+                    while sent < end:
+                        sent += self.connection.sendfile(file, sent, min(16 * PIECE, end - sent))
+            for piece in pieces(content, sent, end):
+                self.wfile.write(self._changed(name, piece, sent, size_of(content)))
+                sent += len(piece)
+                if hub.rate:
+                    hub.closing.wait(len(piece) / hub.rate)
+        finally:
+            hub.sent.append((name, start, sent))
+        if stalls:
+            self._stall()
+
+    def _changed(self, name: str, piece: bytes | memoryview, start: int, size: int) -> bytes | memoryview:
+        at = size // 2 - start
+        if name.split("/", 2)[2] not in self.state.wrong or not 0 <= at < len(piece):
+            return piece
+        return bytes(piece[:at]) + bytes([piece[at] ^ 0xFF]) + bytes(piece[at + 1 :])
 
     def _stall(self) -> None:
         self.state.reached.set()
         self.close_connection = True
         self.state.closing.wait(60)
+
+
+class _CdnHandler(Handler):
+    def _answer(self) -> None:
+        hub = self.state
+        if "Authorization" in self.headers:
+            hub.leaked.append(self.path)
+            self._send(400, {"Content-Type": "application/xml"}, TWO_WAYS)
+        elif signed := hub.open_signed(urlsplit(self.path).query):
+            etag = f'"{blob(signed.content).sha256[:32]}-1"'  # of the parts it was uploaded in: no hash of the content
+            headers = {"ETag": etag, "Content-Type": "binary/octet-stream"}
+            self._send_file(signed.name, signed.content, headers, ranges=not hub.ignores_range)
+        else:
+            self._send(403, {"Content-Type": "application/xml"}, EXPIRED)
+
+
+class _HubHandler(Handler):
+    def _answer(self) -> None:
+        path = urlsplit(self.path).path
+        if match := FILE_URL.fullmatch(path):
+            self._resolve(match["repo"], unquote(match["revision"]), unquote(match["file"]))
+        elif match := API_URL.fullmatch(path):
+            self._api(match["repo"], match["what"] or "", unquote(match["revision"] or "main"), match["path"] or "")
+        else:
+            self._refuse(404)
+
+    # --- What one may see
+
+    def _admits(self, repo: str, *, content: bool) -> bool:
+        """Whether who asks may see the repository, or also its files; refuses where not."""
+        hub, asked = self.state, self.headers.get("Authorization")
+        owner, anyone = asked == f"Bearer {hub.token}", asked in {f"Bearer {hub.token}", f"Bearer {hub.stranger}"}
+        if asked and not anyone:
+            self._refuse(401, message="Invalid credentials in Authorization header")
+        elif repo not in hub.files or (repo in hub.private and not owner):
+            self._refuse(404 if asked else 401, "RepoNotFound", "Repository not found")
+        elif content and repo in hub.gated and not owner:
+            self._refuse(403 if asked else 401, "GatedRepo", f"Access to model {repo} is restricted.")
+        else:
+            return True
+        return False
+
+    # --- Files
+
+    def _resolve(self, repo: str, revision: str, name: str) -> None:
+        hub = self.state
+        if not self._admits(repo, content=True):
+            return
+        if (commit := hub.commit_of(repo, revision)) is None:
+            self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        elif (content := hub.tree(repo, commit).get(name)) is None:
+            self._refuse(404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": commit})
+        elif hub.headless:
+            self._send_file(f"{repo}/{name}", content, {})
+        elif in_lfs(name, content):
+            self._send(302, self._lfs_headers(repo, commit, name, content))
+        else:
+            self._git_blob(repo, commit, name, content)
+
+    def _lfs_headers(self, repo: str, commit: str, name: str, content: Content) -> dict[str, str]:
+        hub, held = self.state, blob(content)
+        headers = {
+            "X-Repo-Commit": commit,
+            "Accept-Ranges": "bytes",
+            "X-Linked-Size": str(hub.claimed_size or held.size),
+            "X-Linked-ETag": f'"{held.sha256}"',
+            "Location": hub.sign(repo, name, content),
+        }
+        if hub.xet:
+            file_id = hub.xet.file_id(content)
+            token = f'<{hub.url}/api/models/{repo}/xet-read-token/{commit}>; rel="xet-auth"'
+            info = f'<{hub.xet.url}/v1/reconstructions/{file_id}>; rel="xet-reconstruction-info"'
+            headers |= {"X-Xet-Hash": file_id, "Link": f"{token}, {info}"}
+        return headers
+
+    def _git_blob(self, repo: str, commit: str, name: str, content: Content) -> None:
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{blob(content).oid}"', "Content-Type": "text/plain"}
+        packed = "gzip" in self.headers.get("Accept-Encoding", "") and name.endswith((".json", ".txt", ".md"))
+        if self.command == "HEAD" or not packed or not isinstance(content, bytes):
+            self._send_file(f"{repo}/{name}", content, headers)
+            return
+        # As the real one: packed on the way, so that neither the length nor a range is known.
+        body = gzip.compress(content)
+        self._head(200, {**headers, "Content-Encoding": "gzip", "Transfer-Encoding": "chunked"})
+        self.wfile.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+        self.state.sent.append((f"{repo}/{name}", 0, len(content)))
+
+    # --- What the Hub says of a repository
+
+    def _api(self, repo: str, what: str, revision: str, path: str) -> None:
+        hub = self.state
+        if not self._admits(repo, content=what == "xet-read-token"):
+            return
+        if (commit := hub.commit_of(repo, revision)) is None:
+            self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        elif what == "tree":
+            self._send_tree(repo, commit, unquote(path))
+        elif what == "refs":
+            self._json(self._refs(repo))
+        elif what == "xet-read-token":
+            self._xet_token()
+        else:
+            self._json(self._model(repo, commit))
+
+    def _json(self, document: object, headers: dict[str, str] | None = None) -> None:
+        self._send(200, {"Content-Type": "application/json", **(headers or {})}, json.dumps(document).encode())
+
+    def _query(self, name: str, default: str = "") -> str:
+        return parse_qs(urlsplit(self.path).query).get(name, [default])[0]
+
+    def _model(self, repo: str, commit: str) -> dict[str, object]:
+        hub = self.state
+        files, blobs = hub.tree(repo, commit), self._query("blobs").lower() in {"true", "1"}
+        siblings = [self._sibling(name, files[name], blobs=blobs) for name in sorted(files)]
+        gated = "auto" if repo in hub.gated else False
+        known = {"id": repo, "modelId": repo, "sha": commit, "private": repo in hub.private, "gated": gated}
+        return {**known, "tags": [], "downloads": 0, "likes": 0, "siblings": siblings}
+
+    def _sibling(self, name: str, content: Content, *, blobs: bool) -> dict[str, object]:
+        if not blobs:
+            return {"rfilename": name}
+        held, entry = blob(content), self._entry(name, content)
+        sibling = {"rfilename": name, "size": entry["size"], "blobId": entry["oid"]}
+        if in_lfs(name, content):
+            sibling["lfs"] = {"sha256": held.sha256, "size": entry["size"], "pointerSize": len(held.pointer)}
+        return sibling
+
+    def _entry(self, name: str, content: Content) -> dict[str, object]:
+        held = blob(content)
+        if not in_lfs(name, content):
+            return {"type": "file", "oid": held.oid, "size": held.size, "path": name}
+        size = self.state.claimed_size or held.size
+        entry: dict[str, object] = {"type": "file", "oid": held.pointer_oid, "size": size, "path": name}
+        entry["lfs"] = {"oid": held.sha256, "size": size, "pointerSize": len(held.pointer)}
+        if self.state.xet:
+            entry["xetHash"] = self.state.xet.file_id(content)
+        return entry
+
+    def _send_tree(self, repo: str, commit: str, folder: str) -> None:
+        """A page of the folder's entries; the `Link` header has the address of the next one."""
+        files, below = self.state.tree(repo, commit), f"{folder}/" if folder else ""
+        entries = {name: self._entry(name, content) for name, content in files.items() if name.startswith(below)}
+        for name in list(entries):
+            for at in (at for at, letter in enumerate(name) if letter == "/" and at >= len(below)):
+                path, oid = name[:at], hashlib.sha1(name[:at].encode()).hexdigest()
+                entries[path] = {"type": "directory", "oid": oid, "size": 0, "path": path}
+        if not entries:
+            self._refuse(404, "EntryNotFound", f"{folder} does not exist on {commit}")
+            return
+        if self._query("recursive").lower() not in {"true", "1"}:
+            entries = {path: entry for path, entry in entries.items() if "/" not in path[len(below) :]}
+        start, names = int(self._query("cursor", "0")), sorted(entries)
+        stop = start + self.state.page
+        query = f"recursive={self._query('recursive', 'false')}&cursor={stop}"
+        after = f'<{self.state.url}{urlsplit(self.path).path}?{query}>; rel="next"'
+        self._json([entries[name] for name in names[start:stop]], {"Link": after} if stop < len(names) else {})
+
+    def _refs(self, repo: str) -> dict[str, object]:
+        refs = {"main": COMMIT, **self.state.refs.get(repo, {})}
+        tags = {name.removeprefix("refs/tags/"): commit for name, commit in refs.items() if "refs/tags/" in name}
+        branches = {name: commit for name, commit in refs.items() if not name.startswith("refs/")}
+        return {
+            "branches": [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": c} for n, c in branches.items()],
+            "tags": [{"name": name, "ref": f"refs/tags/{name}", "targetCommit": c} for name, c in tags.items()],
+            "converts": [],
+        }
+
+    def _xet_token(self) -> None:
+        if not (xet := self.state.xet):
+            self._refuse(404)
+            return
+        token, expires = xet.token()
+        headers = {"X-Xet-Cas-Url": xet.url, "X-Xet-Access-Token": token, "X-Xet-Token-Expiration": str(expires)}
+        self._json({"casUrl": xet.url, "accessToken": token, "exp": expires}, headers)
