@@ -6,15 +6,22 @@ room on the disk, resuming, checking, several files at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
+from llmdeploy.errors import DownloadFailed
 from llmdeploy.models.reference import HubFile, HubRepo, Source
 
+OnProgress = Callable[[str, int, int], None]
+"""Called with file name, bytes so far and bytes in all (0: the server does not say); perhaps from another thread."""
+
 MODULES: dict[Source, str] = {"hf": "llmdeploy.models.hub", "ms": "llmdeploy.models.modelscope"}
+CACHE_VARIABLES: dict[Source, str] = {"hf": "HF_HOME", "ms": "MODELSCOPE_CACHE"}
+"""They move the caches."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,17 @@ def cached(file: HubFile) -> Path | None:
     return origin(file.source).cached(file)
 
 
-def chosen(files: Sequence[RemoteFile], paths: Sequence[str]) -> tuple[RemoteFile, ...]:
-    """Those of a listing's files that have these paths."""
-    return tuple(file for file in files if file.path in set(paths))
+def chosen(listing: Listing, paths: Sequence[str]) -> tuple[RemoteFile, ...]:
+    """Its files of these paths, in their order. Raises DownloadFailed."""
+    files = {file.path: file for file in listing.files}
+    if missing := [path for path in paths if path not in files]:
+        raise DownloadFailed(f"`{listing.repo.repo}` has no file `{missing[0]}`", _near(missing[0], list(files)))
+    return tuple(files[path] for path in paths)
+
+
+def _near(path: str, paths: Sequence[str]) -> str:
+    """Those of the same kind, those of a like name first."""
+    alike = [other for other in paths if Path(other).suffix == Path(path).suffix]
+    near = difflib.get_close_matches(path, alike, n=5)
+    names = [*near, *(name for name in alike if name not in near)][:5]
+    return f"it has {', '.join(f'`{name}`' for name in names)}" if names else "check the name of the repository"

@@ -1,0 +1,13 @@
+"""The Hugging Face Hub: a source of repositories, and the cache that all programs of this machine share.
+
+The only package that imports huggingface_hub. That library reads the variables: HF_ENDPOINT (a mirror), HF_TOKEN,
+HF_HOME and HF_HUB_CACHE (where the cache is), HF_HUB_OFFLINE, HF_HUB_DISABLE_XET, HF_HUB_ETAG_TIMEOUT and
+HF_HUB_DOWNLOAD_TIMEOUT (seconds until a silent server counts as gone; 10 each).
+"""
+
+from llmdeploy.models.hub.cache import cache, cached, commit_of, held, lock, part, place
+from llmdeploy.models.hub.copying import copy
+from llmdeploy.models.hub.listing import listing
+from llmdeploy.models.source import OnProgress
+
+__all__ = ["OnProgress", "cache", "cached", "commit_of", "copy", "held", "listing", "lock", "part", "place"]

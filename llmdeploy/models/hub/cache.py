@@ -1,0 +1,120 @@
+"""The Hub's cache on this machine, as huggingface_hub, transformers and vLLM read and write it.
+
+    models--owner--name/refs/main                   the commit that the branch was at when it was last fetched
+    models--owner--name/snapshots/COMMIT/PATH       a link to the content
+    models--owner--name/blobs/DIGEST                the content, by its SHA-256, or Git's SHA-1 where it is no LFS object
+    .locks/models--owner--name/DIGEST.lock          held by who writes that blob
+
+Where links are not allowed (Windows), the content lies in the snapshot itself. Layout:
+https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+
+from llmdeploy.models.reference import HubFile, HubRepo
+from llmdeploy.models.source import Listing, RemoteFile
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+_SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")
+"""Where the cache keeps the files of one commit."""
+PART = ".llmdeploy.incomplete"
+"""Behind the digest: huggingface_hub's own parts have names that no later download finds."""
+
+
+def cache() -> Path:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE).expanduser()
+
+
+def commit_of(files: Iterable[Path]) -> str | None:
+    """The commit that files of the Hub's cache are of; None for others."""
+    return next((found[1] for file in files if (found := _SNAPSHOT.search(file.as_posix()))), None)
+
+
+def cached(file: HubFile) -> Path | None:
+    snapshot = _snapshot(file.home)
+    if snapshot is None or ".." in PurePosixPath(file.file).parts:
+        return None
+    with suppress(OSError):  # a folder that may not be read: `fetch` says so
+        path = snapshot / file.file
+        return path if path.is_file() else None
+    return None
+
+
+def held(repo: HubRepo) -> tuple[str, ...]:
+    snapshot = _snapshot(repo)
+    if snapshot is None:
+        return ()
+    return tuple(sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()))
+
+
+def part(listing: Listing, file: RemoteFile) -> Path:
+    """The part; or the file itself, where another commit has brought its content."""
+    blob, pointer = _blob(listing, file), _pointer(listing, file)
+    whole = next((path for path in (blob, pointer) if path.is_file() and path.stat().st_size == file.size), None)
+    return whole or blob.with_name(file.digest + PART)
+
+
+def lock(listing: Listing, file: RemoteFile) -> Path:
+    return cache() / ".locks" / _folder(listing.repo).name / f"{file.digest}.lock"
+
+
+def place(listing: Listing, file: RemoteFile, part: Path) -> Path:
+    blob, pointer = _blob(listing, file), _pointer(listing, file)
+    if part not in {blob, pointer}:
+        part.replace(blob)
+    if not pointer.is_file():
+        _link(blob, pointer)
+    _name(_folder(listing.repo) / "refs" / listing.repo.revision, listing.commit)
+    return pointer
+
+
+def _folder(repo: HubRepo) -> Path:
+    return cache() / f"models--{repo.repo.replace('/', '--')}"
+
+
+def _blob(listing: Listing, file: RemoteFile) -> Path:
+    return _folder(listing.repo) / "blobs" / file.digest
+
+
+def _pointer(listing: Listing, file: RemoteFile) -> Path:
+    return _folder(listing.repo) / "snapshots" / listing.commit / file.path
+
+
+def _snapshot(repo: HubRepo) -> Path | None:
+    """The folder of the repository's files at its revision; it need not exist."""
+    commit = repo.revision
+    if not COMMIT.fullmatch(commit):
+        try:
+            commit = (_folder(repo) / "refs" / repo.revision).read_text().strip()
+        except (OSError, ValueError):  # none, or a name that no file can have
+            return None
+    return _folder(repo) / "snapshots" / commit if COMMIT.fullmatch(commit) else None
+
+
+def _link(blob: Path, pointer: Path) -> None:
+    pointer.parent.mkdir(parents=True, exist_ok=True)
+    pointer.unlink(missing_ok=True)  # one that leads nowhere
+    try:
+        pointer.symlink_to(os.path.relpath(blob, pointer.parent))
+    except FileExistsError:  # another process made it
+        return
+    except OSError:  # Windows, for who may not make links
+        blob.replace(pointer)
+
+
+def _name(ref: Path, commit: str) -> None:
+    """The revision is that commit from now on, for whoever asks without a network."""
+    if ref.name == commit or (ref.is_file() and ref.read_text() == commit):
+        return
+    ref.parent.mkdir(parents=True, exist_ok=True)
+    new = ref.with_name(f"{ref.name}.{os.getpid()}.new")
+    new.write_text(commit)
+    new.replace(ref)

@@ -1,0 +1,183 @@
+"""What failures of huggingface_hub mean, in a sentence and with a way on."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from llmdeploy.errors import DownloadFailed, LlmdeployError
+from llmdeploy.models.reference import HubFile, HubRepo
+from llmdeploy.units import in_time
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
+
+_LOCAL_FILE = "give a file that is here: `llmdeploy serve ./model.gguf`"
+_ELSEWHERE = (
+    "set `HF_ENDPOINT` to a mirror, take it from ModelScope with `--source modelscope` or from Ollama "
+    f"(`ollama://qwen3:8b`), or {_LOCAL_FILE}"
+)
+
+
+@contextmanager
+def explaining(file: HubFile) -> Iterator[None]:
+    """What goes wrong within becomes DownloadFailed; errors of ours, and Ctrl-C, stay what they are.
+
+    And huggingface_hub keeps still: it warns on stderr by two ways, and what matters of it becomes an exception.
+    """
+    # It would ask the Hub for a list of programs to report in its user agent, and wait 3 s for that when it is away.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # For good: other threads download at the same time.
+    warnings.filterwarnings("ignore", module=r"(huggingface_hub|llmdeploy\.models\.hub)(\..*)?$")
+    from logging import CRITICAL
+
+    from huggingface_hub.utils import logging as hub_logging
+
+    hub_logging.set_verbosity(CRITICAL + 1)
+    try:
+        yield
+    except LlmdeployError:
+        raise
+    except Exception as error:  # httpx, hf_xet and the system all raise their own
+        raise explain(file, error) from error
+
+
+def explain(file: HubFile, error: Exception) -> DownloadFailed:
+    """What it means for that file, or for its repository where the file has no name."""
+    from huggingface_hub import errors
+
+    chain = _chain(error)
+    for cause in chain:
+        if isinstance(cause, errors.HfHubHTTPError):
+            return _explain_answer(file, cause)
+    return _explain_settings(chain) or _explain_network(file, chain)
+
+
+# --- What a failure means
+
+
+def _explain_answer(file: HubFile, error: HfHubHTTPError) -> DownloadFailed:
+    """The Hub answered, and not with the file."""
+    from huggingface_hub import errors
+
+    status = error.response.status_code
+    if isinstance(error, errors.GatedRepoError):
+        return _explain_gate(file.repo, status)
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return DownloadFailed(
+            f"there is no repository `{file.repo}`, or it is private",
+            "check the name; for a private repository set `HF_TOKEN` to an access token that may read it",
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        main = HubFile(file.repo, file.file) if file.file else HubRepo(file.repo)
+        return DownloadFailed(f"`{file.repo}` has no revision `{file.revision}`", f"`{main}` names its main branch")
+    if isinstance(error, errors.EntryNotFoundError):
+        what = f"no file `{file.file}`" if file.file else "no files"
+        return DownloadFailed(
+            f"`{file.repo}` has {what}", f"see `{_endpoint()}/{file.repo}/tree/{file.revision}` for what it has"
+        )
+    message, hint = _ANSWERS.get(status, (f"the Hub answered with status {status}", f"try again later, or {_ELSEWHERE}"))
+    wait = error.response.headers.get("Retry-After", "")
+    hint = hint.replace("some minutes", in_time(int(wait))) if wait.isdecimal() else hint
+    return DownloadFailed(message.format(repo=file.repo), hint)
+
+
+def _explain_gate(repo: str, status: int) -> DownloadFailed:
+    page = f"{_endpoint()}/{repo}"
+    if status == 403:  # there is a token, and the Hub knows it
+        return DownloadFailed(
+            f"`{repo}` is gated, and the account of the access token is not let in yet",
+            f"accept its terms at `{page}` with that account; some owners look at each request",
+        )
+    return DownloadFailed(
+        f"`{repo}` is gated: its terms must be accepted first",
+        f"accept them at `{page}`, then set `HF_TOKEN` to an access token of that account",
+    )
+
+
+_TOKEN_HINT = "set `HF_TOKEN` to a valid access token, or unset it for a public repository"
+_ANSWERS = {
+    401: ("the Hub does not know the access token", _TOKEN_HINT),
+    403: ("the Hub refuses access to `{repo}`", "set `HF_TOKEN` to an access token that may read it"),
+    429: ("the Hub refuses for now: too many requests", "wait some minutes; with `HF_TOKEN` set the limit is higher"),
+}
+
+
+def _explain_settings(chain: list[BaseException]) -> DownloadFailed | None:
+    """The user's own words are the cause. None when they are not."""
+    from huggingface_hub import errors
+
+    for error in chain:
+        if isinstance(error, errors.OfflineModeIsEnabled):
+            variable = "HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE") else "TRANSFORMERS_OFFLINE"
+            return DownloadFailed(
+                f"`{variable}` is set, so nothing is downloaded", f"`unset {variable}`, or {_LOCAL_FILE}"
+            )
+        if isinstance(error, errors.HFValidationError):
+            return DownloadFailed("the Hub allows no such repository name", "the form is `hf://owner/repo/file.gguf`")
+    return None
+
+
+def _explain_network(file: HubFile, chain: list[BaseException]) -> DownloadFailed:
+    """The Hub was not reached, or it broke off."""
+    import socket
+    import ssl
+
+    endpoint = _endpoint()
+    proxy = _proxy(endpoint)
+    where = f"`{endpoint}`" + (f" through the proxy `{proxy}`" if proxy else "")
+    hint = f"check the network, {_ELSEWHERE}"
+    if proxy:
+        hint = f"check the proxy variables (`env | grep -i proxy`), {_ELSEWHERE}"
+    names = {type(error).__name__ for error in chain}
+    if any(isinstance(error, ssl.SSLError) for error in chain):
+        hint = f"behind a proxy that opens TLS set `SSL_CERT_FILE` to its certificate; or {_LOCAL_FILE}"
+        return DownloadFailed(f"no safe connection to {where}: {_reason(chain, ssl.SSLError)}", hint)
+    if any(isinstance(error, socket.gaierror) for error in chain):
+        return DownloadFailed(f"the address of {where} cannot be looked up", hint)
+    if any(isinstance(error, ConnectionRefusedError) for error in chain):
+        return DownloadFailed(f"{where} refuses the connection", hint)
+    if any(isinstance(error, TimeoutError) for error in chain) or any("Timeout" in name for name in names):
+        return DownloadFailed(f"{where} did not answer in time", hint)
+    if isinstance(chain[0], ValueError | TypeError | KeyError | AssertionError):  # no JSON, or not the Hub's
+        return DownloadFailed(f"{where} does not answer as a Hub does", f"check `HF_ENDPOINT`, or {_LOCAL_FILE}")
+    what = f"`{file.file or file.repo}`"
+    return DownloadFailed(f"{what} could not be downloaded from {where}: {_reason(chain, Exception)}", hint)
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The error, what caused it, what caused that."""
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    return chain
+
+
+def _reason(chain: list[BaseException], kind: type[BaseException]) -> str:
+    """The first line of the first error of that kind that says something."""
+    texts = (str(error).strip() for error in chain if isinstance(error, kind))
+    return next((text.splitlines()[0].rstrip(".") for text in texts if text), type(chain[0]).__name__)
+
+
+def _endpoint() -> str:
+    from huggingface_hub.constants import ENDPOINT
+
+    return str(ENDPOINT)
+
+
+def _proxy(endpoint: str) -> str | None:
+    """The proxy on the way to the Hub, without its password."""
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies, proxy_bypass
+
+    url = urlsplit(endpoint)
+    proxies = getproxies()
+    address = proxies.get(url.scheme) or proxies.get("all")
+    if address is None or url.hostname is None or proxy_bypass(url.hostname):
+        return None
+    return address.rpartition("@")[2].rpartition("//")[2]

@@ -1,0 +1,363 @@
+"""The files of a repository, brought to this machine: what is missing, resumed, checked, several at a time.
+
+A file lies under its own name only when all its bytes are there and its digest is right. What a process leaves that is
+killed is a part, which the next one takes up. Of all files the first is placed last: where it is, all are.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from queue import Empty, SimpleQueue
+from typing import BinaryIO, cast
+
+from llmdeploy.errors import DownloadFailed
+from llmdeploy.models import digest
+from llmdeploy.models.checksum import Checksum
+from llmdeploy.models.need import Need, NeededFile
+from llmdeploy.models.reference import HubFile
+from llmdeploy.models.source import CACHE_VARIABLES, Listing, OnProgress, Origin, RemoteFile, origin
+from llmdeploy.paths import state_dir
+
+AT_ONCE = 8
+"""Files."""
+POLL = 0.2
+"""Seconds between two looks at a lock that another process holds, or at Ctrl-C where a wait does not end by it."""
+PROGRESS = 0.05
+"""Seconds between two reports on a file."""
+TRIES = 2
+"""A part may have gone wrong on the disk: fetched anew, the file is as it should be."""
+
+
+def need(listing: Listing, files: Sequence[RemoteFile], folder: Path | None = None) -> Need:
+    """What these files need on the disk of their source's cache, or of `folder`."""
+    homes = [_home(listing, file, folder) for file in files]
+    where = "give another folder with `--dir`" if folder else f"set `{_variable(listing)}` to a folder on another disk"
+    return Need(
+        source=f"{listing.repo.source}://{listing.repo.repo}",
+        folder=folder or origin(listing.repo.source).cache(),
+        files=tuple(NeededFile(home.file.path, home.file.size, home.here(), home.file.digest) for home in homes),
+        revision=listing.commit,
+        remedy=f"free some space, or {where}",
+    )
+
+
+def fetch(
+    listing: Listing, files: Sequence[RemoteFile], on_progress: OnProgress, folder: Path | None = None
+) -> None:
+    """Bring those that are missing here: to the source's cache, or to `folder` under their paths.
+
+    Refuses before the first byte where the disk has no room. Raises DownloadFailed; the error of one file ends all, and
+    so does Ctrl-C, at once.
+    """
+    needed = need(listing, files, folder)
+    needed.demand_room()
+    for file in needed.files:
+        on_progress(file.name, file.here, file.size)
+    homes = [_home(listing, file, folder) for file in files]
+    missing = [home for home in homes if not home.is_whole()]
+    run = _Run(listing, on_progress, len(missing))
+    run.all(missing)
+
+
+# --- Where a file goes
+
+
+@dataclass(frozen=True)
+class _Home:
+    """Of one file: where its part and it itself lie. Used by one thread at a time."""
+
+    file: RemoteFile
+    root: Path
+    part: Callable[[], Path]
+    lock: Path
+    is_whole: Callable[[], bool]
+    place: Callable[[Path], object]
+
+    def here(self) -> int:
+        """Bytes."""
+        if self.is_whole():
+            return self.file.size
+        with suppress(OSError):
+            size = self.part().stat().st_size
+            return size if size <= self.file.size else 0
+        return 0
+
+
+def _home(listing: Listing, file: RemoteFile, folder: Path | None) -> _Home:
+    """Raises DownloadFailed where `folder` holds another file under that name."""
+    if ".." in PurePosixPath(file.path).parts or PurePosixPath(file.path).is_absolute():
+        raise DownloadFailed(f"`{listing.repo}` lists `{file.path}`, which is no path within it", "take another source")
+    if folder is not None:
+        return _in_folder(listing, file, folder)
+    at = origin(listing.repo.source)
+    return _Home(
+        file,
+        at.cache(),
+        partial(at.part, listing, file),
+        at.lock(listing, file),
+        partial(_is_cached, at, listing, file),
+        partial(at.place, listing, file),
+    )
+
+
+def _is_cached(at: Origin, listing: Listing, file: RemoteFile) -> bool:
+    """At that commit, and found under the revision too."""
+    repo = listing.repo
+    path = at.cached(HubFile(repo.repo, file.path, listing.commit, repo.source))
+    return path is not None and path == at.cached(HubFile(repo.repo, file.path, repo.revision, repo.source))
+
+
+def _in_folder(listing: Listing, file: RemoteFile, folder: Path) -> _Home:
+    path = folder / file.path
+    part = path.with_name(path.name + ".incomplete")
+    if path.is_file() and not _is_same(file, path):
+        raise DownloadFailed(
+            f"`{path}` is there already, and is not what `{listing.repo.repo}` has under that name",
+            "move it away, or give another folder with `--dir`",
+        )
+    # The lock lies elsewhere: the folder is the user's.
+    lock = state_dir() / "locks" / f"{hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:32]}.lock"
+    return _Home(file, folder, lambda: part, lock, path.is_file, partial(_move, file, path))
+
+
+def _is_same(file: RemoteFile, path: Path) -> bool:
+    if path.stat().st_size != file.size:
+        return False
+    if file.sha256:
+        return digest.sha256(path, lambda *_: None) == file.sha256
+    return _digest(file, path) == file.digest
+
+
+def _move(file: RemoteFile, path: Path, part: Path) -> None:
+    part.replace(path)
+    if file.sha256:
+        digest.remember(path, file.sha256)
+
+
+def _digest(file: RemoteFile, path: Path) -> str:
+    checksum = Checksum(file)
+    checksum.feed_from(path)
+    return checksum.digest()
+
+
+# --- How it comes
+
+
+class _Stopped(BaseException):
+    """Ends a thread whose work is no longer wanted. Libraries that retry on errors let it pass."""
+
+
+class _Run:
+    """Several files on their way."""
+
+    def __init__(self, listing: Listing, on_progress: OnProgress, count: int) -> None:
+        self._listing = listing
+        self._told = on_progress
+        self._telling = threading.Lock()
+        self._stop = threading.Event()
+        self._others = count - 1
+        self._first_may_be_placed = threading.Event()
+
+    def all(self, homes: Sequence[_Home]) -> None:
+        """Raises what the first one that fails raises."""
+        todo: SimpleQueue[_Home] = SimpleQueue()
+        done: SimpleQueue[BaseException | None] = SimpleQueue()
+        for home in homes:
+            todo.put(home)
+
+        def work() -> None:
+            with suppress(Empty):
+                while not self._stop.is_set():
+                    home = todo.get_nowait()
+                    try:
+                        self._bring(home, is_first=home is homes[0])
+                        done.put(None)
+                    except BaseException as error:  # handed to who waits
+                        done.put(error)
+
+        try:
+            for _ in homes[:AT_ONCE]:
+                threading.Thread(target=work, daemon=True).start()  # nobody waits for one that hangs in the network
+            for _ in homes:
+                if error := _next(done):
+                    raise error
+        finally:
+            self._stop.set()
+
+    def _bring(self, home: _Home, *, is_first: bool) -> None:
+        with _told_as_trouble(home.root, _variable(self._listing)):
+            home.part().parent.mkdir(parents=True, exist_ok=True)
+            with self._locked(home):
+                if not home.is_whole():
+                    self._fill(home)
+                    if is_first:
+                        self._wait_for_the_others()
+                    home.place(home.part())
+        self._tell(home, home.file.size)
+        if not is_first:
+            self._count()
+
+    def _fill(self, home: _Home) -> None:
+        """Have the part be whole and right."""
+        for attempt in range(TRIES):
+            part = home.part()
+            if digest.known(part) == home.file.digest:  # a blob that another commit has brought
+                return
+            found = self._copy(home, part)
+            if found == home.file.digest:
+                return
+            part.unlink(missing_ok=True)
+            self._tell(home, 0)
+            if attempt == TRIES - 1:
+                raise DownloadFailed(
+                    f"what came of `{home.file.path}` is not what `{self._listing.repo}` lists: its digest is "
+                    f"{found[:12]}…, and not {home.file.digest[:12]}…",
+                    "try again later, or from another network: something on the way changes it",
+                )
+
+    def _copy(self, home: _Home, part: Path) -> str:
+        """Append what is missing; the digest of all that is there then."""
+        start = part.stat().st_size if part.exists() else 0
+        if start > home.file.size:
+            part.unlink()
+            start = 0
+        with part.open("ab", buffering=0) as stream:
+            sink = _Sink(cast("BinaryIO", stream), home, partial(self._go_on, home), _variable(self._listing))
+            try:
+                if start:
+                    sink.read_again(part)
+                if start < home.file.size:
+                    at = origin(self._listing.repo.source)
+                    at.copy(self._listing, home.file, start, cast("BinaryIO", sink))
+                return sink.checksum.digest()
+            finally:
+                sink.checksum.close()
+
+    def _go_on(self, home: _Home, done: int) -> None:
+        if self._stop.is_set():
+            raise _Stopped
+        self._tell(home, done)
+
+    def _tell(self, home: _Home, done: int) -> None:
+        with self._telling:
+            if not self._stop.is_set():
+                self._told(home.file.path, done, home.file.size)
+
+    def _count(self) -> None:
+        with self._telling:
+            self._others -= 1
+            if self._others == 0:
+                self._first_may_be_placed.set()
+
+    def _wait_for_the_others(self) -> None:
+        while self._others and not self._first_may_be_placed.wait(POLL):
+            if self._stop.is_set():
+                raise _Stopped
+
+    @contextmanager
+    def _locked(self, home: _Home) -> Iterator[None]:
+        """Alone among all processes that write that file; the system frees the lock of one that was killed."""
+        from filelock import FileLock, Timeout
+
+        home.lock.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(home.lock, mode=0o664)  # other users may share the cache
+        while True:
+            try:
+                lock.acquire(timeout=POLL)
+                break
+            except Timeout:
+                self._go_on(home, home.here())  # what the other has brought
+            except NotImplementedError:  # a file system without locks: the digest tells what two have mixed up
+                break
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+class _Sink:
+    """A part that is written to: counts, computes the digest, and ends where it is told to."""
+
+    def __init__(self, stream: BinaryIO, home: _Home, go_on: Callable[[int], None], variable: str) -> None:
+        self.checksum = Checksum(home.file)
+        self._stream = stream
+        self._home = home
+        self._go_on = go_on
+        self._variable = variable
+        self._at = 0
+        self._told = 0.0
+
+    def read_again(self, part: Path) -> None:
+        """Take in what an earlier process has left."""
+        self.checksum.feed_from(part)
+        self._at = self._stream.seek(0, 2)
+        self._go_on(self._at)
+
+    def write(self, data: bytes) -> int:
+        if self._at + len(data) > self._home.file.size:
+            raise DownloadFailed(f"more comes of `{self._home.file.path}` than it has", "try again later")
+        with _told_as_trouble(self._home.root, self._variable):
+            rest = memoryview(data)
+            while rest:
+                rest = rest[self._stream.write(rest) :]
+        self.checksum.feed(data)
+        self._at += len(data)
+        if time.monotonic() > self._told + PROGRESS:
+            self._told = time.monotonic()
+            self._go_on(self._at)
+        return len(data)
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        """To the beginning only: the server sends all of it again."""
+        assert (place, whence) == (0, 0)
+        self.checksum.close()
+        self.checksum = Checksum(self._home.file)
+        self._at = 0
+        return 0
+
+    def truncate(self) -> int:
+        return self._stream.truncate(self._at)
+
+    def flush(self) -> None: ...
+
+
+def _next(results: SimpleQueue[BaseException | None]) -> BaseException | None:
+    while True:
+        with suppress(Empty):
+            return results.get(timeout=POLL)
+
+
+def _variable(listing: Listing) -> str:
+    return CACHE_VARIABLES[listing.repo.source]
+
+
+@contextmanager
+def _told_as_trouble(root: Path, variable: str) -> Iterator[None]:
+    """Errors of the disk, in a sentence."""
+    try:
+        yield
+    except OSError as error:
+        other = f"set `{variable}` to a folder on another disk, or give one with `--dir`"
+        if error.errno == errno.EFBIG:
+            raise DownloadFailed(f"the file system of `{root}` takes no file of this size", other) from error
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise DownloadFailed(
+                f"the disk of `{root}` became full",
+                f"free some space, and try again: what is here is kept; or {other}",
+                code="disk_full",
+            ) from error
+        raise DownloadFailed(
+            f"`{root}` cannot be used: {error.strerror or error}",
+            f"set `{variable}` to a folder that you may write to, or give one with `--dir`",
+        ) from error
