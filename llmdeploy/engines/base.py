@@ -15,9 +15,9 @@ from llmdeploy.engines.failures import Diagnosis
 from llmdeploy.errors import Remedy
 from llmdeploy.hardware import Hardware
 from llmdeploy.models.facts import ModelFacts
-from llmdeploy.models.hub import OnProgress
 from llmdeploy.models.need import Need
 from llmdeploy.models.reference import ModelRef
+from llmdeploy.models.source import OnProgress
 from llmdeploy.plan import Plan, Wishes
 
 A = TypeVar("A")
@@ -123,7 +123,7 @@ class Engine(Protocol[A]):
         ...
 
     def need(self, artefact: A, folder: Path | None = None) -> Need:
-        """What it needs, file by file, and what of it is missing; asks the source where not all is here.
+        """What it needs, file by file, and what of it is missing; asks the source, and goes without where all is here.
 
         `folder`: to be put there and not into the source's cache. Raises DownloadFailed, ModelNotFound.
         """

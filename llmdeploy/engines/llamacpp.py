@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from llmdeploy.config import Settings
     from llmdeploy.hardware import Hardware
     from llmdeploy.models.facts import ModelFacts
-    from llmdeploy.models.hub import OnProgress
+    from llmdeploy.models.need import Need
     from llmdeploy.models.reference import ModelRef
+    from llmdeploy.models.source import OnProgress
 
 VERSION_TIMEOUT = 1.5
 """Seconds a `llama-server --version` may take: a GPU build that looks for its devices needs some."""
@@ -89,8 +90,11 @@ class LlamaCpp:
     def present(self, artefact: GgufModel) -> bool:
         return artefact.present()
 
-    def pull(self, artefact: GgufModel, on_progress: OnProgress) -> None:
-        artefact.pull(on_progress)
+    def need(self, artefact: GgufModel, folder: Path | None = None) -> Need:
+        return artefact.need(folder)
+
+    def pull(self, artefact: GgufModel, on_progress: OnProgress, folder: Path | None = None) -> None:
+        artefact.pull(on_progress, folder)
 
     def facts(self, artefact: GgufModel) -> ModelFacts:
         return artefact.facts()

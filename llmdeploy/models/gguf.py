@@ -3,52 +3,133 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
-from llmdeploy.errors import ModelNotFound
-from llmdeploy.models import catalog, facts, hub
-from llmdeploy.models.hub import OnProgress
+from llmdeploy.errors import DownloadFailed, ModelNotFound
+from llmdeploy.models import catalog, facts, quants, source, transfer
 from llmdeploy.models.mmproj import find_mmproj
-from llmdeploy.models.reference import CatalogName, HubFile, HubRepo, ModelRef, OllamaTag
+from llmdeploy.models.need import Need
+from llmdeploy.models.quants import Choice
+from llmdeploy.models.reference import HUB_HOSTS, CatalogName, HubFile, HubRepo, ModelRef, OllamaTag
+from llmdeploy.models.source import Listing, OnProgress, RemoteFile
 
 
 @dataclass(frozen=True)
 class GgufModel:
-    """The files of one model, here or still at the Hub."""
+    """The files of one model, here or still in a repository."""
 
-    weights: Path | HubFile
+    weights: Path | HubFile | HubRepo
+    """A file, of a model in parts the first; or a repository, of which the files of its quantization are meant."""
     mmproj: Path | HubFile | None = None
-    """The vision projector; None for a model that sees no images."""
+    """The vision projector; None: the one that belongs to the weights in their repository, if there is one."""
 
     def __str__(self) -> str:
         return " + ".join(str(file) for file in self.files)
 
     @property
-    def files(self) -> tuple[Path | HubFile, ...]:
+    def files(self) -> tuple[Path | HubFile | HubRepo, ...]:
+        """Those that are named."""
         return (self.weights, self.mmproj) if self.mmproj else (self.weights,)
 
     def present(self) -> bool:
         """Whether all of it is on this machine. Touches no network."""
-        return all(_here(file) for file in self.files)
+        return self._located is not None
 
-    def pull(self, on_progress: OnProgress) -> None:
-        """Fetch what is missing. Raises DownloadFailed."""
-        for file in self.files:
-            if isinstance(file, HubFile) and not hub.cached(file):
-                hub.download(file, on_progress)
+    def need(self, folder: Path | None = None) -> Need:
+        """What of it is missing: in the cache, or in `folder`. Raises DownloadFailed, ModelNotFound."""
+        try:
+            if self._home:
+                return transfer.need(self._listing, self._remote, folder)
+        except DownloadFailed:
+            if folder or not self._located:  # what is all here needs no source
+                raise
+        return transfer.here(str(self._home or self), self.local_files())
+
+    def pull(self, on_progress: OnProgress, folder: Path | None = None) -> None:
+        """Fetch what is missing. Raises DownloadFailed, ModelNotFound."""
+        if self._home:
+            transfer.fetch(self._listing, self._remote, on_progress, folder)
 
     def paths(self) -> tuple[Path, Path | None]:
-        """The weights and the projector on this machine. Raises ModelNotFound."""
-        return _path(self.weights), _path(self.mmproj) if self.mmproj else None
+        """The weights, of a model in parts the first, and the projector. Raises ModelNotFound."""
+        if (here := self._located) is None:
+            raise ModelNotFound(f"`{self.weights}` is not on this machine", "`llmdeploy serve` fetches it")
+        return here.weights[0], here.mmproj
 
     def local_files(self) -> tuple[Path, ...]:
-        """Those on this machine."""
-        return tuple(path for file in self.files if (path := _here(file)))
+        """All of them, where all are on this machine."""
+        here = self._located
+        return () if here is None else (*here.weights, *([here.mmproj] if here.mmproj else []))
 
     def facts(self) -> facts.ModelFacts:
         """Raises ModelNotFound, ModelInvalid."""
         return facts.read_gguf(*self.paths())
+
+    @property
+    def _home(self) -> HubRepo | None:
+        """The repository they are of."""
+        match self.weights:
+            case HubFile():
+                return self.weights.home
+            case HubRepo():
+                return replace(self.weights, quant="")
+        return None
+
+    @property
+    def _located(self) -> _Located | None:
+        """Where they lie, where all of them are here."""
+        if isinstance(self.weights, Path):
+            return _Located((self.weights,), self.mmproj if isinstance(self.mmproj, Path) else None)
+        assert self._home
+        held = source.origin(self._home.source).held(self._home)
+        try:
+            choice = self._choice(held)
+        except ModelNotFound:
+            return None
+        if not set(choice.paths) <= set(held):
+            return None
+        mmproj = self._cached(choice.mmproj) if choice.mmproj else self.mmproj
+        return _Located(tuple(map(self._cached, choice.weights)), mmproj if isinstance(mmproj, Path) else None)
+
+    def _cached(self, path: str) -> Path:
+        """Where a file lies that is held."""
+        assert self._home
+        found = source.cached(HubFile(self._home.repo, path, self._home.revision, self._home.source))
+        assert found
+        return found
+
+    @cached_property
+    def _listing(self) -> Listing:
+        """Asked for once, so that all is fetched at the commit that was looked at."""
+        assert self._home
+        return source.origin(self._home.source).listing(self._home)
+
+    @property
+    def _remote(self) -> tuple[RemoteFile, ...]:
+        return source.chosen(self._listing, self._choice([file.path for file in self._listing.files]).paths)
+
+    def _choice(self, paths: Sequence[str]) -> Choice:
+        """Raises ModelNotFound."""
+        if isinstance(self.weights, HubRepo):
+            choice = quants.choose(paths, self.weights.quant, f"`{self.weights.repo}`")
+        else:
+            assert isinstance(self.weights, HubFile)
+            choice = quants.belonging(self.weights.file, paths)
+        match self.mmproj:
+            case Path():
+                return replace(choice, mmproj=None)
+            case HubFile():
+                return replace(choice, mmproj=self.mmproj.file)
+        return choice
+
+
+@dataclass(frozen=True)
+class _Located:
+    weights: tuple[Path, ...]
+    mmproj: Path | None
 
 
 def find(model: ModelRef, mmproj: Path | None = None) -> GgufModel:
@@ -70,28 +151,20 @@ def _files(model: ModelRef) -> GgufModel:
                     f"`llmdeploy serve {shlex.quote(str(model))} --engine vllm`, or give a GGUF file",
                 )
             return GgufModel(model, find_mmproj(model))
-        case HubRepo():
-            raise ModelNotFound(
-                f"`{model}` names a whole repository, which runs on vLLM",
-                f"`llmdeploy serve {model} --engine vllm`, or name a GGUF file of it: `{model}/model-Q4_K_M.gguf`",
-            )
-        case HubFile():
+        case HubRepo() | HubFile():
             return GgufModel(model)
         case CatalogName():
             entry = catalog.find(model.name)
             return GgufModel(entry.weights, entry.mmproj)
         case OllamaTag():
-            raise ModelNotFound(
-                f"`{model}` is a model of Ollama's", f"serve it there: `llmdeploy serve {model} --engine ollama`"
-            )
+            return GgufModel(_repository(model))
 
 
-def _here(file: Path | HubFile) -> Path | None:
-    return hub.cached(file) if isinstance(file, HubFile) else file
-
-
-def _path(file: Path | HubFile) -> Path:
-    path = _here(file)
-    if path is None:
-        raise ModelNotFound(f"`{file}` is not on this machine", "`llmdeploy serve` fetches it")
-    return path
+def _repository(tag: OllamaTag) -> HubRepo:
+    """What a tag such as `hf.co/owner/repo:Q4_K_M` names. Raises ModelNotFound for any other."""
+    if not tag.name.startswith(HUB_HOSTS):
+        raise ModelNotFound(
+            f"`{tag}` is a model of Ollama's", f"serve it there: `llmdeploy serve {tag} --engine ollama`"
+        )
+    repo, _, quant = tag.name.partition("/")[2].partition(":")
+    return HubRepo(repo, quant="" if quant == "latest" else quant)

@@ -5,23 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llmdeploy.errors import ModelInvalid, ModelNotFound
-from llmdeploy.models import catalog, hub
+from llmdeploy.errors import DownloadFailed, ModelInvalid, ModelNotFound
+from llmdeploy.models import catalog, source, transfer
 from llmdeploy.models.facts import UNKNOWN_LENGTH, ModelFacts
-from llmdeploy.models.hub import OnProgress
+from llmdeploy.models.need import Need
 from llmdeploy.models.reference import CatalogName, HubFile, HubRepo, ModelRef, OllamaTag
+from llmdeploy.models.source import Listing, OnProgress, RemoteFile
 from llmdeploy.paths import selftest_dir
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
-WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py", "*.tiktoken")
-"""What vLLM reads of a repository; others, such as `*.bin` and `*.gguf`, hold the same weights once more."""
+WANTED = ("*.json", "*.jinja", "*.model", "*.txt", "*.py", "*.tiktoken")
+"""What vLLM reads besides weights; others, such as `*.bin` and `*.gguf`, hold the same weights once more."""
 TOKENIZERS = ("token*", "vocab*", "tekken*", "*.model", "*.tiktoken")
 """One of them is there, whatever kind the model has."""
 
@@ -37,13 +39,31 @@ class HfModel:
         """Whether all of it is on this machine. Touches no network."""
         return isinstance(self.location, Path) or (self._cached(CONFIG) is not None and self._has_weights())
 
-    def pull(self, on_progress: OnProgress) -> None:
-        """Fetch what is missing. Raises DownloadFailed."""
+    def need(self, folder: Path | None = None) -> Need:
+        """What of it is missing: in the cache, or in `folder`. Raises DownloadFailed, ModelNotFound."""
+        try:
+            if isinstance(self.location, HubRepo):
+                return transfer.need(self._listing, self._remote, folder)
+        except DownloadFailed:
+            if folder or not self.present():  # what is all here needs no source
+                raise
+        held = wanted(path.name for path in self.folder.iterdir() if path.is_file())
+        return transfer.here(str(self), [self.folder / name for name in held])
+
+    def pull(self, on_progress: OnProgress, folder: Path | None = None) -> None:
+        """Fetch what is missing. Raises DownloadFailed, ModelNotFound."""
         if isinstance(self.location, HubRepo):
-            for name in _wanted(hub.files_of(self.location)):
-                file = HubFile(self.location.repo, name, self.location.revision)
-                if not hub.cached(file):
-                    hub.download(file, on_progress)
+            transfer.fetch(self._listing, self._remote, on_progress, folder)
+
+    @cached_property
+    def _listing(self) -> Listing:
+        """Asked for once, so that all is fetched at the commit that was looked at."""
+        assert isinstance(self.location, HubRepo)
+        return source.origin(self.location.source).listing(self.location)
+
+    @property
+    def _remote(self) -> tuple[RemoteFile, ...]:
+        return source.chosen(self._listing, wanted(file.path for file in self._listing.files))
 
     @property
     def folder(self) -> Path:
@@ -88,7 +108,7 @@ class HfModel:
 
     def _cached(self, name: str) -> Path | None:
         assert isinstance(self.location, HubRepo)
-        return hub.cached(HubFile(self.location.repo, name, self.location.revision))
+        return source.cached(HubFile(self.location.repo, name, self.location.revision, self.location.source))
 
 
 def find(model: ModelRef) -> HfModel:
@@ -100,8 +120,14 @@ def find(model: ModelRef) -> HfModel:
                 return HfModel(selftest_dir() / entry.hf_folder)
             if entry.hub:
                 return HfModel(HubRepo(entry.hub))
-        case HubRepo():
+        case HubRepo(quant=""):
             return HfModel(model)
+        case HubRepo():
+            raise ModelNotFound(
+                f"`{model}` names GGUF files, which vLLM does not take",
+                f"serve them elsewhere: `llmdeploy serve {model} --engine llamacpp`; "
+                f"for vLLM name a repository without `:{model.quant}`",
+            )
         case Path():
             if model.is_dir():
                 return HfModel(model)
@@ -155,8 +181,8 @@ def _per_layer(text: dict[str, Any], heads: int, layers: int) -> tuple[int, ...]
 
 
 def _weights(folder: Path) -> list[Path]:
-    """The safetensors files that vLLM loads: of a repository of Mistral's, which has them twice, the consolidated."""
-    return list(folder.glob("consolidated*.safetensors")) or list(folder.glob("*.safetensors"))
+    """The safetensors files that vLLM loads."""
+    return [folder / name for name in _loaded([path.name for path in folder.glob("*.safetensors")])]
 
 
 STATEFUL = ("linear_attention", "mamba", "conv")
@@ -183,13 +209,22 @@ def _json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _wanted(names: list[str]) -> Iterator[str]:
-    """The files of a repository that are fetched: its top folder's. Raises ModelNotFound without safetensors."""
-    if not any(name.endswith(".safetensors") and "/" not in name for name in names):
+def wanted(names: Iterable[str]) -> list[str]:
+    """The files of a repository that vLLM reads: those of its top folder, the configuration first.
+
+    Raises ModelNotFound without safetensors.
+    """
+    top = [name for name in names if "/" not in name]
+    weights = _loaded([name for name in top if name.endswith(".safetensors")])
+    if not weights:
         raise ModelNotFound(
             "the repository holds no safetensors in its top folder",
             "name another repository, or a GGUF file of this one: `hf://owner/repo/file.gguf`",
         )
-    for name in names:
-        if "/" not in name and any(fnmatch(name, pattern) for pattern in WANTED):
-            yield name
+    rest = [name for name in top if any(fnmatch(name, pattern) for pattern in WANTED)]
+    return sorted({*weights, *rest}, key=lambda name: (name != CONFIG, name))
+
+
+def _loaded(weights: list[str]) -> list[str]:
+    """Of a repository of Mistral's, which has its weights twice, vLLM loads the consolidated."""
+    return [name for name in weights if name.startswith("consolidated")] or weights

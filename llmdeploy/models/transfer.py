@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,9 +19,10 @@ from pathlib import Path, PurePosixPath
 from queue import Empty, SimpleQueue
 from typing import BinaryIO, cast
 
-from llmdeploy.errors import DownloadFailed
+from llmdeploy.errors import DownloadFailed, ModelNotFound
 from llmdeploy.models import digest
 from llmdeploy.models.checksum import Checksum
+from llmdeploy.models.hub.cache import commit_of
 from llmdeploy.models.need import Need, NeededFile
 from llmdeploy.models.reference import HubFile
 from llmdeploy.models.source import CACHE_VARIABLES, Listing, OnProgress, Origin, RemoteFile, origin
@@ -32,6 +34,7 @@ POLL = 0.2
 """Seconds between two looks at a lock that another process holds, or at Ctrl-C where a wait does not end by it."""
 PROGRESS = 0.05
 """Seconds between two reports on a file."""
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 TRIES = 2
 """A part may have gone wrong on the disk: fetched anew, the file is as it should be."""
 
@@ -49,9 +52,7 @@ def need(listing: Listing, files: Sequence[RemoteFile], folder: Path | None = No
     )
 
 
-def fetch(
-    listing: Listing, files: Sequence[RemoteFile], on_progress: OnProgress, folder: Path | None = None
-) -> None:
+def fetch(listing: Listing, files: Sequence[RemoteFile], on_progress: OnProgress, folder: Path | None = None) -> None:
     """Bring those that are missing here: to the source's cache, or to `folder` under their paths.
 
     Refuses before the first byte where the disk has no room. Raises DownloadFailed; the error of one file ends all, and
@@ -65,6 +66,24 @@ def fetch(
     missing = [home for home in homes if not home.is_whole()]
     run = _Run(listing, on_progress, len(missing))
     run.all(missing)
+
+
+def here(source: str, paths: Sequence[Path]) -> Need:
+    """Of files that are all on this machine: nothing is missing. The Hub's cache names them by their digests.
+
+    Raises ModelNotFound where one is gone.
+    """
+    commit = commit_of(paths) or ""
+    return Need(source, paths[0].parent, tuple(_file_here(path, commit) for path in paths), commit)
+
+
+def _file_here(path: Path, commit: str) -> NeededFile:
+    try:
+        blob, size = path.resolve().name, path.stat().st_size
+    except OSError as error:
+        raise ModelNotFound(f"`{path}` cannot be read: {error.strerror}", "check the path") from error
+    within = path.as_posix().partition(f"/snapshots/{commit}/")[2] if commit else ""
+    return NeededFile(within or path.name, size, size, blob if _DIGEST.fullmatch(blob) else "")
 
 
 # --- Where a file goes

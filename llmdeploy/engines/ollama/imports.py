@@ -57,7 +57,7 @@ class Import:
         if self.is_there():
             return
         # Of a model in parts Ollama makes one file.
-        if len(files) == len(self.model.files) and self._linked(files):
+        if len(facts.parts(self.model.paths()[0])) == 1 and self._linked(files):
             try:
                 _write_manifest(self.store, name, files)
                 return

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from llmdeploy.errors import Remedy
     from llmdeploy.hardware import Hardware
     from llmdeploy.models.facts import ModelFacts
-    from llmdeploy.models.hub import OnProgress
+    from llmdeploy.models.need import Need
     from llmdeploy.models.reference import ModelRef
+    from llmdeploy.models.source import OnProgress
     from llmdeploy.plan import Plan, Wishes
 
 TOOLS = "--enable-auto-tool-choice"
@@ -70,8 +71,11 @@ class Vllm:
     def present(self, artefact: HfModel) -> bool:
         return artefact.present()
 
-    def pull(self, artefact: HfModel, on_progress: OnProgress) -> None:
-        artefact.pull(on_progress)
+    def need(self, artefact: HfModel, folder: Path | None = None) -> Need:
+        return artefact.need(folder)
+
+    def pull(self, artefact: HfModel, on_progress: OnProgress, folder: Path | None = None) -> None:
+        artefact.pull(on_progress, folder)
 
     def facts(self, artefact: HfModel) -> ModelFacts:
         artefact.require_tokenizer()

@@ -2,7 +2,7 @@
 
     models--owner--name/refs/main                   the commit that the branch was at when it was last fetched
     models--owner--name/snapshots/COMMIT/PATH       a link to the content
-    models--owner--name/blobs/DIGEST                the content, by its SHA-256, or Git's SHA-1 where it is no LFS object
+    models--owner--name/blobs/DIGEST                the content, by its SHA-256, or Git's SHA-1 where Git has it
     .locks/models--owner--name/DIGEST.lock          held by who writes that blob
 
 Where links are not allowed (Windows), the content lies in the snapshot itself. Layout:

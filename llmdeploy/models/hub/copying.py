@@ -34,16 +34,17 @@ def copy(listing: Listing, file: RemoteFile, start: int, sink: BinaryIO) -> None
 
 
 def _by_xet(listing: Listing, file: RemoteFile, start: int, sink: BinaryIO) -> None:
-    from hf_xet import XetFileInfo
+    from hf_xet import XetFileInfo  # type: ignore[import-untyped]
     from huggingface_hub.utils import _xet as xet
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils._headers import build_hf_headers
 
     headers = build_hf_headers()
     route = xet.xet_connection_info_refresh_url(
         token_type=xet.XetTokenType.READ, repo_id=listing.repo.repo, repo_type="model", revision=listing.commit
     )
     connection = xet.refresh_xet_connection_info(file_data=xet.XetFileData(file.xet, route), headers=headers)
-    group = xet.get_xet_session().new_download_stream_group(
+    session = xet.get_xet_session()  # type: ignore[no-untyped-call]
+    group = session.new_download_stream_group(
         endpoint=connection.endpoint,
         token=connection.access_token,
         token_expiry_unix_secs=connection.expiration_unix_epoch,
@@ -58,7 +59,7 @@ def _by_xet(listing: Listing, file: RemoteFile, start: int, sink: BinaryIO) -> N
 def _by_http(listing: Listing, file: RemoteFile, start: int, sink: BinaryIO) -> None:
     from huggingface_hub import constants, hf_hub_url
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils._headers import build_hf_headers
 
     constants.DOWNLOAD_CHUNK_SIZE = BLOCK
     http_get(
@@ -68,7 +69,7 @@ def _by_http(listing: Listing, file: RemoteFile, start: int, sink: BinaryIO) -> 
         # Of a compressed answer no range could be asked for.
         headers={**build_hf_headers(), "Accept-Encoding": "identity"},
         expected_size=file.size,
-        tqdm_class=_NoBar,  # type: ignore[arg-type] # it asks for less than a tqdm
+        tqdm_class=_NoBar,
     )
 
 

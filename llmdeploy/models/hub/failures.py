@@ -79,7 +79,7 @@ def _explain_answer(file: HubFile, error: HfHubHTTPError) -> DownloadFailed:
         return DownloadFailed(
             f"`{file.repo}` has {what}", f"see `{_endpoint()}/{file.repo}/tree/{file.revision}` for what it has"
         )
-    message, hint = _ANSWERS.get(status, (f"the Hub answered with status {status}", f"try again later, or {_ELSEWHERE}"))
+    message, hint = _ANSWERS.get(status, (f"the Hub answered with status {status}", f"try again later, {_ELSEWHERE}"))
     wait = error.response.headers.get("Retry-After", "")
     hint = hint.replace("some minutes", in_time(int(wait))) if wait.isdecimal() else hint
     return DownloadFailed(message.format(repo=file.repo), hint)

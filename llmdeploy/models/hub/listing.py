@@ -15,7 +15,8 @@ def listing(repo: HubRepo) -> Listing:
         from urllib.parse import quote
 
         from huggingface_hub import HfApi, constants
-        from huggingface_hub.utils import build_hf_headers, paginate
+        from huggingface_hub.utils._headers import build_hf_headers
+        from huggingface_hub.utils._pagination import paginate
 
         # Asked once without retries, so that a dead network is told within HF_HUB_ETAG_TIMEOUT.
         wait = constants.HF_HUB_ETAG_TIMEOUT

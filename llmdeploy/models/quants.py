@@ -1,0 +1,117 @@
+"""Which files of a GGUF repository hold a quantization."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from llmdeploy.errors import ModelNotFound
+from llmdeploy.models.mmproj import choose_mmproj
+
+BITS = (4, 5, 6, 8, 3, 16, 2, 32, 1)
+"""Of a weight, in the order in which they are taken where no quantization is named."""
+FIRST = ("Q4_K_M", "Q4_K_S", "Q4_0", "MXFP4", "Q5_K_M", "Q6_K", "Q8_0", "Q3_K_M", "BF16", "F16", "Q2_K")
+"""Before others of as many bits."""
+
+_NAMES = r"I?Q\d(?:_[A-Z0-9]+)*|TQ\d(?:_\d)?|MXFP4(?:_MOE)?|NVFP4|BF16|FP?16|FP?32|FP8"
+_NAME = re.compile(rf"(?:^|[-._/ ])((?:UD-)?(?:{_NAMES}))(?=[-./ ]|$)", re.IGNORECASE)
+_PART = re.compile(r"-(\d{5})-of-(\d{5})$")
+_NO_MODEL = ("mmproj", "imatrix")
+_GGUF = ".gguf"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Paths within a repository."""
+
+    weights: tuple[str, ...]
+    """The first part, then the others."""
+    mmproj: str | None
+    """The vision projector; None where there is none that belongs to it."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return (*self.weights, self.mmproj) if self.mmproj else self.weights
+
+
+def choose(paths: Iterable[str], quant: str = "", where: str = "the repository") -> Choice:
+    """The files of a quantization, upper and lower case alike.
+
+    Where none is named: Q4_K_M, as Ollama and llama.cpp take it; else another of four bits, then more bits up to eight,
+    then fewer. Raises ModelNotFound, with those there are.
+    """
+    paths = tuple(paths)
+    models = _models(paths)
+    found = [path for path in models if _holds(path, quant)] if quant else models
+    if not found:
+        names = ", ".join(f"`{name}`" for name in sorted({*map(quant_of, models)} - {""}))
+        hint = f"it has {names}" if names else "name a repository with GGUF files"
+        what = f"GGUF file of the quantization `{quant}`" if quant else "GGUF file"
+        raise ModelNotFound(f"{where} has no {what}", hint)
+    return belonging(min(found, key=_rank), paths)
+
+
+def belonging(weights: str, paths: Sequence[str]) -> Choice:
+    """A file with the other parts of its model, and with its projector: of its own folder or of one above."""
+    name = PurePosixPath(weights).name
+    for folder in PurePosixPath(weights).parents:
+        if mmproj := choose_mmproj(name, _ggufs(folder, paths)):
+            return Choice(_parts(weights), str(folder / mmproj))
+    return Choice(_parts(weights), None)
+
+
+def quant_of(path: str) -> str:
+    """The quantization that the name of a file or of its folder tells, in capitals; empty where none does."""
+    folder, name = str(PurePosixPath(path).parent), PurePosixPath(_stem(path)).name
+    found = _NAME.findall(name) or _NAME.findall(folder)
+    return str(found[-1]).upper() if found else ""
+
+
+def _models(paths: Iterable[str]) -> list[str]:
+    """Those that are models, of one in parts the first."""
+    return [
+        path
+        for path in paths
+        if path.lower().endswith(_GGUF)
+        and not any(word in PurePosixPath(path).name.lower() for word in _NO_MODEL)
+        and ((part := _PART.search(path[: -len(_GGUF)])) is None or int(part[1]) == 1)
+    ]
+
+
+def _holds(path: str, quant: str) -> bool:
+    """Of a dynamic one of Unsloth's the `UD-` need not be named, nor is F16 other than FP16."""
+    wanted = re.sub(r"^FP?(16|32)$", r"FP?\1", re.escape(quant.upper()))
+    return re.search(rf"(?:^|[-._/ ]){wanted}(?=[-./ ]|$)", _stem(path).upper()) is not None
+
+
+def _rank(path: str) -> tuple[int, int, bool, int, str]:
+    name = quant_of(path)
+    plain = name.removeprefix("UD-")
+    bits = int(digits[0]) if (digits := re.search(r"\d+", plain)) else 0
+    return (
+        BITS.index(bits) if bits in BITS else len(BITS),
+        FIRST.index(plain) if plain in FIRST else len(FIRST),
+        plain != name,
+        len(path),  # the model's own name, before that of a variant
+        path,
+    )
+
+
+def _parts(weights: str) -> tuple[str, ...]:
+    part = _PART.search(weights[: -len(_GGUF)])
+    if part is None:
+        return (weights,)
+    head, tail = weights[: part.start()], weights[-len(_GGUF) :]
+    return tuple(f"{head}-{number:05}-of-{part[2]}{tail}" for number in range(1, int(part[2]) + 1))
+
+
+def _ggufs(folder: PurePosixPath, paths: Iterable[str]) -> list[str]:
+    found = (PurePosixPath(path) for path in paths if path.lower().endswith(_GGUF))
+    return [path.name for path in found if path.parent == folder]
+
+
+def _stem(path: str) -> str:
+    """Without `.gguf` and the number of a part."""
+    return _PART.sub("", path[: -len(_GGUF)])
