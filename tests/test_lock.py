@@ -37,7 +37,8 @@ def test_what_is_written_is_read_and_a_model_is_pinned_once_for_each_engine() ->
     newer = lock.pin("qwen3:8b", "llamacpp", replace(NEED, revision="f" * 40))
     lock.write(lock.with_pins(lock.read(), [newer]))
     assert lock.read() == (newer, other)
-    assert lock.of("qwen3:8b", "llamacpp", lock.read()) == newer
+    assert lock.named("qwen3:8b", ["llamacpp"]) == (newer,)
+    assert lock.named(None, []) == lock.named("qwen3:8b", []) == (newer, other)
 
 
 def test_the_file_is_one_that_people_can_read_and_a_version_control_can_compare() -> None:
@@ -76,8 +77,13 @@ def test_what_is_needed_must_be_what_is_locked() -> None:
 
 
 def test_a_model_that_is_not_locked_and_a_source_that_does_not_tell_are_refused() -> None:
+    with pytest.raises(ModelNotFound) as none:
+        lock.named("qwen3:8b", [])
+    assert none.value.hint == "`llmdeploy pull MODEL --lock` writes one"
+    lock.write([lock.pin("qwen3:8b", "llamacpp", NEED)])
     with pytest.raises(ModelNotFound) as unknown:
-        lock.of("qwen3:8b", "vllm", [lock.pin("qwen3:8b", "llamacpp", NEED)])
+        lock.named("qwen3:8b", ["vllm"])
+    assert unknown.value.message == "`llmdeploy.lock` does not name `qwen3:8b` for vllm"
     assert unknown.value.hint == "`llmdeploy pull qwen3:8b --engine vllm --lock` adds it"
     with pytest.raises(DownloadFailed, match="does not tell its revision"):
         lock.pin("qwen3:8b", "llamacpp", replace(NEED, revision=""))

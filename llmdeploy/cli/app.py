@@ -15,6 +15,7 @@ PROGRAM = "llmdeploy"
 
 COMMANDS = {
     "doctor": "Check this machine: Python, memory, GPUs, the engines, the port.",
+    "pull": "Get the weights of a model, for one engine or all.",
     "serve": "Serve a model at one address.",
     "switch": "Move to another engine or model, at the same address.",
     "status": "Tell what is served, by which process, since when.",

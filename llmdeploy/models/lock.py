@@ -18,7 +18,7 @@ from llmdeploy.errors import ConfigError, DownloadFailed, ModelNotFound
 from llmdeploy.models.reference import HubFile, HubRepo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from llmdeploy.models.need import Need
 
@@ -108,14 +108,21 @@ def pin(model: str, engine: str, need: Need) -> Pin:
     return Pin(model, engine, need.source, need.revision, files)
 
 
-def of(model: str, engine: str, pins: Iterable[Pin]) -> Pin:
-    """The pin of a model for an engine. Raises ModelNotFound."""
-    if found := next((one for one in pins if (one.model, one.engine) == (model, engine)), None):
-        return found
-    raise ModelNotFound(
-        f"`{LOCK}` does not name `{model}` for {engine}",
-        f"`llmdeploy pull {shlex.quote(model)} --engine {engine} --lock` adds it",
-    )
+def named(model: str | None, engines: Sequence[str]) -> tuple[Pin, ...]:
+    """What is locked here: of all models or one, for all engines or those. Raises ModelNotFound where nothing is."""
+    pins = read()
+    if not pins:
+        raise ModelNotFound(f"there is no `{LOCK}` here", "`llmdeploy pull MODEL --lock` writes one")
+    found = tuple(pin for pin in pins if model in {None, pin.model} and (not engines or pin.engine in engines))
+    if not found:
+        what = f"`{model}`" if model else "a model"
+        where = f" for {' or '.join(engines)}" if engines else ""
+        engine = f" --engine {engines[0]}" if len(engines) == 1 else ""
+        raise ModelNotFound(
+            f"`{LOCK}` does not name {what}{where}",
+            f"`llmdeploy pull {shlex.quote(model or pins[0].model)}{engine} --lock` adds it",
+        )
+    return found
 
 
 def pinned(model: object, reference: R) -> R:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmdeploy.errors import DownloadFailed
+from llmdeploy.units import in_gib
 
 
 @dataclass(frozen=True)
@@ -51,21 +53,38 @@ class Need:
     def present(self) -> bool:
         return self.missing == 0
 
+    @property
+    def asked(self) -> int:
+        """Bytes that the file system must hold more than it does."""
+        return self.missing + (self.copies if self.missing else 0)
+
     def free(self) -> int | None:
         """Bytes free on the file system that what is missing goes to; None where that is not this machine's."""
-        if self.folder is None:
-            return None
-        folder = self.folder.absolute()
-        return shutil.disk_usage(next(path for path in [folder, *folder.parents] if path.exists())).free
+        return None if self.folder is None else shutil.disk_usage(_existing(self.folder)).free
 
     def demand_room(self) -> None:
         """Raises DownloadFailed, with both numbers, where the disk cannot hold what is missing."""
-        free, asked = self.free(), self.missing + self.copies
-        if free is None or asked <= free or not asked:
-            return
-        raise DownloadFailed(
-            f"`{self.source}` needs {asked / 1e9:.2f} GB more, and the disk of `{self.folder}` has {free / 1e9:.2f} GB"
-            " left",
-            self.remedy,
-            code="disk_full",
-        )
+        demand_room([self])
+
+
+def demand_room(needs: Sequence[Need]) -> None:
+    """Raises DownloadFailed where a disk cannot hold what is missing of all that goes there."""
+    disks: dict[int, list[Need]] = {}
+    for need in needs:
+        if need.folder is not None and need.asked:
+            disks.setdefault(_existing(need.folder).stat().st_dev, []).append(need)
+    for on_it in disks.values():
+        asked, free = sum(need.asked for need in on_it), on_it[0].free() or 0
+        if asked > free:
+            names = " and ".join(f"`{need.source}`" for need in on_it)
+            verb = "needs" if len(on_it) == 1 else "need"
+            raise DownloadFailed(
+                f"{names} {verb} {in_gib(asked)} more, and the disk of `{on_it[0].folder}` has {in_gib(free)} left",
+                on_it[0].remedy,
+                code="disk_full",
+            )
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the next one above that exists."""
+    return next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())

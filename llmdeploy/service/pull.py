@@ -1,41 +1,60 @@
-"""The weights of one model for one engine: fetched, and not served."""
+"""Weights of models, fetched for engines and not served."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmdeploy import engines
+from llmdeploy import engines, hardware
+from llmdeploy.errors import DoesNotFit, DownloadFailed, EngineMissing, LlmdeployError, ModelNotFound
+from llmdeploy.models import lock, need
 from llmdeploy.paths import state_dir
 from llmdeploy.service.candidate import Candidate
 from llmdeploy.service.ports import free_port
 
 if TYPE_CHECKING:
     from llmdeploy.hardware import Hardware
+    from llmdeploy.models.lock import Pin
     from llmdeploy.models.need import Need
     from llmdeploy.plan import Plan
     from llmdeploy.service.candidate import Order, Tell
 
 LOG = "pull.log"
 """Of a daemon that is started only to fetch."""
+LeftOut = Callable[[str, LlmdeployError], None]
+"""Told of an engine that is left out, and why."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be fetched, and how."""
+
+    order: Order
+    pin: Pin | None = None
+    """What it must be, by the lock."""
+    folder: Path | None = None
+    """Where the files go, instead of the cache that all engines share."""
 
 
 class Pull:
-    """`look`, `fetch`, and in any case `close`."""
+    """One model for one engine: `look`, `fit`, `fetch`, and in any case `close`."""
 
     need: Need
+    plan: Plan | None = None
 
-    def __init__(self, order: Order, tell: Tell, folder: Path | None = None) -> None:
-        """`folder`: where the files go, instead of the cache that all engines share."""
-        self.order = order
-        self.engine = engines.get(order.settings.engine, order.settings)
-        self.folder = folder
+    def __init__(self, asked: Asked, tell: Tell) -> None:
+        self.order = asked.order
+        self.asked = asked
+        self.engine = engines.get(asked.order.settings.engine, asked.order.settings)
         self._artefact: Any = None
         self._tell = tell
-        self._candidate = Candidate(order, self.engine, tell, state_dir() / LOG)
+        self._candidate = Candidate(asked.order, self.engine, tell, state_dir() / LOG)
 
-    def look(self, *, start: bool) -> Need:
-        """What is needed, and what of it is missing; asks the source.
+    def look(self, *, start: bool) -> None:
+        """Find what is needed, and what of it is missing; asks the source.
 
         `start`: have the engine's daemon run, where only that can fetch. Raises EngineMissing, ModelNotFound,
         DownloadFailed.
@@ -43,26 +62,85 @@ class Pull:
         if self.engine.daemon(self.order.wishes, free_port()) is not None and start:
             self._candidate.reach()
         self._artefact = self.engine.artefact(self.order.model)
-        self.need = self.engine.need(self._artefact, self.folder)
-        return self.need
+        self.need = self.engine.need(self._artefact, self.asked.folder)
+        if self.asked.pin:
+            lock.demand_same(self.asked.pin, self.need)
 
-    def plan(self, machine: Hardware) -> Plan:
-        """Its settings on that machine. Raises DoesNotFit, DownloadFailed, ModelInvalid."""
-        plan = self.engine.plan(self.engine.facts(self._artefact), machine, self.order.wishes)
-        plan.demand_fit(str(self.order.model))
-        return plan
+    def fit(self, machine: Hardware) -> None:
+        """See that the machine's memory holds it, where its sizes can be had. Raises DoesNotFit, ModelInvalid."""
+        try:
+            facts = self.engine.facts(self._artefact)
+        except DownloadFailed:  # a registry that only Ollama reaches
+            return
+        self.plan = self.engine.plan(facts, machine, self.order.wishes)
+        self.plan.demand_fit(str(self.order.model))
 
     def fetch(self) -> bool:
         """Fetch what is missing; whether anything was. Raises DownloadFailed."""
-        if self.need.present if self.folder else self.engine.present(self._artefact):
+        if self.need.present and (self.asked.folder or self.engine.present(self._artefact)):
             return False
         self.engine.pull(
             self._artefact,
             lambda file, done, total: self._tell({"event": "download", "file": file, "done": done, "total": total}),
-            self.folder,
+            self.asked.folder,
         )
         return True
+
+    @property
+    def pin(self) -> Pin:
+        return lock.pin(str(self.order.model), self.engine.name, self.need)
+
+    @property
+    def serves_as(self) -> str:
+        """What `serve` takes to serve it: its name, or where it lies in a folder."""
+        if self.asked.folder is None:
+            return str(self.order.model)
+        gguf = next((file.name for file in self.need.files if file.name.endswith(".gguf")), None)
+        return str(self.asked.folder if gguf is None else self.asked.folder / gguf)
 
     def close(self) -> None:
         """End a daemon that was started for it."""
         self._candidate.stop()
+
+
+class Pulls:
+    """Several pulls, of which none fetches a byte before all are known to be possible."""
+
+    def __init__(self, tell: Tell, left_out: LeftOut | None = None) -> None:
+        """`left_out`: told of engines that cannot be used for it; None: that is an error."""
+        self._tell = tell
+        self._left_out = left_out
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Pulls:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def look(self, asked: Iterable[Asked], *, start: bool, fit: bool) -> list[Pull]:
+        """Those that can be done: engine, disk and, where `fit` is asked, memory. Raises what keeps them from it."""
+        machine = hardware.detect() if fit else None
+        found = []
+        for one in asked:
+            pull = Pull(one, self._tell)
+            self._stack.callback(pull.close)
+            try:
+                self._check(pull, machine, start=start)
+            except (EngineMissing, ModelNotFound, DoesNotFit) as error:
+                if self._left_out is None:
+                    raise
+                self._left_out(pull.engine.name, error)
+                continue
+            found.append(pull)
+        if not found:
+            raise ModelNotFound("no engine here can use it", "name an engine with `--engine`: its error tells more")
+        need.demand_room([pull.need for pull in found])
+        return found
+
+    def _check(self, pull: Pull, machine: Hardware | None, *, start: bool) -> None:
+        if self._left_out and not (status := pull.engine.status()).usable:
+            raise EngineMissing(status.detail, status.hint)
+        pull.look(start=start)
+        if machine is not None:
+            pull.fit(machine)

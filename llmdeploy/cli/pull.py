@@ -1,0 +1,207 @@
+"""`llmdeploy pull [MODEL]`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmdeploy import config
+from llmdeploy.cli import options
+from llmdeploy.cli.output import out
+from llmdeploy.config import ENGINE_NAMES, Settings
+from llmdeploy.errors import LlmdeployError, UsageError
+from llmdeploy.models.reference import ModelRef, at_source, parse, with_quant, with_revision
+from llmdeploy.units import in_gib
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llmdeploy.service.candidate import Event
+    from llmdeploy.service.pull import Asked, Pull
+
+ALL = "all"
+EPILOG = """Examples:
+
+llmdeploy pull qwen2.5-vl:7b
+
+llmdeploy pull qwen3:8b --engine all --dry-run
+
+llmdeploy pull hf://Qwen/Qwen3-8B-GGUF:Q8_0 --dir ./models"""
+
+
+def register(app: typer.Typer, summary: str) -> None:
+    app.command("pull", help=f"{summary} What was broken off goes on where it ended.", epilog=EPILOG)(pull)
+
+
+def pull(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="A name, a place at the Hub or a tag of Ollama's.")
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            "--engine",
+            "-e",
+            metavar="ENGINE",
+            help="The engine to fetch for; `all`: each that can be used here.",
+            show_default=False,
+        ),
+    ] = None,
+    quant: Annotated[
+        str | None,
+        typer.Option("--quant", metavar="Q", help="The quantization, such as `Q8_0` or `awq`.", show_default=False),
+    ] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(metavar="R", help="The branch, tag or commit of the repository.", show_default=False),
+    ] = None,
+    directory: Annotated[
+        Path | None,
+        typer.Option("--dir", metavar="D", help="A folder for the files, not the shared cache.", show_default=False),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="The hub to fetch from: `huggingface`, `modelscope`.", show_default=False),
+    ] = None,
+    mmproj: options.Mmproj = None,
+    fit: Annotated[bool, typer.Option("--fit/--no-fit", help="Refuse what this machine's memory cannot hold.")] = True,
+    lock: Annotated[bool, typer.Option("--lock", help="Write what is fetched into `llmdeploy.lock`.")] = False,
+    locked: Annotated[bool, typer.Option("--locked", help="Fetch exactly what `llmdeploy.lock` names.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List files and sizes; fetch nothing.")] = False,
+    json: options.Json = False,
+) -> None:
+    settings = config.load({"engine": None if engine == ALL else engine, "source": source})
+    settings = replace(settings, mmproj=mmproj and mmproj.absolute())
+    folder = directory and directory.absolute()
+    if locked:
+        _refuse_beside_locked({"--lock": lock, "--quant": quant, "--revision": revision, "--source": source})
+        asked = _locked(model, engine, settings, folder)
+    else:
+        reference = _reference(settings.model if model is None else model, quant, revision, settings)
+        asked = _asked(reference, ENGINE_NAMES if engine == ALL else (settings.engine,), settings, folder)
+    pulls = _carry_out(asked, _leave_out if engine == ALL else None, fit=fit, dry_run=dry_run)
+    if not dry_run:
+        _remember(pulls, folder, lock=lock)
+    if json:
+        out.document({"dry_run": dry_run, "pulls": [_document(one) for one in pulls]})
+    elif dry_run:
+        _show(pulls)
+    else:
+        for name in dict.fromkeys(one.serves_as for one in pulls):
+            out.line(name)
+
+
+def _reference(text: str, quant: str | None, revision: str | None, settings: Settings) -> ModelRef:
+    reference = parse(text)
+    if quant is not None:
+        reference = with_quant(reference, quant)
+    if settings.source("source") == "--source":
+        reference = at_source(reference, settings.hub)
+    return reference if revision is None else with_revision(reference, revision)
+
+
+def _asked(reference: ModelRef, engines: tuple[str, ...], settings: Settings, folder: Path | None) -> list[Asked]:
+    from llmdeploy.service.candidate import Order
+    from llmdeploy.service.pull import Asked
+
+    return [Asked(Order(reference, replace(settings, engine=name)), folder=folder) for name in engines]
+
+
+def _locked(model: str | None, engine: str | None, settings: Settings, folder: Path | None) -> list[Asked]:
+    from llmdeploy.models import lock
+    from llmdeploy.service.candidate import Order
+    from llmdeploy.service.pull import Asked
+
+    pins = lock.named(None if model is None else str(parse(model)), () if engine in {None, ALL} else (settings.engine,))
+    return [Asked(Order(parse(pin.model), replace(settings, engine=pin.engine)), pin, folder) for pin in pins]
+
+
+def _refuse_beside_locked(options: dict[str, object]) -> None:
+    """Raises UsageError for an option that would have something else fetched than what is locked."""
+    for name, value in options.items():
+        if value:
+            raise UsageError(f"`{name}` and `--locked` exclude each other", "leave one of them out")
+
+
+def _carry_out(
+    asked: list[Asked], left_out: Callable[[str, LlmdeployError], None] | None, *, fit: bool, dry_run: bool
+) -> list[Pull]:
+    from llmdeploy.cli.progress import Downloads
+    from llmdeploy.service.pull import Pulls
+    from llmdeploy.service.signals import interrupting
+
+    def tell(event: Event) -> None:
+        if event["event"] == "download":
+            downloads.show(event["file"], event["done"], event["total"])
+        elif event["event"] == "wait":
+            out.note(f"still {event['phase']}")
+
+    with interrupting(), Downloads() as downloads, Pulls(tell, left_out) as pulls:
+        ready = pulls.look(asked, start=not dry_run, fit=fit)
+        for one in () if dry_run else ready:
+            out.note(_words(one))
+            one.fetch()
+    return ready
+
+
+def _leave_out(engine: str, error: LlmdeployError) -> None:
+    out.note(f"{engine} is left out: {error.message}")
+
+
+def _words(pull: Pull) -> str:
+    need = pull.need
+    if not need.missing:
+        return f"{pull.engine.name}: `{need.source}` is here, {in_gib(need.size)}"
+    part = f" of {in_gib(need.size)}" if need.missing < need.size else ""
+    where = f" into `{need.folder}`" if need.folder else ""
+    return f"{pull.engine.name}: `{need.source}`, {in_gib(need.missing)}{part} to fetch{where}"
+
+
+def _remember(pulls: list[Pull], folder: Path | None, *, lock: bool) -> None:
+    from llmdeploy.models import lock as locks
+
+    if lock:
+        locks.write(locks.with_pins(locks.read(), [one.pin for one in pulls]))
+        out.note(f"`{locks.LOCK}` names it: `llmdeploy pull --locked` gets exactly that")
+
+
+def _document(pull: Pull) -> dict[str, Any]:
+    need, plan = pull.need, pull.plan
+    return {
+        "engine": pull.engine.name,
+        "model": str(pull.order.model),
+        "serve": pull.serves_as,
+        "source": need.source,
+        "revision": need.revision,
+        "folder": need.folder and str(need.folder),
+        "files": [asdict(file) for file in need.files],
+        "bytes": need.size,
+        "missing_bytes": need.missing,
+        "free_bytes": need.free(),
+        "needed_memory_bytes": plan and plan.needed_bytes,
+        "free_memory_bytes": plan and plan.available and plan.available.bytes,
+    }
+
+
+def _show(pulls: list[Pull]) -> None:
+    """Files and sizes on stdout, and what they mean for this machine beside it."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+    for heading in ("ENGINE", "SIZE", "HERE"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("FILE", overflow="fold")
+    for one in pulls:
+        for file in one.need.files:
+            here = "all" if not file.missing else in_gib(file.here) if file.here else "-"
+            table.add_row(one.engine.name, in_gib(file.size), here, file.name)
+    out.table(table)
+    for one in pulls:
+        out.note(_words(one))
+        if (free := one.need.free()) is not None:
+            out.note(f"  disk    {in_gib(free)} free")
+        if one.plan is not None and one.plan.available is not None:
+            out.note(f"  memory  {in_gib(one.plan.needed_bytes)} of {in_gib(one.plan.available.bytes)} that are free")

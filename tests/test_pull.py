@@ -1,0 +1,235 @@
+"""`llmdeploy pull` through the front, from a Hub on loopback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.conftest import SELFTEST, World, until
+from tests.hub_server import COMMIT, Hub, closed_port, serve
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+GGUF, HF = "owner/selftest-GGUF", "owner/selftest"
+WEIGHTS, MMPROJ = "selftest-f16.gguf", "mmproj-selftest-f16.gguf"
+LARGE = 30_000_000
+"""Bytes of each of two files: more than one block of the downloads."""
+BLOCK = 10 * 1024 * 1024
+
+
+def tensors(size: int, byte: int) -> bytes:
+    """A safetensors file with one tensor of that many bytes."""
+    head = json.dumps({"x": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    return struct.pack("<Q", len(head)) + head + bytes([byte]) * size
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    files = {name: (SELFTEST / name).read_bytes() for name in (WEIGHTS, MMPROJ)}
+    form = {file.name: file.read_bytes() for file in (SELFTEST / "hf").iterdir() if file.is_file()}
+    form |= {f"model-0000{n}-of-00002.safetensors": tensors(LARGE, n) for n in (1, 2)}
+    del form["model.safetensors"]
+    with serve(Hub(files={GGUF: files, HF: form})) as hub:
+        yield hub
+
+
+@pytest.fixture
+def here(world: World, hub: Hub) -> World:
+    """A world that knows this Hub."""
+    world.environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(world.folder / "hf")}
+    return world
+
+
+def document(world: World, *arguments: str) -> dict[str, Any]:
+    result = world.run("pull", *arguments, "--json")
+    assert result.status == 0, result.text
+    content: dict[str, Any] = json.loads(result.stdout)
+    return content
+
+
+def test_a_model_is_fetched_once_and_served_without_the_hub(here: World, hub: Hub) -> None:
+    pulled = here.run("pull", GGUF)
+    assert (pulled.status, pulled.stdout) == (0, f"hf://{GGUF}\n"), pulled.text
+    assert "llamacpp: `hf://owner/selftest-GGUF`, 2 MiB to fetch into `[FOLDER]/hf/hub`" in pulled.stderr
+    assert hub.sent_bytes() >= sum((SELFTEST / name).stat().st_size for name in (WEIGHTS, MMPROJ))
+
+    before = hub.sent_bytes()
+    again = here.run("pull", GGUF)
+    assert "is here, 2 MiB" in again.stderr
+    assert hub.sent_bytes() == before
+
+    served = here.run("serve", GGUF, "--detach", HF_HUB_OFFLINE="1")
+    assert served.status == 0, served.text
+    image = Path(__file__).parents[1] / "examples" / "red.png"
+    assert here.run("chat", "--image", image, "What color is this?").stdout == "The image is red.\n"
+
+
+def test_a_dry_run_lists_files_and_sizes_and_fetches_nothing(here: World, hub: Hub) -> None:
+    result = here.run("pull", GGUF, "--dry-run")
+    assert result.status == 0, result.text
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert ["llamacpp", "2", "MiB", "-", WEIGHTS] in rows
+    assert ["llamacpp", "593", "KiB", "-", MMPROJ] in rows
+    assert "memory" in result.stderr
+    assert not list((here.folder / "hf").rglob("blobs/*"))
+    found = document(here, GGUF, "--dry-run")
+    assert found["dry_run"] is True
+    [one] = found["pulls"]
+    assert one["revision"] == COMMIT
+    assert one["missing_bytes"] == one["bytes"] == sum(file["size"] for file in one["files"])
+    assert one["free_bytes"] > one["bytes"]
+    assert one["needed_memory_bytes"] > 0
+
+
+def test_only_what_the_engine_needs_is_fetched(here: World, hub: Hub) -> None:
+    hub.files[HF] |= {"pytorch_model.bin": b"1" * 1000, "onnx/model.onnx": b"2" * 1000, "README.md": b"# Model"}
+    [one] = document(here, HF, "--engine", "vllm")["pulls"]
+    names = {file["name"] for file in one["files"]}
+    assert {"config.json", "model-00001-of-00002.safetensors", "tokenizer.json"} <= names
+    assert not names & {"pytorch_model.bin", "onnx/model.onnx"}
+    assert hub.sent_bytes("pytorch_model.bin") == hub.sent_bytes("onnx/") == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGKILL")
+def test_a_pull_that_is_killed_goes_on_and_fetches_no_finished_byte_twice(here: World, hub: Hub) -> None:
+    hub.failing, hub.stall_after = "model-00002", 2 * BLOCK + 1000
+    command = here.start("pull", HF, "--engine", "vllm")
+    assert hub.reached.wait(30)
+
+    def parts() -> list[int]:
+        return [file.stat().st_size for file in (here.folder / "hf").rglob("*.incomplete")]
+
+    until(lambda: parts() == [2 * BLOCK])
+    command.send_signal(signal.SIGKILL)
+    command.communicate()
+    hub.stall_after = None
+
+    done = here.run("pull", HF, "--engine", "vllm")
+    assert done.status == 0, done.text
+    assert hub.sent_twice() <= 1000, "what the kernel had taken and no file had"
+    assert [start for name, start, _ in hub.sent if "model-00002" in name and start] == [2 * BLOCK]
+    snapshot = here.folder / "hf" / "hub" / "models--owner--selftest" / "snapshots" / COMMIT
+    for name, content in hub.files[HF].items():
+        if name.endswith((".safetensors", ".json")):
+            assert (snapshot / name).read_bytes() == content, name
+    assert parts() == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_ctrl_c_ends_it_at_once_and_the_next_one_goes_on(here: World, hub: Hub) -> None:
+    hub.failing, hub.stall_after = "model-00001", BLOCK + 1000
+    command = here.start("pull", HF, "--engine", "vllm")
+    assert hub.reached.wait(30)
+    command.send_signal(signal.SIGINT)
+    _, err = command.communicate(timeout=5)
+    assert command.returncode == 130, err
+    assert b"Traceback" not in err
+    hub.stall_after = None
+    assert here.run("pull", HF, "--engine", "vllm").status == 0
+    assert hub.sent_twice() <= BLOCK + 1000, "a block that was on its way"
+
+
+def test_a_disk_without_room_is_told_before_the_first_byte_with_both_numbers(here: World, hub: Hub) -> None:
+    disk = here.folder / "small"
+    mount = f'mkdir -p "{disk}" && mount -t tmpfs -o size=40m tmpfs "{disk}" && exec "$@"'
+    own_disk = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount, "sh"]
+    if not shutil.which("unshare") or subprocess.run([*own_disk, "true"], capture_output=True).returncode:
+        pytest.skip("no name spaces here: a small disk cannot be mounted")
+    done = subprocess.run(
+        [*own_disk, *here.command("pull", HF, "--engine", "vllm")],
+        env=here.environment | {"HF_HOME": str(disk)},
+        cwd=here.work,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "error: `hf://owner/selftest` needs 57 MiB more, and the disk of " in done.stderr
+    assert " has 40 MiB left\n" in done.stderr
+    assert hub.sent_bytes("model-0000") < 1_000_000, "headers at most"
+
+
+def test_a_folder_gets_the_files_and_serves_them(here: World) -> None:
+    result = here.run("pull", f"hf://{GGUF}:F16", "--dir", "models")
+    assert result.status == 0, result.text
+    assert result.stdout == f"[FOLDER]/work/models/{WEIGHTS}\n"
+    folder = here.work / "models"
+    assert sorted(file.name for file in folder.iterdir()) == [MMPROJ, WEIGHTS]
+    assert (folder / WEIGHTS).read_bytes() == (SELFTEST / WEIGHTS).read_bytes()
+    assert not (folder / WEIGHTS).is_symlink()
+    served = here.run("serve", folder / WEIGHTS, "--detach")
+    assert served.status == 0, served.text
+
+
+def test_a_lock_pins_a_revision_for_pull_and_for_serve(here: World, hub: Hub) -> None:
+    locked = here.run("pull", GGUF, "--lock")
+    assert locked.status == 0, locked.text
+    lock = (here.work / "llmdeploy.lock").read_text()
+    assert COMMIT in lock
+    changed = (SELFTEST / WEIGHTS).read_bytes()[:-1] + b"\1"
+    newer = hub.commit(GGUF, {WEIGHTS: changed, MMPROJ: hub.files[GGUF][MMPROJ]})
+
+    before = hub.sent_bytes()
+    again = here.run("pull", "--locked")
+    assert again.status == 0, again.text
+    assert hub.sent_bytes() == before
+    elsewhere = here.folder / "elsewhere"
+    again = here.run("pull", "--locked", HF_HOME=str(elsewhere))
+    assert again.status == 0, again.text
+    assert [path.name for path in elsewhere.rglob("snapshots/*")] == [COMMIT]
+    served = here.run("serve", GGUF, "--detach", HF_HOME=str(elsewhere), HF_HUB_OFFLINE="1")
+    assert served.status == 0, served.text
+    assert here.record()["receipt"]["revision"] == COMMIT
+
+    updated = here.run("pull", GGUF, "--lock")
+    assert updated.status == 0, updated.text
+    assert f'revision = "{newer}"' in (here.work / "llmdeploy.lock").read_text()
+
+
+def test_what_differs_from_the_lock_is_refused_before_the_first_byte(here: World, hub: Hub) -> None:
+    assert here.run("pull", GGUF, "--lock").status == 0
+    hub.files[GGUF][WEIGHTS] = b"GGUF forged"
+    before = hub.sent_bytes()
+    result = here.run("pull", GGUF, "--locked", "--no-fit", HF_HOME=str(here.folder / "elsewhere"))
+    assert result.status == 1, result.text
+    assert f"error: `hf://{GGUF}` is not what `llmdeploy.lock` names: `{WEIGHTS}`\n" in result.stderr
+    assert hub.sent_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "told"),
+    [
+        (["--locked"], 1, "error: there is no `llmdeploy.lock` here"),
+        (["--locked", "--lock"], 2, "error: `--lock` and `--locked` exclude each other"),
+        (["--locked", "--quant", "Q8_0"], 2, "error: `--quant` and `--locked` exclude each other"),
+        (["qwen3:8b", "--revision", "v1"], 2, "error: `qwen3:8b` has no revisions"),
+        ([f"hf://{GGUF}:F16", "--quant", "Q8_0"], 2, "says already which quantization it is"),
+        ([GGUF, "--source", "elsewhere"], 2, "error: `--source` must be `huggingface` or `modelscope`"),
+        ([GGUF, "--engine", "mine"], 2, "error: `--engine` must be"),
+        ([GGUF, "--quant", "Q3_K_S"], 1, "F16"),
+        ([GGUF, "--revision", "v9"], 1, f"error: `{GGUF}` has no revision `v9`"),
+        (["hf://owner/nothing"], 1, "error: there is no repository `owner/nothing`, or it is private"),
+    ],
+)
+def test_what_cannot_be_done_is_told_in_a_sentence(here: World, arguments: list[str], status: int, told: str) -> None:
+    result = here.run("pull", *arguments)
+    assert result.status == status, result.text
+    assert told in result.stderr
+    assert "\nhint: " in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_no_network_names_the_alternatives(here: World) -> None:
+    result = here.run("pull", GGUF, HF_ENDPOINT=f"http://127.0.0.1:{closed_port()}")
+    assert result.status == 1
+    assert "refuses the connection" in result.stderr
+    for way in ("HF_ENDPOINT", "--source modelscope"):
+        assert way in result.stderr
