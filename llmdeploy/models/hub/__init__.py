@@ -8,6 +8,7 @@ HF_HUB_DOWNLOAD_TIMEOUT (seconds until a silent server counts as gone; 10 each).
 from llmdeploy.models.hub.cache import cache, cached, commit_of, held, lock, part, place
 from llmdeploy.models.hub.copying import copy
 from llmdeploy.models.hub.listing import listing
+from llmdeploy.models.hub.ranges import open
 from llmdeploy.models.source import OnProgress
 
-__all__ = ["OnProgress", "cache", "cached", "commit_of", "copy", "held", "listing", "lock", "part", "place"]
+__all__ = ["OnProgress", "cache", "cached", "commit_of", "copy", "held", "listing", "lock", "open", "part", "place"]

@@ -69,7 +69,7 @@ def _by_http(listing: Listing, file: RemoteFile, start: int, sink: BinaryIO) -> 
         # Of a compressed answer no range could be asked for.
         headers={**build_hf_headers(), "Accept-Encoding": "identity"},
         expected_size=file.size,
-        tqdm_class=_NoBar,
+        tqdm_class=NoBar,
     )
 
 
@@ -84,7 +84,7 @@ def _demand_plain(file: RemoteFile) -> None:
         )
 
 
-class _NoBar:
+class NoBar:
     """The part of tqdm's interface that huggingface_hub uses."""
 
     def __init__(self, *_: object, **__: object) -> None: ...
@@ -93,7 +93,7 @@ class _NoBar:
 
     set_postfix_str = refresh = close = update
 
-    def __enter__(self) -> _NoBar:
+    def __enter__(self) -> NoBar:
         return self
 
     def __exit__(self, *_: Any) -> None: ...

@@ -1,0 +1,85 @@
+"""A file elsewhere, read as one that is here: only the ranges that are read are fetched."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+Get = Callable[[int, int], bytes]
+"""The bytes from the first offset up to, and without, the second."""
+
+FIRST = 256 * 1024
+"""Bytes of the first request, and of one behind a jump: most headers need no more."""
+LARGEST = 8 * 1024**2
+"""Of one request, and all that is held in memory."""
+MOST = 256 * 1024**2
+"""Of all requests: the largest header there is has 100 MB. A damaged one must not bring a model of TB after all."""
+
+
+class RangeFile(io.RawIOBase):
+    """A seekable file of `size` bytes. Each request that goes on where the last one ended asks for twice as much."""
+
+    def __init__(self, get: Get, size: int, name: str = "") -> None:
+        self._get = get
+        self._size = size
+        self._name = name
+        self._at = 0
+        self._start = 0
+        """Offset of the window: the bytes that were fetched last."""
+        self._window = b""
+        self._next = FIRST
+        self._fetched = 0
+
+    @property
+    def name(self) -> str:
+        """Of the file, for people."""
+        return self._name
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise ValueError(f"there is no offset {base + offset}")
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer).cast("B")
+        if self._at >= self._size or not view:
+            return 0
+        if not self._start <= self._at < self._start + len(self._window):
+            self._fetch()
+        part = self._window[self._at - self._start :][: len(view)]
+        view[: len(part)] = part
+        self._at += len(part)
+        return len(part)
+
+    def _fetch(self) -> None:
+        """Have the window begin here. Raises OSError where too much was read, or the server sent too little."""
+        goes_on = self._at == self._start + len(self._window)
+        length = min(self._next if goes_on else FIRST, self._size - self._at)
+        if self._fetched + length > MOST:
+            raise OSError(f"it does not end within {MOST:,} bytes")
+        window = self._get(self._at, self._at + length)
+        if len(window) != length:
+            raise OSError(f"{length:,} bytes were asked for at {self._at:,}, and {len(window):,} came")
+        self._start, self._window = self._at, window
+        self._fetched += length
+        self._next = min(2 * length, LARGEST)
+
+
+def opened(get: Get, size: int, name: str = "") -> BinaryIO:
+    """A file to read in, small reads too."""
+    return cast(BinaryIO, io.BufferedReader(RangeFile(get, size, name), FIRST))
