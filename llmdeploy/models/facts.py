@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath, PurePosixPath
 
 from llmdeploy.errors import ModelInvalid
-from llmdeploy.models import gguf_header
+from llmdeploy.models import gguf_header, source
 from llmdeploy.models.gguf_header import Header
+from llmdeploy.models.reference import HubFile
 
 UNKNOWN_LENGTH = 2**31
 """The context of a model of which no length is told: any wish is within it."""
+
+Place = Path | HubFile
+"""A file of this machine, or one at its source."""
 
 _PART = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}\.gguf")
 
@@ -56,24 +61,42 @@ class ModelFacts:
 
 def parts(weights: Path) -> list[Path]:
     """All files of a model: more than one where it is split. Raises what `read_gguf` raises."""
-    return [weights, *_other_parts(gguf_header.read(weights))]
+    others = _other_parts(gguf_header.read(weights), weights)
+    return [weights, *(part for part in others if isinstance(part, Path))]
 
 
-def read_gguf(weights: Path, mmproj: Path | None = None) -> ModelFacts:
-    """The facts of a model file, all parts of a split one counted, and of its vision projector.
+def read_gguf(weights: Place, mmproj: Place | None = None) -> ModelFacts:
+    """The facts of a model file, all parts of a split one counted, and of its vision projector; here or at the source.
 
-    Raises ModelNotFound when a file is missing, and ModelInvalid when one cannot be a model or a projector.
+    Raises ModelNotFound when a file is missing, ModelInvalid when one cannot be a model or a projector, and
+    DownloadFailed when the source cannot be asked.
     """
-    header = gguf_header.read(weights)
-    _check_kind(header)
-    parts = [header, *(gguf_header.read(part) for part in _other_parts(header))]
-    projector = None if mmproj is None else gguf_header.read(mmproj)
+    first = _header(weights)
+    _check_kind(first, weights)
+    parts = [first, *(_header(part) for part in _other_parts(first, weights))]
+    return of_headers(parts, _header(mmproj) if mmproj else None, f"header of {_path(weights).name}")
+
+
+def of_headers(parts: Sequence[Header], projector: Header | None, source: str) -> ModelFacts:
+    """The facts of a model, by the headers of all its parts and of its vision projector. Raises ModelInvalid."""
     if projector is not None and not projector.is_projector:
         raise ModelInvalid(
-            f"`{projector.path}` is not a vision projector",
+            f"`{projector.name}` is not a vision projector",
             "a projector is a file such as `mmproj-F16.gguf`; without one: leave `--mmproj` out",
         )
-    return _facts(header, sum(part.tensor_bytes for part in parts), projector.tensor_bytes if projector else 0)
+    facts = _facts(parts[0], sum(part.tensor_bytes for part in parts), projector.tensor_bytes if projector else 0)
+    return replace(facts, source=source)
+
+
+def _header(place: Place) -> Header:
+    if isinstance(place, Path):
+        return gguf_header.read(place)
+    with source.origin(place.source).open(place) as file:
+        return gguf_header.read_remote(str(place), file)
+
+
+def _path(place: Place) -> PurePath:
+    return place if isinstance(place, Path) else PurePosixPath(place.file)
 
 
 def _facts(header: Header, weights_bytes: int, mmproj_bytes: int) -> ModelFacts:
@@ -103,7 +126,6 @@ def _facts(header: Header, weights_bytes: int, mmproj_bytes: int) -> ModelFacts:
         context_length=number("context_length"),
         mmproj_bytes=mmproj_bytes,
         capabilities=("text", *(["image"] if mmproj_bytes else []), *(["tools"] if _calls_tools(header) else [])),
-        source=f"header of {header.path.name}",
     )
 
 
@@ -119,7 +141,7 @@ def _per_layer(header: Header, key: str, layers: int) -> tuple[int, ...]:
     if isinstance(value, int):
         # The file says how many layers it has: a wrong number must not fill the memory.
         if not 0 < layers <= 100_000:
-            raise gguf_header.damaged(header.path, f"it claims {layers} layers")
+            raise gguf_header.damaged(header.name, f"it claims {layers} layers")
         return (value,) * layers
     if isinstance(value, tuple) and len(value) == layers and all(isinstance(item, int) for item in value):
         return value
@@ -128,38 +150,45 @@ def _per_layer(header: Header, key: str, layers: int) -> tuple[int, ...]:
 
 def _missing(header: Header, key: str) -> ModelInvalid:
     return ModelInvalid(
-        f"`{header.path}` does not say its `{key}`, which a model must",
+        f"`{header.name}` does not say its `{key}`, which a model must",
         "it was converted by an old or broken tool: convert it again with llama.cpp, or download another file",
     )
 
 
-def _check_kind(header: Header) -> None:
+def _check_kind(header: Header, place: Place) -> None:
     kind = header.fields.get("general.type", "model")
     if header.is_projector:
+        option = f" and this one with `{gguf_header.command('--mmproj', place)}`" if isinstance(place, Path) else ""
         raise ModelInvalid(
-            f"`{header.path}` is a vision projector, not a model",
-            f"give the model's own file first and this one with `{gguf_header.command('--mmproj', header.path)}`",
+            f"`{header.name}` is a vision projector, not a model", f"give the model's own file first{option}"
         )
     if kind != "model":
-        raise ModelInvalid(f"`{header.path}` is of type `{kind}`, not a model", "give the file of the model itself")
+        raise ModelInvalid(f"`{header.name}` is of type `{kind}`, not a model", "give the file of the model itself")
 
 
-def _other_parts(header: Header) -> list[Path]:
+def _other_parts(header: Header, place: Place) -> list[Place]:
     """The other files of a split model, in order."""
     count, number = header.fields.get("split.count", 1), header.fields.get("split.no", 0)
     if not isinstance(count, int) or not isinstance(number, int) or count <= 1:
         return []
-    match = _PART.fullmatch(header.path.name)
-    stem = match["stem"] if match else header.path.stem
-    parts = [header.path.with_name(f"{stem}-{part + 1:05}-of-{count:05}.gguf") for part in range(count)]
-    if number != 0 or parts[0] != header.path:
+    match = _PART.fullmatch(_path(place).name)
+    stem = match["stem"] if match else _path(place).stem
+    parts = [_beside(place, f"{stem}-{part + 1:05}-of-{count:05}.gguf") for part in range(count)]
+    if number != 0 or parts[0] != place:
         raise ModelInvalid(
-            f"`{header.path}` is part {number + 1} of {count} of a split model",
+            f"`{header.name}` is part {number + 1} of {count} of a split model",
             f"give the first part, under its own name: `{parts[0]}`",
         )
-    if missing := [part.name for part in parts if not part.is_file()]:
+    here = [part for part in parts if isinstance(part, Path)]
+    if missing := [part.name for part in here if not part.is_file()]:
         raise ModelInvalid(
-            f"`{header.path}` is one of {count} parts of a model, and {gguf_header.listed(missing)} is not beside it",
-            f"put all parts into `{header.path.parent}`",
+            f"`{header.name}` is one of {count} parts of a model, and {gguf_header.listed(missing)} is not beside it",
+            f"put all parts into `{_path(place).parent}`",
         )
     return parts[1:]
+
+
+def _beside(place: Place, name: str) -> Place:
+    if isinstance(place, Path):
+        return place.with_name(name)
+    return replace(place, file=str(PurePosixPath(place.file).with_name(name)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import shlex
 import stat
 import struct
@@ -28,10 +29,15 @@ _VERSIONS = (2, 3)
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 
+LONGEST = 256 * 1024**2
+"""Bytes of a field: a vocabulary has a few MB. A damaged length must not fill the memory."""
+AT_ITS_SOURCE = "take another file: this one is no good where it is from"
+
 
 @dataclass(frozen=True)
 class Header:
-    path: Path
+    name: str
+    """The file's path; of one that is not here, what it is called where it is from."""
     fields: Mapping[str, Any]
     """Numbers, texts and tuples of numbers; an array of texts is there as its length."""
     tensor_bytes: int
@@ -50,7 +56,7 @@ def read(path: Path) -> Header:
         if not stat.S_ISREG(status.st_mode):
             raise ModelInvalid(f"`{path}` is a device or a pipe, not a GGUF file", "give a `.gguf` file")
         with path.open("rb", buffering=1 << 18) as file:
-            return _read_header(path, file, status.st_size)
+            return _read_header(str(path), file, status.st_size)
     except LlmdeployError:
         raise
     except (FileNotFoundError, NotADirectoryError):
@@ -65,22 +71,34 @@ def read(path: Path) -> Header:
         raise ModelInvalid(f"`{path}` cannot be read: {reason}", "check the path and the disk it is on") from error
 
 
-def _read_header(path: Path, file: BinaryIO, size: int) -> Header:
+def read_remote(name: str, file: BinaryIO) -> Header:
+    """Of a file elsewhere, which is called `name`. Raises ModelInvalid, and what it raises to read from it."""
+    try:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        return _read_header(name, file, size)
+    except ModelInvalid as error:
+        raise ModelInvalid(error.message, AT_ITS_SOURCE) from None
+    except (OSError, ValueError) as error:
+        raise ModelInvalid(f"`{name}` cannot be read: {error}", AT_ITS_SOURCE) from error
+
+
+def _read_header(name: str, file: BinaryIO, size: int) -> Header:
     magic = file.read(len(_MAGIC))
     if not magic:
-        raise ModelInvalid(f"`{path}` is empty", "the download did not finish: fetch it again")
+        raise ModelInvalid(f"`{name}` is empty", "the download did not finish: fetch it again")
     if magic != _MAGIC:
         raise ModelInvalid(
-            f"`{path}` is not a GGUF file, whatever its name says",
-            f"`{command('head -c 200', path)}` shows what it is; a web page or a Git LFS pointer is a failed download",
+            f"`{name}` is not a GGUF file, whatever its name says",
+            f"`{command('head -c 200', name)}` shows what it is; a web page or a Git LFS pointer is a failed download",
         )
     try:
         fields, tensor_bytes, needed = _parse(_Cursor(file, size))
     except _Damaged as damage:
-        raise damaged(path, str(damage)) from None
+        raise damaged(name, str(damage)) from None
     if needed > size:
-        raise damaged(path, f"{size:,} bytes are there and {needed:,} are needed")
-    return Header(path, fields, tensor_bytes)
+        raise damaged(name, f"{size:,} bytes are there and {needed:,} are needed")
+    return Header(name, fields, tensor_bytes)
 
 
 class _Damaged(Exception):
@@ -113,13 +131,18 @@ class _Cursor:
             for _ in range(count):
                 seek(length.unpack(read(8))[0], 1)
         except (struct.error, OSError, OverflowError):
-            self.check(self.size)
+            raise self._ends() from None
         self.check(0)
 
     def check(self, count: int) -> None:
-        """Refuse to go on when fewer than `count` bytes are left: a damaged length must not fill the memory."""
+        """Refuse to go on when fewer than `count` bytes are left, or it is too long for a field."""
         if self.file.tell() + count > self.size:
-            raise _Damaged(f"its header does not end within the {self.size:,} bytes that are there")
+            raise self._ends()
+        if count > LONGEST:
+            raise _Damaged(f"a field of its header is said to have {count:,} bytes")
+
+    def _ends(self) -> _Damaged:
+        return _Damaged(f"its header does not end within the {self.size:,} bytes that are there")
 
 
 def _parse(cursor: _Cursor) -> tuple[dict[str, Any], int, int]:
@@ -187,8 +210,8 @@ def _types() -> Any:
 # --- What is told of a file that is none
 
 
-def damaged(path: Path, detail: str) -> ModelInvalid:
-    return ModelInvalid(f"`{path}` is truncated or damaged: {detail}", "fetch the file again")
+def damaged(name: str, detail: str) -> ModelInvalid:
+    return ModelInvalid(f"`{name}` is truncated or damaged: {detail}", "fetch the file again")
 
 
 def _not_there(path: Path) -> ModelNotFound:
@@ -210,5 +233,5 @@ def listed(names: list[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def command(words: str, *paths: Path) -> str:
+def command(words: str, *paths: Path | str) -> str:
     return " ".join([words, *(shlex.quote(str(path)) for path in paths)])

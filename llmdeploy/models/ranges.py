@@ -67,15 +67,17 @@ class RangeFile(io.RawIOBase):
         return len(part)
 
     def _fetch(self) -> None:
-        """Have the window begin here. Raises OSError where too much was read, or the server sent too little."""
-        goes_on = self._at == self._start + len(self._window)
-        length = min(self._next if goes_on else FIRST, self._size - self._at)
+        """Have the window hold this place. Raises OSError where too much was read, or the server sent too little."""
+        end = self._start + len(self._window)
+        goes_on = end <= self._at < end + FIRST  # a header is read with small jumps
+        start = end if goes_on else self._at
+        length = min(self._next if goes_on else FIRST, self._size - start)
         if self._fetched + length > MOST:
             raise OSError(f"it does not end within {MOST:,} bytes")
-        window = self._get(self._at, self._at + length)
+        window = self._get(start, start + length)
         if len(window) != length:
-            raise OSError(f"{length:,} bytes were asked for at {self._at:,}, and {len(window):,} came")
-        self._start, self._window = self._at, window
+            raise OSError(f"{length:,} bytes were asked for at {start:,}, and {len(window):,} came")
+        self._start, self._window = start, window
         self._fetched += length
         self._next = min(2 * length, LARGEST)
 

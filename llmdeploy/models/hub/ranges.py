@@ -76,7 +76,7 @@ class _Remote:
 
     def _headers(self, start: int, end: int) -> dict[str, str]:
         """The token is for the Hub: the store that the Hub sends us to finds a right in the address itself."""
-        from huggingface_hub.utils import build_hf_headers
+        from huggingface_hub.utils._headers import build_hf_headers
 
         # Compressed, the ranges would be those of other bytes.
         ours = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
