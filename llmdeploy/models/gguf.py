@@ -65,8 +65,12 @@ class GgufModel:
         return () if here is None else (*here.weights, *([here.mmproj] if here.mmproj else []))
 
     def facts(self) -> facts.ModelFacts:
-        """Raises ModelNotFound, ModelInvalid."""
-        return facts.read_gguf(*self.paths())
+        """By the headers of its files, here or at the source. Raises ModelNotFound, ModelInvalid, DownloadFailed."""
+        if self._home is None or self.present():
+            return facts.read_gguf(*self.paths())
+        choice = self._choice([file.path for file in self._listing.files])
+        weights, mmproj = self._at_commit(choice.weights[0]), choice.mmproj and self._at_commit(choice.mmproj)
+        return facts.read_gguf(weights, mmproj or (self.mmproj if isinstance(self.mmproj, Path) else None))
 
     @property
     def _home(self) -> HubRepo | None:
@@ -100,6 +104,11 @@ class GgufModel:
         found = source.cached(HubFile(self._home.repo, path, self._home.revision, self._home.source))
         assert found
         return found
+
+    def _at_commit(self, path: str) -> HubFile:
+        """A file as it is in the listing: the repository may change meanwhile."""
+        assert self._home
+        return HubFile(self._home.repo, path, self._listing.commit, self._home.source)
 
     @cached_property
     def _listing(self) -> Listing:

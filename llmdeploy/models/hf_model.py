@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from llmdeploy.errors import DownloadFailed, ModelInvalid, ModelNotFound
-from llmdeploy.models import catalog, source, transfer
-from llmdeploy.models.facts import UNKNOWN_LENGTH, ModelFacts
+from llmdeploy.models import catalog, hf_facts, source, transfer
+from llmdeploy.models.facts import ModelFacts
+from llmdeploy.models.hf_facts import CONFIG
+from llmdeploy.models.hf_facts import json_object as _json
 from llmdeploy.models.need import Need
 from llmdeploy.models.reference import CatalogName, HubFile, HubRepo, ModelRef, OllamaTag
 from llmdeploy.models.source import Listing, OnProgress, RemoteFile
 from llmdeploy.paths import selftest_dir
 
-CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 WANTED = ("*.json", "*.jinja", "*.model", "*.txt", "*.py", "*.tiktoken")
 """What vLLM reads besides weights; others, such as `*.bin` and `*.gguf`, hold the same weights once more."""
@@ -75,15 +74,21 @@ class HfModel:
         raise ModelNotFound(f"`{self}` is not on this machine", "`llmdeploy serve` fetches it")
 
     def facts(self) -> ModelFacts:
-        """Raises ModelNotFound, ModelInvalid."""
-        return read_hf(self.folder)
+        """By its files here, or by their headers at the source. Raises ModelNotFound, ModelInvalid, DownloadFailed."""
+        return hf_facts.read(self._files())
 
     def require_tokenizer(self) -> None:
         """Raises ModelInvalid where there is none: vLLM would serve all the same, and answer with garbage."""
-        if not any(any(self.folder.glob(pattern)) for pattern in TOKENIZERS):
+        if not any(fnmatch(name, pattern) for name in self._files().names() for pattern in TOKENIZERS):
+            where = self.folder if self.present() else self
             raise ModelInvalid(
-                f"`{self.folder}` holds no tokenizer", "put the model's own there: `tokenizer.json` in most cases"
+                f"`{where}` holds no tokenizer", "put the model's own there: `tokenizer.json` in most cases"
             )
+
+    def _files(self) -> hf_facts.Files:
+        if isinstance(self.location, HubRepo) and not self.present():
+            return hf_facts.Repository(self._listing)
+        return hf_facts.Folder(self.folder)
 
     def local_files(self) -> tuple[Path, ...]:
         """What makes it what it is: the configuration and the weights."""
@@ -142,71 +147,9 @@ def find(model: ModelRef) -> HfModel:
     )
 
 
-def read_hf(folder: Path) -> ModelFacts:
-    """Sizes and shapes, from config.json and the sizes of the safetensors files. Raises ModelNotFound, ModelInvalid."""
-    config = _json(folder / CONFIG)
-    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
-    assert isinstance(text, dict)
-    layers, heads, hidden = (_number(text, name) for name in LAYERS_HEADS_HIDDEN)
-    key_value, key, value = _cached_heads(text, heads, hidden)
-    architectures = config.get("architectures")
-    return ModelFacts(
-        architecture=str(architectures[0]) if isinstance(architectures, list) and architectures else "unknown",
-        weights_bytes=sum(file.stat().st_size for file in _weights(folder)),
-        kv_heads=_per_layer(text, key_value, min(layers, 100_000)),
-        key_length=key,
-        value_length=value,
-        embedding_length=hidden,
-        vocabulary_size=_number(text, "vocab_size", 0),
-        context_length=_number(text, "max_position_embeddings", 0) or UNKNOWN_LENGTH,
-        capabilities=("text", "image") if "vision_config" in config else ("text",),
-        source="config.json and the safetensors files",
-    )
-
-
-def _cached_heads(text: dict[str, Any], heads: int, hidden: int) -> tuple[int, int, int]:
-    """How many heads the KV cache has in a layer, and the lengths of a key and a value."""
-    if latent := _number(text, "kv_lora_rank"):  # DeepSeek's: one latent vector for all heads
-        return 1, latent + _number(text, "qk_rope_head_dim"), 0
-    length = _number(text, "head_dim", hidden // heads if heads else 0)
-    return _number(text, "num_key_value_heads", heads), length, length
-
-
-def _per_layer(text: dict[str, Any], heads: int, layers: int) -> tuple[int, ...]:
-    """The KV heads of each layer: none where a layer keeps a state of fixed size instead."""
-    kinds = text.get("layer_types")
-    if not isinstance(kinds, list) or len(kinds) != layers:
-        return (heads,) * layers
-    return tuple(0 if kind in STATEFUL else heads for kind in kinds)
-
-
 def _weights(folder: Path) -> list[Path]:
     """The safetensors files that vLLM loads."""
-    return [folder / name for name in _loaded([path.name for path in folder.glob("*.safetensors")])]
-
-
-STATEFUL = ("linear_attention", "mamba", "conv")
-LAYERS_HEADS_HIDDEN = ("num_hidden_layers", "num_attention_heads", "hidden_size")
-LARGEST = 2**63 - 1
-
-
-def _number(table: dict[str, Any], name: str, default: int = 0) -> int:
-    value = table.get(name)
-    return value if isinstance(value, int) and 0 <= value <= LARGEST else default
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelNotFound(
-            f"`{file.parent}` holds no `{file.name}`", "a model in Hugging Face form is a folder with one"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelInvalid(f"`{file}` cannot be read: {error}", "fetch the file again") from error
-    if not isinstance(content, dict):
-        raise ModelInvalid(f"`{file}` is no JSON object", "fetch the file again")
-    return content
+    return [folder / name for name in hf_facts.weights([file.name for file in folder.glob("*.safetensors")])]
 
 
 def wanted(names: Iterable[str]) -> list[str]:
@@ -215,7 +158,7 @@ def wanted(names: Iterable[str]) -> list[str]:
     Raises ModelNotFound without safetensors.
     """
     top = [name for name in names if "/" not in name]
-    weights = _loaded([name for name in top if name.endswith(".safetensors")])
+    weights = hf_facts.weights(top)
     if not weights:
         raise ModelNotFound(
             "the repository holds no safetensors in its top folder",
@@ -223,8 +166,3 @@ def wanted(names: Iterable[str]) -> list[str]:
         )
     rest = [name for name in top if any(fnmatch(name, pattern) for pattern in WANTED)]
     return sorted({*weights, *rest}, key=lambda name: (name != CONFIG, name))
-
-
-def _loaded(weights: list[str]) -> list[str]:
-    """Of a repository of Mistral's, which has its weights twice, vLLM loads the consolidated."""
-    return [name for name in weights if name.startswith("consolidated")] or weights
