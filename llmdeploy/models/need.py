@@ -40,6 +40,8 @@ class Need:
     """Bytes that are needed there besides: a second copy, for a while or for good."""
     remedy: str = "free some space"
     """What to do where the disk is too small."""
+    unknown: str = ""
+    """Why `files` are not known, where they are not: then something is missing, and nobody here can say how much."""
 
     @property
     def size(self) -> int:
@@ -51,7 +53,7 @@ class Need:
 
     @property
     def present(self) -> bool:
-        return self.missing == 0
+        return not self.unknown and self.missing == 0
 
     @property
     def asked(self) -> int:
