@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -20,21 +21,24 @@ from llmdeploy import paths
 from llmdeploy.engines import failures as engine_failures
 from llmdeploy.engines.base import EngineStatus, Loaded, Request, ServerSpec
 from llmdeploy.engines.llamacpp import compute_buffer
-from llmdeploy.engines.ollama import dialect, failures, state
+from llmdeploy.engines.ollama import dialect, failures, state, stored
 from llmdeploy.engines.ollama.api import Daemon
-from llmdeploy.engines.ollama.documents import Shown, full_name, same_name
+from llmdeploy.engines.ollama.documents import Installed, Shown, full_name, same_name
 from llmdeploy.engines.ollama.imports import Import
 from llmdeploy.engines.ollama.places import places
+from llmdeploy.engines.ollama.registry import Manifest, Registry
 from llmdeploy.engines.phases import Phases
 from llmdeploy.errors import (
     AlreadyServing,
     DoesNotFit,
+    DownloadFailed,
     EngineMissing,
     LlmdeployError,
     ModelInvalid,
     NotPermitted,
     Remedy,
     TimedOut,
+    UsageError,
 )
 from llmdeploy.models import catalog, digest, gguf, hub
 from llmdeploy.models.facts import UNKNOWN_LENGTH, ModelFacts
@@ -58,6 +62,7 @@ if TYPE_CHECKING:
     from llmdeploy.config import Settings
     from llmdeploy.hardware import Hardware
     from llmdeploy.models.hub import OnProgress
+    from llmdeploy.models.need import Need
 
 MARK = "llmdeploy: an alias for as long as it is served"
 CLOUD = re.compile(r":([^/:]*-)?cloud$", re.IGNORECASE)
@@ -100,6 +105,7 @@ class Ollama:
         self._ours = False
         self._url = ""
         self._imported: Import | None = None
+        self._manifests: dict[str, tuple[Registry, Manifest] | DownloadFailed] = {}
         self._thinks = True
 
     def status(self) -> EngineStatus:
@@ -148,23 +154,87 @@ class Ollama:
     def present(self, artefact: Tag | GgufModel) -> bool:
         if isinstance(artefact, GgufModel):
             return self._import(artefact).is_there()
-        return any(same_name(one.name, artefact.name) for one in self._api().models())
+        return self._installed(artefact) is not None
 
-    def pull(self, artefact: Tag | GgufModel, on_progress: OnProgress) -> None:
+    def _installed(self, tag: Tag) -> Installed | None:
+        return next((one for one in self._api().models() if same_name(one.name, tag.name)), None)
+
+    def need(self, artefact: Tag | GgufModel, folder: Path | None = None) -> Need:
+        """Of a tag that the registry does not tell of, no sizes are known: the daemon may get it all the same."""
+        if folder is not None:
+            raise UsageError(
+                "Ollama keeps all models in one store, so `--dir` is not for it",
+                "leave `--dir` out; another store: set `OLLAMA_MODELS`, here and where Ollama is started",
+            )
         if isinstance(artefact, GgufModel):
+            return stored.with_copies(artefact.need(), self._store_need(artefact))
+        with suppress(EngineMissing):  # it is not started yet
+            if one := self._installed(artefact):
+                return stored.complete(one, self._disk)
+        try:
+            return stored.need(self._registered(artefact.name)[1], self._disk)
+        except DownloadFailed as error:
+            return stored.unknown(artefact.name, self._disk, error.message)
+
+    def pull(self, artefact: Tag | GgufModel, on_progress: OnProgress, folder: Path | None = None) -> None:
+        self.need(artefact, folder).demand_room()
+        if isinstance(artefact, GgufModel):
+            if need := self._store_need(artefact):
+                need.demand_room()
             artefact.pull(on_progress)
             demand_length(artefact.facts(), self._settings.context)  # before Ollama is given anything
             self._import(artefact).make(on_progress)
         else:
             self._api().pull(artefact.name, on_progress)
 
+    def _store_need(self, model: GgufModel) -> Need | None:
+        """What an import of the files takes of Ollama's store; None where it takes nothing."""
+        made = self._import(model)
+        with suppress(EngineMissing):
+            if made.is_there():
+                return None
+        return stored.imported(model.need(), self._disk, linked=made.can_link(model.need().folder))
+
     def _import(self, model: GgufModel) -> Import:
+        return Import(self._api(), self._store, model)
+
+    @property
+    def _store(self) -> Path:
         """Where the daemon's store is, it tells where it has a model; else the variables tell where it should be."""
         named = (self._ours and self._settings.ollama_models) or os.environ.get("OLLAMA_MODELS")
         found = self._state.store if self._state and not self._ours else None
-        return Import(self._api(), found or Path(named or Path.home() / ".ollama" / "models"), model)
+        return found or Path(named or Path.home() / ".ollama" / "models")
+
+    @property
+    def _disk(self) -> Path | None:
+        """The store, for its room; None where it is another machine's, or nobody knows where."""
+        state = self._state
+        if not self._api().is_local:
+            return None
+        if self._ours or state is None or state.store or not state.owner or "OLLAMA_MODELS" in os.environ:
+            return self._store
+        home = os.path.expanduser(f"~{state.owner}")
+        return Path(home) / ".ollama" / "models" if os.path.isabs(home) else None
+
+    def _registered(self, name: str) -> tuple[Registry, Manifest]:
+        """The model at its registry, which is asked once, whatever the answer. Raises DownloadFailed."""
+        if name not in self._manifests:
+            registry = Registry(name)
+            try:
+                self._manifests[name] = registry, registry.manifest()
+            except DownloadFailed as error:
+                self._manifests[name] = error
+        known = self._manifests[name]
+        if isinstance(known, DownloadFailed):
+            raise known
+        return known
 
     def facts(self, artefact: Tag | GgufModel) -> ModelFacts:
+        if not self.present(artefact):
+            if isinstance(artefact, GgufModel):
+                return artefact.facts()
+            registry, manifest = self._registered(artefact.name)
+            return registry.facts(manifest)
         name = self._model(artefact)
         shown = self._api().show(name)
         if shown.remote_host:
@@ -192,7 +262,8 @@ class Ollama:
     def revision(self, artefact: Tag | GgufModel) -> str | None:
         if isinstance(artefact, GgufModel):
             return hub.commit_of(artefact.local_files())
-        return next((one.digest for one in self._api().models() if same_name(one.name, artefact.name)), None)
+        installed = self._installed(artefact)
+        return installed.digest if installed else None
 
     def plan(self, facts: ModelFacts, hardware: Hardware, wishes: Wishes) -> Plan:
         named = os.environ.get("OLLAMA_NUM_PARALLEL", "").strip(" \"'")

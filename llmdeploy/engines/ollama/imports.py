@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ NAMESPACE = "llmdeploy"
 CONFIG = "application/vnd.docker.container.image.v1+json"
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 LAYER = "application/vnd.ollama.image."
+_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf\b")
+"""Of a model in parts Ollama makes one file."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,17 @@ class Import:
                 self.daemon.push_blob(path, f"sha256:{sha256}", on_progress)
         self.daemon.create_from_files(name, {path.name: f"sha256:{sha256}" for path, sha256 in files.items()})
 
+    def can_link(self, folder: Path | None) -> bool:
+        """Whether files that are here, or will be in that folder, can be linked into the store."""
+        try:
+            owner, device = _existing(self.store).stat().st_uid, _existing(self.store).stat().st_dev
+            here = [*self.model.local_files(), folder or self.store]
+            if any(_PART.search(str(file)) for file in self.model.files):
+                return False
+            return self.daemon.is_local and owner == os.geteuid() and _existing(here[0]).stat().st_dev == device
+        except (OSError, AttributeError):  # a system without users
+            return False
+
     def digests(self, on_progress: OnProgress = lambda name, done, total: None) -> dict[Path, str]:
         """The SHA-256 of each file: all parts of the weights, the projector. Raises ModelNotFound, ModelInvalid."""
         return {path: digest.sha256(path, on_progress) for path in self._files}
@@ -103,6 +117,11 @@ class Import:
         for link in made:  # it is another Ollama's
             link.unlink(missing_ok=True)
         return False
+
+
+def _existing(path: Path) -> Path:
+    """The path, or what of it is there."""
+    return next(one for one in [path.absolute(), *path.absolute().parents] if one.exists())
 
 
 def _link(path: Path, link: Path) -> Path | None:

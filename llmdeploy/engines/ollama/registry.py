@@ -1,0 +1,155 @@
+"""Ollama's registry, asked without Ollama: what a name stands for, how large it is, and what its weights' header says.
+
+The daemon asks it too, perhaps by another way and with a key of its own: what is not to be had from here it may have.
+The protocol is that of container registries: a manifest lists layers, and a layer's address leads on to a CDN.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+from llmdeploy.engines.ollama.connection import Connection
+from llmdeploy.engines.ollama.imports import LAYER, MANIFEST
+from llmdeploy.errors import DownloadFailed, EngineMissing, ModelInvalid
+from llmdeploy.models import facts as model_facts
+from llmdeploy.models import gguf_header, ranges
+from llmdeploy.models.facts import ModelFacts
+
+HOST, NAMESPACE, TAG = "registry.ollama.ai", "library", "latest"
+SECONDS = 10.0
+"""For each answer."""
+LARGEST_MANIFEST = 4 * 1024**2
+HINT = "Ollama asks it by itself; check the network"
+
+
+@dataclass(frozen=True)
+class Layer:
+    kind: str
+    """`model`, `projector`, `template`; what a layer of another registry is, is not known."""
+    digest: str
+    """SHA-256: 64 hexadecimal digits."""
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    name: str
+    """The model's, as it was asked for."""
+    layers: tuple[Layer, ...]
+    """With its configuration, which is one too."""
+
+    @property
+    def size(self) -> int:
+        """What Ollama tells as the model's size."""
+        return sum(layer.size for layer in self.layers)
+
+    def layer(self, kind: str) -> Layer | None:
+        return next((layer for layer in self.layers if layer.kind == kind), None)
+
+
+class Registry(Connection):
+    """The registry of one model. Every failure is a DownloadFailed."""
+
+    def __init__(self, name: str, *, scheme: str = "https") -> None:
+        """`name`: `[host/][namespace/]model[:tag]`."""
+        host, self._model, self._tag = parts(name)
+        self._name = name
+        super().__init__(f"{scheme}://{host}", patience=SECONDS)
+
+    def manifest(self) -> Manifest:
+        with self._streamed(f"/v2/{self._model}/manifests/{self._tag}", {"Accept": MANIFEST}) as response:
+            if response.status_code != 200:
+                raise self._refused(f"it answers with status {response.status_code}")
+            content = _read(response, LARGEST_MANIFEST)
+        return Manifest(self._name, self._layers(content))
+
+    def open(self, layer: Layer) -> BinaryIO:
+        """The file of a layer, to seek and read in: only what is read is fetched."""
+
+        def get(start: int, end: int) -> bytes:
+            # Compressed, the ranges would be those of other bytes.
+            headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+            with self._streamed(f"/v2/{self._model}/blobs/sha256:{layer.digest}", headers) as response:
+                if response.status_code != 206 and not (response.status_code == 200 and end - start == layer.size):
+                    raise self._refused(f"it answers with status {response.status_code} where a range was asked for")
+                return _read(response, end - start)
+
+        return ranges.opened(get, layer.size, self._name)
+
+    def facts(self, manifest: Manifest) -> ModelFacts:
+        """By the header of its weights; `weights_bytes` is the size of all its files, as Ollama's daemon tells it."""
+        layer = manifest.layer("model")
+        if layer is None:
+            raise self._refused(f"`{self._name}` is no GGUF file there")
+        try:
+            with self.open(layer) as file:
+                header = gguf_header.read_remote(self._name, file)
+            found = model_facts.of_headers([header], None, f"header of `{self._name}` at {self._host}")
+        except ModelInvalid as error:  # Ollama has forms of its own, which it reads all the same
+            raise DownloadFailed(error.message, error.hint) from error
+        sees = manifest.layer("projector") or f"{found.architecture}.vision.block_count" in header.fields
+        capabilities = [*found.capabilities, *(["image"] if sees else [])]
+        return replace(found, weights_bytes=manifest.size, capabilities=tuple(capabilities))
+
+    @contextmanager
+    def _streamed(self, path: str, headers: dict[str, str]) -> Iterator[Any]:
+        import httpx
+
+        try:
+            with (
+                self._http(self._patience) as http,
+                http.stream("GET", path, headers=headers, follow_redirects=True) as response,
+            ):
+                yield response
+        except (httpx.HTTPError, OSError) as error:
+            raise self._refused(str(error) or type(error).__name__) from error
+        except EngineMissing as error:  # there is no way to it: the environment names a proxy that is none
+            raise DownloadFailed(error.message, error.hint) from error
+
+    def _layers(self, content: bytes) -> tuple[Layer, ...]:
+        import json
+
+        try:
+            document = json.loads(content)
+            return tuple(_layer(layer) for layer in [document["config"], *document["layers"]])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise self._refused("what answers does not speak as a registry does") from None
+
+    def _refused(self, why: str) -> DownloadFailed:
+        return DownloadFailed(f"`{self._host}` does not tell of `{self._name}`: {why}", HINT)
+
+    @property
+    def _host(self) -> str:
+        return urlsplit(self.url).netloc
+
+
+def parts(name: str) -> tuple[str, str, str]:
+    """Host, `namespace/model` and tag, as Ollama reads a name."""
+    path, _, tag = name.rpartition(":") if ":" in name.rpartition("/")[2] else (name, "", TAG)
+    *before, model = path.split("/")
+    host = before[0] if len(before) > 1 else HOST
+    return host, f"{before[-1] if before else NAMESPACE}/{model}", tag
+
+
+def _layer(document: dict[str, Any]) -> Layer:
+    match = re.fullmatch(r"sha256:([0-9a-f]{64})", document["digest"])
+    size = document["size"]
+    if match is None or not isinstance(size, int) or size < 0:
+        raise ValueError
+    return Layer(str(document["mediaType"]).removeprefix(LAYER), match[1], size)
+
+
+def _read(response: Any, most: int) -> bytes:
+    """The answer's bytes; never more than that are read, whatever the server sends."""
+    content = bytearray()
+    for chunk in response.iter_bytes():
+        content += chunk
+        if len(content) >= most:
+            break
+    return bytes(content[:most])

@@ -1,0 +1,65 @@
+"""What of a model is in Ollama's store, where that is this machine's: a need, layer by layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from llmdeploy.engines.ollama.documents import Installed
+from llmdeploy.engines.ollama.registry import Layer, Manifest
+from llmdeploy.models.need import Need, NeededFile
+from llmdeploy.models.reference import OllamaTag
+
+REMEDY = "free some space there; another folder: set `OLLAMA_MODELS`, here and where Ollama is started"
+
+
+def need(manifest: Manifest, store: Path | None) -> Need:
+    """The layers of a manifest against the store; None: it is another machine's."""
+    files = [NeededFile(layer.digest[:12], layer.size, here(layer, store), layer.digest) for layer in manifest.layers]
+    return Need(str(OllamaTag(manifest.name)), store, tuple(files), remedy=REMEDY)
+
+
+def complete(model: Installed, store: Path | None) -> Need:
+    """Of a model that the daemon has."""
+    file = NeededFile(model.name, model.size, model.size, model.digest)
+    return Need(str(OllamaTag(model.name)), store, (file,), revision=model.digest, remedy=REMEDY)
+
+
+def imported(files: Need, store: Path | None, *, linked: bool) -> Need | None:
+    """Of GGUF files that Ollama is given: they are copied into its store, and there written once more."""
+    if linked:
+        return None
+    copied = tuple(replace(file, here=0) for file in files.files)
+    return Need(files.source, store, copied, copies=files.size, remedy=REMEDY)
+
+
+def with_copies(files: Need, store: Need | None) -> Need:
+    """What the files need, with what the store takes of them, where that is of the same disk."""
+    if store is None or files.folder is None or store.folder is None or not _on_one_disk(files.folder, store.folder):
+        return files
+    return replace(files, copies=files.copies + store.missing + store.copies)
+
+
+def unknown(name: str, store: Path | None, why: str) -> Need:
+    return Need(str(OllamaTag(name)), store, (), unknown=why, remedy=REMEDY)
+
+
+def here(layer: Layer, store: Path | None) -> int:
+    """Bytes of a layer that the store has. A part has its full length from the beginning, and holes."""
+    if store is None:
+        return 0
+    blob = store / "blobs" / f"sha256-{layer.digest}"
+    try:
+        if blob.exists():
+            return layer.size
+        return min(layer.size, getattr(blob.with_name(f"{blob.name}-partial").stat(), "st_blocks", 0) * 512)
+    except OSError:  # not there, or another user's
+        return 0
+
+
+def _on_one_disk(one: Path, other: Path) -> bool:
+    first, second = (
+        next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists()).stat().st_dev
+        for folder in (one, other)
+    )
+    return first == second
