@@ -31,7 +31,7 @@ LAYERS = [
     {"checks", "connection"},
     {"service"},
     {"gateway"},
-    {"engines", "plan"},
+    {"engines", "fit", "plan"},
     {"models", "hardware", "images", "image_sources", "client"},
     {"api_key", "config_edit"},
     {

@@ -24,7 +24,7 @@ from llmdeploy.config import Settings
 from llmdeploy.engines.base import ServerSpec
 from llmdeploy.engines.ollama import Ollama, Tag
 from llmdeploy.engines.ollama.dialect import adapt
-from llmdeploy.errors import AlreadyServing, EngineMissing, LlmdeployError, ModelInvalid, ModelNotFound, NotPermitted
+from llmdeploy.errors import AlreadyServing, EngineMissing, LlmdeployError, ModelInvalid, NotPermitted
 from llmdeploy.models import gguf
 from llmdeploy.models.gguf import GgufModel
 from llmdeploy.models.reference import HubFile, parse
@@ -45,6 +45,12 @@ def at(ollama: Replay, **settings: Any) -> Ollama:
     engine.status()
     assert engine.daemon(Wishes(), 1) == ServerSpec((), ollama.url, "/api/version")
     return engine
+
+
+def asked_again(ollama: Replay, path: str, number: int) -> None:
+    """Have the recorded Ollama answer one of its questions, counted from 0, twice."""
+    at = [index for index, one in enumerate(ollama.exchanges) if one["request"]["path"] == path][number]
+    ollama.exchanges.insert(at, ollama.exchanges[at])
 
 
 def renamed(ollama: Replay, names: dict[str, str]) -> None:
@@ -298,6 +304,8 @@ def test_the_revision_of_a_tag_is_its_digest_at_the_daemon() -> None:
 def recorded(world: World) -> Iterator[Replay]:
     """An Ollama with an empty store that is given the self-test model, and serves it until it is told to stop."""
     with replay("serve_attached") as ollama:
+        asked_again(ollama, "/api/ps", 1)  # whether it would fit, before it is given anything
+        asked_again(ollama, "/api/tags", 2)  # whether it is there, once it is
         renamed(ollama, {"STATE of HOST": f"{world.state} of {socket.gethostname()}"})
         world.environment["OLLAMA_HOST"] = ollama.url
         yield ollama
@@ -419,6 +427,7 @@ def test_where_another_model_has_taken_the_room_nothing_is_forced() -> None:
 @pytest.fixture
 def pulling(world: World) -> World:
     world.environment["COLUMNS"] = "100"
+    world.environment["HTTPS_PROXY"] = f"http://127.0.0.1:{closed_port()}"  # no registry answers
     return world
 
 
@@ -488,7 +497,7 @@ def whole(ollama: Replay) -> str:
     [chunk] = tags["response"]["chunks"]
     chunk[1] = json.dumps({"models": [one for one in json.loads(chunk[1])["models"] if one["name"] == name]})
     empty = exchanges("empty_store")[0]
-    ollama.exchanges[:0] = [empty, empty]  # to the look at the state, and to whether it is there
+    ollama.exchanges[:0] = [empty] * 5  # to the look at the state, and to whether it is there, until it is pulled
     return name
 
 
@@ -724,9 +733,12 @@ def test_the_cause_of_its_end(log: list[str], status: int, cause: str | None) ->
 # --- Imports
 
 
-def test_a_model_that_is_not_here_is_no_import(tmp_path: Path) -> None:
-    with replay("version", "tags") as ollama, pytest.raises(ModelNotFound):
-        at(ollama).facts(GgufModel(HubFile("owner/repo", "nowhere.gguf")))
+def test_facts_of_a_file_that_is_not_here_are_read_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmdeploy.models.hub.open", lambda file: (SELFTEST / file.file).open("rb"))
+    with replay("version", "tags") as ollama:
+        facts = at(ollama).facts(GgufModel(HubFile("owner/repo", WEIGHTS.name), MMPROJ))
+        assert not [method for method, _, _ in ollama.requests if method != "GET"]
+    assert facts == gguf.find(parse("selftest")).facts()
 
 
 def test_a_context_beyond_the_models_own_is_refused_before_a_byte_is_sent(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ class Played:
         self.did.append(what)
         await asyncio.sleep(0)
 
-    async def look(self) -> None:
+    async def look(self, spare: Held) -> None:
         await self._do("look")
 
     async def settle(self, plan: Plan | None) -> None:

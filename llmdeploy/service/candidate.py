@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmdeploy import hardware
+from llmdeploy import fit, hardware
 from llmdeploy.errors import EngineMissing, LlmdeployError, ServerDied, StartFailed, TimedOut
 from llmdeploy.models.reference import ModelRef, served_name
 from llmdeploy.plan import Plan, Setting, Wishes
@@ -23,6 +23,7 @@ from llmdeploy.service.child import Child
 from llmdeploy.service.health import answers_for, healthy, listens
 from llmdeploy.service.log import ServerLog, open_log
 from llmdeploy.service.ports import free_port
+from llmdeploy.service.room import Held, without
 from llmdeploy.service.state import open_private, unwritable
 from llmdeploy.service.threads import in_thread
 
@@ -107,10 +108,13 @@ class Candidate:
         self._stopping = threading.Lock()
         self._runs: Child | Attached | None = None
 
-    def look(self) -> None:
-        """See to it that all it needs is here: the engine, its daemon, the weights. Raises what is missing."""
+    def look(self, spare: Held | None = None) -> None:
+        """See to it that all it needs is here: the engine, its daemon, the weights. Raises what is missing.
+
+        `spare`: what a server holds that goes before this one comes.
+        """
         self.reach()
-        self.artefact = self._weights()
+        self.artefact = self._weights(spare or Held())
         self.facts = self.engine.facts(self.artefact)
 
     def reach(self) -> None:
@@ -167,14 +171,24 @@ class Candidate:
                 reminded = now
                 self._tell("wait", phase=self._phase, line=self._last_line)
 
-    def _weights(self) -> Any:
+    def _weights(self, spare: Held) -> Any:
         artefact = self.engine.artefact(self.order.model)
         if not self.engine.present(artefact):
+            self._demand_fetchable(artefact, without(hardware.detect(), spare))
             self._enter("fetching the weights")
             self.engine.pull(
                 artefact, lambda file, done, total: self._tell("download", file=file, done=done, total=total)
             )
         return artefact
+
+    def _demand_fetchable(self, artefact: Any, machine: Hardware) -> None:
+        """Refuse what memory or disk cannot hold before its first byte. Raises DoesNotFit, DownloadFailed."""
+        plan = fit.foreseen(self.engine, artefact, machine, self.order.wishes)
+        if plan is not None:
+            plan.demand_fit(str(self.order.model))
+        need = self.engine.need(artefact)
+        need.demand_room()
+        self._tell("fetching", source=need.source, bytes=None if need.unknown else need.missing, reason=need.unknown)
 
     def launch(self) -> None:
         """Start the server, where it does not run since `look`. Raises StateUnwritable."""

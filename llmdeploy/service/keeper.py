@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from llmdeploy.errors import Remedy
     from llmdeploy.hardware import Hardware
     from llmdeploy.plan import Plan
+    from llmdeploy.service.room import Held
 
 T = TypeVar("T")
 
@@ -85,9 +86,12 @@ class Keeper:
     def _note(self, text: str) -> None:
         self._tell("note", text=text)
 
-    async def look(self) -> None:
-        """See to it that all is here. From a start like it that had to be repaired the settings are taken."""
-        await self._in_thread(self.candidate.look)
+    async def look(self, spare: Held | None = None) -> None:
+        """See to it that all is here. From a start like it that had to be repaired the settings are taken.
+
+        `spare`: what a server holds that goes before this one comes.
+        """
+        await self._in_thread(lambda: self.candidate.look(spare))
         self._known = await in_thread(lambda: history.recall(self._kind(hardware.detect())))
         for remedy in self._known.remedies if self._known and self.order.repair else ():
             if self._take(remedy, "as the last start like this one needed"):

@@ -122,22 +122,30 @@ class Switch:
         edit = config_edit.edited(self._wanted.file, self._wanted.changes)
         if edit.after != edit.before:
             config_edit.demand_writable(self._wanted.file)
-        await self._new.look()
-        machine = await in_thread(hardware.detect)
         self._holds = await in_thread(lambda: holds(self._old))
+        await self._new.look(self._given)
+        machine = await in_thread(hardware.detect)
+        self._holds = await in_thread(lambda: holds(self._old))  # the fetching may have taken hours
         self._room = await in_thread(lambda: self._room_for(machine))
         self._room.plan.demand_fit(str(self._wanted.order.model))
         self._service.tell({"event": "room", "beside": self._room.beside, "reason": self._room.reason})
 
     def _room_for(self, machine: Hardware) -> Room:
         """Whether both fit, as the engine plans them. Raises DoesNotFit."""
-        new, old = self._new, self._old
-        shares = new.engine.name == old.engine.name and not new.engine.side_by_side
-        # A daemon of another's counts what it lets go for a model itself.
-        given = Held() if shares and old.candidate.attached else self._holds
+        new = self._new
         beside = new.candidate.plan_for(machine)
-        alone = new.candidate.plan_for(room.without(machine, given))
-        return room.decide(beside, alone, shares=shares, allowed=self._wanted.beside)
+        alone = new.candidate.plan_for(room.without(machine, self._given))
+        return room.decide(beside, alone, shares=self._shares, allowed=self._wanted.beside)
+
+    @property
+    def _shares(self) -> bool:
+        """Whether one daemon is behind both."""
+        return self._new.engine.name == self._old.engine.name and not self._new.engine.side_by_side
+
+    @property
+    def _given(self) -> Held:
+        """What the old server gives back when it goes; a daemon of another's counts what it lets go itself."""
+        return Held() if self._shares and self._old.candidate.attached else self._holds
 
     async def _prepare(self) -> None:
         """Start the new server: beside the old one, or once that one is gone."""
