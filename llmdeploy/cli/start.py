@@ -64,6 +64,10 @@ class AsText:
                 self._downloads.show(file, done, total)
             case {"event": "step", "step": step}:
                 say_phase(f"{step}: {STEPS[step]}", event["elapsed"])
+            case {"event": "fetching", "bytes": size, "source": source} if size:
+                self._aside(f"{in_gib(size)} from {source}")
+            case {"event": "fetching", "reason": reason} if reason:
+                self._aside(f"its size is not known: {reason}")
             case {"event": "plan"}:
                 self._aside(_plan(event))
             case {"event": "loaded", "detail": detail, "context": context}:

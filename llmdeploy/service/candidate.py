@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from llmdeploy.engines.base import Engine, Loaded, ServerSpec, Step
     from llmdeploy.hardware import Hardware
     from llmdeploy.models.facts import ModelFacts
+    from llmdeploy.models.need import Need
     from llmdeploy.service.process import ProcessId
 
 STOP_GRACE = 3.0
@@ -174,21 +175,22 @@ class Candidate:
     def _weights(self, spare: Held) -> Any:
         artefact = self.engine.artefact(self.order.model)
         if not self.engine.present(artefact):
-            self._demand_fetchable(artefact, without(hardware.detect(), spare))
+            need = self._fetchable(artefact, without(hardware.detect(), spare))
             self._enter("fetching the weights")
+            self._tell("fetching", source=need.source, bytes=need.missing, reason=need.unknown)
             self.engine.pull(
                 artefact, lambda file, done, total: self._tell("download", file=file, done=done, total=total)
             )
         return artefact
 
-    def _demand_fetchable(self, artefact: Any, machine: Hardware) -> None:
-        """Refuse what memory or disk cannot hold before its first byte. Raises DoesNotFit, DownloadFailed."""
+    def _fetchable(self, artefact: Any, machine: Hardware) -> Need:
+        """What is fetched, unless memory or disk cannot hold it. Raises DoesNotFit, DownloadFailed."""
         plan = fit.foreseen(self.engine, artefact, machine, self.order.wishes)
         if plan is not None:
             plan.demand_fit(str(self.order.model))
         need = self.engine.need(artefact)
         need.demand_room()
-        self._tell("fetching", source=need.source, bytes=None if need.unknown else need.missing, reason=need.unknown)
+        return need
 
     def launch(self) -> None:
         """Start the server, where it does not run since `look`. Raises StateUnwritable."""

@@ -1,0 +1,177 @@
+"""What cannot fit is refused before its first byte: by headers at the source, and with the numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from llmdeploy import fit
+from llmdeploy.errors import DoesNotFit, DownloadFailed, ModelInvalid
+from llmdeploy.models import ranges
+from llmdeploy.plan import Wishes
+from tests.conftest import SELFTEST, World
+from tests.hub_server import Hub, serve
+
+WEIGHTS, MMPROJ = SELFTEST / "selftest-f16.gguf", SELFTEST / "mmproj-selftest-f16.gguf"
+HUGE = "hf://owner/huge/x.gguf"
+
+
+def huge() -> bytes:
+    """The self-test model with one matrix that is said to be long: 8 TB."""
+    content = bytearray(WEIGHTS.read_bytes())
+    at = content.index(b"token_embd.weight") + len(b"token_embd.weight") + 4 + 8
+    content[at : at + 8] = (2**34).to_bytes(8, "little")
+    return bytes(content)
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with serve(Hub()) as hub:
+        yield hub
+
+
+@pytest.fixture
+def asking(world: World, hub: Hub) -> World:
+    """A world whose Hub is this one."""
+    world.environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(world.folder / "hf")}
+    return world
+
+
+def log(world: World) -> str:
+    return (world.state / "service.log").read_text()
+
+
+def cached(world: World) -> list[Path]:
+    return [file for file in (world.folder / "hf").rglob("*") if file.is_file()]
+
+
+# --- The decision
+
+
+def engine(facts: Any) -> Any:
+    def read(artefact: object) -> object:
+        if isinstance(facts, Exception):
+            raise facts
+        return facts
+
+    return SimpleNamespace(facts=read, plan=lambda facts, machine, wishes: (facts, machine, wishes))
+
+
+def test_the_plan_of_what_is_known() -> None:
+    machine = cast("Any", "a machine")
+    assert cast("Any", fit.foreseen(engine("facts"), "x", machine, Wishes(context=5))) == (
+        "facts",
+        machine,
+        Wishes(context=5),
+    )
+
+
+def test_what_the_source_does_not_tell_is_not_foreseen() -> None:
+    assert fit.foreseen(engine(DownloadFailed("x")), "x", cast("Any", None), Wishes()) is None
+
+
+@pytest.mark.parametrize("kind", [ModelInvalid, DoesNotFit])
+def test_what_is_no_model_is_an_error(kind: type[Exception]) -> None:
+    with pytest.raises(kind):
+        fit.foreseen(engine(kind("x")), "x", cast("Any", None), Wishes())
+
+
+# --- Through the front
+
+
+def test_a_model_that_memory_cannot_hold_is_not_fetched(asking: World, hub: Hub) -> None:
+    hub.files["owner/huge"] = {"x.gguf": huge()}
+    hub.claimed_size = 2**43
+    result = asking.run("serve", HUGE)
+    assert result.status == 1
+    error = result.stderr.splitlines()[-2]
+    assert error.startswith(f"error: `{HUGE}` needs 4096.")
+    assert error.endswith(" is free")
+    assert "fetching" not in result.stderr
+    assert hub.sent_bytes() <= ranges.FIRST
+    assert cached(asking) == []
+
+
+def test_a_model_that_the_disk_cannot_hold_is_not_fetched(asking: World, hub: Hub) -> None:
+    hub.files["owner/huge"] = {"x.gguf": WEIGHTS}
+    hub.claimed_size = 2**43
+    result = asking.run("serve", HUGE, "--json")
+    assert result.status == 1, result.text
+    error = json.loads(result.stdout)["error"]
+    assert error["code"] == "disk_full"
+    assert hub.sent_bytes() <= ranges.FIRST
+    assert cached(asking) == []
+
+
+def test_a_context_that_the_model_cannot_have_is_told_before_it_is_fetched(asking: World, hub: Hub) -> None:
+    hub.files["owner/model"] = {"x.gguf": WEIGHTS.read_bytes() + os.urandom(3_000_000)}
+    result = asking.run("serve", "hf://owner/model/x.gguf", "--context", "8193")
+    assert "error: a context of 8193 tokens is longer than the model's own, 8192" in result.stderr
+    assert hub.sent_bytes() <= ranges.FIRST
+
+
+def test_a_model_of_hugging_face_form_is_weighed_where_it_is(hub: Hub, asking: World) -> None:
+    config = (SELFTEST / "hf" / "config.json").read_bytes()
+    header = json.dumps({"w": {"dtype": "BF16", "shape": [2**42], "data_offsets": [0, 2**43]}}).encode()
+    weights = len(header).to_bytes(8, "little") + header + bytes(300_000)
+    hub.files["owner/huge"] = {"config.json": config, "tokenizer.json": b"{}", "model.safetensors": weights}
+    hub.claimed_size = 2**44
+    script = """
+import sys
+from llmdeploy import fit, hardware
+from llmdeploy.config import Settings
+from llmdeploy.engines.vllm import Vllm
+from llmdeploy.models.reference import parse
+from llmdeploy.plan import Wishes
+
+vllm = Vllm(Settings())
+plan = fit.foreseen(vllm, vllm.artefact(parse("owner/huge")), hardware.detect(), Wishes())
+print(plan.needed_bytes)
+"""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script], env=asking.environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert 2**43 < int(done.stdout) < 2**44
+    assert hub.sent_bytes("model.safetensors") <= ranges.FIRST
+
+
+def test_what_fits_says_how_much_is_fetched_from_where(asking: World, hub: Hub) -> None:
+    hub.files["owner/model"] = {"x.gguf": WEIGHTS}
+    command = asking.start("serve", "hf://owner/model/x.gguf", "--json")
+    assert command.stdout is not None
+    events = (json.loads(line) for line in command.stdout)
+    fetching = next(one for one in events if one["event"] == "fetching")
+    assert (fetching["source"], fetching["bytes"]) == ("hf://owner/model", WEIGHTS.stat().st_size)
+    command.send_signal(signal.SIGINT)
+    command.communicate(timeout=15)
+
+
+def test_where_nothing_is_told_before_it_is_fetched_all_the_same(asking: World, hub: Hub) -> None:
+    """A mirror that sends whole files only."""
+    hub.files["owner/model"] = {"x.gguf": WEIGHTS}
+    hub.ignores_range = True
+    result = asking.run("serve", "hf://owner/model/x.gguf", "--detach")
+    assert result.status == 0, result.text
+    assert "fetching the weights\n          2 MiB from hf://owner/model\n" in log(asking)
+
+
+def test_a_switch_to_what_cannot_fit_fetches_nothing(asking: World, hub: Hub) -> None:
+    hub.files["owner/huge"] = {"x.gguf": huge()}
+    hub.claimed_size = 2**43
+    assert asking.run("serve", "selftest", "--detach").status == 0
+    result = asking.run("switch", "llamacpp", "--model", HUGE)
+    assert result.status == 1
+    assert "the switch failed at the step `check`: " in result.stderr
+    assert " is free" in result.stderr
+    assert hub.sent_bytes() <= ranges.FIRST
+    assert cached(asking) == []

@@ -1,0 +1,339 @@
+"""What Ollama's registry tells of a model, and what Ollama's store has of it: sizes and facts before a pull."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmdeploy.config import Settings
+from llmdeploy.engines.ollama import Ollama, Tag, stored
+from llmdeploy.engines.ollama.registry import Layer, Manifest, parts
+from llmdeploy.engines.ollama.registry import Registry as Asked
+from llmdeploy.errors import DownloadFailed, UsageError
+from llmdeploy.models import gguf, ranges
+from llmdeploy.models.gguf import GgufModel
+from llmdeploy.models.need import Need, NeededFile
+from llmdeploy.models.reference import parse
+from llmdeploy.plan import Wishes
+from llmdeploy.tls import trusting
+from tests.conftest import SELFTEST, World
+from tests.ollama_registry import Registry, serve
+from tests.ollama_replay import closed_port, replay
+from tests.test_facts import write
+from tests.tls_world import CERTIFICATE
+
+WEIGHTS, MMPROJ = SELFTEST / "selftest-f16.gguf", SELFTEST / "mmproj-selftest-f16.gguf"
+
+
+@pytest.fixture
+def registry() -> Iterator[Registry]:
+    with serve(Registry()) as registry:
+        yield registry
+
+
+def asked(registry: Registry, name: str) -> Asked:
+    return Asked(f"{registry.url.removeprefix('http://')}/{name}", scheme="http")
+
+
+# --- Names
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("qwen3", ("registry.ollama.ai", "library/qwen3", "latest")),
+        ("qwen3:8b", ("registry.ollama.ai", "library/qwen3", "8b")),
+        ("User/model:7b", ("registry.ollama.ai", "User/model", "7b")),
+        ("hf.co/Owner/Repo-GGUF:Q4_K_M", ("hf.co", "Owner/Repo-GGUF", "Q4_K_M")),
+        ("hf.co/Owner/Repo-GGUF", ("hf.co", "Owner/Repo-GGUF", "latest")),
+        ("registry.example:5000/user/model", ("registry.example:5000", "user/model", "latest")),
+        ("registry.example:5000/user/model:v1", ("registry.example:5000", "user/model", "v1")),
+    ],
+)
+def test_a_name_is_read_as_ollama_reads_it(name: str, expected: tuple[str, str, str]) -> None:
+    assert parts(name) == expected
+
+
+# --- The registry
+
+
+def test_the_manifest_tells_the_size_of_every_layer(registry: Registry) -> None:
+    made = registry.add("library/x:7b", model=WEIGHTS, projector=MMPROJ, template=b"{{ .Prompt }}")
+    manifest = asked(registry, "library/x:7b").manifest()
+    assert [(f"sha256:{layer.digest}", layer.size) for layer in manifest.layers] == made
+    assert manifest.size == sum(size for _, size in made)
+    projector = manifest.layer("projector")
+    assert projector is not None
+    assert projector.size == MMPROJ.stat().st_size
+    assert manifest.layer("adapter") is None
+
+
+def test_facts_are_in_the_header_of_the_weights(registry: Registry) -> None:
+    registry.add("library/x:7b", model=WEIGHTS.read_bytes() + bytes(3_000_000), projector=MMPROJ)
+    there = asked(registry, "library/x:7b")
+    manifest = there.manifest()
+    facts = there.facts(manifest)
+    here = gguf.find(parse("selftest")).facts()
+    assert facts.weights_bytes == manifest.size, "as Ollama's daemon tells it"
+    assert replace(facts, weights_bytes=here.weights_bytes, source=here.source, mmproj_bytes=here.mmproj_bytes) == here
+    assert facts.source.startswith("header of `localhost:")
+    assert registry.sent == ranges.FIRST
+    assert len(registry.requests) == 3, "the manifest, the blob, and where that leads to"
+
+
+def test_a_model_whose_eyes_are_in_its_own_file_sees(registry: Registry, tmp_path: Path) -> None:
+    registry.add("library/x:7b", model=write(tmp_path / "x.gguf", {"vision.block_count": 32}))
+    there = asked(registry, "library/x:7b")
+    assert there.facts(there.manifest()).sees_images
+
+
+@pytest.mark.parametrize(
+    ("manifest", "why"),
+    [
+        (None, "it answers with status 404"),
+        (b"<html>log in</html>", "what answers does not speak as a registry does"),
+        (b"[]", "what answers does not speak as a registry does"),
+        (b'{"layers": []}', "what answers does not speak as a registry does"),
+        (b'{"config": {"digest": "sha256:1", "size": 1, "mediaType": "x"}, "layers": []}', "what answers does not"),
+        (b"[" * 100_000, "what answers does not speak as a registry does"),
+    ],
+)
+def test_an_answer_that_is_no_manifest(registry: Registry, manifest: bytes | None, why: str) -> None:
+    if manifest is not None:
+        registry.manifests["library/x:7b"] = manifest
+    there = asked(registry, "library/x:7b")
+    with pytest.raises(DownloadFailed) as caught:
+        there.manifest()
+    host = registry.url.removeprefix("http://")
+    assert caught.value.message.startswith(f"`{host}` does not tell of `{host}/library/x:7b`: {why}")
+    assert caught.value.hint
+
+
+def test_nobody_answers() -> None:
+    with pytest.raises(DownloadFailed, match="does not tell of"):
+        Asked(f"127.0.0.1:{closed_port()}/library/x:7b").manifest()
+
+
+def test_a_proxy_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in (f"http://127.0.0.1:{closed_port()}", "spdy://x", "http://[::"):
+        monkeypatch.setenv("HTTPS_PROXY", value)
+        with pytest.raises(DownloadFailed):
+            Asked("qwen3:8b").manifest()
+
+
+def test_no_proxy_stands_before_loopback(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{closed_port()}")
+    registry.add("library/x:7b", model=WEIGHTS)
+    assert asked(registry, "library/x:7b").manifest().layers
+
+
+def test_a_cdn_that_ignores_ranges_is_not_read_to_its_end(registry: Registry) -> None:
+    registry.add("library/x:7b", model=WEIGHTS.read_bytes() + bytes(50_000_000))
+    registry.ignores_range = True
+    there = asked(registry, "library/x:7b")
+    with pytest.raises(DownloadFailed, match="it answers with status 200 where a range was asked for"):
+        there.facts(there.manifest())
+
+
+@pytest.mark.parametrize("layers", [{"tensor": b"x"}, {"model": b"no GGUF"}, {"model": WEIGHTS.read_bytes()[:5000]}])
+def test_what_is_no_whole_gguf_there_is_no_reason_to_fail(registry: Registry, layers: dict[str, bytes]) -> None:
+    """Ollama reads other forms too."""
+    registry.add("library/x:7b", **layers)
+    there = asked(registry, "library/x:7b")
+    with pytest.raises(DownloadFailed):
+        there.facts(there.manifest())
+
+
+# --- The store
+
+LAYER = Layer("model", "ab" * 32, 1_000_000)
+
+
+def test_a_layer_that_is_there_counts_and_a_part_as_far_as_it_has_come(tmp_path: Path) -> None:
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    assert stored.here(LAYER, tmp_path) == 0
+    part = blobs / f"sha256-{LAYER.digest}-partial"
+    with part.open("wb") as file:
+        file.write(os.urandom(262_144))
+        file.truncate(LAYER.size)  # as Ollama does first
+        os.fsync(file.fileno())
+    assert stored.here(LAYER, tmp_path) == 262_144
+    part.rename(blobs / f"sha256-{LAYER.digest}")
+    assert stored.here(LAYER, tmp_path) == LAYER.size
+    assert stored.here(LAYER, None) == 0
+
+
+def test_the_need_of_a_manifest(tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / f"sha256-{LAYER.digest}").touch()
+    other = Layer("template", "cd" * 32, 50)
+    need = stored.need(Manifest("qwen3:8b", (LAYER, other)), tmp_path)
+    assert (need.source, need.folder, need.size, need.missing) == ("ollama://qwen3:8b", tmp_path, 1_000_050, 50)
+    assert [file.name for file in need.files] == ["abababababab", "cdcdcdcdcdcd"], "as a pull names them"
+
+
+# --- The engine
+
+
+@pytest.fixture
+def trusted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+    """A registry that is reached as the real one is: over TLS, by the host in the model's name."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+    trusting.cache_clear()
+    with serve(Registry(), tls=True) as registry:
+        yield registry
+    trusting.cache_clear()
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ollama]:
+    """The engine at an Ollama that has nothing, with its store in a folder of ours."""
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "models"))
+    with replay("version", "empty_store") as ollama:
+        engine = Ollama(Settings(engine="ollama", ollama_host=ollama.url))
+        engine.status()
+        engine.daemon(Wishes(), 1)
+        yield engine
+
+
+def tag(registry: Registry, name: str) -> Tag:
+    return Tag(f"{registry.url.removeprefix('https://')}/{name}")
+
+
+def test_what_a_tag_needs_and_is_before_it_is_pulled(trusted: Registry, empty: Ollama, tmp_path: Path) -> None:
+    (_, _), (weights, size), _ = trusted.add("library/x:7b", model=WEIGHTS, projector=MMPROJ)
+    x = tag(trusted, "library/x:7b")
+    need = empty.need(x)
+    assert (need.folder, need.missing, need.present, need.unknown) == (tmp_path / "models", need.size, False, "")
+    blob = tmp_path / "models" / "blobs" / weights.replace(":", "-")
+    blob.parent.mkdir(parents=True)
+    shutil.copy(WEIGHTS, blob)
+    assert empty.need(x).missing == need.size - size
+    facts = empty.facts(x)
+    assert (facts.architecture, facts.capabilities) == ("qwen2vl", ("text", "image"))
+    assert facts.weights_bytes == need.size
+    assert len([path for _, path, _, _ in trusted.requests if "manifests" in path]) == 1
+
+
+def test_a_disk_without_room_is_told_before_the_daemon_is_asked(
+    trusted: Registry, empty: Ollama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trusted.add("library/x:7b", model=WEIGHTS)
+    monkeypatch.setattr(Need, "free", lambda need: 1000)
+    with pytest.raises(DownloadFailed) as caught:
+        empty.pull(tag(trusted, "library/x:7b"), lambda *_: pytest.fail("pulled"))
+    assert caught.value.code == "disk_full"
+    assert "`OLLAMA_MODELS`" in caught.value.hint
+
+
+def test_what_the_registry_does_not_tell_is_no_reason_to_fail(trusted: Registry, empty: Ollama) -> None:
+    """A private model: the daemon has a key."""
+    trusted.status = 401
+    x = tag(trusted, "user/secret:7b")
+    need = empty.need(x)
+    assert (need.files, need.present) == ((), False)
+    assert need.unknown.endswith("it answers with status 401")
+    need.demand_room()
+    with pytest.raises(DownloadFailed):
+        empty.facts(x)
+    assert len(trusted.requests) == 1, "asked once"
+
+
+def test_what_is_there_needs_nothing_and_asks_no_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Asked, "manifest", lambda registry: pytest.fail("asked"))
+    with replay("version", "tags") as ollama:
+        engine = Ollama(Settings(ollama_host=ollama.url))
+        need = engine.need(Tag("selftest"))
+    assert (need.present, need.size, need.missing) == (True, 2334040, 0)
+    assert need.revision == need.files[0].digest != ""
+
+
+def test_without_a_daemon_sizes_are_known_all_the_same(
+    trusted: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`pull --dry-run` starts none."""
+    monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{closed_port()}")
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
+    trusted.add("library/x:7b", model=WEIGHTS)
+    need = Ollama(Settings()).need(tag(trusted, "library/x:7b"))
+    assert need.missing == need.size > WEIGHTS.stat().st_size
+
+
+def test_the_store_of_another_machine_has_no_room_that_is_known(
+    trusted: Registry, empty: Ollama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trusted.add("library/x:7b", model=WEIGHTS)
+    monkeypatch.setattr("llmdeploy.engines.ollama.connection.is_loopback", lambda url: False)
+    need = empty.need(tag(trusted, "library/x:7b"))
+    assert (need.folder, need.free()) == (None, None)
+
+
+def test_a_folder_is_not_for_ollama(empty: Ollama, tmp_path: Path) -> None:
+    for artefact in (Tag("qwen3:8b"), GgufModel(WEIGHTS)):
+        with pytest.raises(UsageError, match="`--dir` is not for it"):
+            empty.need(artefact, tmp_path)
+        with pytest.raises(UsageError, match="`--dir` is not for it"):
+            empty.pull(artefact, lambda *_: pytest.fail("pulled"), tmp_path)
+
+
+def test_files_that_are_linked_into_the_store_take_nothing(empty: Ollama, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    for file in (WEIGHTS, MMPROJ):
+        shutil.copy(file, tmp_path)
+    need = empty.need(GgufModel(tmp_path / WEIGHTS.name, tmp_path / MMPROJ.name))
+    assert (need.missing, need.copies) == (0, 0)
+
+
+def test_files_that_are_copied_into_the_store_need_its_room(
+    empty: Ollama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of parts Ollama makes one file."""
+    first, second = (f"m-0000{number}-of-00002.gguf" for number in (1, 2))
+    write(tmp_path / first, {"split.count": 2, "split.no": 0})
+    write(tmp_path / second, {"split.count": 2, "split.no": 1}, tensors=3)
+    monkeypatch.setattr(Need, "free", lambda need: 10)
+    with pytest.raises(DownloadFailed) as caught:
+        empty.pull(GgufModel(tmp_path / first), lambda *_: pytest.fail("given"))
+    assert caught.value.code == "disk_full"
+    assert f"`{tmp_path / 'models'}`" in caught.value.message
+
+
+def test_files_of_the_hub_are_counted_with_their_copies_on_one_disk(tmp_path: Path) -> None:
+    files = Need("hf://o/r", tmp_path / "hub", (NeededFile("x.gguf", 1000, here=400),))
+    taken = stored.imported(files, tmp_path / "models", linked=False)
+    assert taken is not None
+    assert (taken.missing, taken.copies) == (1000, 1000), "a copy, and what Ollama writes of it"
+    assert stored.with_copies(files, taken).copies == 2000
+    assert stored.with_copies(files, replace(taken, folder=None)).copies == 0
+    assert stored.imported(files, tmp_path, linked=True) is None
+
+
+# --- Through the front
+
+
+def test_a_tag_that_cannot_fit_is_refused_before_its_first_byte(trusted: Registry, world: World) -> None:
+    """By a header of its registry that claims 8 TB."""
+    content = bytearray(WEIGHTS.read_bytes())
+    at = content.index(b"token_embd.weight") + len(b"token_embd.weight") + 4 + 8
+    content[at : at + 8] = (2**34).to_bytes(8, "little")
+    trusted.add("library/huge:7b", model=bytes(content))
+    manifest = json.loads(trusted.manifests["library/huge:7b"])
+    manifest["layers"][0]["size"] = 2**43
+    trusted.manifests["library/huge:7b"] = json.dumps(manifest).encode()
+    with replay("version", "empty_store") as ollama:
+        variables: dict[str, Any] = {"OLLAMA_HOST": ollama.url, "SSL_CERT_FILE": str(CERTIFICATE)}
+        result = world.run("serve", f"ollama://{tag(trusted, 'library/huge:7b')}", "--engine", "ollama", **variables)
+        assert ollama.asked("/api/pull") == []
+    assert result.status == 1
+    assert "needs 8192." in result.stderr, result.text
+    assert " is free" in result.stderr
+    assert "fetching" not in result.stderr
+    assert trusted.sent <= ranges.FIRST
