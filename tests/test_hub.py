@@ -1,14 +1,7 @@
-"""Downloads, by the real huggingface_hub from a Hub on loopback.
-
-It reads its variables when it is imported, so each test is a process of its own, as each command of a user's is.
-"""
+"""The Hub as a source: what it holds, what is cached of it, and what its failures mean; by the real huggingface_hub."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -17,76 +10,27 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llmdeploy.models.hub import commit_of, explain
+from llmdeploy.models.hub import commit_of
+from llmdeploy.models.hub.failures import explain
 from llmdeploy.models.reference import HubFile
 from tests.conftest import SELFTEST
-from tests.hub_server import COMMIT, Hub, closed_port, serve
+from tests.hub_machine import Machine
+from tests.hub_server import COMMIT, Hub, Refusal, closed_port, serve
+from tests.xet_server import serve_xet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 REPO = "owner/model-GGUF"
+ADDRESS = f"hf://{REPO}/model.gguf"
 CONTENT = bytes(range(256)) * 20_000  # 5 MB
-SCRIPT = """
-import json, sys
-from llmdeploy.errors import LlmdeployError
-from llmdeploy.models import hub
-from llmdeploy.models.reference import parse
-
-what, address = sys.argv[1:]
-progress = []
-try:
-    file = parse(address)
-    path = hub.cached(file) if what == "cached" else hub.download(file, lambda *now: progress.append(now))
-    print(json.dumps({"path": path and str(path), "progress": progress}))
-except LlmdeployError as error:
-    print(json.dumps(error.as_document() | {"progress": progress}))
-"""
+FILES: dict[str, Any] = {"model.gguf": CONTENT, "folder/part.gguf": b"part", "README.md": b"# Model"}
 
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    with serve(Hub(files={REPO: {"model.gguf": CONTENT, "folder/part.gguf": b"part", "README.md": b"# Model"}})) as hub:
+    with serve(Hub(files={REPO: dict(FILES)})) as hub:
         yield hub
-
-
-class Machine:
-    """A machine with an empty home that knows one Hub."""
-
-    def __init__(self, home: Path, endpoint: str) -> None:
-        inherited = {key: value for key, value in os.environ.items() if key in {"PATH", "SYSTEMROOT", "TMPDIR", "TEMP"}}
-        self.home = home
-        self.prefix: list[str] = []
-        self.env = {**inherited, "HOME": str(home), "HF_HOME": str(home / "hf"), "HF_ENDPOINT": endpoint}
-
-    def start(self, what: str, address: str, **variables: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*self.prefix, sys.executable, "-W", "error", "-c", SCRIPT, what, address],
-            env=self.env | variables,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, what: str, address: str, **variables: str) -> dict[str, Any]:
-        process = self.start(what, address, **variables)
-        out, err = process.communicate(timeout=60)
-        assert (process.returncode, err) == (0, "")
-        document: dict[str, Any] = json.loads(out)
-        return document
-
-    def pull(self, address: str = f"hf://{REPO}/model.gguf", **variables: str) -> dict[str, Any]:
-        return self.run("download", address, **variables)
-
-    def fail(self, address: str = f"hf://{REPO}/model.gguf", **variables: str) -> tuple[str, str]:
-        """Message and hint of a download that must fail."""
-        error = self.pull(address, **variables)["error"]
-        assert error["code"] == "download_failed"
-        return error["message"], error["hint"]
-
-    def leftovers(self) -> list[Path]:
-        return [path for path in self.home.rglob("*.incomplete*") if path.is_file()]
 
 
 @pytest.fixture
@@ -95,108 +39,106 @@ def machine(hub: Hub, tmp_path: Path) -> Machine:
 
 
 def test_a_download_lies_in_the_cache_and_is_found_there_without_the_hub(machine: Machine, hub: Hub) -> None:
-    address = f"hf://{REPO}/model.gguf"
-    assert machine.run("cached", address)["path"] is None
+    assert machine.here(ADDRESS) == []
     assert hub.requests == []
 
-    done = machine.pull(address)
-    path = machine.home / "hf" / "hub" / "models--owner--model-GGUF"
-    assert str(path) in done["path"]
-    with open(done["path"], "rb") as file:
-        assert file.read() == CONTENT
-    size = len(CONTENT)
-    assert done["progress"][0] == ["model.gguf", 0, size]
-    assert done["progress"][-1] == ["model.gguf", size, size]
-
-    assert commit_of([Path(done["path"])]) == COMMIT
+    [path] = machine.pull(ADDRESS)
+    assert path.parents[2] == machine.cache / "models--owner--model-GGUF"
+    assert path.read_bytes() == CONTENT
+    assert commit_of([path]) == COMMIT
     assert commit_of([SELFTEST / "selftest-f16.gguf"]) is None
 
     before = len(hub.requests)
-    assert machine.run("cached", address)["path"] == done["path"]
-    assert machine.run("cached", address, HF_HUB_OFFLINE="1")["path"] == done["path"]
+    assert machine.here(ADDRESS) == [path]
+    assert machine.here(ADDRESS, HF_HUB_OFFLINE="1") == [path]
+    assert machine.here(f"{ADDRESS}@{COMMIT}") == [path]
+    assert machine.here(f"{ADDRESS}@v9") == []
     assert len(hub.requests) == before
 
 
+def test_progress_is_told_from_what_is_here_to_the_whole(machine: Machine) -> None:
+    progress = machine.run("pull", ADDRESS)["progress"]
+    assert progress[0] == ["model.gguf", 0, len(CONTENT)]
+    assert progress[-1] == ["model.gguf", len(CONTENT), len(CONTENT)]
+
+
 def test_a_file_in_a_folder_at_a_commit(machine: Machine) -> None:
-    address = f"hf://{REPO}/folder/part.gguf@0123456789abcdef0123456789abcdef01234567"
-    done = machine.pull(address)
-    assert done["path"].endswith("part.gguf")
-    assert machine.run("cached", address)["path"] == done["path"]
+    address = f"hf://{REPO}/folder/part.gguf@{COMMIT}"
+    [path] = machine.pull(address)
+    assert (path.name, path.parent.name) == ("part.gguf", "folder")
+    assert machine.here(address) == [path]
 
 
-def test_what_is_there_is_not_fetched_again(machine: Machine, hub: Hub) -> None:
-    machine.pull()
-    fetched = len(hub.asked("GET", "model.gguf"))
-    # Its size is claimed to be more than any disk has: a file that is there needs no room.
-    hub.claimed_size = 10**18
-    assert machine.pull()["path"]
-    assert len(hub.asked("GET", "model.gguf")) == fetched == 1
+def test_the_hub_is_asked_for_the_commit_its_files_and_the_file(machine: Machine, hub: Hub) -> None:
+    machine.pull(ADDRESS)
+    asked = [(method, path.partition("?")[0]) for method, path, _ in hub.requests if not path.startswith("/cdn/")]
+    assert asked == [
+        ("GET", f"/api/models/{REPO}/revision/main"),
+        ("GET", f"/api/models/{REPO}/tree/{COMMIT}"),
+        ("GET", f"/{REPO}/resolve/{COMMIT}/model.gguf"),
+    ]
 
 
-def test_nothing_is_asked_but_the_file(machine: Machine, hub: Hub) -> None:
-    machine.pull()
-    at_hub = {path for _, path, _ in hub.requests if not path.startswith("/cdn/")}
-    assert at_hub == {f"/{REPO}/resolve/main/model.gguf"}
+def test_what_is_needed_is_known_before_it_is_fetched(machine: Machine, hub: Hub) -> None:
+    need = machine.run("need", ADDRESS)
+    [file] = need["files"]
+    assert (file["name"], file["size"], file["here"], len(file["digest"])) == ("model.gguf", len(CONTENT), 0, 64)
+    assert (need["source"], need["revision"]) == (f"hf://{REPO}", COMMIT)
+    assert need["folder"] == str(machine.cache)
+    assert hub.sent == []
+
+    machine.pull(ADDRESS)
+    assert machine.run("need", ADDRESS)["files"] == [{**file, "here": len(CONTENT)}]
+    # What is all here needs no Hub, and says the same.
+    alone = machine.run("need", ADDRESS, HF_HUB_OFFLINE="1")
+    assert (alone["files"], alone["revision"]) == ([{**file, "here": len(CONTENT)}], COMMIT)
 
 
-def test_a_connection_that_breaks_off_is_taken_up_where_it_ended(machine: Machine, hub: Hub) -> None:
-    # huggingface_hub writes blocks of 10 MiB: one is whole when the connection ends.
-    content, block = bytes(24_000_000), 10 * 1024 * 1024
-    hub.files[REPO]["big.gguf"] = content
-    hub.cut_after = 15_000_000
-    done = machine.pull(f"hf://{REPO}/big.gguf")
-    assert [wanted for _, _, wanted in hub.asked("GET", "big.gguf")] == [None, f"bytes={block}-"]
-    with open(done["path"], "rb") as file:
-        assert file.read() == content
-    assert [now for _, now, _ in done["progress"]] == [0, block, 2 * block, len(content)]
+def test_a_branch_that_has_moved_on_brings_only_what_is_new(machine: Machine, hub: Hub) -> None:
+    machine.pull(ADDRESS)
+    second = hub.commit(REPO, {**FILES, "other.gguf": b"other"})
+    [path] = machine.pull(ADDRESS)
+    assert commit_of([path]) == second
+    assert hub.sent_bytes("model.gguf") == len(CONTENT)
+    assert machine.here(ADDRESS) == [path]
 
 
-def test_no_room_is_told_before_the_first_byte(machine: Machine, hub: Hub) -> None:
-    hub.claimed_size = 10**18
-    message, hint = machine.fail()
-    assert message.startswith("`model.gguf` needs 1000000000.00 GB and the disk of ")
-    assert message.endswith(" GB left")
-    assert "`HF_HOME`" in hint
-    assert hub.asked("GET", "model.gguf") == []
+def test_the_cache_is_one_that_the_library_reads(machine: Machine, hub: Hub) -> None:
+    repo = "owner/model"
+    hub.files[repo] = {"config.json": b"{}", "model.safetensors": CONTENT, "tokenizer.json": b"[]", "a.bin": b"x"}
+    machine.pull(f"hf://{repo}")
+    script = """
+import json, sys
+from pathlib import Path
+from huggingface_hub import hf_hub_download, scan_cache_dir, snapshot_download
+
+folder = Path(snapshot_download(sys.argv[1], local_files_only=True))
+hf_hub_download(sys.argv[1], "model.safetensors")
+info = scan_cache_dir()
+[repo] = info.repos
+[revision] = repo.revisions
+print(json.dumps([folder.name, sorted(path.name for path in folder.iterdir()), list(revision.refs), repo.size_on_disk]))
+print(info.warnings)
+"""
+    sent = hub.sent_bytes()
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script, repo], env=machine.env, capture_output=True, text=True
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        f'["{COMMIT}", ["config.json", "model.safetensors", "tokenizer.json"], ["main"], {len(CONTENT) + 4}]',
+        "[]",
+    ]
+    assert hub.sent_bytes() == sent
 
 
-def test_a_disk_that_becomes_full(machine: Machine, hub: Hub) -> None:
-    # A small disk of its own, in a name space where anyone may mount one.
-    mount = 'mkdir -p "$HF_HOME" && mount -t tmpfs -o size=12m tmpfs "$HF_HOME" && exec "$@"'
-    own_disk = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount, "sh"]
-    if (
-        not shutil.which("unshare")
-        or subprocess.run([*own_disk, "true"], env=machine.env, capture_output=True).returncode
-    ):
-        pytest.skip("no name spaces here: a small disk cannot be mounted")
-    hub.files[REPO]["model.gguf"] = bytes(24_000_000)
-    # The Hub says less than it sends, as when another program fills the disk meanwhile.
-    hub.claimed_size = 5_000_000
-    machine.prefix = own_disk
-    message, hint = machine.fail()
-    assert message == f"the disk of `{machine.home}/hf/hub` became full"
-    assert "`HF_HOME`" in hint
-
-
-def test_a_file_system_with_a_limit(machine: Machine) -> None:
-    resource = pytest.importorskip("resource", reason="file size limits are a thing of POSIX")
-    limit = (1_000_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    try:
-        message, hint = machine.fail()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert message == f"the file system of `{machine.home}/hf/hub` takes no file of this size"
-    assert "`HF_HOME`" in hint
-    assert machine.leftovers() == []
-
-
-def test_a_cache_that_cannot_be_written(machine: Machine) -> None:
-    (machine.home / "hf").write_text("a file where a folder belongs")
-    message, hint = machine.fail()
-    assert message.startswith(f"`{machine.home}/hf/hub` cannot be used: ")
-    assert hint == "set `HF_HOME` to a folder that you may write to"
+def test_what_the_library_has_fetched_is_here(machine: Machine, hub: Hub) -> None:
+    script = f"from huggingface_hub import hf_hub_download; hf_hub_download({REPO!r}, 'model.gguf')"
+    subprocess.run([sys.executable, "-c", script], env=machine.env, check=True)
+    [path] = machine.here(ADDRESS)
+    assert path.read_bytes() == CONTENT
+    assert machine.pull(ADDRESS) == [path]
+    assert hub.sent_twice() == 0
 
 
 @pytest.mark.parametrize(
@@ -205,7 +147,7 @@ def test_a_cache_that_cannot_be_written(machine: Machine) -> None:
         (
             "hf://owner/nothing/x.gguf",
             "there is no repository `owner/nothing`, or it is private",
-            "check the name; for a private repository set `HF_TOKEN` to an access token",
+            "check the name; for a private repository set `HF_TOKEN` to an access token that may read it",
         ),
         (
             f"hf://{REPO}/modell.gguf",
@@ -215,7 +157,12 @@ def test_a_cache_that_cannot_be_written(machine: Machine) -> None:
         (
             f"hf://{REPO}/model.gguf@v9",
             f"`{REPO}` has no revision `v9`",
-            f"`hf://{REPO}/model.gguf` names its main branch",
+            f"`hf://{REPO}` names its main branch",
+        ),
+        (
+            f"hf://{REPO}:Q4_K_M",
+            f"`{REPO}` has no GGUF file of the quantization `Q4_K_M`",
+            "name a repository with GGUF files",
         ),
         (
             "hf://owner/a..b/x.gguf",
@@ -226,26 +173,31 @@ def test_a_cache_that_cannot_be_written(machine: Machine) -> None:
 )
 def test_a_name_that_the_hub_does_not_have(machine: Machine, address: str, message: str, hint: str) -> None:
     assert machine.fail(address) == (message, hint)
-    assert machine.run("cached", address)["path"] is None
+    assert machine.here(address) == []
 
 
 def test_a_gated_repository_opens_with_a_token(machine: Machine, hub: Hub) -> None:
     hub.gated.add(REPO)
-    assert machine.fail() == (
+    assert machine.fail(ADDRESS) == (
         f"`{REPO}` is gated: its terms must be accepted first",
         f"accept them at `{hub.url}/{REPO}`, then set `HF_TOKEN` to an access token of that account",
     )
-    assert machine.pull(HF_TOKEN="hf_good")["path"]
+    message, hint = machine.fail(ADDRESS, HF_TOKEN=hub.stranger)
+    assert message == f"`{REPO}` is gated, and the account of the access token is not let in yet"
+    assert hint.startswith(f"accept its terms at `{hub.url}/{REPO}` with that account")
+    assert machine.pull(ADDRESS, HF_TOKEN="hf_good")
+    assert hub.leaked == []
 
 
 def test_a_private_repository_opens_with_a_token(machine: Machine, hub: Hub) -> None:
     hub.private.add(REPO)
-    assert machine.fail()[0] == f"there is no repository `{REPO}`, or it is private"
-    assert machine.pull(HF_TOKEN="hf_good")["path"]
+    for variables in ({}, {"HF_TOKEN": hub.stranger}):
+        assert machine.fail(ADDRESS, **variables)[0] == f"there is no repository `{REPO}`, or it is private"
+    assert machine.pull(ADDRESS, HF_TOKEN="hf_good")
 
 
 def test_a_wrong_token(machine: Machine) -> None:
-    message, hint = machine.fail(HF_TOKEN="hf_wrong")
+    message, hint = machine.fail(ADDRESS, HF_TOKEN="hf_wrong")
     assert message == "the Hub does not know the access token"
     assert "`HF_TOKEN`" in hint
 
@@ -260,68 +212,61 @@ def test_a_wrong_token(machine: Machine) -> None:
 )
 def test_a_hub_that_refuses(machine: Machine, hub: Hub, status: int, message: str) -> None:
     hub.status = status
-    assert machine.fail()[0] == message
+    assert machine.fail(ADDRESS)[0] == message
+
+
+def test_a_hub_that_says_when_to_ask_again(machine: Machine, hub: Hub) -> None:
+    hub.refusals = [Refusal(429, part="/api/", headers={"Retry-After": "90"})]
+    message, hint = machine.fail(ADDRESS)
+    assert message == "the Hub refuses for now: too many requests"
+    assert hint == "wait 1 min 30 s; with `HF_TOKEN` set the limit is higher"
+
+
+def test_a_hub_that_refuses_for_a_moment_is_asked_again(machine: Machine, hub: Hub) -> None:
+    hub.refusals = [Refusal(429, part="/resolve/", headers={"Retry-After": "0"})]
+    assert machine.pull(ADDRESS)
 
 
 def test_offline_mode(machine: Machine, hub: Hub) -> None:
-    message, hint = machine.fail(HF_HUB_OFFLINE="1")
+    message, hint = machine.fail(ADDRESS, HF_HUB_OFFLINE="1")
     assert message == "`HF_HUB_OFFLINE` is set, so nothing is downloaded"
     assert hint.startswith("`unset HF_HUB_OFFLINE`, or ")
     assert hub.requests == []
 
 
-def test_a_refused_connection(machine: Machine) -> None:
+def test_a_refused_connection_names_other_ways(machine: Machine) -> None:
     endpoint = f"http://127.0.0.1:{closed_port()}"
-    message, hint = machine.fail(HF_ENDPOINT=endpoint)
+    message, hint = machine.fail(ADDRESS, HF_ENDPOINT=endpoint)
     assert message == f"`{endpoint}` refuses the connection"
-    assert "`HF_ENDPOINT`" in hint
+    for way in ("`HF_ENDPOINT`", "`--source modelscope`", "`ollama://", "`llmdeploy serve ./model.gguf`"):
+        assert way in hint
 
 
 def test_a_dead_proxy_is_named_without_its_password(machine: Machine) -> None:
     proxy = f"127.0.0.1:{closed_port()}"
-    message, hint = machine.fail(HF_ENDPOINT="http://hub.invalid", HTTP_PROXY=f"http://me:secret@{proxy}")
+    message, hint = machine.fail(ADDRESS, HF_ENDPOINT="http://hub.invalid", HTTP_PROXY=f"http://me:secret@{proxy}")
     assert message == f"`http://hub.invalid` through the proxy `{proxy}` refuses the connection"
     assert "env | grep -i proxy" in hint
 
 
 def test_a_hub_that_never_answers(machine: Machine, hub: Hub) -> None:
     hub.silent = True
-    assert machine.fail(HF_HUB_ETAG_TIMEOUT="1")[0] == f"`{hub.url}` did not answer in time"
+    assert machine.fail(ADDRESS, HF_HUB_ETAG_TIMEOUT="1")[0] == f"`{hub.url}` did not answer in time"
     assert len(hub.requests) == 1
-
-
-def test_a_download_that_stalls_ends(machine: Machine, hub: Hub) -> None:
-    hub.stall_after = 1_000_000
-    assert machine.fail(HF_HUB_DOWNLOAD_TIMEOUT="1")[0] == f"`{hub.url}` did not answer in time"
-    assert machine.leftovers() == []
 
 
 def test_no_tls(machine: Machine, hub: Hub) -> None:
     endpoint = hub.url.replace("http:", "https:")
-    message, hint = machine.fail(HF_ENDPOINT=endpoint)
+    message, hint = machine.fail(ADDRESS, HF_ENDPOINT=endpoint)
     assert message.startswith(f"no safe connection to `{endpoint}`: ")
     assert "`SSL_CERT_FILE`" in hint
 
 
 def test_something_that_is_no_hub(machine: Machine, hub: Hub) -> None:
-    hub.headless = True
-    message, hint = machine.fail()
+    hub.refusals = [Refusal(200, part="/api/")]  # as a portal does that one must log in to
+    message, hint = machine.fail(ADDRESS)
     assert message == f"`{hub.url}` does not answer as a Hub does"
     assert "`HF_ENDPOINT`" in hint
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
-def test_ctrl_c_ends_a_download_and_leaves_no_part(machine: Machine, hub: Hub) -> None:
-    hub.stall_after = 1_000_000
-    process = machine.start("download", f"hf://{REPO}/model.gguf")
-    assert hub.reached.wait(30)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=3)
-    assert out == ""
-    assert "KeyboardInterrupt" in err
-    assert "DownloadFailed" not in err
-    assert process.returncode in {-signal.SIGINT, 130}
-    assert machine.leftovers() == []
 
 
 def test_a_name_that_cannot_be_looked_up() -> None:
@@ -331,3 +276,43 @@ def test_a_name_that_cannot_be_looked_up() -> None:
     error = ConnectionError("connection failed")
     error.__cause__ = failure.value
     assert explain(HubFile(REPO, "model.gguf"), error).message.endswith(" cannot be looked up")
+
+
+# --- Xet
+
+
+def test_xet_brings_a_file_where_the_hub_has_it_there(machine: Machine, hub: Hub) -> None:
+    with serve_xet(hub):
+        [path] = machine.pull(ADDRESS)
+    assert path.read_bytes() == CONTENT
+    assert hub.asked("GET", "/xorbs/")
+    assert hub.asked("GET", "/resolve/") == []
+    assert hub.leaked == []
+    assert not hub.asked("POST", "/v1/telemetry")
+
+
+def test_xet_takes_up_a_part(machine: Machine, hub: Hub) -> None:
+    with serve_xet(hub):
+        need = machine.run("need", ADDRESS)
+        part = (
+            machine.cache / "models--owner--model-GGUF" / "blobs" / f"{need['files'][0]['digest']}.llmdeploy.incomplete"
+        )
+        part.parent.mkdir(parents=True)
+        part.write_bytes(CONTENT[:3_000_000])
+        [path] = machine.pull(ADDRESS)
+    assert path.read_bytes() == CONTENT
+    assert [wanted for _, _, wanted in hub.asked("GET", "/reconstructions/")] == [f"bytes=3000000-{len(CONTENT) - 1}"]
+
+
+def test_without_xet_the_hub_sends_the_file(machine: Machine, hub: Hub) -> None:
+    with serve_xet(hub):
+        assert machine.pull(ADDRESS, HF_HUB_DISABLE_XET="1")
+    assert hub.asked("GET", "/reconstructions/") == []
+    assert hub.asked("GET", "/resolve/")
+
+
+def test_where_xet_is_out_of_reach_the_hub_sends_the_file(machine: Machine, hub: Hub) -> None:
+    with serve_xet(hub):
+        hub.refusals = [Refusal(404, times=99, part="/xet-read-token/")]
+        [path] = machine.pull(ADDRESS)
+    assert path.read_bytes() == CONTENT

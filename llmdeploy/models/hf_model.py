@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property
@@ -107,9 +108,10 @@ class HfModel:
         return digest.hexdigest()
 
     def _has_weights(self) -> bool:
-        if index := self._cached(INDEX):
-            return all(self._cached(name) for name in set(_json(index).get("weight_map", {}).values()))
-        return self._cached("model.safetensors") is not None
+        weights = {path.name for path in _weights(self.folder)}
+        index = self._cached(INDEX)
+        named = set(_json(index).get("weight_map", {}).values()) if index else set()
+        return bool(weights) and (named <= weights or bool(_consolidated(weights))) and _whole(weights)
 
     def _cached(self, name: str) -> Path | None:
         assert isinstance(self.location, HubRepo)
@@ -164,5 +166,18 @@ def wanted(names: Iterable[str]) -> list[str]:
             "the repository holds no safetensors in its top folder",
             "name another repository, or a GGUF file of this one: `hf://owner/repo/file.gguf`",
         )
-    rest = [name for name in top if any(fnmatch(name, pattern) for pattern in WANTED)]
+    rest = {name for name in top if any(fnmatch(name, pattern) for pattern in WANTED)}
+    if _consolidated(weights):
+        rest.discard(INDEX)  # of the others
     return sorted({*weights, *rest}, key=lambda name: (name != CONFIG, name))
+
+
+def _consolidated(weights: Iterable[str]) -> list[str]:
+    return [name for name in weights if name.startswith("consolidated")]
+
+
+def _whole(weights: Collection[str]) -> bool:
+    """Whether of weights in parts all parts are among these."""
+    parts = [match for name in weights if (match := re.fullmatch(r"(.+)-\d{5}-of-(\d{5})\.safetensors", name))]
+    wanted = {f"{part[1]}-{n:05}-of-{part[2]}.safetensors" for part in parts for n in range(1, int(part[2]) + 1)}
+    return wanted <= set(weights)

@@ -81,9 +81,9 @@ def _models(paths: Iterable[str]) -> list[str]:
 
 
 def _holds(path: str, quant: str) -> bool:
-    """Of a dynamic one of Unsloth's the `UD-` need not be named, nor is F16 other than FP16."""
-    wanted = re.sub(r"^FP?(16|32)$", r"FP?\1", re.escape(quant.upper()))
-    return re.search(rf"(?:^|[-._/ ]){wanted}(?=[-./ ]|$)", _stem(path).upper()) is not None
+    """Of a dynamic one of Unsloth's the `UD-` need not be named, and F16 is FP16."""
+    name, wanted = quant_of(path), re.sub(r"^FP(?=16|32)", "F", quant.upper())
+    return re.sub(r"^FP(?=16|32)", "F", name) in {wanted, f"UD-{wanted}"}
 
 
 def _rank(path: str) -> tuple[int, int, bool, int, str]:
@@ -108,8 +108,9 @@ def _parts(weights: str) -> tuple[str, ...]:
 
 
 def _ggufs(folder: PurePosixPath, paths: Iterable[str]) -> list[str]:
+    """The models and projectors of a folder."""
     found = (PurePosixPath(path) for path in paths if path.lower().endswith(_GGUF))
-    return [path.name for path in found if path.parent == folder]
+    return [path.name for path in found if path.parent == folder and "imatrix" not in path.name.lower()]
 
 
 def _stem(path: str) -> str:

@@ -118,6 +118,9 @@ def _explain_settings(chain: list[BaseException]) -> DownloadFailed | None:
             )
         if isinstance(error, errors.HFValidationError):
             return DownloadFailed("the Hub allows no such repository name", "the form is `hf://owner/repo/file.gguf`")
+        if isinstance(error, OSError) and error.filename:  # that of a connection names no file
+            hint = "set `HF_HOME` to a folder that you may write to"
+            return DownloadFailed(f"`{error.filename}` cannot be used: {error.strerror}", hint)
     return None
 
 
