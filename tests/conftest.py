@@ -30,7 +30,8 @@ EXAMPLES = ROOT / "examples"
 SELFTEST = ROOT / "llmdeploy" / "selftest"
 
 FOREIGN = re.compile(
-    r"(LLMDEPLOY_|HF_|OLLAMA_|OPENAI_|LLAMA_ARG_|XDG_|.*_PROXY$|NO_COLOR|FORCE_COLOR|CUDA_VISIBLE)", re.IGNORECASE
+    r"(LLMDEPLOY_|HF_|MODELSCOPE_|OLLAMA_|OPENAI_|LLAMA_ARG_|XDG_|.*_PROXY$|NO_COLOR|FORCE_COLOR|CUDA_VISIBLE)",
+    re.IGNORECASE,
 )
 REAL_OLLAMA = os.environ.get("LLMDEPLOY_TEST_OLLAMA", "")
 """A real Ollama: its program, or its address. Read here, before each test is given a clean environment."""

@@ -1,0 +1,251 @@
+"""ModelScope's API, as far as a download needs it: three GETs below `<endpoint>/api/v1/models/<owner>/<name>`.
+
+    commits?Ref=<revision>&PageNumber=1&PageSize=1    Data.Commit[0].Id; of an unknown revision no commit
+    repo/files?Revision=<commit>&Recursive=True       Data.Files[]: Path, Type, Size, Sha256; 3000 at most
+    repo?Revision=<commit>&FilePath=<path>            the file, or a redirect to a store, which has ranges
+
+The official client, modelscope-hub, would be 50 MB of other packages for these, and downloads in a way of its own. The
+routes, the token and the variables are those of its source (0.5.1: `_legacy_api.py`, `config.py`; `commits` is the
+`list_repo_commits` of modelscope 1.3x); the numbers of the errors, where a body says `Code`, are as measured by others
+(most failures have the status 404, and only the number tells them apart). A range may be answered with the status 200
+(github.com/modelscope/modelscope_hub/issues/50), and a small file as a whole: what counts is Content-Range.
+
+MODELSCOPE_ENDPOINT (or MODELSCOPE_DOMAIN) names another address, MODELSCOPE_API_TOKEN a token,
+MODELSCOPE_DOWNLOAD_TIMEOUT the seconds until a silent server counts as gone. The token goes to that address only, never
+on to the store. A login of the library's is not read: it is a pickle.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from llmdeploy import __version__, tls
+from llmdeploy.errors import DownloadFailed
+from llmdeploy.models.reference import HubFile
+
+if TYPE_CHECKING:
+    import httpx
+
+CONNECT_SECONDS = 10
+READ_SECONDS = 30
+
+NO_REPOSITORY, NO_ACCESS, NO_REVISION, NO_FILE = 10010205001, 10010200001, 10990101004, 10990101007
+"""What `Code` says in the body of a refusal."""
+
+_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
+_TOKEN_HINT = "set `MODELSCOPE_API_TOKEN` to an access token (`{endpoint}/my/access/token`)"
+
+
+class BrokenOff(DownloadFailed):
+    """The connection ended before the answer did; another try may go on."""
+
+
+def endpoint() -> str:
+    """The address of ModelScope, without a slash at its end."""
+    address = os.environ.get("MODELSCOPE_ENDPOINT") or os.environ.get("MODELSCOPE_DOMAIN") or "https://modelscope.cn"
+    return (address if "://" in address else f"https://{address}").rstrip("/")
+
+
+def document(file: HubFile, route: str, query: Mapping[str, str]) -> dict[str, Any]:
+    """The `Data` of an answer in JSON. Raises DownloadFailed."""
+    with answer(file, route, query) as response:
+        response.read()
+        try:
+            content = response.json()
+            data, code = content.get("Data"), content.get("Code", 200)
+        except (ValueError, AttributeError):
+            raise stranger() from None
+        if code != 200:
+            raise _refusal(file, response)
+        if not isinstance(data, dict):
+            raise stranger()
+        return data
+
+
+@contextmanager
+def answer(
+    file: HubFile, route: str, query: Mapping[str, str], start: int = 0, end: int | None = None
+) -> Iterator[httpx.Response]:
+    """A GET that is answered, its body still to be read; of a range of bytes where one is named.
+
+    Raises DownloadFailed, and BrokenOff where it ends too early.
+    """
+    import httpx
+
+    headers = _headers()
+    if start or end is not None:
+        headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
+    try:
+        with (
+            _client() as client,
+            client.stream("GET", f"/api/v1/models/{file.repo}/{route}", params=query, headers=headers) as response,
+        ):
+            if response.status_code >= 400 and response.status_code != 416:
+                response.read()
+                raise _refusal(file, response)
+            yield response
+    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+        raise _unreached(error) from error
+
+
+def content(file: HubFile, start: int = 0, end: int | None = None) -> AbstractContextManager[httpx.Response]:
+    """The answer to a GET of a file, or of a range of its bytes; `extent` tells which bytes it has."""
+    return answer(file, "repo", {"Revision": file.revision, "FilePath": file.file}, start, end)
+
+
+def extent(response: httpx.Response) -> tuple[int, int | None]:
+    """The offset of the first byte that an answer has, and the size of the whole file; None where it is not told."""
+    if match := _RANGE.fullmatch(response.headers.get("Content-Range", "").strip()):
+        return int(match[1]), int(match[2])
+    size = response.headers.get("Content-Length", "")
+    return 0, int(size) if size.isdigit() else None
+
+
+def stranger() -> DownloadFailed:
+    return DownloadFailed(f"`{endpoint()}` does not answer as ModelScope does", "check `MODELSCOPE_ENDPOINT`")
+
+
+def _client() -> httpx.Client:
+    """Raises DownloadFailed where the proxies or certificates of the environment are malformed."""
+    import httpx
+
+    address = endpoint()
+    try:
+        return httpx.Client(
+            base_url=address,
+            verify=tls.trusting(),
+            follow_redirects=True,
+            timeout=httpx.Timeout(_read_seconds(), connect=CONNECT_SECONDS),
+        )
+    except (ValueError, ImportError, OSError, httpx.InvalidURL) as error:
+        raise DownloadFailed(f"`{address}` cannot be asked: {error}", _proxy_hint()) from error
+
+
+def _read_seconds() -> float:
+    try:
+        return float(os.environ.get("MODELSCOPE_DOWNLOAD_TIMEOUT") or READ_SECONDS)
+    except ValueError:
+        return READ_SECONDS
+
+
+def _headers() -> dict[str, str]:
+    """A token goes as both: the older routes read the cookie. httpx sends neither of them on to another host."""
+    headers = {"Accept-Encoding": "identity", "User-Agent": f"llmdeploy/{__version__}"}
+    if token := os.environ.get("MODELSCOPE_API_TOKEN", "").strip():
+        headers |= {"Authorization": f"Bearer {token}", "Cookie": f"m_session_id={token}"}
+    return headers
+
+
+# --- What a failure means
+
+
+def _refusal(file: HubFile, response: httpx.Response) -> DownloadFailed:
+    """ModelScope answered, and not with what was asked for."""
+    status, code = response.status_code, _code(response)
+    token = _TOKEN_HINT.format(endpoint=endpoint())
+    if code == NO_REVISION:
+        return no_revision(file)
+    if code == NO_FILE:
+        return DownloadFailed(
+            f"`{file.repo}` has no file `{file.file}` at ModelScope", f"its files are listed at {_page(file)}/files"
+        )
+    if code == NO_ACCESS or status == 403:
+        return DownloadFailed(
+            f"ModelScope gives no access to `{file.repo}`: it is private, or its terms must be accepted first",
+            f"accept them at `{_page(file)}`, and {token}",
+        )
+    if status == 401:
+        return DownloadFailed("ModelScope does not know the access token", f"{token}, or unset it")
+    if code == NO_REPOSITORY or status == 404:
+        name = file.repo.partition("/")[2]
+        return DownloadFailed(
+            f"there is no repository `{file.repo}` at ModelScope, or it is private",
+            f"search its owner at `{endpoint()}/models?name={name}`; for a private one {token}",
+        )
+    if status == 429:
+        return DownloadFailed("ModelScope refuses for now: too many requests", f"wait some minutes{_after(response)}")
+    return DownloadFailed(f"ModelScope answered with status {status}", "try again later")
+
+
+def no_revision(file: HubFile) -> DownloadFailed:
+    meant = HubFile(file.repo, file.file, "master", "ms") if file.file else HubFile(file.repo, "", "master", "ms").home
+    return DownloadFailed(
+        f"`{file.repo}` has no revision `{file.revision}` at ModelScope", f"`{meant}` names its main branch"
+    )
+
+
+def _page(file: HubFile) -> str:
+    return f"{endpoint()}/models/{file.repo}"
+
+
+def _code(response: httpx.Response) -> int | None:
+    try:
+        code = response.json()["Code"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    return code if isinstance(code, int) else None
+
+
+def _after(response: httpx.Response) -> str:
+    seconds = response.headers.get("Retry-After", "")
+    return f" ({seconds} s, it says)" if seconds.isdigit() else ""
+
+
+def _unreached(error: Exception) -> DownloadFailed:
+    """It was not reached, or it broke off."""
+    import socket
+    import ssl
+
+    import httpx
+
+    chain = list(_chain(error))
+    proxy = _proxy()
+    where = f"`{endpoint()}`" + (f" through the proxy `{proxy}`" if proxy else "")
+    reason = next((text.splitlines()[0].rstrip(".") for one in chain if (text := str(one).strip())), "")
+    if any(isinstance(one, ssl.SSLError) for one in chain):
+        return DownloadFailed(
+            f"no safe connection to {where}: {reason}",
+            "behind a proxy that opens TLS set `SSL_CERT_FILE` to its certificate",
+        )
+    if any(isinstance(one, socket.gaierror) for one in chain):
+        return DownloadFailed(f"the address of {where} cannot be looked up", _hint(proxy))
+    if any(isinstance(one, ConnectionRefusedError) for one in chain):
+        return DownloadFailed(f"{where} refuses the connection", _hint(proxy))
+    if isinstance(error, httpx.TimeoutException):
+        return BrokenOff(f"{where} did not answer in time", _hint(proxy))
+    if isinstance(error, httpx.TransportError) and not isinstance(error, httpx.ProxyError | httpx.UnsupportedProtocol):
+        return BrokenOff(f"the connection to {where} broke off: {reason}", _hint(proxy))
+    return DownloadFailed(f"{where} cannot be asked: {reason}", _hint(proxy))
+
+
+def _hint(proxy: str | None) -> str:
+    return _proxy_hint() if proxy else "check the network, or take it from the Hub: `--source hf`"
+
+
+def _proxy_hint() -> str:
+    return "check the proxy variables (`env | grep -i proxy`)"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, what caused it, what caused that."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _proxy() -> str | None:
+    """The proxy on the way to ModelScope, without its password."""
+    url = urlsplit(endpoint())
+    proxies = getproxies()
+    address = proxies.get(url.scheme) or proxies.get("all")
+    if address is None or url.hostname is None or proxy_bypass(url.hostname):
+        return None
+    return address.rpartition("@")[2].rpartition("//")[2]

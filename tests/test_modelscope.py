@@ -1,0 +1,474 @@
+"""ModelScope: its API on loopback, and the cache that it shares with its own library.
+
+Each command is a process of its own, as in test_hub.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from llmdeploy.models.modelscope import at_modelscope
+from llmdeploy.models.modelscope.names import ELSEWHERE
+from llmdeploy.models.reference import HubFile, HubRepo, parse
+from tests.hub_server import COMMIT, Refusal, closed_port
+from tests.modelscope_server import Scope, serve
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+REPO = "Qwen/Qwen3.5-0.8B"
+WEIGHTS = bytes(range(256)) * 20_000  # 5 MB
+CONFIG = b'{"model_type": "qwen3"}'
+FILES: dict[str, Any] = {"config.json": CONFIG, "model.safetensors": WEIGHTS, "folder/part.gguf": b"GGUF" * 9}
+SCRIPT = """
+import hashlib, io, json, sys
+from pathlib import Path
+from llmdeploy.errors import LlmdeployError
+from llmdeploy.models import modelscope, source
+from llmdeploy.models.reference import HubFile, HubRepo, parse
+
+def digest(file):
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+def pulled(repo, *names):
+    # What a transfer does, with none of its care.
+    listing = origin.listing(parse(repo))
+    placed = []
+    for file in source.chosen(listing.files, names):
+        part = origin.part(listing, file)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+        with part.open("r+b") as sink:
+            start = sink.seek(0, 2)
+            origin.copy(listing, file, start, sink)
+        assert digest(part) == file.digest
+        placed.append(str(origin.place(listing, file, part)))
+    return placed
+
+origin = source.origin("ms")
+try:
+    print(json.dumps(eval(sys.argv[1]), default=str))
+except LlmdeployError as error:
+    print(json.dumps(error.as_document()))
+"""
+
+
+@pytest.fixture
+def scope() -> Iterator[Scope]:
+    with serve(Scope(files={REPO: dict(FILES)})) as scope:
+        yield scope
+
+
+class Machine:
+    """A machine with an empty home that knows one ModelScope."""
+
+    def __init__(self, home: Path, endpoint: str) -> None:
+        inherited = {key: value for key, value in os.environ.items() if key in {"PATH", "SYSTEMROOT", "TMPDIR", "TEMP"}}
+        self.cache = home / ".cache" / "modelscope"
+        self.env = {**inherited, "HOME": str(home), "MODELSCOPE_ENDPOINT": endpoint}
+
+    def run(self, expression: str, **variables: str) -> Any:
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", SCRIPT, expression],
+            env=self.env | variables,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        return json.loads(done.stdout)
+
+    def pull(self, *names: str, revision: str = "", **variables: str) -> list[str]:
+        done: list[str] = self.run(f"pulled('ms://{REPO}{revision}', *{names!r})", **variables)
+        return done
+
+    def fail(
+        self, expression: str = f"pulled('ms://{REPO}', 'model.safetensors')", **variables: str
+    ) -> tuple[str, str]:
+        """Message and hint of what must fail."""
+        error = self.run(expression, **variables)["error"]
+        assert error["code"] == "download_failed"
+        return error["message"], error["hint"]
+
+    def snapshot(self, revision: str) -> Path:
+        return self.cache / "models" / "Qwen--Qwen3.5-0.8B" / "snapshots" / revision
+
+    def library(self, code: str, **variables: str) -> str:
+        """What ModelScope's own library says."""
+        if importlib.util.find_spec("modelscope_hub") is None:
+            pytest.skip("modelscope-hub is not installed")
+        done = subprocess.run(
+            [sys.executable, "-c", f"from modelscope_hub import HubApi\napi = HubApi()\n{code}"],
+            env=self.env | variables,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+
+@pytest.fixture
+def machine(scope: Scope, tmp_path: Path) -> Machine:
+    return Machine(tmp_path, scope.url)
+
+
+def test_a_repository_is_listed_with_sizes_and_digests(machine: Machine) -> None:
+    commit, files = machine.run(
+        f"(lambda it: (it.commit, sorted((f.path, f.size, f.digest) for f in it.files)))(origin.listing(parse('ms://{REPO}')))"
+    )
+    assert commit == COMMIT
+    assert files == [
+        [name, len(content), hashlib.sha256(content).hexdigest()] for name, content in sorted(FILES.items())
+    ]
+
+
+def test_what_was_fetched_is_found_without_modelscope(machine: Machine, scope: Scope) -> None:
+    assert machine.run(f"origin.held(parse('ms://{REPO}'))") == []
+    assert scope.requests == []
+    placed = machine.pull(*FILES)
+    assert {Path(path).relative_to(machine.snapshot("master")).as_posix() for path in placed} == set(FILES)
+    asked = len(scope.requests)
+    for revision in ("", f"@{COMMIT}"):
+        held = machine.run(
+            f"[digest(origin.cached(HubFile('{REPO}', path, parse('ms://{REPO}{revision}').revision, 'ms')))"
+            f" for path in origin.held(parse('ms://{REPO}{revision}'))]"
+        )
+        assert held == [hashlib.sha256(FILES[name]).hexdigest() for name in sorted(FILES)]
+    assert machine.run(f"origin.cached(HubFile('{REPO}', 'config.json', 'v2', 'ms'))") is None
+    assert len(scope.requests) == asked
+
+
+def test_a_file_is_stored_once_and_says_its_commit(machine: Machine) -> None:
+    at_branch = Path(machine.pull("config.json")[0])
+    assert at_branch.samefile(machine.snapshot(COMMIT) / "config.json")
+    assert machine.run(f"origin.commit_of([Path({str(at_branch)!r})])") == COMMIT
+    assert machine.run("origin.commit_of([Path('/models/x/snapshots/master/y.gguf')])") is None
+    assert machine.run("origin.repositories()") == [[f"ms://{REPO}", str(machine.snapshot("master"))]]
+
+
+def test_a_branch_that_has_moved_on_leaves_the_commit_where_it_was(machine: Machine, scope: Scope) -> None:
+    machine.pull("config.json")
+    later = scope.commit(REPO, {"config.json": b"{}"})
+    machine.pull("config.json")
+    assert (machine.snapshot("master") / "config.json").read_bytes() == b"{}"
+    assert (machine.snapshot(later) / "config.json").read_bytes() == b"{}"
+    assert (machine.snapshot(COMMIT) / "config.json").read_bytes() == CONFIG
+    revisions = [Path(folder).name for _, folder in machine.run("origin.repositories()")]
+    assert revisions == [COMMIT, "master"]
+
+
+def test_a_commit_and_a_tag_are_what_they_name(machine: Machine, scope: Scope) -> None:
+    old = scope.commit(REPO, {"config.json": b"old"}, ref="refs/tags/v1")
+    assert Path(machine.pull("config.json", revision="@v1")[0]).read_bytes() == b"old"
+    assert machine.pull("config.json", revision=f"@{old}") == [str(machine.snapshot(old) / "config.json")]
+
+
+@pytest.mark.parametrize("partial", [200, 206])
+def test_a_download_goes_on_where_it_ended(machine: Machine, scope: Scope, partial: int) -> None:
+    scope.partial = partial
+    part = machine.snapshot(COMMIT) / "model.safetensors.incomplete"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(WEIGHTS[:3_000_000])
+    assert Path(machine.pull("model.safetensors")[0]).read_bytes() == WEIGHTS
+    assert scope.sent_bytes() == len(WEIGHTS) - 3_000_000
+    assert not part.exists()
+
+
+def test_a_connection_that_breaks_off_is_taken_up(machine: Machine, scope: Scope) -> None:
+    scope.cut_after = 2_000_000
+    machine.pull("model.safetensors")
+    assert [asked for _, path, asked in scope.requests if "/cdn/" in path] == [None, "bytes=2000000-"]
+    assert (scope.sent_bytes(), scope.sent_twice()) == (len(WEIGHTS), 0)
+
+
+def test_a_store_that_knows_no_ranges_sends_all_of_it_again(machine: Machine, scope: Scope) -> None:
+    scope.cut_after = 2_000_000
+    scope.ignores_range = True
+    assert Path(machine.pull("model.safetensors")[0]).read_bytes() == WEIGHTS
+
+
+def test_a_part_that_is_longer_than_the_file_is_begun_again(machine: Machine) -> None:
+    part = machine.snapshot(COMMIT) / "model.safetensors.incomplete"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"0" * (len(WEIGHTS) + 1))
+    assert Path(machine.pull("model.safetensors")[0]).read_bytes() == WEIGHTS
+
+
+def test_a_file_is_read_at_modelscope_by_ranges(machine: Machine, scope: Scope) -> None:
+    read = f"(lambda file: (file.seek(4_000_000), file.read(8).hex()))(origin.open(parse('ms://{REPO}/{{}}')))"
+    scope.files[REPO]["big.gguf"] = WEIGHTS
+    assert machine.run(read.format("big.gguf"))[1] == WEIGHTS[4_000_000:4_000_008].hex()
+    assert scope.sent_bytes() < 300_000
+    whole = f"origin.open(HubFile('{REPO}', 'config.json', 'master', 'ms')).read().decode()"
+    assert machine.run(whole) == CONFIG.decode()
+
+
+# --- The library's own way
+
+
+def test_the_library_finds_what_we_have_fetched(machine: Machine, scope: Scope) -> None:
+    machine.pull(*FILES)
+    sent = scope.sent_bytes()
+    folder = machine.library(f"print(api.download_repo({REPO!r}, 'model'))")
+    assert folder == str(machine.snapshot("master"))
+    assert machine.library(f"print(api.download_repo({REPO!r}, 'model', local_files_only=True))") == folder
+    assert machine.library(f"print(api.download_file({REPO!r}, 'model', 'config.json', revision={COMMIT!r}))") == str(
+        machine.snapshot(COMMIT) / "config.json"
+    )
+    # Of our files it has fetched none, whatever else it asked.
+    assert scope.sent_bytes() == sent
+
+
+def test_what_the_library_has_fetched_is_found(machine: Machine) -> None:
+    folder = machine.library(f"print(api.download_repo({REPO!r}, 'model'))")
+    assert machine.run(f"origin.held(parse('ms://{REPO}'))") == sorted(FILES)
+    found = machine.run(f"origin.cached(parse('ms://{REPO}/folder/part.gguf'))")
+    assert found == f"{folder}/folder/part.gguf"
+    assert machine.run(f"origin.commit_of([Path({found!r})])") is None
+
+
+def test_the_library_replaces_a_file_of_a_branch_and_leaves_the_commit(machine: Machine, scope: Scope) -> None:
+    machine.pull("model.safetensors")
+    scope.commit(REPO, {"model.safetensors": b"new weights"})
+    machine.library(f"api.download_repo({REPO!r}, 'model')")
+    assert (machine.snapshot("master") / "model.safetensors").read_bytes() == b"new weights"
+    assert (machine.snapshot(COMMIT) / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_both_take_the_same_lock(machine: Machine) -> None:
+    ours = machine.run(
+        f"(lambda it: origin.lock(it, source.chosen(it.files, ['config.json'])[0]))(origin.listing(parse('ms://{REPO}')))"
+    )
+    theirs = machine.library(f"print(api.downloader._lock_path({REPO!r}, 'model', file_path='config.json'))")
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("base", ["hub/models", "models"])
+def test_the_cache_of_an_older_library_is_read_and_written(machine: Machine, scope: Scope, base: str) -> None:
+    folder = machine.cache / base / "Qwen" / "Qwen3___5-0___8B"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_bytes(CONFIG)
+    (folder / ".msc").write_bytes(b"an index")
+    assert machine.run(f"origin.cached(HubFile('{REPO}', 'config.json', 'master', 'ms'))") == str(
+        folder / "config.json"
+    )
+    assert machine.run("origin.repositories()") == [[f"ms://{REPO}", str(folder)]]
+    assert machine.pull("model.safetensors") == [str(folder / "model.safetensors")]
+    assert machine.run(f"origin.held(parse('ms://{REPO}'))") == ["config.json", "model.safetensors"]
+    assert machine.run(f"origin.cached(HubFile('{REPO}', 'config.json', '{COMMIT}', 'ms'))") is None
+
+
+def test_the_cache_is_where_the_variable_says(machine: Machine, tmp_path: Path) -> None:
+    placed = machine.pull("config.json", MODELSCOPE_CACHE=str(tmp_path / "other"))
+    assert placed[0].startswith(str(tmp_path / "other" / "models"))
+
+
+# --- What goes wrong
+
+
+@pytest.mark.parametrize(
+    ("expression", "message", "hint"),
+    [
+        (
+            "origin.listing(parse('ms://Qwen/Nothing'))",
+            "there is no repository `Qwen/Nothing` at ModelScope, or it is private",
+            "search its owner at `{url}/models?name=Nothing`; for a private one set `MODELSCOPE_API_TOKEN` to an access"
+            " token (`{url}/my/access/token`)",
+        ),
+        (
+            f"origin.listing(parse('ms://{REPO}@v9'))",
+            f"`{REPO}` has no revision `v9` at ModelScope",
+            f"`ms://{REPO}` names its main branch",
+        ),
+        (
+            f"origin.listing(parse('ms://{REPO}@{'0' * 40}'))",
+            f"`{REPO}` has no revision `{'0' * 40}` at ModelScope",
+            f"`ms://{REPO}` names its main branch",
+        ),
+        (
+            f"origin.open(parse('ms://{REPO}/x.gguf'))",
+            f"`{REPO}` has no file `x.gguf` at ModelScope",
+            f"its files are listed at {{url}}/models/{REPO}/files",
+        ),
+    ],
+)
+def test_a_name_that_modelscope_does_not_have(
+    machine: Machine, scope: Scope, expression: str, message: str, hint: str
+) -> None:
+    assert machine.fail(expression) == (message, hint.format(url=scope.url))
+
+
+@pytest.mark.parametrize("kind", ["private", "gated"])
+def test_a_repository_that_is_not_everybodys_opens_with_a_token(machine: Machine, scope: Scope, kind: str) -> None:
+    getattr(scope, kind).add(REPO)
+    message, hint = machine.fail(MODELSCOPE_API_TOKEN="ms-wrong")
+    assert message == f"ModelScope gives no access to `{REPO}`: it is private, or its terms must be accepted first"
+    assert hint.startswith(
+        f"accept them at `{scope.url}/models/{REPO}`, and set `MODELSCOPE_API_TOKEN` to an access token"
+    )
+    assert "ms-wrong" not in message + hint
+    assert Path(machine.pull("model.safetensors", MODELSCOPE_API_TOKEN="ms-good")[0]).read_bytes() == WEIGHTS
+    assert scope.first_tokens == ("Bearer ms-good", "m_session_id=ms-good")
+    assert scope.leaked == [], "the store got the token"
+
+
+@pytest.mark.parametrize(
+    ("refusal", "message", "hint"),
+    [
+        (Refusal(401), "ModelScope does not know the access token", "or unset it"),
+        (Refusal(429), "ModelScope refuses for now: too many requests", "wait some minutes"),
+        (
+            Refusal(429, headers={"Retry-After": "70"}),
+            "ModelScope refuses for now: too many requests",
+            "wait some minutes (70 s, it says)",
+        ),
+        (Refusal(503), "ModelScope answered with status 503", "try again later"),
+        (Refusal(503, part="/cdn/"), "ModelScope answered with status 503", "try again later"),
+    ],
+)
+def test_a_modelscope_that_refuses(machine: Machine, scope: Scope, refusal: Refusal, message: str, hint: str) -> None:
+    scope.refusals.append(refusal)
+    told = machine.fail()
+    assert told[0] == message
+    assert told[1].endswith(hint)
+
+
+@pytest.mark.parametrize(
+    "body", [b"<html>", b"[]", b'{"Code": 200, "Data": null}', b'{"Code": 200, "Data": {"Commit": [7]}}']
+)
+def test_something_that_is_no_modelscope(machine: Machine, scope: Scope, body: bytes) -> None:
+    scope.body = body
+    message, hint = machine.fail()
+    assert message == f"`{scope.url}` does not answer as ModelScope does"
+    assert "`MODELSCOPE_ENDPOINT`" in hint
+
+
+@pytest.mark.parametrize("trap", ["../../outside", "/etc/outside", "a\\..\\outside"])
+def test_a_path_that_leads_out_of_the_cache_is_refused(machine: Machine, scope: Scope, trap: str) -> None:
+    scope.traps = (trap,)
+    assert machine.fail()[0] == f"ModelScope lists `{trap}`, which is no path in a repository"
+
+
+def test_a_reference_that_leads_out_of_the_cache_finds_nothing(machine: Machine, tmp_path: Path) -> None:
+    machine.snapshot("master").mkdir(parents=True)
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    up = "../" * 6
+    assert (machine.snapshot("master") / f"{up}x.gguf").is_file()
+    assert machine.run(f"origin.cached(HubFile('{REPO}', '{up}x.gguf', 'master', 'ms'))") is None
+
+
+def test_a_repository_of_more_files_than_are_listed(machine: Machine, scope: Scope) -> None:
+    scope.files[REPO] |= {f"{at}.txt": b"" for at in range(3000)}
+    message, hint = machine.fail()
+    assert message == f"`ms://{REPO}` has 3000 files or more, and ModelScope lists no more"
+    assert f"`llmdeploy pull hf://{REPO}`" in hint
+
+
+def test_a_refused_connection(machine: Machine) -> None:
+    endpoint = f"http://127.0.0.1:{closed_port()}"
+    message, hint = machine.fail(MODELSCOPE_ENDPOINT=endpoint)
+    assert message == f"`{endpoint}` refuses the connection"
+    assert "`--source hf`" in hint
+
+
+def test_a_dead_proxy_is_named_without_its_password(machine: Machine) -> None:
+    proxy = f"127.0.0.1:{closed_port()}"
+    message, hint = machine.fail(MODELSCOPE_ENDPOINT="http://ms.invalid", HTTP_PROXY=f"http://me:secret@{proxy}")
+    assert message == f"`http://ms.invalid` through the proxy `{proxy}` refuses the connection"
+    assert "env | grep -i proxy" in hint
+
+
+def test_a_proxy_that_is_no_address(machine: Machine) -> None:
+    message, hint = machine.fail(MODELSCOPE_ENDPOINT="http://ms.invalid", HTTP_PROXY="ftp://nowhere")
+    assert message.startswith("`http://ms.invalid` cannot be asked: ")
+    assert "env | grep -i proxy" in hint
+
+
+def test_a_modelscope_that_never_answers(machine: Machine, scope: Scope) -> None:
+    scope.silent = True
+    assert machine.fail(MODELSCOPE_DOWNLOAD_TIMEOUT="1")[0] == f"`{scope.url}` did not answer in time"
+
+
+def test_a_download_that_stalls_ends_and_leaves_its_part(machine: Machine, scope: Scope) -> None:
+    scope.stall_after = 1_000_000
+    told = machine.fail(MODELSCOPE_DOWNLOAD_TIMEOUT="0.2")
+    assert told[0] == f"`{scope.url}` did not answer in time"
+    assert (machine.snapshot(COMMIT) / "model.safetensors.incomplete").read_bytes() == WEIGHTS[:1_000_000]
+
+
+def test_a_server_that_hangs_up(machine: Machine) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=lambda: server.accept()[0].close(), daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+        message, _ = machine.fail(MODELSCOPE_ENDPOINT=endpoint)
+    assert message.startswith(f"the connection to `{endpoint}` broke off: ")
+
+
+def test_no_tls(machine: Machine, scope: Scope) -> None:
+    endpoint = scope.url.replace("http:", "https:")
+    message, hint = machine.fail(MODELSCOPE_ENDPOINT=endpoint)
+    assert message.startswith(f"no safe connection to `{endpoint}`: ")
+    assert "`SSL_CERT_FILE`" in hint
+
+
+def test_the_older_variable_names_a_host(machine: Machine, scope: Scope) -> None:
+    del machine.env["MODELSCOPE_ENDPOINT"]
+    message, _ = machine.fail(MODELSCOPE_DOMAIN=scope.url.removeprefix("http://"))
+    assert message.startswith(f"no safe connection to `https://{scope.url.removeprefix('http://')}`")
+
+
+def test_a_name_that_cannot_be_looked_up() -> None:
+    import httpx
+
+    from llmdeploy.models.modelscope.api import _unreached
+
+    # A real failure of the resolver that needs no network.
+    with pytest.raises(socket.gaierror) as failure:
+        socket.getaddrinfo("no.number", 443, flags=socket.AI_NUMERICHOST)
+    error = httpx.ConnectError("connection failed")
+    error.__cause__ = failure.value
+    assert _unreached(error).message == "the address of `https://modelscope.cn` cannot be looked up"
+
+
+# --- Names
+
+
+@pytest.mark.parametrize(
+    ("hub", "modelscope"),
+    [
+        ("Qwen/Qwen3-8B", "ms://Qwen/Qwen3-8B"),
+        ("Qwen/Qwen3-8B@v1", "ms://Qwen/Qwen3-8B@v1"),
+        ("hf://Qwen/Qwen3-8B-GGUF:Q4_K_M", "ms://Qwen/Qwen3-8B-GGUF:Q4_K_M"),
+        ("hf://ggml-org/Qwen2.5-VL-7B-Instruct-GGUF/x.gguf", "ms://ggml-org/Qwen2.5-VL-7B-Instruct-GGUF/x.gguf"),
+        ("meta-llama/Llama-3.1-8B-Instruct", "ms://LLM-Research/Meta-Llama-3.1-8B-Instruct"),
+        ("meta-llama/Llama-3.3-70B-Instruct", "ms://LLM-Research/Llama-3.3-70B-Instruct"),
+        ("google/gemma-3-4b-it", "ms://LLM-Research/gemma-3-4b-it"),
+        ("google/gemma-3-270m-it", "ms://google/gemma-3-270m-it"),
+        ("google/gemma-3n-E4B-it", "ms://google/gemma-3n-E4B-it"),
+        ("mistralai/Mistral-7B-Instruct-v0.3", "ms://LLM-Research/Mistral-7B-Instruct-v0.3"),
+        ("mistralai/Mistral-Small-3.2-24B-Instruct-2506", "ms://mistralai/Mistral-Small-3.2-24B-Instruct-2506"),
+        ("openai/gpt-oss-20b", "ms://openai-mirror/gpt-oss-20b"),
+        ("ms://Qwen/Qwen3-8B@v1", "ms://Qwen/Qwen3-8B@v1"),
+    ],
+)
+def test_the_same_model_at_modelscope(hub: str, modelscope: str) -> None:
+    reference = parse(hub)
+    assert isinstance(reference, HubRepo | HubFile)
+    assert str(at_modelscope(reference)) == modelscope
+
+
+def test_the_names_of_the_table_are_beginnings_of_repositories() -> None:
+    assert all("/" in name and "/" in other for name, other in ELSEWHERE.items())
+    assert list(ELSEWHERE) == sorted(ELSEWHERE)
