@@ -51,7 +51,8 @@ def pulled(repo, *names):
         part.touch()
         with part.open("r+b") as sink:
             start = sink.seek(0, 2)
-            origin.copy(listing, file, start, sink)
+            if start != file.size:
+                origin.copy(listing, file, start, sink)
         assert digest(part) == file.digest
         placed.append(str(origin.place(listing, file, part)))
     return placed
@@ -237,6 +238,14 @@ def test_what_the_library_has_fetched_is_found(machine: Machine) -> None:
     found = machine.run(f"origin.cached(parse('ms://{REPO}/folder/part.gguf'))")
     assert found == f"{folder}/folder/part.gguf"
     assert machine.run(f"origin.commit_of([Path({found!r})])") is None
+
+
+def test_what_the_library_has_fetched_is_not_fetched_again(machine: Machine, scope: Scope) -> None:
+    machine.library(f"api.download_repo({REPO!r}, 'model')")
+    sent = scope.sent_bytes()
+    machine.pull(*FILES)
+    assert scope.sent_bytes() == sent
+    assert (machine.snapshot(COMMIT) / "config.json").samefile(machine.snapshot("master") / "config.json")
 
 
 def test_the_library_replaces_a_file_of_a_branch_and_leaves_the_commit(machine: Machine, scope: Scope) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from llmdeploy.errors import DownloadFailed
-from llmdeploy.models import ranges
+from llmdeploy.errors import DownloadFailed, ModelInvalid
+from llmdeploy.models import digest, ranges
 from llmdeploy.models.modelscope import api, layout
 from llmdeploy.models.modelscope.layout import cache, commit_of, repositories
 from llmdeploy.models.modelscope.names import at_modelscope
@@ -53,6 +54,8 @@ def listing(repo: HubRepo) -> Listing:
     entries = api.document(_any(repo), "repo/files", {"Revision": commit, "Recursive": "True"}).get("Files")
     if entries is None:
         raise api.no_revision(_any(repo))
+    if not isinstance(entries, list):
+        raise api.stranger()
     if len(entries) >= MOST_FILES:
         raise DownloadFailed(
             f"`{repo}` has {MOST_FILES} files or more, and ModelScope lists no more",
@@ -62,7 +65,13 @@ def listing(repo: HubRepo) -> Listing:
 
 
 def part(listing: Listing, file: RemoteFile) -> Path:
-    """Where the bytes of a download that goes on lie, so that a later one finds them."""
+    """Where the bytes of a download that goes on lie, so that a later one finds them.
+
+    A file that the library has fetched is a part too, and whole, where its content is that of the commit.
+    """
+    fetched = layout.home(listing.repo) / file.path
+    if _is_same(fetched, file):
+        return fetched
     whole = layout.snapshot(listing.repo.repo, listing.commit) / file.path
     return whole.with_name(whole.name + layout.PARTS[0])
 
@@ -121,6 +130,13 @@ def open(file: HubFile) -> BinaryIO:
             return bytes(content[start - first : end - first])
 
     return ranges.opened(get, size, str(file))
+
+
+def _is_same(path: Path, file: RemoteFile) -> bool:
+    """Reads all of the file where it has the right size; `digest` remembers what came of it."""
+    with suppress(OSError, ModelInvalid):
+        return path.stat().st_size == file.size and digest.sha256(path, lambda *_: None) == file.sha256
+    return False
 
 
 def _any(repo: HubRepo) -> HubFile:

@@ -73,7 +73,7 @@ def link(file: Path, into: Path) -> Path:
     try:
         os.link(file, into)
     except OSError:  # a file system without hard links
-        os.replace(file, into)
+        into.symlink_to(file)
     return into
 
 
