@@ -333,6 +333,14 @@ def test_a_repository_that_is_not_everybodys_opens_with_a_token(machine: Machine
     assert scope.leaked == [], "the store got the token"
 
 
+@pytest.mark.parametrize("token", ["ms secret", "ms\nsecret", "ms-sécret"])
+def test_a_token_that_is_none_is_not_shown(machine: Machine, scope: Scope, token: str) -> None:
+    message, hint = machine.fail(MODELSCOPE_API_TOKEN=token)
+    assert message.startswith("`MODELSCOPE_API_TOKEN` holds what no access token has")
+    assert "cret" not in message + hint
+    assert scope.requests == []
+
+
 @pytest.mark.parametrize(
     ("refusal", "message", "hint"),
     [

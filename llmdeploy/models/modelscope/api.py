@@ -38,7 +38,7 @@ READ_SECONDS = 30
 NO_REPOSITORY, NO_ACCESS, NO_REVISION, NO_FILE = 10010205001, 10010200001, 10990101004, 10990101007
 """What `Code` says in the body of a refusal."""
 
-_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
+_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 _TOKEN_HINT = "set `MODELSCOPE_API_TOKEN` to an access token (`{endpoint}/my/access/token`)"
 
 
@@ -57,8 +57,8 @@ def document(file: HubFile, route: str, query: Mapping[str, str]) -> dict[str, A
     with answer(file, route, query) as response:
         response.read()
         try:
-            content = response.json()
-            data, code = content.get("Data"), content.get("Code", 200)
+            body = response.json()
+            data, code = body.get("Data"), body.get("Code", 200)
         except (ValueError, AttributeError):
             raise stranger() from None
         if code != 200:
@@ -102,7 +102,7 @@ def content(file: HubFile, start: int = 0, end: int | None = None) -> AbstractCo
 def extent(response: httpx.Response) -> tuple[int, int | None]:
     """The offset of the first byte that an answer has, and the size of the whole file; None where it is not told."""
     if match := _RANGE.fullmatch(response.headers.get("Content-Range", "").strip()):
-        return int(match[1]), int(match[2])
+        return int(match[1]), None if match[2] == "*" else int(match[2])
     size = response.headers.get("Content-Length", "")
     return 0, int(size) if size.isdigit() else None
 
@@ -135,9 +135,17 @@ def _read_seconds() -> float:
 
 
 def _headers() -> dict[str, str]:
-    """A token goes as both: the older routes read the cookie. httpx sends neither of them on to another host."""
+    """A token goes as both: the older routes read the cookie. httpx sends neither of them on to another host.
+
+    Raises DownloadFailed where the token could not be in a header, and would be shown in the error of one.
+    """
     headers = {"Accept-Encoding": "identity", "User-Agent": f"llmdeploy/{__version__}"}
     if token := os.environ.get("MODELSCOPE_API_TOKEN", "").strip():
+        if not re.fullmatch(r"[!-:<-~]+", token):
+            raise DownloadFailed(
+                "`MODELSCOPE_API_TOKEN` holds what no access token has: a blank, or a letter that is not ASCII",
+                "set it again: `export MODELSCOPE_API_TOKEN=ms-...`",
+            )
         headers |= {"Authorization": f"Bearer {token}", "Cookie": f"m_session_id={token}"}
     return headers
 
