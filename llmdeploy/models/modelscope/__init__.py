@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from llmdeploy.errors import DownloadFailed, ModelInvalid
-from llmdeploy.models import digest, ranges
+from llmdeploy.errors import DownloadFailed
+from llmdeploy.models import ranges
 from llmdeploy.models.modelscope import api, layout
 from llmdeploy.models.modelscope.layout import cache, commit_of, repositories
 from llmdeploy.models.modelscope.names import at_modelscope
@@ -67,11 +66,11 @@ def listing(repo: HubRepo) -> Listing:
 def part(listing: Listing, file: RemoteFile) -> Path:
     """Where the bytes of a download that goes on lie, so that a later one finds them.
 
-    A file that the library has fetched is a part too, and whole, where its content is that of the commit.
+    A file of that size which another commit or the library has brought is a part too, until its digest is checked.
     """
-    fetched = layout.home(listing.repo) / file.path
-    if _is_same(fetched, file):
-        return fetched
+    found = layout.home(listing.repo) / file.path
+    if found.is_file() and found.stat().st_size == file.size:
+        return found
     whole = layout.snapshot(listing.repo.repo, listing.commit) / file.path
     return whole.with_name(whole.name + layout.PARTS[0])
 
@@ -130,13 +129,6 @@ def open(file: HubFile) -> BinaryIO:
             return bytes(content[start - first : end - first])
 
     return ranges.opened(get, size, str(file))
-
-
-def _is_same(path: Path, file: RemoteFile) -> bool:
-    """Reads all of the file where it has the right size; `digest` remembers what came of it."""
-    with suppress(OSError, ModelInvalid):
-        return path.stat().st_size == file.size and digest.sha256(path, lambda *_: None) == file.sha256
-    return False
 
 
 def _any(repo: HubRepo) -> HubFile:
