@@ -156,7 +156,10 @@ def test_a_file_is_stored_once_and_says_its_commit(machine: Machine) -> None:
     assert at_branch.samefile(machine.snapshot(COMMIT) / "config.json")
     assert machine.run(f"origin.commit_of([Path({str(at_branch)!r})])") == COMMIT
     assert machine.run("origin.commit_of([Path('/models/x/snapshots/master/y.gguf')])") is None
-    assert machine.run("origin.repositories()") == [[f"ms://{REPO}", str(machine.snapshot("master"))]]
+    assert machine.run("origin.repositories(origin.cache())") == [
+        [f"ms://{REPO}", str(machine.snapshot("master"))],
+        [f"ms://{REPO}@{COMMIT}", str(machine.snapshot(COMMIT))],
+    ]
 
 
 def test_a_branch_that_has_moved_on_leaves_the_commit_where_it_was(machine: Machine, scope: Scope) -> None:
@@ -166,8 +169,8 @@ def test_a_branch_that_has_moved_on_leaves_the_commit_where_it_was(machine: Mach
     assert (machine.snapshot("master") / "config.json").read_bytes() == b"{}"
     assert (machine.snapshot(later) / "config.json").read_bytes() == b"{}"
     assert (machine.snapshot(COMMIT) / "config.json").read_bytes() == CONFIG
-    revisions = [Path(folder).name for _, folder in machine.run("origin.repositories()")]
-    assert revisions == [COMMIT, "master"]
+    revisions = [Path(folder).name for _, folder in machine.run("origin.repositories(origin.cache())")]
+    assert revisions == ["master", *sorted([COMMIT, later])]
 
 
 def test_a_commit_and_a_tag_are_what_they_name(machine: Machine, scope: Scope) -> None:
@@ -273,7 +276,7 @@ def test_the_cache_of_an_older_library_is_read_and_written(machine: Machine, sco
     assert machine.run(f"origin.cached(HubFile('{REPO}', 'config.json', 'master', 'ms'))") == str(
         folder / "config.json"
     )
-    assert machine.run("origin.repositories()") == [[f"ms://{REPO}", str(folder)]]
+    assert machine.run("origin.repositories(origin.cache())") == [[f"ms://{REPO}", str(folder)]]
     assert machine.pull("model.safetensors") == [str(folder / "model.safetensors")]
     assert machine.run(f"origin.held(parse('ms://{REPO}'))") == ["config.json", "model.safetensors"]
     assert machine.run(f"origin.cached(HubFile('{REPO}', 'config.json', '{COMMIT}', 'ms'))") is None

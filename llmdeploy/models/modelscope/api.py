@@ -22,8 +22,6 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from llmdeploy import __version__, tls
 from llmdeploy.errors import DownloadFailed
@@ -251,6 +249,9 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _proxy() -> str | None:
     """The proxy on the way to ModelScope, without its password."""
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies, proxy_bypass
+
     url = urlsplit(endpoint())
     proxies = getproxies()
     address = proxies.get(url.scheme) or proxies.get("all")

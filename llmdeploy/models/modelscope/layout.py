@@ -82,23 +82,17 @@ def commit_of(files: Iterable[Path]) -> str | None:
     return next((commit for file in files if (commit := _commit(file))), None)
 
 
-def repositories() -> list[tuple[HubRepo, Path]]:
-    """What the cache holds: each repository at each revision, and the folder of its files.
+def repositories(root: Path) -> list[tuple[HubRepo, Path]]:
+    """What a cache holds: each repository at each revision, branches and tags first, and the folder of its files.
 
-    A file may be in two of them, as hard links: at its branch and at its commit. The commits of which every file is in
-    a branch too are left out.
+    The same file may be in several of them: at its branch and at its commit.
     """
-    models = cache() / "models"
-    found = [
-        (_repo(folder, snapshot.name), snapshot)
-        for folder in sorted(models.glob("*--*"))
-        for snapshot in sorted((folder / "snapshots").glob("*"))
-        if not COMMIT.fullmatch(snapshot.name) or _alone(snapshot)
-    ]
-    for base in (models, cache() / "hub" / "models"):
-        folders = (folder for folder in sorted(base.glob("*/*")) if "--" not in folder.parent.name)
-        found += [(HubRepo(_older_name(folder), MAIN["ms"], "ms"), folder) for folder in folders]
-    return [(repo, folder) for repo, folder in found if any(_files(folder))]
+    models = root / "models"
+    snapshots = [folder for folder in sorted(models.glob("*--*/snapshots/*")) if folder.is_dir()]
+    found = [(_at(folder), folder) for folder in sorted(snapshots, key=_is_commit)]
+    for base in (models, root / "hub" / "models"):
+        found += [(_at_older(folder), folder) for folder in sorted(base.glob("*/*")) if "--" not in folder.parent.name]
+    return [(repo, folder) for repo, folder in found if any(True for _ in _files(folder))]
 
 
 def _homes(repo: HubRepo) -> tuple[Path, Path]:
@@ -113,12 +107,16 @@ def _older_home(repo: str) -> Path | None:
     return None
 
 
-def _older_name(folder: Path) -> str:
-    return f"{folder.parent.name}/{folder.name.replace('___', '.')}"
+def _at(snapshot: Path) -> HubRepo:
+    return HubRepo(snapshot.parents[1].name.replace("--", "/", 1), snapshot.name, "ms")
 
 
-def _repo(folder: Path, revision: str) -> HubRepo:
-    return HubRepo(folder.name.replace("--", "/", 1), revision, "ms")
+def _at_older(folder: Path) -> HubRepo:
+    return HubRepo(f"{folder.parent.name}/{folder.name.replace('___', '.')}", MAIN["ms"], "ms")
+
+
+def _is_commit(folder: Path) -> bool:
+    return COMMIT.fullmatch(folder.name) is not None
 
 
 def _files(folder: Path) -> Iterator[str]:
@@ -129,19 +127,15 @@ def _files(folder: Path) -> Iterator[str]:
             yield name.as_posix()
 
 
-def _alone(snapshot: Path) -> bool:
-    return any((snapshot / name).stat().st_nlink == 1 for name in _files(snapshot))
-
-
 def _commit(file: Path) -> str | None:
     file = file.absolute()
     revision = next((folder for folder in file.parents if folder.parent.name == "snapshots"), None)
     if revision is None:
         return None
-    if COMMIT.fullmatch(revision.name):
+    if _is_commit(revision):
         return revision.name
     for commit in revision.parent.glob("*"):
         with suppress(OSError):
-            if COMMIT.fullmatch(commit.name) and (commit / file.relative_to(revision)).samefile(file):
+            if _is_commit(commit) and (commit / file.relative_to(revision)).samefile(file):
                 return commit.name
     return None
