@@ -88,11 +88,11 @@ def repositories(root: Path) -> list[tuple[HubRepo, Path]]:
     The same file may be in several of them: at its branch and at its commit.
     """
     models = root / "models"
-    snapshots = [folder for folder in sorted(models.glob("*--*/snapshots/*")) if folder.is_dir()]
-    found = [(_at(folder), folder) for folder in sorted(snapshots, key=_is_commit)]
-    for base in (models, root / "hub" / "models"):
-        found += [(_at_older(folder), folder) for folder in sorted(base.glob("*/*")) if "--" not in folder.parent.name]
-    return [(repo, folder) for repo, folder in found if any(True for _ in _files(folder))]
+    snapshots = sorted(models.glob("*--*/snapshots/*"), key=lambda folder: (_is_commit(folder), folder))
+    older = [folder for base in (models, root / "hub" / "models") for folder in sorted(base.glob("*/*"))]
+    found = [(_at(folder), folder) for folder in snapshots]
+    found += [(_at_older(folder), folder) for folder in older if "--" not in folder.parent.name]
+    return [(repo, folder) for repo, folder in found if folder.is_dir()]
 
 
 def _homes(repo: HubRepo) -> tuple[Path, Path]:
