@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from llmdeploy.errors import DownloadFailed
 from llmdeploy.models import ranges
 from llmdeploy.models.modelscope import api, layout
-from llmdeploy.models.modelscope.layout import cache, commit_of, repositories
+from llmdeploy.models.modelscope.layout import cache, repositories
 from llmdeploy.models.modelscope.names import at_modelscope
 from llmdeploy.models.reference import HubFile, HubRepo
 from llmdeploy.models.source import Listing, RemoteFile
@@ -20,7 +20,6 @@ __all__ = [
     "at_modelscope",
     "cache",
     "cached",
-    "commit_of",
     "copy",
     "held",
     "listing",
@@ -68,7 +67,7 @@ def part(listing: Listing, file: RemoteFile) -> Path:
 
     A file of that size which another commit or the library has brought is a part too, until its digest is checked.
     """
-    found = layout.home(listing.repo) / file.path
+    found = layout.library_folder(listing.repo) / file.path
     if found.is_file() and found.stat().st_size == file.size:
         return found
     whole = layout.snapshot(listing.repo.repo, listing.commit) / file.path
@@ -108,7 +107,9 @@ def place(listing: Listing, file: RemoteFile, part: Path) -> Path:
     whole = layout.snapshot(listing.repo.repo, listing.commit) / file.path
     whole.parent.mkdir(parents=True, exist_ok=True)
     os.replace(part, whole)
-    return layout.link(whole, layout.home(listing.repo) / file.path)
+    layout.share(whole, layout.library_folder(listing.repo) / file.path)
+    layout.name(listing.repo, listing.commit)
+    return whole
 
 
 def open(file: HubFile) -> BinaryIO:

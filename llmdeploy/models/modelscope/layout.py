@@ -1,13 +1,13 @@
 """The cache that ModelScope's own library keeps: what we put there it finds, and what it has fetched we find.
 
     <cache>/models/<owner>--<name>/snapshots/<revision>/<path>    <cache>: MODELSCOPE_CACHE, or ~/.cache/modelscope
+    <cache>/models/<owner>--<name>/refs/<branch>                  ours: the commit that we last fetched of the branch
     <cache>/.lock/file_<digest>.lock
     <cache>[/hub]/models/<owner>/<name, `.` as `___`>/<path>      modelscope up to 1.37; read first where it is there
 
-(modelscope-hub 0.5.1: `_download.py`, `config.py`.) The folder of a branch does not tell which commit its files are
-of, and the branch moves on. So a file of ours lies in the folder of its commit, and the folder where the library looks
-has a hard link to it: it is found by both names and stored once, and the library replaces such a file, it never writes
-into it.
+(modelscope-hub 0.5.1: `_download.py`, `config.py`.) The library's folder of a branch may hold files of several commits,
+and does not tell of which. So a file of ours lies in the folder of its commit, and the folder where the library looks
+has a hard link to it: stored once, found by both. The library replaces such a link, it never writes into the file.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from llmdeploy import atomic
 from llmdeploy.models.reference import MAIN, HubFile, HubRepo
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -35,12 +36,12 @@ def cache() -> Path:
 
 def snapshot(repo: str, revision: str) -> Path:
     """The folder of a repository's files at a revision: a branch, a tag or a commit."""
-    return cache() / "models" / repo.replace("/", "--") / "snapshots" / revision
+    return _repository(repo) / "snapshots" / revision
 
 
-def home(repo: HubRepo) -> Path:
+def library_folder(repo: HubRepo) -> Path:
     """The folder in which the library looks for the files of that revision."""
-    older = _older_home(repo.repo) if repo.revision == MAIN["ms"] else None
+    older = _older_folder(repo.repo) if repo.revision == MAIN["ms"] else None
     return older or snapshot(repo.repo, repo.revision)
 
 
@@ -52,34 +53,34 @@ def lock(repo: str, path: str) -> Path:
 
 def find(file: HubFile) -> Path | None:
     """The file in the cache, whole, or None."""
-    if ".." in f"{file.revision}/{file.file}".split("/"):
+    if ".." in PurePosixPath(file.revision, file.file).parts:
         return None
-    with suppress(OSError):
-        return next((path for folder in _homes(file.home) if (path := folder / file.file).is_file()), None)
+    with suppress(OSError):  # a folder that may not be read
+        path = _folder(file.home) / file.file
+        return path if path.is_file() else None
     return None
 
 
 def held(repo: HubRepo) -> tuple[str, ...]:
     """The paths of the repository's files that are whole in the cache at that revision."""
-    return tuple(sorted({path for folder in _homes(repo) for path in _files(folder)}))
+    return tuple(sorted(_files(_folder(repo)))) if ".." not in PurePosixPath(repo.revision).parts else ()
 
 
-def link(file: Path, into: Path) -> Path:
-    """Have the file lie in another place of the cache too; where it lies there. Raises OSError."""
-    if into == file:
-        return into
-    into.parent.mkdir(parents=True, exist_ok=True)
-    into.unlink(missing_ok=True)
-    try:
-        os.link(file, into)
-    except OSError:  # a file system without hard links
-        into.symlink_to(file)
-    return into
+def name(repo: HubRepo, commit: str) -> None:
+    """A branch or a tag is at that commit from now on. Raises OSError."""
+    ref = _ref(repo)
+    if repo.revision != commit and _named(ref) != commit:
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        atomic.replace(ref, commit.encode())
 
 
-def commit_of(files: Iterable[Path]) -> str | None:
-    """The commit that files of this cache are of; None for others, and for those that the library has fetched."""
-    return next((commit for file in files if (commit := _commit(file))), None)
+def share(file: Path, into: Path) -> None:
+    """Have the library find the file in its own folder too, where the file system has hard links."""
+    with suppress(OSError):
+        into.parent.mkdir(parents=True, exist_ok=True)
+        if not into.exists() or not into.samefile(file):
+            into.unlink(missing_ok=True)
+            into.hardlink_to(file)
 
 
 def repositories(root: Path) -> list[tuple[HubRepo, Path]]:
@@ -95,11 +96,28 @@ def repositories(root: Path) -> list[tuple[HubRepo, Path]]:
     return [(repo, folder) for repo, folder in found if folder.is_dir()]
 
 
-def _homes(repo: HubRepo) -> tuple[Path, Path]:
-    return home(repo), snapshot(repo.repo, repo.revision)
+def _repository(repo: str) -> Path:
+    return cache() / "models" / repo.replace("/", "--")
 
 
-def _older_home(repo: str) -> Path | None:
+def _folder(repo: HubRepo) -> Path:
+    """Of the commit that we have fetched; the library's, where it alone has fetched any."""
+    commit = _named(_ref(repo))
+    return snapshot(repo.repo, commit) if commit else library_folder(repo)
+
+
+def _ref(repo: HubRepo) -> Path:
+    return _repository(repo.repo) / "refs" / repo.revision
+
+
+def _named(ref: Path) -> str | None:
+    with suppress(OSError, UnicodeDecodeError):
+        commit = ref.read_text(encoding="ascii").strip()
+        return commit if COMMIT.fullmatch(commit) else None
+    return None
+
+
+def _older_folder(repo: str) -> Path | None:
     owner, _, name = repo.partition("/")
     folders = [cache() / base / owner / name.replace(".", "___") for base in ("models", "hub/models")]
     with suppress(OSError):
@@ -125,17 +143,3 @@ def _files(folder: Path) -> Iterator[str]:
         name = path.relative_to(folder)
         if not name.parts[0].startswith(".") and not name.name.endswith(PARTS) and path.is_file():
             yield name.as_posix()
-
-
-def _commit(file: Path) -> str | None:
-    file = file.absolute()
-    revision = next((folder for folder in file.parents if folder.parent.name == "snapshots"), None)
-    if revision is None:
-        return None
-    if _is_commit(revision):
-        return revision.name
-    for commit in revision.parent.glob("*"):
-        with suppress(OSError):
-            if _is_commit(commit) and (commit / file.relative_to(revision)).samefile(file):
-                return commit.name
-    return None
