@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from llmdeploy.models.hub import commit_of
 from llmdeploy.models.modelscope import at_modelscope
 from llmdeploy.models.modelscope.names import ELSEWHERE
 from llmdeploy.models.reference import HubFile, HubRepo, parse
@@ -32,30 +33,19 @@ WEIGHTS = bytes(range(256)) * 20_000  # 5 MB
 CONFIG = b'{"model_type": "qwen3"}'
 FILES: dict[str, Any] = {"config.json": CONFIG, "model.safetensors": WEIGHTS, "folder/part.gguf": b"GGUF" * 9}
 SCRIPT = """
-import hashlib, io, json, sys
+import hashlib, json, sys
 from pathlib import Path
 from llmdeploy.errors import LlmdeployError
-from llmdeploy.models import modelscope, source
+from llmdeploy.models import source, transfer
 from llmdeploy.models.reference import HubFile, HubRepo, parse
 
 def digest(file):
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 def pulled(repo, *names):
-    # What a transfer does, with none of its care.
     listing = origin.listing(parse(repo))
-    placed = []
-    for file in source.chosen(listing.files, names):
-        part = origin.part(listing, file)
-        part.parent.mkdir(parents=True, exist_ok=True)
-        part.touch()
-        with part.open("r+b") as sink:
-            start = sink.seek(0, 2)
-            if start != file.size:
-                origin.copy(listing, file, start, sink)
-        assert digest(part) == file.digest
-        placed.append(str(origin.place(listing, file, part)))
-    return placed
+    transfer.fetch(listing, source.chosen(listing, names), lambda *now: None)
+    return [str(origin.cached(HubFile(listing.repo.repo, name, listing.repo.revision, "ms"))) for name in names]
 
 origin = source.origin("ms")
 try:
@@ -91,15 +81,20 @@ class Machine:
         return json.loads(done.stdout)
 
     def pull(self, *names: str, revision: str = "", **variables: str) -> list[str]:
+        """Where the files lie then."""
         done: list[str] = self.run(f"pulled('ms://{REPO}{revision}', *{names!r})", **variables)
+        assert isinstance(done, list), done
         return done
 
     def fail(
-        self, expression: str = f"pulled('ms://{REPO}', 'model.safetensors')", **variables: str
+        self,
+        expression: str = f"pulled('ms://{REPO}', 'model.safetensors')",
+        code: str = "download_failed",
+        **variables: str,
     ) -> tuple[str, str]:
         """Message and hint of what must fail."""
         error = self.run(expression, **variables)["error"]
-        assert error["code"] == "download_failed"
+        assert error["code"] == code
         return error["message"], error["hint"]
 
     def snapshot(self, revision: str) -> Path:
@@ -139,7 +134,7 @@ def test_what_was_fetched_is_found_without_modelscope(machine: Machine, scope: S
     assert machine.run(f"origin.held(parse('ms://{REPO}'))") == []
     assert scope.requests == []
     placed = machine.pull(*FILES)
-    assert {Path(path).relative_to(machine.snapshot("master")).as_posix() for path in placed} == set(FILES)
+    assert {Path(path).relative_to(machine.snapshot(COMMIT)).as_posix() for path in placed} == set(FILES)
     asked = len(scope.requests)
     for revision in ("", f"@{COMMIT}"):
         held = machine.run(
@@ -151,11 +146,10 @@ def test_what_was_fetched_is_found_without_modelscope(machine: Machine, scope: S
     assert len(scope.requests) == asked
 
 
-def test_a_file_is_stored_once_and_says_its_commit(machine: Machine) -> None:
-    at_branch = Path(machine.pull("config.json")[0])
-    assert at_branch.samefile(machine.snapshot(COMMIT) / "config.json")
-    assert machine.run(f"origin.commit_of([Path({str(at_branch)!r})])") == COMMIT
-    assert machine.run("origin.commit_of([Path('/models/x/snapshots/master/y.gguf')])") is None
+def test_a_file_is_stored_once_and_found_by_the_branch_and_the_commit(machine: Machine) -> None:
+    [placed] = machine.pull("config.json")
+    assert Path(placed).samefile(machine.snapshot("master") / "config.json")
+    assert commit_of([Path(placed)]) == COMMIT
     assert machine.run("origin.repositories(origin.cache())") == [
         [f"ms://{REPO}", str(machine.snapshot("master"))],
         [f"ms://{REPO}@{COMMIT}", str(machine.snapshot(COMMIT))],
@@ -166,11 +160,64 @@ def test_a_branch_that_has_moved_on_leaves_the_commit_where_it_was(machine: Mach
     machine.pull("config.json")
     later = scope.commit(REPO, {"config.json": b"{}"})
     machine.pull("config.json")
+    assert machine.run(f"origin.cached(HubFile('{REPO}', 'config.json', 'master', 'ms')).read_text()") == "{}"
     assert (machine.snapshot("master") / "config.json").read_bytes() == b"{}"
     assert (machine.snapshot(later) / "config.json").read_bytes() == b"{}"
     assert (machine.snapshot(COMMIT) / "config.json").read_bytes() == CONFIG
     revisions = [Path(folder).name for _, folder in machine.run("origin.repositories(origin.cache())")]
     assert revisions == ["master", *sorted([COMMIT, later])]
+
+
+def test_what_two_commits_share_is_fetched_and_stored_once(machine: Machine, scope: Scope) -> None:
+    machine.pull("config.json", "model.safetensors")
+    later = scope.commit(REPO, {"config.json": b"{}", "model.safetensors": WEIGHTS})
+    machine.pull("config.json", "model.safetensors")
+    assert scope.sent_bytes() == len(CONFIG) + len(WEIGHTS) + len(b"{}")
+    weights = machine.snapshot(later) / "model.safetensors"
+    assert weights.samefile(machine.snapshot("master") / "model.safetensors")
+    assert weights.samefile(machine.snapshot(COMMIT) / "model.safetensors")
+
+
+def test_other_weights_of_the_same_size_are_fetched(machine: Machine, scope: Scope) -> None:
+    machine.pull("model.safetensors")
+    scope.commit(REPO, {"model.safetensors": WEIGHTS[::-1]})
+    assert Path(machine.pull("model.safetensors")[0]).read_bytes() == WEIGHTS[::-1]
+    assert (machine.snapshot(COMMIT) / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_what_is_here_is_not_fetched_again(machine: Machine, scope: Scope) -> None:
+    machine.pull(*FILES)
+    sent = scope.sent_bytes()
+    machine.pull(*FILES)
+    assert scope.sent_bytes() == sent == sum(map(len, FILES.values()))
+
+
+def test_bytes_that_were_changed_on_the_way_are_not_taken(machine: Machine, scope: Scope) -> None:
+    scope.wrong = {"model.safetensors"}
+    message, _ = machine.fail()
+    assert message.startswith(f"what came of `model.safetensors` is not what `ms://{REPO}` lists: ")
+    assert machine.run(f"origin.held(parse('ms://{REPO}'))") == []
+
+
+def test_no_room_is_told_before_the_first_byte(machine: Machine, scope: Scope) -> None:
+    scope.claimed_size = 10**18
+    message, hint = machine.fail(code="disk_full")
+    assert message.startswith(f"`ms://{REPO}` needs 931322574.6 GiB more, and the disk of `{machine.cache}` has ")
+    assert "`MODELSCOPE_CACHE`" in hint
+    assert scope.sent == []
+
+
+def test_an_update_that_was_broken_off_is_not_taken_for_the_whole(machine: Machine, scope: Scope) -> None:
+    machine.pull("config.json", "model.safetensors")
+    scope.commit(REPO, {"config.json": b"{}", "model.safetensors": WEIGHTS[::-1]})
+    scope.failing, scope.stall_after = "model", 1_000_000
+    # The first one is placed last: here that is the weights.
+    machine.fail(f"pulled('ms://{REPO}', 'model.safetensors', 'config.json')", MODELSCOPE_DOWNLOAD_TIMEOUT="0.2")
+    held = machine.run(f"origin.held(parse('ms://{REPO}'))")
+    assert held in (["config.json"], ["config.json", "model.safetensors"])
+    found = machine.run(f"[digest(origin.cached(HubFile('{REPO}', n, 'master', 'ms'))) for n in {held!r}]")
+    old, new = ([hashlib.sha256(it).hexdigest() for it in files] for files in ([CONFIG, WEIGHTS], [b"{}"]))
+    assert found in (old, new), "a mixture of two commits"
 
 
 def test_a_commit_and_a_tag_are_what_they_name(machine: Machine, scope: Scope) -> None:
@@ -240,7 +287,7 @@ def test_what_the_library_has_fetched_is_found(machine: Machine) -> None:
     assert machine.run(f"origin.held(parse('ms://{REPO}'))") == sorted(FILES)
     found = machine.run(f"origin.cached(parse('ms://{REPO}/folder/part.gguf'))")
     assert found == f"{folder}/folder/part.gguf"
-    assert machine.run(f"origin.commit_of([Path({found!r})])") is None
+    assert commit_of([Path(found)]) is None
 
 
 def test_what_the_library_has_fetched_is_not_fetched_again(machine: Machine, scope: Scope) -> None:
@@ -261,25 +308,26 @@ def test_the_library_replaces_a_file_of_a_branch_and_leaves_the_commit(machine: 
 
 def test_both_take_the_same_lock(machine: Machine) -> None:
     ours = machine.run(
-        f"(lambda it: origin.lock(it, source.chosen(it.files, ['config.json'])[0]))(origin.listing(parse('ms://{REPO}')))"
+        f"(lambda it: origin.lock(it, source.chosen(it, ['config.json'])[0]))(origin.listing(parse('ms://{REPO}')))"
     )
     theirs = machine.library(f"print(api.downloader._lock_path({REPO!r}, 'model', file_path='config.json'))")
     assert ours == theirs
 
 
 @pytest.mark.parametrize("base", ["hub/models", "models"])
-def test_the_cache_of_an_older_library_is_read_and_written(machine: Machine, scope: Scope, base: str) -> None:
+def test_the_cache_of_an_older_library_is_read_and_filled(machine: Machine, scope: Scope, base: str) -> None:
     folder = machine.cache / base / "Qwen" / "Qwen3___5-0___8B"
     folder.mkdir(parents=True)
     (folder / "config.json").write_bytes(CONFIG)
     (folder / ".msc").write_bytes(b"an index")
-    assert machine.run(f"origin.cached(HubFile('{REPO}', 'config.json', 'master', 'ms'))") == str(
-        folder / "config.json"
-    )
+    cached = f"origin.cached(HubFile('{REPO}', 'config.json', '{{}}', 'ms'))"
+    assert machine.run(cached.format("master")) == str(folder / "config.json")
+    assert machine.run(cached.format(COMMIT)) is None
     assert machine.run("origin.repositories(origin.cache())") == [[f"ms://{REPO}", str(folder)]]
-    assert machine.pull("model.safetensors") == [str(folder / "model.safetensors")]
-    assert machine.run(f"origin.held(parse('ms://{REPO}'))") == ["config.json", "model.safetensors"]
-    assert machine.run(f"origin.cached(HubFile('{REPO}', 'config.json', '{COMMIT}', 'ms'))") is None
+    machine.pull("config.json", "model.safetensors")
+    assert scope.sent_bytes() == len(WEIGHTS)
+    assert (folder / "model.safetensors").samefile(machine.snapshot(COMMIT) / "model.safetensors")
+    assert machine.library(f"print(api.download_repo({REPO!r}, 'model', local_files_only=True))") == str(folder)
 
 
 def test_the_cache_is_where_the_variable_says(machine: Machine, tmp_path: Path) -> None:

@@ -212,14 +212,12 @@ class _Run:
             self._stop.set()
 
     def _bring(self, home: _Home, *, is_first: bool) -> None:
-        with _told_as_trouble(home.root, _variable(self._listing)):
-            home.part().parent.mkdir(parents=True, exist_ok=True)
-            with self._locked(home):
-                if not home.is_whole():
-                    self._fill(home)
-                    if is_first:
-                        self._wait_for_the_others()
-                    home.place(home.part())
+        with _told_as_trouble(home.root, _variable(self._listing)), self._locked(home):
+            if not home.is_whole():
+                self._fill(home)
+                if is_first:
+                    self._wait_for_the_others()
+                home.place(home.part())
         self._tell(home, home.file.size)
         if not is_first:
             self._count()
@@ -227,7 +225,8 @@ class _Run:
     def _fill(self, home: _Home) -> None:
         """Have the part be whole and right."""
         for attempt in range(TRIES):
-            part = home.part()
+            part = home.part()  # another one, once one that was there is found wrong
+            part.parent.mkdir(parents=True, exist_ok=True)
             if digest.known(part) == home.file.digest:  # a blob that another commit has brought
                 return
             found = self._copy(home, part)

@@ -35,6 +35,7 @@ ELSEWHERE = {
     "mistralai/Mistral-Nemo-": "AI-ModelScope/Mistral-Nemo-",
     "mistralai/Mistral-Small-Instruct-2409": "AI-ModelScope/Mistral-Small-Instruct-2409",
     "mistralai/Mixtral-": "AI-ModelScope/Mixtral-",
+    "modelscope/": "AI-ModelScope/",
     "nvidia/Llama-3.1-Nemotron-70B-": "AI-ModelScope/Llama-3.1-Nemotron-70B-",
     "nvidia/NVIDIA-Nemotron-": "nv-community/NVIDIA-Nemotron-",
     "nvidia/Nemotron-Mini-": "AI-ModelScope/Nemotron-Mini-",
