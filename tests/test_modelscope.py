@@ -36,11 +36,16 @@ SCRIPT = """
 import hashlib, json, sys
 from pathlib import Path
 from llmdeploy.errors import LlmdeployError
-from llmdeploy.models import source, transfer
+from llmdeploy.models import gguf, hf_model, source, transfer
 from llmdeploy.models.reference import HubFile, HubRepo, parse
 
 def digest(file):
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+def model(artefact):
+    before = artefact.present(), artefact.need().missing
+    artefact.pull(lambda *now: None)
+    return before, (artefact.present(), artefact.need().missing), [file.name for file in artefact.local_files()]
 
 def pulled(repo, *names):
     listing = origin.listing(parse(repo))
@@ -264,6 +269,27 @@ def test_a_file_is_read_at_modelscope_by_ranges(machine: Machine, scope: Scope) 
     assert scope.sent_bytes() < 300_000
     whole = f"origin.open(HubFile('{REPO}', 'config.json', 'master', 'ms')).read().decode()"
     assert machine.run(whole) == CONFIG.decode()
+
+
+# --- Models
+
+
+def test_a_model_in_hugging_face_form_is_needed_and_pulled(machine: Machine, scope: Scope) -> None:
+    before, after, files = machine.run(f"model(hf_model.find(parse('ms://{REPO}')))")
+    assert before == [False, len(CONFIG) + len(WEIGHTS)]
+    assert after == [True, 0]
+    assert files == ["config.json", "model.safetensors"]
+    folder = machine.run(f"hf_model.find(parse('ms://{REPO}')).folder", MODELSCOPE_ENDPOINT="http://127.0.0.1:9")
+    assert folder == str(machine.snapshot(COMMIT))
+
+
+def test_a_quantization_of_a_gguf_repository_is_needed_and_pulled(machine: Machine, scope: Scope) -> None:
+    scope.files["owner/x-GGUF"] = {"x-Q4_K_M.gguf": b"GGUF4", "x-Q8_0.gguf": b"GGUF8", "mmproj-F16.gguf": b"GGUF"}
+    before, after, files = machine.run("model(gguf.find(parse('ms://owner/x-GGUF:Q8_0')))")
+    assert (before, after) == ([False, 9], [True, 0])
+    assert files == ["x-Q8_0.gguf", "mmproj-F16.gguf"]
+    assert machine.run("gguf.find(parse('ms://owner/x-GGUF:Q4_K_M')).present()") is False
+    assert machine.run("gguf.find(parse('ms://owner/x-GGUF/x-Q8_0.gguf')).present()") is True
 
 
 # --- The library's own way
