@@ -100,7 +100,7 @@ class Cas:
     def take_xorb(self, name: str, body: bytes) -> None:
         """Keep an uploaded xorb: packed chunks, each with its header, and perhaps a footer."""
         packed, sizes = [0], []
-        while packed[-1] < len(body) and body[packed[-1] :][: len(XORB_FOOTER)] != XORB_FOOTER:
+        while packed[-1] < len(body) and not body.startswith(XORB_FOOTER, packed[-1]):
             at = packed[-1]
             sizes.append(int.from_bytes(body[at + 5 : at + 8], "little"))
             packed.append(at + CHUNK_HEADER + int.from_bytes(body[at + 1 : at + 4], "little"))
