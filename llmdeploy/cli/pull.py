@@ -13,7 +13,8 @@ from llmdeploy.cli import options
 from llmdeploy.cli.output import out
 from llmdeploy.config import ENGINE_NAMES, Settings
 from llmdeploy.errors import LlmdeployError, UsageError
-from llmdeploy.models.reference import ModelRef, at_source, parse, with_quant, with_revision
+from llmdeploy.models.reference import ModelRef, parse, with_quant, with_revision
+from llmdeploy.models.source import at_source
 from llmdeploy.units import in_gib
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
-from llmdeploy.errors import DownloadFailed
-from llmdeploy.models.reference import HubFile, HubRepo, Source
+from llmdeploy.errors import DownloadFailed, UsageError
+from llmdeploy.models.reference import HubFile, HubRepo, ModelRef, Source
 
 OnProgress = Callable[[str, int, int], None]
 """Called with file name, bytes so far and bytes in all (0: the server does not say); perhaps from another thread."""
@@ -22,6 +22,9 @@ OnProgress = Callable[[str, int, int], None]
 MODULES: dict[Source, str] = {"hf": "llmdeploy.models.hub", "ms": "llmdeploy.models.modelscope"}
 CACHE_VARIABLES: dict[Source, str] = {"hf": "HF_HOME", "ms": "MODELSCOPE_CACHE"}
 """They move the caches."""
+
+NAMES: dict[str, Source] = {"huggingface": "hf", "modelscope": "ms"}
+"""As the configuration calls them."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,17 @@ class Origin(Protocol):
 def origin(source: Source) -> Origin:
     """The source of that name."""
     return cast("Origin", import_module(MODULES[source]))
+
+
+def at_source(reference: ModelRef, name: str) -> ModelRef:
+    """The same repository or file at the source of that name; what is none as it is. Raises UsageError."""
+    if not isinstance(reference, HubRepo | HubFile) or reference.source == NAMES[name]:
+        return reference
+    if reference.source == "ms":
+        raise UsageError(f"`{reference}` is at ModelScope, not at the Hugging Face Hub", "leave `--source` out")
+    from llmdeploy.models.modelscope.names import at_modelscope
+
+    return at_modelscope(reference)
 
 
 def cached(file: HubFile) -> Path | None:

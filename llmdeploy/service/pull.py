@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmdeploy import engines, hardware
-from llmdeploy.errors import DoesNotFit, DownloadFailed, EngineMissing, LlmdeployError, ModelNotFound
+from llmdeploy import engines, fit, hardware
+from llmdeploy.errors import DoesNotFit, EngineMissing, LlmdeployError, ModelNotFound
 from llmdeploy.models import lock, need
 from llmdeploy.paths import state_dir
 from llmdeploy.service.candidate import Candidate
@@ -68,12 +68,9 @@ class Pull:
 
     def fit(self, machine: Hardware) -> None:
         """See that the machine's memory holds it, where its sizes can be had. Raises DoesNotFit, ModelInvalid."""
-        try:
-            facts = self.engine.facts(self._artefact)
-        except DownloadFailed:  # a registry that only Ollama reaches
-            return
-        self.plan = self.engine.plan(facts, machine, self.order.wishes)
-        self.plan.demand_fit(str(self.order.model))
+        self.plan = fit.foreseen(self.engine, self._artefact, machine, self.order.wishes)
+        if self.plan is not None:
+            self.plan.demand_fit(str(self.order.model))
 
     def fetch(self) -> bool:
         """Fetch what is missing; whether anything was. Raises DownloadFailed."""

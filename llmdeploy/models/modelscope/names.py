@@ -53,7 +53,7 @@ Llama 3.1 has lost its `Meta-` at the Hub since.
 """
 
 
-Repository = TypeVar("Repository", HubRepo, HubFile)
+Repository = TypeVar("Repository", bound=HubRepo | HubFile)
 
 
 def at_modelscope(reference: Repository) -> Repository:
