@@ -164,7 +164,7 @@ def test_a_gguf_file_has_the_same_facts_at_the_source(hub: Hub, tmp_path: Path) 
     names = ("selftest-f16.gguf", "mmproj-selftest-f16.gguf")
     hub.files[REPO] = {name: SELFTEST / name for name in names}
     assert facts_at(hub, tmp_path, "gguf", *names) == plain(read_gguf(*(SELFTEST / name for name in names)))
-    assert len(hub.requests) == 4, "where it is, and the header, of each file"
+    assert len(hub.requests) == 6, "what there is, and of each file where it is, and the header"
     assert hub.sent_bytes() == 2 * 2**18
 
 

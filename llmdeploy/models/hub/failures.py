@@ -28,8 +28,6 @@ def explaining(file: HubFile) -> Iterator[None]:
 
     And huggingface_hub keeps still: it warns on stderr by two ways, and what matters of it becomes an exception.
     """
-    # It would ask the Hub for a list of programs to report in its user agent, and wait 3 s for that when it is away.
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # For good: other threads download at the same time.
     warnings.filterwarnings("ignore", module=r"(huggingface_hub|llmdeploy\.models\.hub)(\..*)?$")
     from logging import CRITICAL
