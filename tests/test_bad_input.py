@@ -43,7 +43,7 @@ CASES = [
     (
         ["serve", "no such model"], 2,
         "error: `no such model` is not a model name, a file, a folder or a `hf://` address",
-        "hint: `llmdeploy models` lists the names",
+        "hint: `llmdeploy models catalog` lists the names",
     ),
     (
         ["serve", "./missing.gguf"], 1,
@@ -178,14 +178,14 @@ CASES = [
     (
         ["serve", ""], 2,
         "error: `` is not a model name, a file, a folder or a `hf://` address",
-        "hint: `llmdeploy models` lists the names",
+        "hint: `llmdeploy models catalog` lists the names",
     ),
     (
         ["serve", "http://x/y.gguf"], 2,
         "error: `http://x/y.gguf` is no address of a model",
         "hint: the forms are `hf://owner/repo`, `hf://owner/repo:Q4_K_M` and `hf://owner/repo/file.gguf`",
     ),
-    (["serve", "a" * 8000], 1, None, "hint: `llmdeploy models` lists the names"),
+    (["serve", "a" * 8000], 1, None, "hint: `llmdeploy models catalog` lists the names"),
     (["serve", f"{'a' * 8000}.gguf"], 1, None, None),
     (
         ["serve", f"hf://owner/repo/{'a' * 8000}"],

@@ -33,25 +33,8 @@ WEIGHTS, MMPROJ = SELFTEST / "selftest-f16.gguf", SELFTEST / "mmproj-selftest-f1
 SELFTEST_FACTS = read_gguf(WEIGHTS, MMPROJ)
 
 
-def facts_of(name: str, vocabulary_size: int) -> ModelFacts:
-    """The facts of a catalogue model; `vocab_size` of its config.json is not in the catalogue."""
-    entry = catalog.find(name)
-    return ModelFacts(
-        architecture="test",
-        weights_bytes=entry.gguf.bytes,
-        kv_heads=(entry.kv_heads,) * entry.layers,
-        key_length=entry.head_size,
-        value_length=entry.head_size,
-        embedding_length=entry.heads * entry.head_size,
-        vocabulary_size=vocabulary_size,
-        context_length=entry.context,
-        mmproj_bytes=entry.gguf.mmproj_bytes,
-        source="the catalogue",
-    )
-
-
-QWEN_VL = facts_of("qwen2.5-vl:7b", 152_064)
-QWEN3 = facts_of("qwen3:8b", 151_936)
+QWEN_VL = catalog.find("qwen2.5-vl:7b").facts("llamacpp")
+QWEN3 = catalog.find("qwen3:8b").facts("llamacpp")
 
 
 def with_free(memory: int) -> Hardware:
@@ -80,7 +63,7 @@ def test_the_defaults_fit_every_machine(name: str, facts: ModelFacts, needed: st
 def test_the_memory_of_qwen_vl_part_by_part() -> None:
     plan = make_plan(QWEN_VL, machines.load("t4"), Wishes())
     assert plan.memory == (
-        MemoryPart("weights", 4_683_072_032, "the catalogue"),
+        MemoryPart("weights", 4_683_072_032, "the catalog"),
         MemoryPart("vision", 853_119_712, "size of the mmproj file"),
         # 28 layers x 4 heads x (128 + 128) x 2 bytes, for 4 x 8192 tokens: 1.75 GiB
         MemoryPart("KV cache", 1_792 * MIB, "57344 bytes a token (f16) x 32768 tokens"),

@@ -647,8 +647,8 @@ def test_who_interrupts_leaves_first_and_is_told_the_truth(
         (["VLLM"], "no engine is called `VLLM`: there are llamacpp, ollama, vllm", "`llmdeploy switch vllm`"),
         (["olama"], "no engine is called `olama`: there are llamacpp, ollama, vllm", "`llmdeploy switch ollama`"),
         ([""], "no engine is called ``: there are llamacpp, ollama, vllm", "`llmdeploy switch vllm`"),
-        (["llamacpp", ""], NO_MODEL, "`llmdeploy models` lists the names"),
-        (["--model", ""], NO_MODEL, "`llmdeploy models` lists the names"),
+        (["llamacpp", ""], NO_MODEL, "`llmdeploy models catalog` lists the names"),
+        (["--model", ""], NO_MODEL, "`llmdeploy models catalog` lists the names"),
     ],
 )
 def test_what_makes_no_sense(world: World, arguments: list[str], error: str, hint: str) -> None:

@@ -59,7 +59,7 @@ def candidates(words: list[str], current: str) -> list[Candidate]:
             waiting = options.get(word, ("", ""))[1]
         elif word in subcommands:
             _, options, arguments, subcommands = subcommands[word]
-        else:
+        elif not (arguments and arguments[0].endswith("...")):
             arguments = arguments[1:]
     if waiting:
         return _values(waiting)
@@ -77,7 +77,7 @@ def candidates(words: list[str], current: str) -> list[Candidate]:
 
 def _values(kind: str) -> list[Candidate]:
     """What an option or argument takes, by the word that help shows for it."""
-    if kind == "MODEL":
+    if kind.startswith("MODEL"):
         from llmdeploy.models import catalog
 
         return [Candidate(name) for name in catalog.names()]

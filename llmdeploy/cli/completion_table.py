@@ -150,14 +150,35 @@ TABLE: Commands = {
         {},
     ),
     "models": (
-        "List the models that can be served by name.",
+        "List models; show what each engine would get of one.",
         {
             "--json": ("Print one JSON document on stdout.", ""),
             "--help": ("Show this message and exit.", ""),
             "-h": ("Show this message and exit.", ""),
         },
         [],
-        {},
+        {
+            "catalog": (
+                "List the models that have a name here.",
+                {
+                    "--json": ("Print one JSON document on stdout.", ""),
+                    "--help": ("Show this message and exit.", ""),
+                    "-h": ("Show this message and exit.", ""),
+                },
+                [],
+                {},
+            ),
+            "show": (
+                "Show what each engine would get of a model, from where, how large.",
+                {
+                    "--json": ("Print one JSON document on stdout.", ""),
+                    "--help": ("Show this message and exit.", ""),
+                    "-h": ("Show this message and exit.", ""),
+                },
+                ["MODEL..."],
+                {},
+            ),
+        },
     ),
     "engines": (
         "List the engines; install and remove vLLM.",

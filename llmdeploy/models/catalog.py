@@ -1,78 +1,48 @@
-"""The catalog: models by name, and what each engine needs of them. The facts are in catalog.toml."""
+"""The catalog: models by name. The facts are in catalog.toml; the user's own, beside the configuration file, win.
+
+    entry     = family [":" size]                  qwen2.5-vl:7b, the name as the catalog has it
+    spelling  = entry, in any case, with any of `-` `_` `.` `:` or none     Qwen2.5_VL-7B
+              | family                             its default size: qwen2.5-vl
+              | Ollama's name for it               qwen2.5vl, qwen2.5vl:7b, qwen2.5vl:latest
+              | the Hub's, without the owner       Qwen2.5-VL-7B-Instruct, Qwen2.5-VL-7B-Instruct-AWQ
+    name      = spelling ["-" quantization]        qwen3:8b-q8_0, qwen3:8b-awq, qwen3:8b-fp8
+
+A spelling that fits two entries is refused with both.
+"""
 
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
 
+from llmdeploy import paths
 from llmdeploy.errors import ModelNotFound
-from llmdeploy.models.reference import HubFile
-from llmdeploy.paths import selftest_dir
+from llmdeploy.models import catalog_file
+from llmdeploy.models.catalog_entry import CatalogEntry, plain_quant
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+ENGINES = ("llamacpp", "ollama", "vllm")
 
-
-@dataclass(frozen=True)
-class GgufFiles:
-    """A model's files for llama.cpp; sizes in bytes."""
-
-    file: str
-    bytes: int
-    repo: str | None = None
-    """The Hub repository; None: the files are in this package."""
-    mmproj: str | None = None
-    mmproj_bytes: int = 0
+_SEPARATORS = re.compile(r"[-_.:]+")
+_QUANT = re.compile(
+    r"(?P<name>.+?)[-_.:](?P<quant>(?:ud-)?(?:i?q\d|tq\d|mxfp4|nvfp4)\w*|[bf]?f?p?(?:16|32)|fp8|awq|gptq(?:-int[48])?|int[48])",
+    re.IGNORECASE,
+)
 
 
-@dataclass(frozen=True)
-class CatalogEntry:
-    """A model that is known by name."""
-
-    name: str
-    gguf: GgufFiles
-    license: str
-    capabilities: tuple[str, ...]
-    context: int
-    """The longest context the model was trained for, in tokens."""
-    parameters: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    ollama: str | None = None
-    hub: str | None = None
-    shipped: bool = False
-    hf_folder: str | None = None
-
-    @property
-    def sees_images(self) -> bool:
-        return "image" in self.capabilities
-
-    @property
-    def weights(self) -> Path | HubFile:
-        """The GGUF file, here or at the Hub."""
-        return self._located(self.gguf.file)
-
-    @property
-    def mmproj(self) -> Path | HubFile | None:
-        """The vision projector, here or at the Hub; None for a model that sees no images."""
-        return None if self.gguf.mmproj is None else self._located(self.gguf.mmproj)
-
-    def _located(self, file: str) -> Path | HubFile:
-        return selftest_dir() / file if self.gguf.repo is None else HubFile(self.gguf.repo, file)
+def user_file() -> Path:
+    """The user's catalog; it need not exist."""
+    return paths.user_config_file().with_name("catalog.toml")
 
 
-@cache
 def load() -> Mapping[str, CatalogEntry]:
-    """All entries by name, in the order of the file."""
-    document = tomllib.loads(Path(__file__).with_name("catalog.toml").read_text(encoding="utf-8"))
-    return MappingProxyType({name: _entry(name, table) for name, table in document["models"].items()})
+    """All entries by name, in the order of the files, the user's first. Raises ConfigError where theirs is wrong."""
+    return _load(user_file()).entries
 
 
 def names() -> list[str]:
@@ -80,14 +50,102 @@ def names() -> list[str]:
 
 
 def find(name: str) -> CatalogEntry:
-    """The entry of that name. Raises ModelNotFound, with the names that are near it."""
-    if entry := load().get(name):
-        return entry
+    """The entry that a name means, in the quantization it says.
+
+    Raises ModelNotFound: for a name that is unknown, with those near it; for one that fits two entries, with both; for
+    a quantization that no engine has of it, with those there are. Raises ConfigError for a wrong file of the user's.
+    """
+    if found := _found(name):
+        return found
     near = difflib.get_close_matches(name.lower(), names(), n=3)
-    hint = f"did you mean {' or '.join(f'`{one}`' for one in near)}?" if near else "`llmdeploy models` lists the names"
+    hint = (
+        f"did you mean {' or '.join(f'`{one}`' for one in near)}?"
+        if near
+        else "`llmdeploy models catalog` lists the names"
+    )
     raise ModelNotFound(f"no model is called `{name}`", hint)
 
 
-def _entry(name: str, table: dict[str, Any]) -> CatalogEntry:
-    rest = {key: value for key, value in table.items() if key not in {"gguf", "capabilities"}}
-    return CatalogEntry(name=name, gguf=GgufFiles(**table["gguf"]), capabilities=tuple(table["capabilities"]), **rest)
+def look(name: str) -> CatalogEntry | None:
+    """The entry that a name means, or None. Raises ConfigError for a wrong file of the user's."""
+    try:
+        return _found(name)
+    except ModelNotFound:
+        return None
+
+
+def canonical(name: str) -> str:
+    """The name as the catalog has it: what a command tells where the user spelled it another way. Raises as `find`."""
+    return str(find(name))
+
+
+@dataclass(frozen=True)
+class _Catalog:
+    entries: Mapping[str, CatalogEntry]
+    spellings: Mapping[str, tuple[CatalogEntry, ...]]
+
+
+@cache
+def _load(own: Path) -> _Catalog:
+    shipped = tomllib.loads(Path(__file__).with_name("catalog.toml").read_text(encoding="utf-8"))
+    theirs = catalog_file.read(own)
+    entries = catalog_file.entries(theirs, own=True)
+    entries |= {name: entry for name, entry in catalog_file.entries(shipped).items() if name not in entries}
+    defaults = {
+        family: f"{family}:{table['default']}"
+        for document in (shipped, theirs)
+        for family, table in document.get("families", {}).items()
+        if "default" in table
+    }
+    spellings: dict[str, dict[str, CatalogEntry]] = {}
+    for entry in entries.values():
+        for spelling, meant in _spellings(entry, is_default=defaults.get(entry.family, entry.name) == entry.name):
+            spellings.setdefault(_plain(spelling), {})[str(meant)] = meant
+    return _Catalog(MappingProxyType(entries), {key: tuple(found.values()) for key, found in spellings.items()})
+
+
+def _spellings(entry: CatalogEntry, *, is_default: bool) -> Iterator[tuple[str, CatalogEntry]]:
+    yield entry.name, entry
+    for alias in (*entry.aliases, *([entry.tag] if entry.tag else [])):
+        yield alias, entry
+    if is_default:
+        yield entry.family, entry
+        yield entry.tag.partition(":")[0] or entry.family, entry
+    for at, (quant, repository) in enumerate(entry.repositories.items()):
+        yield repository.partition("/")[2], replace(entry, quant=quant) if at else entry
+
+
+def _found(name: str) -> CatalogEntry | None:
+    if entry := load().get(name):
+        return entry
+    name = name.removesuffix(":latest")
+    if entry := _spelled(name):
+        return entry
+    match = _QUANT.fullmatch(name)
+    entry = _spelled(match["name"]) if match else None
+    if match is None or entry is None:
+        return None
+    return _in_quant(entry, match["quant"])
+
+
+def _spelled(name: str) -> CatalogEntry | None:
+    """The entry that is spelled so. Raises ModelNotFound where there are two."""
+    found = _load(user_file()).spellings.get(_plain(name), ())
+    if len(found) < 2:
+        return found[0] if found else None
+    both = " or ".join(f"`{entry}`" for entry in found)
+    raise ModelNotFound(f"`{name}` may be {both}", f"say which: `llmdeploy models show {' '.join(map(str, found))}`")
+
+
+def _in_quant(entry: CatalogEntry, quant: str) -> CatalogEntry:
+    there = {plain_quant(one): one for engine in ENGINES for one in entry.quants(engine)}
+    if plain_quant(quant) in there and not entry.quant:
+        return replace(entry, quant=quant.lower())
+    raise ModelNotFound(
+        f"the catalog has no `{quant.lower()}` of `{entry.name}`",
+        f"it has {', '.join(f'`{one.lower()}`' for one in there.values())}",
+    )
+
+
+def _plain(spelling: str) -> str:
+    return _SEPARATORS.sub("", spelling.lower())

@@ -227,7 +227,7 @@ def _parse_repository(text: str) -> HubFile | HubRepo:
 def _hint(text: str) -> str:
     if re.fullmatch(rf"{_PART}/{_PART}:{_PART}", text):
         return f"a model of Ollama's is `{OLLAMA_SCHEME}{text}`; a GGUF repository names its files: `owner/repo:Q4_K_M`"
-    return "`llmdeploy models` lists the names"
+    return "`llmdeploy models catalog` lists the names"
 
 
 def _can_be_a_name(text: str) -> bool:

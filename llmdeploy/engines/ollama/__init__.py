@@ -141,7 +141,7 @@ class Ollama:
             return self._tag(model.name)
         if not isinstance(model, CatalogName):
             return gguf.find(model, self._settings.mmproj)
-        entry = catalog.load().get(model.name)
+        entry = catalog.look(model.name)
         if entry is None:
             return self._tag(model.name)
         return self._tag(entry.ollama) if entry.ollama else gguf.find(model, self._settings.mmproj)

@@ -1,0 +1,116 @@
+"""`llmdeploy models show MODEL...`: offline, and quick for many at once."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from shutil import get_terminal_size
+from textwrap import wrap
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmdeploy.cli import options
+from llmdeploy.cli.output import harmless, out
+
+if TYPE_CHECKING:
+    from llmdeploy.models.catalog_entry import CatalogEntry
+    from llmdeploy.models.offers import Offer
+
+Names = Annotated[
+    list[str], typer.Argument(metavar="MODEL...", help="Names of the catalog, repositories, tags, files or folders.")
+]
+
+
+def show(names: Names, json: options.Json = False) -> None:
+    shown = [document(name) for name in names]
+    if json:
+        out.document({"models": shown})
+        return
+    for model in shown:
+        _print(model)
+
+
+def document(asked: str) -> dict[str, Any]:
+    """What is known of a model, as `--json` has it. Raises UsageError, ModelNotFound, ConfigError."""
+    from llmdeploy.models import catalog
+    from llmdeploy.models.offers import offers
+    from llmdeploy.models.reference import CatalogName, parse
+
+    reference = parse(asked)
+    entry = catalog.find(reference.name) if isinstance(reference, CatalogName) else None
+    return {
+        "name": str(entry or reference),
+        "asked": asked,
+        **(_facts(entry) if entry else {}),
+        "engines": {offer.engine: _fields(offer) for offer in offers(reference)},
+    }
+
+
+def _facts(entry: CatalogEntry) -> dict[str, Any]:
+    return {
+        "capabilities": list(entry.capabilities),
+        "context": entry.context or None,
+        "license": entry.license or None,
+        "gated": entry.gated,
+        "parameters": entry.parameters or None,
+        "active_parameters": entry.active or entry.parameters or None,
+    }
+
+
+def _fields(offer: Offer) -> dict[str, Any]:
+    fields = {name: value for name, value in asdict(offer).items() if name != "engine"}
+    return fields | {"bytes": offer.bytes or None, "quant": offer.quant or None, "lacks": offer.lacks or None}
+
+
+# On screen
+
+
+def _print(model: dict[str, Any]) -> None:
+    if model["asked"] != model["name"] and "capabilities" in model:
+        out.note(f"`{model['asked']}` is `{model['name']}`")
+    out.line(model["name"])
+    if "capabilities" in model:
+        _wrapped(2, [", ".join(model["capabilities"]), *_sizes(model), model["license"] or "license not told"])
+    for engine, offer in model["engines"].items():
+        _engine(engine, offer)
+
+
+def _sizes(model: dict[str, Any]) -> list[str]:
+    sizes = []
+    if count := model["parameters"]:
+        used = model["active_parameters"]
+        active = f" ({used / 1e9:.2g} used for a token)" if used < count else ""
+        sizes.append(f"{count / 1e9:.3g} billion parameters{active}")
+    if model["context"]:
+        sizes.append(f"context {model['context']}")
+    return sizes
+
+
+def _engine(engine: str, offer: dict[str, Any]) -> None:
+    if offer["lacks"]:
+        _wrapped(2, [f"{engine}: none; {offer['lacks']}"])
+    else:
+        _wrapped(2, [f"{engine}: {_known(offer)}"])
+    for reference in offer["artefact"]:
+        out.line(f"    {reference}")  # whole, to be copied: a narrow terminal breaks it where it ends
+    if offer["others"]:
+        other = "there is" if offer["lacks"] else "also"
+        _wrapped(4, [f"{other} {', '.join(one.lower() for one in offer['others'])}"])
+
+
+def _known(offer: dict[str, Any]) -> str:
+    from llmdeploy.plan import in_gib
+
+    size = ("" if offer["exact"] else "about ") + in_gib(offer["bytes"]) if offer["bytes"] else "size not known here"
+    facts = [offer["quant"] or "", size, "here" if offer["here"] else "not here", "gated" if offer["gated"] else ""]
+    return ", ".join(fact for fact in facts if fact)
+
+
+def _wrapped(indent: int, facts: list[str]) -> None:
+    """A line, or several on a terminal that is narrower."""
+    text = harmless("; ".join(facts))
+    width = get_terminal_size().columns if sys.stdout.isatty() else 10_000
+    margin = " " * indent
+    for line in wrap(text, width, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False):
+        out.data(line)

@@ -1,0 +1,228 @@
+"""One model of the catalog: what each engine gets of it, how large that is, and what a plan needs to know."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmdeploy.errors import ModelNotFound
+from llmdeploy.models.reference import HubFile
+from llmdeploy.paths import selftest_dir
+
+if TYPE_CHECKING:
+    from llmdeploy.models.facts import ModelFacts
+
+BITS = {
+    # llama.cpp, tools/quantize/README.md: a Llama 3.1 8B, all tensors counted.
+    "IQ1_S": 2.0042, "IQ1_M": 2.1460, "IQ2_XXS": 2.3824, "IQ2_XS": 2.5882, "IQ2_S": 2.7403, "IQ2_M": 2.9294,
+    "IQ3_XXS": 3.2548, "IQ3_XS": 3.4977, "IQ3_S": 3.6606, "IQ3_M": 3.7628, "IQ4_XS": 4.4597, "IQ4_NL": 4.6818,
+    "Q2_K": 3.1593, "Q3_K_S": 3.6429, "Q3_K_M": 3.9960, "Q3_K_L": 4.2979, "Q4_K_S": 4.6672, "Q4_K_M": 4.8944,
+    "Q5_K_S": 5.5704, "Q5_K_M": 5.7036, "Q6_K": 6.5633, "Q8_0": 8.5008, "F16": 16.0005, "BF16": 16.0005,
+    # Of one block: 18 and 22 bytes for 32 weights, and 17 for the experts of gpt-oss.
+    "Q4_0": 4.5, "Q5_0": 5.5, "MXFP4": 4.25,
+    # Of the layers' matrices, with a scale and a zero point for each group of 128; the embeddings stay at 16 bits.
+    "AWQ": 4.15625, "GPTQ": 4.15625, "GPTQ-INT8": 8.15625, "FP8": 8.0, "NVFP4": 4.5,
+}  # fmt: skip
+"""Bits a weight takes in each quantization."""
+UNQUANTIZED_EMBEDDINGS = frozenset({"AWQ", "GPTQ", "GPTQ-INT8", "FP8", "NVFP4"})
+NAMES_ALIKE = {"FP16": "F16", "GPTQ-INT4": "GPTQ", "INT4": "GPTQ", "W4A16": "GPTQ", "INT8": "GPTQ-INT8"}
+
+
+def plain_quant(quant: str) -> str:
+    """A quantization in one spelling, whoever names it: `q4_K_M` and `Q4_K_M`, `fp16` and `F16`."""
+    name = quant.upper()
+    return NAMES_ALIKE.get(name, name)
+
+
+@dataclass(frozen=True)
+class GgufFiles:
+    """A model's files for llama.cpp; sizes in bytes."""
+
+    file: str
+    """Its path in the repository, with `{quant}` where the quantization stands; of a split one the first part."""
+    quants: tuple[str, ...]
+    """As the names of the files spell them; the first is the default."""
+    repo: str | None = None
+    """The Hub repository; None: the files are in this package."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Of those files whose exact size is known, by quantization."""
+    mmproj: str | None = None
+    mmproj_bytes: int = 0
+    """0: not known."""
+
+
+@dataclass(frozen=True)
+class CatalogEntry:
+    """A model that is known by name, in one quantization where the name says one."""
+
+    name: str
+    license: str = ""
+    capabilities: tuple[str, ...] = ("text",)
+    context: int = 0
+    """The longest context the model was trained for, in tokens; 0, as of all numbers below: not known."""
+    parameters: int = 0
+    """Of the whole model, vision tower included."""
+    layers: int = 0
+    heads: int = 0
+    kv_heads: int = 0
+    head_size: int = 0
+    embedding: int = 0
+    vocabulary: int = 0
+    active: int = 0
+    """Parameters that one token uses; 0: all of them."""
+    vision: int = 0
+    """Those of the vision tower and what stands between it and the model."""
+    kv_layers: int = 0
+    """Layers that keep a KV cache, where the others keep a state of fixed size; 0: all do."""
+    latent: int = 0
+    """Elements that a layer caches for a token, in place of keys and values (multi-head latent attention)."""
+    window: int = 0
+    """Tokens that a layer with a sliding window looks back; 0: none has one."""
+    window_layers: int = 0
+    gguf_files: GgufFiles | None = None
+    tag: str = ""
+    """Of Ollama's registry."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Those of its other quantizations, as Ollama spells both."""
+    repositories: Mapping[str, str] = field(default_factory=dict)
+    """Of the Hub, in the form vLLM reads, by quantization; the first is the default."""
+    gated: bool = False
+    """Whether the Hub asks for a login and an agreement before it hands the original weights out."""
+    tied: bool = False
+    """Whether the last layer shares the embeddings' weights."""
+    aliases: tuple[str, ...] = ()
+    shipped: bool = False
+    hf_folder: str | None = None
+    quant: str = ""
+    """What the name says; empty: each engine's default."""
+    own: bool = False
+    """Whether it is the user's."""
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.quant.lower()}" if self.quant else self.name
+
+    @property
+    def family(self) -> str:
+        return self.name.partition(":")[0]
+
+    @property
+    def sees_images(self) -> bool:
+        return "image" in self.capabilities
+
+    @property
+    def gguf(self) -> GgufFiles:
+        """Raises ModelNotFound where it is not to be had in this form."""
+        if self.gguf_files is None:
+            raise ModelNotFound(f"the catalog has no GGUF file of `{self.name}`, which llama.cpp needs", self._hint())
+        return self.gguf_files
+
+    @property
+    def weights(self) -> Path | HubFile:
+        """The GGUF file, here or at the Hub. Raises ModelNotFound for a quantization that there is none of."""
+        return self._located(self.gguf.file.replace("{quant}", self.chosen("llamacpp")))
+
+    @property
+    def mmproj(self) -> Path | HubFile | None:
+        """The vision projector, here or at the Hub; None for a model that sees no images."""
+        return None if self.gguf.mmproj is None else self._located(self.gguf.mmproj)
+
+    @property
+    def ollama(self) -> str | None:
+        """Its tag at Ollama; None without one. Raises ModelNotFound for a quantization that there is none of."""
+        return self.tags[self.chosen("ollama")] if self.tag and self.quant else self.tag or None
+
+    @property
+    def hub(self) -> str | None:
+        """Its repository for vLLM; None without one. Raises ModelNotFound for a quantization that there is none of."""
+        return self.repositories[self.chosen("vllm")] if self.repositories else None
+
+    def quants(self, engine: str) -> tuple[str, ...]:
+        """What that engine can have it in, as files, tags or repositories spell it; the default first."""
+        if engine == "vllm":
+            return tuple(self.repositories)
+        if engine == "ollama" and self.tag:
+            return tuple(self.tags)
+        return self.gguf_files.quants if self.gguf_files else ()
+
+    def chosen(self, engine: str) -> str:
+        """The quantization it has there: what the name says, or the default; empty where it is not known.
+
+        Raises ModelNotFound, with those there are.
+        """
+        quants = self.quants(engine)
+        if not self.quant:
+            return quants[0] if quants else ""
+        wished = plain_quant(self.quant)
+        if found := next((one for one in quants if plain_quant(one) == wished), None):
+            return found
+        there = ", ".join(f"`{one}`" for one in (self.name, *(f"{self.name}-{one.lower()}" for one in quants[1:])))
+        raise ModelNotFound(
+            f"the catalog has no `{self.quant.lower()}` of `{self.name}` for {engine}",
+            f"what there is for it: {there}",
+        )
+
+    def size(self, engine: str) -> tuple[int, bool]:
+        """Bytes that the engine needs, 0 where that cannot be told, and whether that is exact and no estimate.
+
+        Raises ModelNotFound for a quantization that there is none of.
+        """
+        quant = self.chosen(engine)
+        if engine == "vllm" or (engine == "ollama" and self.tag):
+            return self._estimate(quant or "Q4_K_M") + self._projector(), False
+        files = self.gguf
+        exact = files.sizes.get(quant, 0)
+        complete = files.mmproj is None or files.mmproj_bytes > 0
+        return (exact or self._estimate(quant)) + self._projector(), exact > 0 and complete
+
+    def facts(self, engine: str) -> ModelFacts:
+        """Sizes and shapes as the catalog has them, so that a plan needs no network. Raises ModelNotFound.
+
+        What a layer with a sliding window caches is counted in full.
+        """
+        from llmdeploy.models.facts import ModelFacts
+
+        size, exact = self.size(engine)
+        if not (size and self.layers):
+            raise ModelNotFound(f"the catalog does not tell the shapes of `{self.name}`", self._hint())
+        mmproj_bytes = 0 if engine == "vllm" else self._projector()
+        key, value = (self.latent, 0) if self.latent else (self.head_size, self.head_size)
+        heads = 1 if self.latent else self.kv_heads
+        cached = self.kv_layers or self.layers
+        return ModelFacts(
+            architecture="",
+            weights_bytes=size - mmproj_bytes,
+            kv_heads=(0,) * (self.layers - cached) + (heads,) * cached,
+            key_length=key,
+            value_length=value,
+            embedding_length=self.embedding,
+            vocabulary_size=self.vocabulary,
+            context_length=self.context,
+            mmproj_bytes=mmproj_bytes,
+            capabilities=self.capabilities,
+            source="the catalog" if exact else "the catalog, about",
+        )
+
+    def _estimate(self, quant: str) -> int:
+        """Bytes of the language model in that quantization, by its number of parameters."""
+        plain = plain_quant(quant).removeprefix("UD-")
+        # `UD-Q4_K_XL` is Unsloth's mix; the `_M` of the same bits is the nearest that the table knows.
+        bits = BITS.get(re.sub("_XL$", "_M", plain), BITS["BF16"])
+        count = self.parameters - self.vision
+        kept = self.vocabulary * self.embedding * (1 if self.tied else 2) if plain in UNQUANTIZED_EMBEDDINGS else 0
+        return round(((count - kept) * bits + kept * 16) / 8) if count > kept else 0
+
+    def _projector(self) -> int:
+        """Bytes of the vision tower, of which the file is told or which is kept at 16 bits."""
+        if self.gguf_files and self.gguf_files.mmproj_bytes:
+            return self.gguf_files.mmproj_bytes
+        eight = self.gguf_files is not None and "q8_0" in (self.gguf_files.mmproj or "").lower()
+        return round(self.vision * (BITS["Q8_0"] if eight else 16) / 8)
+
+    def _located(self, file: str) -> Path | HubFile:
+        return selftest_dir() / file if self.gguf.repo is None else HubFile(self.gguf.repo, file)
+
+    def _hint(self) -> str:
+        return f"`llmdeploy models show {self.name}` tells what each engine would get"

@@ -1,0 +1,113 @@
+"""What each engine would get of a model, as far as that is known without a network or a daemon."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from llmdeploy.errors import ModelNotFound
+from llmdeploy.models import catalog
+from llmdeploy.models.catalog_entry import CatalogEntry
+from llmdeploy.models.held import file_is_here, model_is_here, tag_is_here
+from llmdeploy.models.mmproj import find_mmproj
+from llmdeploy.models.reference import HUB_HOSTS, CatalogName, HubFile, HubRepo, ModelRef, OllamaTag
+from llmdeploy.paths import selftest_dir
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What one engine would get. Bytes are bytes; 0: not known before the source is asked."""
+
+    engine: str
+    artefact: tuple[str, ...] = ()
+    """References as they can be typed: the weights, then the vision projector. Empty: there is nothing for it."""
+    quant: str = ""
+    bytes: int = 0
+    exact: bool = False
+    """Whether that is the size of its files, and no estimate."""
+    here: bool = False
+    others: tuple[str, ...] = ()
+    """The other quantizations there are."""
+    gated: bool = False
+    lacks: str = ""
+    """Why there is nothing for it."""
+
+
+def offers(model: ModelRef) -> tuple[Offer, ...]:
+    """For llama.cpp, Ollama and vLLM, in this order. Raises ModelNotFound for an unknown name or a path of nothing."""
+    match model:
+        case CatalogName():
+            entry = catalog.find(model.name)
+            return tuple(_of_entry(entry, engine) for engine in catalog.ENGINES)
+        case Path():
+            return _of_path(model)
+        case OllamaTag():
+            return _of_tag(model)
+        case HubFile():
+            here = file_is_here(model)
+            return _gguf((str(model),), here=here, vllm="it needs a repository in Hugging Face form, not a GGUF file")
+        case HubRepo():
+            if model.quant or model.repo.lower().endswith("gguf"):
+                return _gguf((str(model),), vllm="it needs a repository in Hugging Face form, not GGUF files")
+            none = "it needs GGUF files, which are in other repositories: `owner/name-GGUF`"
+            offer = Offer("vllm", (str(model),), here=model_is_here(model))
+            return Offer("llamacpp", lacks=none), Offer("ollama", lacks=none), offer
+
+
+def _of_entry(entry: CatalogEntry, engine: str) -> Offer:
+    try:
+        size, exact = entry.size(engine)
+        quant = entry.chosen(engine)
+        offer = Offer(engine, quant=quant, bytes=size, exact=exact)
+        offer = replace(offer, others=tuple(one for one in entry.quants(engine) if one != quant))
+        if engine == "vllm":
+            return _of_repository(entry, offer)
+        if engine == "ollama" and (tag := entry.ollama):
+            return replace(offer, artefact=(str(OllamaTag(tag)),), here=tag_is_here(tag))
+        files = [file for file in (entry.weights, entry.mmproj) if file]
+        here = engine == "llamacpp" and all(
+            file_is_here(it) if isinstance(it, HubFile) else it.is_file() for it in files
+        )
+        return replace(offer, artefact=tuple(map(str, files)), here=here)
+    except ModelNotFound as error:
+        return Offer(engine, others=entry.quants(engine), lacks=error.message)
+
+
+def _of_repository(entry: CatalogEntry, offer: Offer) -> Offer:
+    if entry.hf_folder:
+        folder = selftest_dir() / entry.hf_folder
+        size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        return replace(offer, artefact=(str(folder),), bytes=size, exact=True, here=folder.is_dir())
+    if entry.hub is None:
+        return Offer("vllm", lacks=f"the catalog has no repository of `{entry.name}` that vLLM reads")
+    repo = HubRepo(entry.hub)
+    gated = entry.gated and entry.hub == next(iter(entry.repositories.values()))
+    return replace(offer, artefact=(str(repo),), here=model_is_here(repo), gated=gated)
+
+
+def _of_path(path: Path) -> tuple[Offer, ...]:
+    if not path.exists():
+        raise ModelNotFound(f"there is no `{path}`", "give a GGUF file, or a folder with a `config.json`")
+    if path.is_dir():
+        none = "it needs a GGUF file, not a folder"
+        size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+        offer = Offer("vllm", (str(path),), bytes=size, exact=True, here=True)
+        return Offer("llamacpp", lacks=none), Offer("ollama", lacks=none), offer
+    files = [file for file in (path, find_mmproj(path)) if file]
+    size = sum(file.stat().st_size for file in files)
+    return _gguf(tuple(map(str, files)), size, here=True, vllm="it needs a folder in Hugging Face form")
+
+
+def _of_tag(tag: OllamaTag) -> tuple[Offer, ...]:
+    ollama = Offer("ollama", (str(tag),), here=tag_is_here(tag.name))
+    vllm = Offer("vllm", lacks="it needs a repository in Hugging Face form")
+    if tag.name.startswith(HUB_HOSTS):
+        repo, _, quant = tag.name.partition("/")[2].partition(":")
+        return Offer("llamacpp", (str(HubRepo(repo, quant=quant)),)), ollama, vllm
+    return Offer("llamacpp", lacks="a model of Ollama's registry, which is served there"), ollama, vllm
+
+
+def _gguf(files: tuple[str, ...], size: int = 0, *, here: bool = False, vllm: str) -> tuple[Offer, ...]:
+    """Of GGUF files: Ollama imports them, which makes a copy in its own store."""
+    offer = Offer("llamacpp", files, bytes=size, exact=size > 0, here=here)
+    return offer, replace(offer, engine="ollama", here=False), Offer("vllm", lacks=vllm)
