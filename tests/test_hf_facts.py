@@ -20,7 +20,7 @@ from llmdeploy.models import hf_facts, safetensors
 from llmdeploy.models.facts import read_gguf
 from llmdeploy.models.hf_model import HfModel
 from tests.conftest import SELFTEST
-from tests.hub_server import Hub, serve
+from tests.hub_server import COMMIT, Hub, serve
 from tests.test_facts import write
 
 BITS = {"F4": 4, "F8_E4M3": 8, "BF16": 16, "F16": 16, "F32": 32, "I32": 32}
@@ -164,7 +164,7 @@ def test_a_gguf_file_has_the_same_facts_at_the_source(hub: Hub, tmp_path: Path) 
     names = ("selftest-f16.gguf", "mmproj-selftest-f16.gguf")
     hub.files[REPO] = {name: SELFTEST / name for name in names}
     assert facts_at(hub, tmp_path, "gguf", *names) == plain(read_gguf(*(SELFTEST / name for name in names)))
-    assert len(hub.requests) == 6, "what there is, and of each file where it is, and the header"
+    assert len(hub.requests) == 2 + 4, "what there is, and of each file where it is, and the header"
     assert hub.sent_bytes() == 2 * 2**18
 
 
@@ -174,15 +174,13 @@ def test_a_split_model_is_counted_at_the_source(hub: Hub, tmp_path: Path) -> Non
     write(tmp_path / second, {"split.count": 2, "split.no": 1}, tensors=3)
     hub.files[REPO] = {f"Q8_0/{name}": tmp_path / name for name in (first, second)}
     assert facts_at(hub, tmp_path, "gguf", f"Q8_0/{first}") == plain(read_gguf(tmp_path / first))
-    error = facts_at(hub, tmp_path, "gguf", f"Q8_0/{second}")["error"]
-    assert error["message"] == f"`hf://owner/model/Q8_0/{second}` is part 2 of 2 of a split model"
-    assert error["hint"] == f"give the first part, under its own name: `hf://owner/model/Q8_0/{first}`"
+    assert facts_at(hub, tmp_path, "gguf", f"Q8_0/{second}") == plain(read_gguf(tmp_path / first))
 
 
 def test_a_projector_is_no_model_at_the_source_either(hub: Hub, tmp_path: Path) -> None:
     hub.files[REPO] = {"mmproj.gguf": SELFTEST / "mmproj-selftest-f16.gguf"}
     error = facts_at(hub, tmp_path, "gguf", "mmproj.gguf")["error"]
-    assert error["message"] == "`hf://owner/model/mmproj.gguf` is a vision projector, not a model"
+    assert error["message"] == f"`hf://owner/model/mmproj.gguf@{COMMIT}` is a vision projector, not a model"
     assert error["hint"] == "give the model's own file first"
 
 
@@ -192,7 +190,7 @@ def test_a_model_in_hugging_face_form_has_the_same_facts_at_the_source(hub: Hub,
     assert hub.sent_bytes("model.safetensors") == 2**18
     assert hub.sent_bytes() < 2**18 + 10_000
     assert {method for method, _, _ in hub.requests} == {"GET", "HEAD"}
-    assert len(hub.requests) == 5
+    assert len(hub.requests) == 2 + 4
 
 
 def sharded(folder: Path, count: int, index: dict[str, Any] | None) -> dict[str, bytes | Path]:
@@ -241,7 +239,7 @@ def test_a_repository_without_a_tokenizer_is_refused_before_it_is_fetched(hub: H
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "`hf://owner/model` holds no `config.json`"),
+        ({"README.md": b""}, "`hf://owner/model` holds no `config.json`"),
         ({"config.json": b"<html>"}, "`hf://owner/model/config.json` cannot be read: "),
         ({"config.json": b"[]"}, "`hf://owner/model/config.json` is no JSON object"),
         (

@@ -70,6 +70,7 @@ def test_a_file_in_a_folder_at_a_commit(machine: Machine) -> None:
 
 
 def test_the_hub_is_asked_for_the_commit_its_files_and_the_file(machine: Machine, hub: Hub) -> None:
+    assert machine.here(ADDRESS) == []
     machine.pull(ADDRESS)
     asked = [(method, path.partition("?")[0]) for method, path, _ in hub.requests if not path.startswith("/cdn/")]
     assert asked == [

@@ -119,17 +119,17 @@ class GgufModel:
     @property
     def _remote(self) -> tuple[RemoteFile, ...]:
         paths = [file.path for file in self._listing.files]
-        if isinstance(self.weights, HubRepo) and not any(path.lower().endswith(".gguf") for path in paths):
-            raise ModelNotFound(
-                f"`{self.weights}` holds no GGUF file; as a whole it runs on vLLM",
-                f"`llmdeploy serve {self._home} --engine vllm`, or name a repository of GGUF files, "
-                f"`{self.weights.repo}-GGUF` perhaps",
-            )
         return source.chosen(self._listing, self._choice(paths).paths)
 
     def _choice(self, paths: Sequence[str]) -> Choice:
         """Raises ModelNotFound."""
         if isinstance(self.weights, HubRepo):
+            if not any(path.lower().endswith(".gguf") for path in paths):
+                raise ModelNotFound(
+                    f"`{self.weights}` holds no GGUF file; as a whole it runs on vLLM",
+                    f"`llmdeploy serve {self._home} --engine vllm`, or name a repository of GGUF files, "
+                    f"`{self.weights.repo}-GGUF` perhaps",
+                )
             choice = quants.choose(paths, self.weights.quant, f"`{self.weights.repo}`")
         else:
             assert isinstance(self.weights, HubFile)

@@ -5,8 +5,6 @@ HF_HOME and HF_HUB_CACHE (where the cache is), HF_HUB_OFFLINE, HF_HUB_DISABLE_XE
 HF_HUB_DOWNLOAD_TIMEOUT (seconds until a silent server counts as gone; 10 each).
 """
 
-import os
-
 from llmdeploy.models.hub.cache import cache, cached, commit_of, held, lock, part, place
 from llmdeploy.models.hub.copying import copy
 from llmdeploy.models.hub.listing import listing
@@ -14,7 +12,3 @@ from llmdeploy.models.hub.ranges import open
 from llmdeploy.models.source import OnProgress
 
 __all__ = ["OnProgress", "cache", "cached", "commit_of", "copy", "held", "listing", "lock", "open", "part", "place"]
-
-# It would ask the Hub for a list of programs to report in its user agent, and wait 3 s for that when it is away. It
-# reads the variable when it is imported.
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
+from llmdeploy.models.hub import library
 from llmdeploy.models.reference import HubFile, HubRepo
 from llmdeploy.models.source import Listing, RemoteFile
 
@@ -28,6 +29,7 @@ PART = ".llmdeploy.incomplete"
 
 
 def cache() -> Path:
+    library.no_reports()
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return Path(HF_HUB_CACHE).expanduser()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from llmdeploy.errors import DownloadFailed, LlmdeployError
+from llmdeploy.models.hub import library
 from llmdeploy.models.reference import HubFile, HubRepo
 from llmdeploy.units import in_time
 
@@ -24,17 +24,8 @@ _ELSEWHERE = (
 
 @contextmanager
 def explaining(file: HubFile) -> Iterator[None]:
-    """What goes wrong within becomes DownloadFailed; errors of ours, and Ctrl-C, stay what they are.
-
-    And huggingface_hub keeps still: it warns on stderr by two ways, and what matters of it becomes an exception.
-    """
-    # For good: other threads download at the same time.
-    warnings.filterwarnings("ignore", module=r"(huggingface_hub|llmdeploy\.models\.hub)(\..*)?$")
-    from logging import CRITICAL
-
-    from huggingface_hub.utils import logging as hub_logging
-
-    hub_logging.set_verbosity(CRITICAL + 1)
+    """What goes wrong within becomes DownloadFailed; errors of ours, and Ctrl-C, stay what they are."""
+    library.keep_still()
     try:
         yield
     except LlmdeployError:
@@ -127,6 +118,8 @@ def _explain_network(file: HubFile, chain: list[BaseException]) -> DownloadFaile
     import socket
     import ssl
 
+    from huggingface_hub import errors
+
     endpoint = _endpoint()
     proxy = _proxy(endpoint)
     where = f"`{endpoint}`" + (f" through the proxy `{proxy}`" if proxy else "")
@@ -143,7 +136,8 @@ def _explain_network(file: HubFile, chain: list[BaseException]) -> DownloadFaile
         return DownloadFailed(f"{where} refuses the connection", hint)
     if any(isinstance(error, TimeoutError) for error in chain) or any("Timeout" in name for name in names):
         return DownloadFailed(f"{where} did not answer in time", hint)
-    if isinstance(chain[0], ValueError | TypeError | KeyError | AssertionError):  # no JSON, or not the Hub's
+    not_the_hubs = ValueError | TypeError | KeyError | AssertionError | errors.FileMetadataError
+    if isinstance(chain[0], not_the_hubs):  # no JSON, other JSON, no headers of its
         return DownloadFailed(f"{where} does not answer as a Hub does", f"check `HF_ENDPOINT`, or {_LOCAL_FILE}")
     what = f"`{file.file or file.repo}`"
     return DownloadFailed(f"{what} could not be downloaded from {where}: {_reason(chain, Exception)}", hint)
