@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from llmdeploy.models.hub import commit_of
 from llmdeploy.models.modelscope import at_modelscope
 from llmdeploy.models.modelscope.names import ELSEWHERE
 from llmdeploy.models.reference import HubFile, HubRepo, parse
+from tests.conftest import SELFTEST
 from tests.hub_server import COMMIT, Refusal, closed_port
 from tests.modelscope_server import Scope, serve
 
@@ -292,6 +294,29 @@ def test_a_quantization_of_a_gguf_repository_is_needed_and_pulled(machine: Machi
     assert machine.run("gguf.find(parse('ms://owner/x-GGUF/x-Q8_0.gguf')).present()") is True
 
 
+def test_facts_are_read_at_modelscope(machine: Machine, scope: Scope) -> None:
+    form, gguf = SELFTEST / "hf", SELFTEST / "selftest-f16.gguf"
+    scope.files["owner/selftest"] = {path.name: path.read_bytes() for path in form.iterdir()}
+    scope.files["owner/selftest"]["selftest-f16.gguf"] = gguf.read_bytes() + bytes(8_000_000)
+    facts = "(lambda it: [it.layers, it.embedding_length, it.vocabulary_size])({}.facts())"
+
+    there = machine.run(facts.format("gguf.find(parse('ms://owner/selftest/selftest-f16.gguf'))"))
+    assert there == machine.run(facts.format(f"gguf.find(parse({str(gguf)!r}))"))
+    assert scope.sent_bytes() < 2_000_000
+    there = machine.run(facts.format("hf_model.find(parse('ms://owner/selftest'))"))
+    assert there == machine.run(facts.format(f"hf_model.find(parse({str(form)!r}))"))
+    assert not machine.cache.exists()
+
+
+def test_a_store_that_knows_no_ranges_does_not_send_a_model_for_its_header(machine: Machine, scope: Scope) -> None:
+    scope.files[REPO]["big.gguf"] = bytes(20_000_000)
+    scope.ignores_range = True
+    read = f"(lambda file: (file.seek({{}}), file.read(8).hex()))(origin.open(parse('ms://{REPO}/big.gguf')))"
+    assert machine.run(read.format(1000))[1] == "00" * 8
+    message, _ = machine.fail(read.format(15_000_000))
+    assert message == f"`{scope.url}` sends `ms://{REPO}/big.gguf` only as a whole, too much to look at its header"
+
+
 # --- The library's own way
 
 
@@ -322,6 +347,14 @@ def test_what_the_library_has_fetched_is_not_fetched_again(machine: Machine, sco
     machine.pull(*FILES)
     assert scope.sent_bytes() == sent
     assert (machine.snapshot(COMMIT) / "config.json").samefile(machine.snapshot("master") / "config.json")
+
+
+def test_what_the_library_has_is_found_once_ours_is_removed(machine: Machine) -> None:
+    machine.pull(*FILES)
+    shutil.rmtree(machine.snapshot(COMMIT))
+    assert machine.run(f"origin.held(parse('ms://{REPO}'))") == sorted(FILES)
+    shutil.rmtree(machine.snapshot("master"))
+    assert machine.run(f"origin.held(parse('ms://{REPO}'))") == []
 
 
 def test_the_library_replaces_a_file_of_a_branch_and_leaves_the_commit(machine: Machine, scope: Scope) -> None:

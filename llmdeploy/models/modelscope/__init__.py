@@ -122,6 +122,11 @@ def open(file: HubFile) -> BinaryIO:
     def get(start: int, end: int) -> bytes:
         with api.content(file, start, end) as response:
             first, _ = api.extent(response)
+            if first != start and end > ranges.LARGEST:
+                raise DownloadFailed(
+                    f"`{api.endpoint()}` sends `{file}` only as a whole, too much to look at its header",
+                    "a proxy that drops `Range` is in the way: check `env | grep -i proxy`",
+                )
             content = bytearray()
             for block in response.iter_bytes():
                 content += block

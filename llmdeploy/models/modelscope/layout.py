@@ -101,9 +101,10 @@ def _repository(repo: str) -> Path:
 
 
 def _folder(repo: HubRepo) -> Path:
-    """Of the commit that we have fetched; the library's, where it alone has fetched any."""
+    """Of the commit that we have fetched; the library's, where it alone has fetched any, or ours were removed."""
     commit = _named(_ref(repo))
-    return snapshot(repo.repo, commit) if commit else library_folder(repo)
+    ours = snapshot(repo.repo, commit) if commit else None
+    return ours if ours and ours.is_dir() else library_folder(repo)
 
 
 def _ref(repo: HubRepo) -> Path:
