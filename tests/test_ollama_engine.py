@@ -27,7 +27,8 @@ from llmdeploy.engines.ollama.dialect import adapt
 from llmdeploy.errors import AlreadyServing, EngineMissing, LlmdeployError, ModelInvalid, NotPermitted
 from llmdeploy.models import gguf
 from llmdeploy.models.gguf import GgufModel
-from llmdeploy.models.reference import HubFile, parse
+from llmdeploy.models.reference import HubFile, HubRepo, parse
+from llmdeploy.models.source import Listing, RemoteFile
 from llmdeploy.plan import GIB, MIB, Wishes
 from tests.conftest import SELFTEST, World, copy_selftest
 from tests.ollama_replay import Replay, closed_port, exchanges, replay
@@ -734,6 +735,8 @@ def test_the_cause_of_its_end(log: list[str], status: int, cause: str | None) ->
 
 
 def test_facts_of_a_file_that_is_not_here_are_read_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    listing = Listing(HubRepo("owner/repo"), "", (RemoteFile(WEIGHTS.name, 1),))
+    monkeypatch.setattr("llmdeploy.models.hub.listing", lambda repo: listing)
     monkeypatch.setattr("llmdeploy.models.hub.open", lambda file: (SELFTEST / file.file).open("rb"))
     with replay("version", "tags") as ollama:
         facts = at(ollama).facts(GgufModel(HubFile("owner/repo", WEIGHTS.name), MMPROJ))

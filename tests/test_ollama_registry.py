@@ -299,7 +299,8 @@ def test_files_that_are_copied_into_the_store_need_its_room(
     first, second = (f"m-0000{number}-of-00002.gguf" for number in (1, 2))
     write(tmp_path / first, {"split.count": 2, "split.no": 0})
     write(tmp_path / second, {"split.count": 2, "split.no": 1}, tensors=3)
-    monkeypatch.setattr(Need, "free", lambda need: 10)
+    size = sum(path.stat().st_size for path in tmp_path.glob("*.gguf"))
+    monkeypatch.setattr(Need, "free", lambda need: 2 * size - 1)
     with pytest.raises(DownloadFailed) as caught:
         empty.pull(GgufModel(tmp_path / first), lambda *_: pytest.fail("given"))
     assert caught.value.code == "disk_full"
@@ -308,12 +309,11 @@ def test_files_that_are_copied_into_the_store_need_its_room(
 
 def test_files_of_the_hub_are_counted_with_their_copies_on_one_disk(tmp_path: Path) -> None:
     files = Need("hf://o/r", tmp_path / "hub", (NeededFile("x.gguf", 1000, here=400),))
-    taken = stored.imported(files, tmp_path / "models", linked=False)
-    assert taken is not None
+    taken = stored.imported("hf://o/r", 1000, tmp_path / "models")
     assert (taken.missing, taken.copies) == (1000, 1000), "a copy, and what Ollama writes of it"
     assert stored.with_copies(files, taken).copies == 2000
     assert stored.with_copies(files, replace(taken, folder=None)).copies == 0
-    assert stored.imported(files, tmp_path, linked=True) is None
+    assert stored.with_copies(files, None) == files
 
 
 # --- Through the front

@@ -167,7 +167,8 @@ class Ollama:
                 "leave `--dir` out; another store: set `OLLAMA_MODELS`, here and where Ollama is started",
             )
         if isinstance(artefact, GgufModel):
-            return stored.with_copies(artefact.need(), self._store_need(artefact))
+            files = artefact.need()
+            return stored.with_copies(files, self._store_need(artefact, files))
         with suppress(EngineMissing):  # it is not started yet
             if one := self._installed(artefact):
                 return stored.complete(one, self._disk)
@@ -177,23 +178,27 @@ class Ollama:
             return stored.unknown(artefact.name, self._disk, error.message)
 
     def pull(self, artefact: Tag | GgufModel, on_progress: OnProgress, folder: Path | None = None) -> None:
-        self.need(artefact, folder).demand_room()
+        need = self.need(artefact, folder)
+        need.demand_room()
         if isinstance(artefact, GgufModel):
-            if need := self._store_need(artefact):
-                need.demand_room()
+            if taken := self._store_need(artefact, need):
+                taken.demand_room()
             artefact.pull(on_progress)
             demand_length(artefact.facts(), self._settings.context)  # before Ollama is given anything
             self._import(artefact).make(on_progress)
         else:
             self._api().pull(artefact.name, on_progress)
 
-    def _store_need(self, model: GgufModel) -> Need | None:
+    def _store_need(self, model: GgufModel, files: Need) -> Need | None:
         """What an import of the files takes of Ollama's store; None where it takes nothing."""
         made = self._import(model)
         with suppress(EngineMissing):
             if made.is_there():
                 return None
-        return stored.imported(model.need(), self._disk, linked=made.can_link(model.need().folder))
+        if made.can_link(files):
+            return None
+        here = [path.stat().st_size for path in made.files] if model.present() else None
+        return stored.imported(files.source, sum(here) if here else files.size, self._disk)
 
     def _import(self, model: GgufModel) -> Import:
         return Import(self._api(), self._store, model)

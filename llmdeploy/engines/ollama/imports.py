@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from llmdeploy.engines.ollama.api import Daemon
     from llmdeploy.models.gguf import GgufModel
     from llmdeploy.models.hub import OnProgress
+    from llmdeploy.models.need import Need
 
 NAMESPACE = "llmdeploy"
 """Of the models that were imported: they stay, as pulled ones do."""
@@ -49,12 +50,12 @@ class Import:
 
     def is_there(self) -> bool:
         """Whether it was made. Not where the digests are unknown: they take a while, which `make` tells."""
-        known = self.model.present() and all(digest.known(path) for path in self._files)
+        known = self.model.present() and all(digest.known(path) for path in self.files)
         return known and any(same_name(one.name, self.name()) for one in self.daemon.models())
 
     def make(self, on_progress: OnProgress) -> None:
         """Make the model, where it is not there yet."""
-        before = {path: digest.earlier(path) for path in self._files}
+        before = {path: digest.earlier(path) for path in self.files}
         files, name = self.digests(on_progress), self.name()
         self._drop_overwritten(before, files)
         if self.is_there():
@@ -72,23 +73,24 @@ class Import:
                 self.daemon.push_blob(path, f"sha256:{sha256}", on_progress)
         self.daemon.create_from_files(name, {path.name: f"sha256:{sha256}" for path, sha256 in files.items()})
 
-    def can_link(self, folder: Path | None) -> bool:
-        """Whether files that are here, or will be in that folder, can be linked into the store."""
+    def can_link(self, need: Need) -> bool:
+        """Whether what the model needs can be linked into the store, once it is here."""
+        if any(_PART.search(file.name) for file in need.files):
+            return False
+        here = [*self.model.local_files(), need.folder or self.store]
         try:
             owner, device = _existing(self.store).stat().st_uid, _existing(self.store).stat().st_dev
-            here = [*self.model.local_files(), folder or self.store]
-            if any(_PART.search(str(file)) for file in self.model.files):
-                return False
             return self.daemon.is_local and owner == os.geteuid() and _existing(here[0]).stat().st_dev == device
         except (OSError, AttributeError):  # a system without users
             return False
 
     def digests(self, on_progress: OnProgress = lambda name, done, total: None) -> dict[Path, str]:
         """The SHA-256 of each file: all parts of the weights, the projector. Raises ModelNotFound, ModelInvalid."""
-        return {path: digest.sha256(path, on_progress) for path in self._files}
+        return {path: digest.sha256(path, on_progress) for path in self.files}
 
     @property
-    def _files(self) -> list[Path]:
+    def files(self) -> list[Path]:
+        """All parts of the weights, and the projector. Raises ModelNotFound, ModelInvalid."""
         weights, mmproj = self.model.paths()
         return [*facts.parts(weights), *([mmproj] if mmproj else [])]
 

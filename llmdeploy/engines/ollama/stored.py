@@ -25,17 +25,14 @@ def complete(model: Installed, store: Path | None) -> Need:
     return Need(str(OllamaTag(model.name)), store, (file,), revision=model.digest, remedy=REMEDY)
 
 
-def imported(files: Need, store: Path | None, *, linked: bool) -> Need | None:
+def imported(source: str, size: int, store: Path | None) -> Need:
     """Of GGUF files that Ollama is given: they are copied into its store, and there written once more."""
-    if linked:
-        return None
-    copied = tuple(replace(file, here=0) for file in files.files)
-    return Need(files.source, store, copied, copies=files.size, remedy=REMEDY)
+    return Need(source, store, (NeededFile("its copy in Ollama's store", size),), copies=size, remedy=REMEDY)
 
 
 def with_copies(files: Need, store: Need | None) -> Need:
-    """What the files need, with what the store takes of them, where that is of the same disk."""
-    if store is None or files.folder is None or store.folder is None or not _on_one_disk(files.folder, store.folder):
+    """What is fetched, with what the store takes of it, where that is on the same disk."""
+    if store is None or not files.missing or not _on_one_disk(files.folder, store.folder):
         return files
     return replace(files, copies=files.copies + store.missing + store.copies)
 
@@ -57,7 +54,9 @@ def here(layer: Layer, store: Path | None) -> int:
         return 0
 
 
-def _on_one_disk(one: Path, other: Path) -> bool:
+def _on_one_disk(one: Path | None, other: Path | None) -> bool:
+    if one is None or other is None:
+        return False
     first, second = (
         next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists()).stat().st_dev
         for folder in (one, other)
