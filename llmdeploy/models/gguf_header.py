@@ -13,7 +13,7 @@ import os
 import shlex
 import stat
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -41,6 +41,8 @@ class Header:
     fields: Mapping[str, Any]
     """Numbers, texts and tuples of numbers; an array of texts is there as its length."""
     tensor_bytes: int
+    tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Name -> shape, the dimension that runs fastest first."""
 
     @property
     def is_projector(self) -> bool:
@@ -93,12 +95,13 @@ def _read_header(name: str, file: BinaryIO, size: int) -> Header:
             f"`{command('head -c 200', name)}` shows what it is; a web page or a Git LFS pointer is a failed download",
         )
     try:
-        fields, tensor_bytes, needed = _parse(_Cursor(file, size))
+        fields, tensors, needed = _parse(_Cursor(file, size))
     except _Damaged as damage:
         raise damaged(name, str(damage)) from None
     if needed > size:
         raise damaged(name, f"{size:,} bytes are there and {needed:,} are needed")
-    return Header(name, fields, tensor_bytes)
+    sizes = sum(tensor.size for tensor in tensors)
+    return Header(name, fields, sizes, {tensor.name: tensor.shape for tensor in tensors})
 
 
 class _Damaged(Exception):
@@ -145,8 +148,17 @@ class _Cursor:
         return _Damaged(f"its header does not end within the {self.size:,} bytes that are there")
 
 
-def _parse(cursor: _Cursor) -> tuple[dict[str, Any], int, int]:
-    """The fields, the sum of the tensors' bytes, and where the last tensor ends; the magic has been read."""
+@dataclass(frozen=True)
+class _Tensor:
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    """In bytes, as `size`."""
+    size: int
+
+
+def _parse(cursor: _Cursor) -> tuple[dict[str, Any], list[_Tensor], int]:
+    """The fields, the tensors, and where the last tensor ends; the magic has been read."""
     version = cursor.number("I")
     if version not in _VERSIONS:
         raise _Damaged(f"it says GGUF version {version}, and versions 2 and 3 can be read")
@@ -160,8 +172,8 @@ def _parse(cursor: _Cursor) -> tuple[dict[str, Any], int, int]:
     if not isinstance(alignment, int) or alignment <= 0:
         raise _Damaged(f"its alignment is `{alignment}`")
     start = math.ceil(cursor.file.tell() / alignment) * alignment
-    end = max((start + offset + size for offset, size in tensors), default=0)
-    return fields, sum(size for _, size in tensors), end
+    end = max((start + tensor.offset + tensor.size for tensor in tensors), default=0)
+    return fields, tensors, end
 
 
 def _value(cursor: _Cursor, kind: int) -> Any:
@@ -180,17 +192,25 @@ def _value(cursor: _Cursor, kind: int) -> Any:
     return count
 
 
-def _tensor(cursor: _Cursor) -> tuple[int, int]:
-    """Offset and size of the next tensor, both in bytes."""
+def _tensor(cursor: _Cursor) -> _Tensor:
     types = _types()
-    cursor.text()
-    elements = math.prod(cursor.numbers("Q", cursor.number("I")))
+    name = cursor.text()
+    shape = cursor.numbers("Q", cursor.number("I"))
     kind, offset = cursor.number("I"), cursor.number("Q")
     try:
         block_elements, block_bytes = types.GGML_QUANT_SIZES[types.GGMLQuantizationType(kind)]
     except (ValueError, KeyError):
         raise _Damaged(f"it has a tensor of the unknown type {kind}, perhaps newer than the installed `gguf`") from None
-    return offset, elements // block_elements * block_bytes
+    return _Tensor(name, shape, offset, math.prod(shape) // block_elements * block_bytes)
+
+
+def quantization(header: Header) -> str:
+    """How its weights are stored, as files are named after it: `Q4_K_M`, `F16`; empty where it does not say."""
+    try:
+        name: str = _types().LlamaFileType(header.fields.get("general.file_type")).name
+    except ValueError:
+        return ""
+    return name.removeprefix("MOSTLY_").removeprefix("ALL_")
 
 
 @cache
