@@ -137,6 +137,13 @@ class Engine(Protocol[A]):
         """Sizes and shapes, from its headers, here or at the source. Raises ModelInvalid, DownloadFailed."""
         ...
 
+    def saved(self, artefact: A) -> str | None:
+        """What spared a download, in words: files that another program or another engine has; None where nothing did.
+
+        Such files are of the same model, in the same quantization, and are told before they are used.
+        """
+        ...
+
     def files(self, artefact: A) -> tuple[Path, ...]:
         """The files of an artefact that is present, where they are this machine's."""
         ...

@@ -17,8 +17,9 @@ from llmdeploy.engines import failures
 from llmdeploy.engines.base import EngineStatus, ServerSpec
 from llmdeploy.engines.phases import Phase, Phases
 from llmdeploy.errors import EngineMissing, Remedy
-from llmdeploy.models import gguf, hub
+from llmdeploy.models import gguf, hub, reuse
 from llmdeploy.models.gguf import GgufModel
+from llmdeploy.models.reference import OllamaTag
 from llmdeploy.plan import MIB, MemoryPart, Plan, Setting, Wishes, free_memory, make_plan
 
 if TYPE_CHECKING:
@@ -85,7 +86,12 @@ class LlamaCpp:
         return None
 
     def artefact(self, model: ModelRef) -> GgufModel:
-        return gguf.find(model, self._settings.mmproj)
+        settings = self._settings
+        if isinstance(model, OllamaTag) and (tagged := reuse.of_tag(model.name, settings.ollama_models)):
+            return tagged.model(settings.mmproj)
+        wanted = gguf.find(model, settings.mmproj)
+        found = None if wanted.present() else reuse.of_files(wanted, reuse.tags(model), settings.ollama_models)
+        return found.model(settings.mmproj) if found else wanted
 
     def present(self, artefact: GgufModel) -> bool:
         return artefact.present()
@@ -98,6 +104,9 @@ class LlamaCpp:
 
     def facts(self, artefact: GgufModel) -> ModelFacts:
         return artefact.facts()
+
+    def saved(self, artefact: GgufModel) -> str | None:
+        return artefact.saved or None
 
     def files(self, artefact: GgufModel) -> tuple[Path, ...]:
         return artefact.local_files()

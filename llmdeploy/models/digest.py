@@ -42,10 +42,19 @@ def known(path: Path) -> str | None:
         status = file.stat()
     except OSError:
         return None
-    if _SHA256.fullmatch(file.name):  # the Hub's cache names large files by their digest
-        return file.name
+    if digest := _by_name(file):
+        return digest
     size, time, digest = _remembered().get(str(file), (None, None, None))
     return digest if (size, time) == (status.st_size, status.st_mtime_ns) else None
+
+
+def _by_name(file: Path) -> str | None:
+    """The Hub's cache and Ollama's store name a file by its digest.
+
+    So does the store that repositories of the Hub's cache share, two folders deep, but by Xet's hash: another one.
+    """
+    name = file.name.removeprefix("sha256-")
+    return name if file.parent.name == "blobs" and _SHA256.fullmatch(name) else None
 
 
 def earlier(path: Path) -> str | None:

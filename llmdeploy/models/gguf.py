@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -25,6 +25,8 @@ class GgufModel:
     """A file, of a model in parts the first; or a repository, of which the files of its quantization are meant."""
     mmproj: Path | HubFile | None = None
     """The vision projector; None: the one that belongs to the weights in their repository, if there is one."""
+    saved: str = field(default="", compare=False)
+    """Whose files these are, where that spared a download, in words."""
 
     def __str__(self) -> str:
         return " + ".join(str(file) for file in self.files)

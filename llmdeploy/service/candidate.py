@@ -174,6 +174,8 @@ class Candidate:
 
     def _weights(self, spare: Held) -> Any:
         artefact = self.engine.artefact(self.order.model)
+        if saved := self.engine.saved(artefact):
+            self._tell("note", text=saved)
         if not self.engine.present(artefact):
             need = self._fetchable(artefact, without(hardware.detect(), spare))
             self._enter("fetching the weights")

@@ -40,10 +40,11 @@ from llmdeploy.errors import (
     TimedOut,
     UsageError,
 )
-from llmdeploy.models import catalog, digest, gguf, hub
+from llmdeploy.models import catalog, digest, gguf, hub, reuse
 from llmdeploy.models.facts import UNKNOWN_LENGTH, ModelFacts
 from llmdeploy.models.gguf import GgufModel
 from llmdeploy.models.reference import CatalogName, ModelRef, OllamaTag
+from llmdeploy.models.stores.ollama import MARK
 from llmdeploy.plan import (
     DEFAULT_CONTEXT,
     MemoryPart,
@@ -64,7 +65,6 @@ if TYPE_CHECKING:
     from llmdeploy.models.hub import OnProgress
     from llmdeploy.models.need import Need
 
-MARK = "llmdeploy: an alias for as long as it is served"
 CLOUD = re.compile(r":([^/:]*-)?cloud$", re.IGNORECASE)
 """The end of a name, by Ollama's own rule: of a tag, and in any case."""
 PATIENCE = 2.0
@@ -144,7 +144,20 @@ class Ollama:
         entry = catalog.look(model.name)
         if entry is None:
             return self._tag(model.name)
-        return self._tag(entry.ollama) if entry.ollama else gguf.find(model, self._settings.mmproj)
+        if entry.ollama is None:
+            return gguf.find(model, self._settings.mmproj)
+        tag = self._tag(entry.ollama)
+        return self._local_instead(model, tag) or tag
+
+    def _local_instead(self, model: CatalogName, tag: Tag) -> GgufModel | None:
+        """The catalog's GGUF files for that model, where they are on this machine and Ollama has not the tag."""
+        local = reuse.on_disk(gguf.find(model, self._settings.mmproj))
+        if local is None:
+            return None
+        try:
+            return local if self._api().is_local and not self.present(tag) else None
+        except LlmdeployError:  # it does not run yet: what it has is not known
+            return None
 
     def _tag(self, name: str) -> Tag:
         if CLOUD.search(name):
@@ -259,6 +272,9 @@ class Ollama:
                 f"`llmdeploy serve {name} --engine ollama --allow-cloud` allows it",
                 code="cloud_model",
             )
+
+    def saved(self, artefact: Tag | GgufModel) -> str | None:
+        return (isinstance(artefact, GgufModel) and artefact.saved) or None
 
     def files(self, artefact: Tag | GgufModel) -> tuple[Path, ...]:
         """Of a tag none: Ollama's store may be anywhere."""

@@ -20,6 +20,7 @@ from llmdeploy.engines.ollama import failures
 from llmdeploy.engines.ollama.documents import same_name
 from llmdeploy.models import digest, facts, gguf_header
 from llmdeploy.models.reference import served_name
+from llmdeploy.models.stores.ollama import LAYER, NAMESPACE
 
 if TYPE_CHECKING:
     from llmdeploy.engines.ollama.api import Daemon
@@ -27,11 +28,8 @@ if TYPE_CHECKING:
     from llmdeploy.models.hub import OnProgress
     from llmdeploy.models.need import Need
 
-NAMESPACE = "llmdeploy"
-"""Of the models that were imported: they stay, as pulled ones do."""
 CONFIG = "application/vnd.docker.container.image.v1+json"
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
-LAYER = "application/vnd.ollama.image."
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf\b")
 """Of a model in parts Ollama makes one file."""
 

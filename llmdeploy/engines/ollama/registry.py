@@ -14,11 +14,12 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from llmdeploy.engines.ollama.connection import Connection
-from llmdeploy.engines.ollama.imports import LAYER, MANIFEST
+from llmdeploy.engines.ollama.imports import MANIFEST
 from llmdeploy.errors import DownloadFailed, EngineMissing, ModelInvalid
 from llmdeploy.models import facts as model_facts
 from llmdeploy.models import gguf_header, ranges
 from llmdeploy.models.facts import ModelFacts
+from llmdeploy.models.stores.ollama import LAYER
 
 HOST, NAMESPACE, TAG = "registry.ollama.ai", "library", "latest"
 SECONDS = 10.0

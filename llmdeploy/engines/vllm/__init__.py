@@ -84,6 +84,9 @@ class Vllm:
             return facts
         return replace(facts, capabilities=(*facts.capabilities, "tools"))
 
+    def saved(self, artefact: HfModel) -> None:
+        """No other program keeps models in this form elsewhere."""
+
     def files(self, artefact: HfModel) -> tuple[Path, ...]:
         return artefact.local_files()
 

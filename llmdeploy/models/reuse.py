@@ -1,0 +1,148 @@
+"""What is on this machine for one program, used by another engine instead of a download.
+
+Only the same model in the same quantization: the same file of the same repository, or, of a model of the catalog, the
+one that Ollama has under its tag. What of Ollama's does not run on llama.cpp as it is (`upstream`) is left alone, and
+so is what cannot be read: then the ordinary way is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from llmdeploy.errors import LlmdeployError, ModelNotFound
+from llmdeploy.models import catalog, facts, gguf_header
+from llmdeploy.models.gguf import GgufModel
+from llmdeploy.models.reference import HUB_HOSTS, MAIN, CatalogName, HubFile, ModelRef, OllamaTag
+from llmdeploy.models.stores import folders, lmstudio, ollama
+from llmdeploy.models.stores.amount import amount
+from llmdeploy.models.stores.repository import quantization_of
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files of a model, here."""
+
+    weights: Path
+    mmproj: Path | None
+    whose: str
+    """As in "uses ...": who has them, and where."""
+
+    def model(self, mmproj: Path | None = None) -> GgufModel:
+        """As the artefact that an engine takes; `mmproj`: a projector that was asked for."""
+        return GgufModel(self.weights, mmproj or self.mmproj, saved=f"uses {self.whose}: {self.size} not fetched")
+
+    @property
+    def size(self) -> str:
+        """In words."""
+        files = [*facts.parts(self.weights), *([self.mmproj] if self.mmproj else [])]
+        return amount(sum(file.stat().st_size for file in files))
+
+
+def tags(model: ModelRef) -> tuple[str, ...]:
+    """The names at Ollama of a model of the catalog."""
+    entry = catalog.load().get(model.name) if isinstance(model, CatalogName) else None
+    return (entry.ollama,) if entry and entry.ollama else ()
+
+
+def of_files(wanted: GgufModel, tags: Sequence[str], ollama_models: str | None = None) -> Found | None:
+    """Files to take instead of those of the Hub's that are not here; None where there are none.
+
+    `tags`: names at Ollama that mean the same model, whatever their quantization is.
+    """
+    weights = wanted.weights
+    if not isinstance(weights, HubFile) or weights.revision != MAIN[weights.source]:
+        return None
+    return next((found for found in (*_copies(wanted), *_blobs(wanted, tags, ollama_models)) if _usable(found)), None)
+
+
+def of_tag(name: str, ollama_models: str | None = None) -> Found | None:
+    """The files of a model that Ollama has; None where it has none.
+
+    Raises ModelNotFound where llama.cpp cannot run them, unless the Hub has another form of it (`hf.co/...`).
+    """
+    for store in ollama.stores(ollama_models):
+        for packed in ollama.find(store, name):
+            if why := ollama.reason(packed):
+                if name.startswith(HUB_HOSTS):
+                    return None
+                raise ModelNotFound(
+                    f"Ollama's `{packed.name}` does not run on llama.cpp: {why}",
+                    f"serve it there: `llmdeploy serve {OllamaTag(name)} --engine ollama`",
+                )
+            found = _found(packed)
+            return found if found and _usable(found) else None
+    return None
+
+
+def on_disk(wanted: GgufModel) -> GgufModel | None:
+    """The model, where all of it is on this machine and its files may be given to Ollama; None where not."""
+    if wanted.present():
+        weights, mmproj = wanted.paths()
+        found = Found(weights, mmproj, "")
+    else:
+        copies = (found for found in _copies(wanted) if _usable(found))
+        if (copy := next(copies, None)) is None:
+            return None
+        found = copy
+    try:
+        said = f"Ollama takes `{found.weights}` of this machine: {found.size} not fetched"
+    except (LlmdeployError, OSError):
+        return None
+    return replace(wanted, weights=found.weights, mmproj=found.mmproj, saved=said)
+
+
+def _copies(wanted: GgufModel) -> Iterator[Found]:
+    """The same file of the same repository, in the folders of other programs and in those that were asked for."""
+    weights, mmproj = wanted.weights, wanted.mmproj
+    if not isinstance(weights, HubFile):
+        return
+    for root in lmstudio.roots():
+        if path := lmstudio.copy(root, weights):
+            projector = lmstudio.copy(root, mmproj) if isinstance(mmproj, HubFile) else mmproj
+            if projector or not mmproj:
+                yield Found(path, projector, f"LM Studio's `{path}`")
+    for one in folders.filled():
+        if path := folders.copy(one, weights):
+            projector = folders.copy(one, mmproj) if isinstance(mmproj, HubFile) else mmproj
+            if projector or not mmproj:
+                yield Found(path, projector, f"`{path}`")
+
+
+def _blobs(wanted: GgufModel, tags: Sequence[str], ollama_models: str | None) -> Iterator[Found]:
+    """What Ollama has of it, in the quantization that is wanted."""
+    assert isinstance(wanted.weights, HubFile)
+    quant = quantization_of(wanted.weights.file).upper()
+    pulled = [f"{host}{wanted.weights.repo}{tag}" for host in HUB_HOSTS for tag in (f":{quant}", "")]
+    for store in ollama.stores(ollama_models):
+        for packed in ollama.find(store, *tags, *pulled):
+            found = _found(packed)
+            if found and _fits(packed, found, wanted, quant):
+                yield found if wanted.mmproj else replace(found, mmproj=None)
+
+
+def _fits(packed: ollama.Packed, found: Found, wanted: GgufModel, quant: str) -> bool:
+    try:
+        if ollama.reason(packed) is not None:
+            return False
+        its = gguf_header.quantization(gguf_header.read(found.weights)).removesuffix("_MOE")
+    except LlmdeployError:
+        return False
+    return its == quant and (found.mmproj is not None or not isinstance(wanted.mmproj, HubFile))
+
+
+def _found(packed: ollama.Packed) -> Found | None:
+    models, projectors = packed.files("model"), packed.files("projector")
+    if len(models) != 1 or len(projectors) > 1:
+        return None
+    return Found(models[0], next(iter(projectors), None), f"Ollama's `{packed.name}` in `{packed.store}`")
+
+
+def _usable(found: Found) -> bool:
+    """Whether all of it is here, whole and readable."""
+    try:
+        facts.read_gguf(found.weights, found.mmproj)
+    except (LlmdeployError, OSError):
+        return False
+    return True

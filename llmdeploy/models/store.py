@@ -1,0 +1,130 @@
+"""One view of the models that are on this machine, whoever put them there."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from llmdeploy.errors import ModelNotFound
+from llmdeploy.models import catalog, source
+from llmdeploy.models.reference import CatalogName, HubFile, HubRepo, ModelRef, OllamaTag, parse
+from llmdeploy.models.stores import folders, hub_cache, lmstudio, modelscope, ollama
+from llmdeploy.models.stores.held import Held, Ledger, Shelf
+from llmdeploy.models.stores.repository import quantization_of
+
+
+@dataclass(frozen=True)
+class Store:
+    """What is here, in all places."""
+
+    everything: tuple[Held, ...]
+    """Hidden names too."""
+    notes: tuple[str, ...]
+    """What could not be read."""
+
+    @property
+    def held(self) -> tuple[Held, ...]:
+        """The models, for people."""
+        return tuple(one for one in self.everything if not one.hidden)
+
+    @cached_property
+    def _ledger(self) -> Ledger:
+        return Ledger(self.everything)
+
+    def freed(self, *going: Held) -> int:
+        """Bytes that removing these frees."""
+        return self._ledger.freed(going)
+
+    def named(self, text: str) -> list[Held]:
+        """The models that a name means: one place's, or all places' for a name of the catalog. Raises ModelNotFound."""
+        wanted = _meanings(parse(text))
+        if found := [one for one in self.held if any(_is(one, reference) for reference in wanted)]:
+            return found
+        raise ModelNotFound(f"`{text}` is not on this machine", self._near(text))
+
+    def _near(self, text: str) -> str:
+        names = [str(one.reference) for one in self.held]
+        by_end = {name.rpartition("/")[2].lower(): name for name in names}
+        near = difflib.get_close_matches(text, names, n=3, cutoff=0.6)
+        near += [by_end[it] for it in difflib.get_close_matches(text.rpartition("/")[2].lower(), by_end, n=3)]
+        if near:
+            return f"here is {' and '.join(f'`{one}`' for one in dict.fromkeys(near[:3]))}"
+        return "`llmdeploy models` shows what is here"
+
+
+def look(ollama_models: str | None = None) -> Store:
+    """What is here now. Touches no network and asks no daemon.
+
+    `ollama_models`: Ollama's store, where our configuration names one.
+    """
+    shelves: list[Shelf] = [
+        hub_cache.read(source.origin("hf").cache()),
+        modelscope.read(modelscope.cache()),
+        *(ollama.read(store) for store in ollama.stores(ollama_models)),
+        folders.read(),
+        *(lmstudio.read(root) for root in lmstudio.roots()),
+    ]
+    return Store(
+        tuple(one for shelf in shelves for one in shelf.held), tuple(note for shelf in shelves for note in shelf.notes)
+    )
+
+
+def _meanings(reference: ModelRef) -> list[ModelRef]:
+    """What a name of the catalog stands for at each engine; any other reference itself."""
+    if not isinstance(reference, CatalogName):
+        return [reference]
+    entry = catalog.load().get(reference.name)
+    if entry is None:
+        return [reference, OllamaTag(reference.name)]
+    found: list[ModelRef] = [reference]
+    if isinstance(entry.weights, HubFile):
+        found.append(entry.weights)
+    if entry.hub:
+        found.append(HubRepo(entry.hub))
+    if entry.ollama:
+        found.append(OllamaTag(entry.ollama))
+    return found
+
+
+def _is(model: Held, wanted: ModelRef) -> bool:
+    """Whether a reference means this model, or the repository or folder that it is of."""
+    mine = model.reference
+    match wanted:
+        case Path():
+            return wanted == mine or wanted in model.files or (model.place == "folder" and wanted == model.root)
+        case OllamaTag():
+            return isinstance(mine, OllamaTag) and _tag(mine) == _tag(wanted)
+        case HubRepo():
+            return _same_repository(mine, wanted) and (
+                not wanted.quant or any(_quant(it) == wanted.quant.upper() for it in _weights(model))
+            )
+        case HubFile():
+            return _same_repository(mine, wanted) and any(
+                str(file).replace("\\", "/").endswith(f"/{wanted.file}") for file in model.files[:1]
+            )
+        case CatalogName():
+            return mine == wanted
+
+
+def _same_repository(mine: ModelRef, wanted: HubRepo | HubFile) -> bool:
+    if not isinstance(mine, HubRepo | HubFile):
+        return False
+    return (mine.source, mine.repo.lower(), mine.revision) == (wanted.source, wanted.repo.lower(), wanted.revision)
+
+
+def _weights(model: Held) -> Iterable[str]:
+    if isinstance(model.reference, HubRepo) and model.reference.quant:
+        return (f"x-{model.reference.quant}.gguf",)
+    return tuple(str(file) for file in model.files[:1])
+
+
+def _quant(path: str) -> str:
+    return quantization_of(path).upper()
+
+
+def _tag(reference: OllamaTag) -> str:
+    name = reference.name.lower()
+    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"

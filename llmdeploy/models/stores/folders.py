@@ -1,0 +1,130 @@
+"""Folders that `llmdeploy pull --dir` put models into, and the model that ships with the package.
+
+The record tells what was put there: only that is ours to remove.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmdeploy import atomic
+from llmdeploy.errors import UsageError
+from llmdeploy.models.reference import CatalogName, HubFile, HubRepo, parse
+from llmdeploy.models.stores.held import Held, Shelf, is_whole, last_used, walk
+from llmdeploy.models.stores.hub_cache import shards
+from llmdeploy.models.stores.repository import INDEX, groups
+from llmdeploy.paths import data_dir, selftest_dir
+
+PART = ".incomplete"
+"""The end of the name of a file that is still on its way."""
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What was put into a folder from one repository."""
+
+    folder: Path
+    repo: HubRepo
+    files: tuple[str, ...]
+    """Paths within the folder, as within the repository."""
+
+
+def remember(folder: Path, repo: HubRepo, files: Sequence[str]) -> None:
+    """Note that these files of a repository are put into a folder: before the first byte, so that parts are ours too.
+
+    A folder that is gone meanwhile is dropped. To lose the record loses a line of a list, so nothing is raised.
+    """
+    now = Filled(Path(os.path.abspath(folder)), repo, tuple(files))
+    same = [one for one in filled() if (one.folder, one.repo) == (now.folder, now.repo)]
+    now = Filled(now.folder, now.repo, tuple(dict.fromkeys([*(file for one in same for file in one.files), *files])))
+    _write([*(one for one in filled() if one not in same), now])
+
+
+def forget(folder: Path, files: Sequence[Path]) -> None:
+    """Note that these files, by their whole paths, are no longer there."""
+    gone = {os.path.abspath(file) for file in files}
+    left = [
+        Filled(one.folder, one.repo, tuple(file for file in one.files if str(one.folder / file) not in gone))
+        for one in filled()
+    ]
+    _write([one for one in left if one.files])
+
+
+def filled() -> list[Filled]:
+    """Those that are still there; none where the record cannot be read."""
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        found = [_filled(one) for one in json.loads(_record().read_bytes())["folders"]]
+        return [one for one in found if one and one.folder.is_dir()]
+    return []
+
+
+def read() -> Shelf:
+    """The models in them, and the one that ships with the package."""
+    return Shelf((*(held for one in filled() for held in _models(one)), _shipped()))
+
+
+def copy(one: Filled, file: HubFile) -> Path | None:
+    """Its copy of a file of a repository, or None."""
+    path = one.folder / file.file
+    return path if one.repo == file.home and file.file in one.files and is_whole(path) else None
+
+
+def _models(one: Filled) -> Iterator[Held]:
+    files = {path: one.folder / path for path in one.files if is_whole(one.folder / path)}
+    parts = tuple(part for path in one.files if (part := one.folder / f"{path}{PART}").is_file())
+    needed = {INDEX: shards(files[INDEX])} if INDEX in files else {}
+    found = groups(one.repo, list(files), needed)
+    for group in found:
+        paths = tuple(files[path] for path in group.files)
+        whole = group.files and not group.files[0].endswith(".gguf")
+        yield Held(
+            one.folder if whole else paths[0],
+            "folder",
+            one.folder,
+            paths,
+            group.engines,
+            last_used(paths),
+            parts=parts if len(found) == 1 else (),
+            detail=group.detail or f"from `{one.repo}`",
+        )
+    if parts and len(found) != 1:
+        yield Held(one.folder, "folder", one.folder, (), (), last_used(parts), parts=parts, detail=f"from `{one.repo}`")
+
+
+def _shipped() -> Held:
+    files = tuple(file for file in walk(selftest_dir()) if file.suffix in {".gguf", ".safetensors", ".json", ".jinja"})
+    engines = ("llamacpp", "ollama", "vllm")
+    return Held(
+        CatalogName("selftest"),
+        "folder",
+        selftest_dir(),
+        files,
+        engines,
+        last_used(files),
+        detail="ships with llmdeploy",
+    )
+
+
+def _record() -> Path:
+    return data_dir() / "folders.json"
+
+
+def _filled(document: dict[str, object]) -> Filled | None:
+    with suppress(UsageError):
+        repo = parse(str(document["repo"]))
+        files = document["files"]
+        if isinstance(repo, HubRepo) and isinstance(files, list):
+            return Filled(Path(str(document["folder"])), repo, tuple(map(str, files)))
+    return None
+
+
+def _write(folders: list[Filled]) -> None:
+    content = [{"folder": str(one.folder), "repo": str(one.repo), "files": list(one.files)} for one in folders]
+    with suppress(OSError):
+        _record().parent.mkdir(parents=True, exist_ok=True)
+        atomic.replace(_record(), json.dumps({"folders": content}, indent=2).encode())

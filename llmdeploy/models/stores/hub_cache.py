@@ -1,0 +1,107 @@
+"""The Hub's cache on this machine, as huggingface_hub lays it out; read without that library, which takes its time.
+
+    models--<owner>--<name>/
+        refs/<branch or tag>               the commit it is at
+        snapshots/<commit>/<path>          a link to a blob, or the file itself where there are no links
+        blobs/<digest>                     a file
+        blobs/<digest>….incomplete         what a download that was broken off has left
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from llmdeploy.models.reference import MAIN, HubRepo
+from llmdeploy.models.stores.held import Held, Shelf, is_whole, last_used, walk
+from llmdeploy.models.stores.repository import INDEX, groups
+
+PREFIX = "models--"
+
+
+def read(cache: Path) -> Shelf:
+    """The models in it."""
+    try:
+        folders = sorted(it for it in cache.iterdir() if it.name.startswith(PREFIX))
+    except FileNotFoundError:
+        return Shelf()
+    except OSError as error:
+        return Shelf(notes=(f"the Hub's cache `{cache}` cannot be read: {error.strerror}",))
+    return Shelf(tuple(model for folder in folders for model in _repository(cache, folder)))
+
+
+def _repository(cache: Path, folder: Path) -> list[Held]:
+    repo = folder.name.removeprefix(PREFIX).replace("--", "/")
+    found: dict[str, Held] = {}
+    for commit, revision in _revisions(folder).items():
+        for model in _revision(cache, folder / "snapshots" / commit, HubRepo(repo, revision)):
+            key = str(replace(model.reference, revision=MAIN["hf"]))  # type: ignore[type-var]
+            earlier = found.get(key)
+            found[key] = _joined(earlier, model) if earlier else model
+    models = [_named(model) for model in found.values()]
+    parts = tuple(sorted(folder.glob("blobs/*.incomplete")))
+    if not parts:
+        return models
+    if len(models) == 1:
+        return [replace(models[0], parts=parts)]
+    left = Held(HubRepo(repo), "hub", cache, (), (), last_used(parts), parts=parts)
+    return [*models, _named(left)]
+
+
+def _revisions(folder: Path) -> dict[str, str]:
+    """Commit -> how it is named: the main branch, another branch or tag, or the commit itself. Main comes first."""
+    named: dict[str, str] = {}
+    for file in walk(folder / "refs"):
+        with suppress(OSError, UnicodeDecodeError):
+            name, commit = file.relative_to(folder / "refs").as_posix(), file.read_text().strip()
+            named[commit] = name if named.get(commit) != MAIN["hf"] else MAIN["hf"]
+    with suppress(OSError):
+        commits = sorted(it.name for it in (folder / "snapshots").iterdir() if it.is_dir())
+        return {it: named.get(it, it) for it in sorted(commits, key=lambda it: named.get(it) != MAIN["hf"])}
+    return {}
+
+
+def _revision(cache: Path, snapshot: Path, repo: HubRepo) -> list[Held]:
+    files = {file.relative_to(snapshot).as_posix(): file for file in walk(snapshot) if is_whole(file)}
+    needed = {INDEX: shards(files[INDEX])} if INDEX in files else {}
+    return [
+        Held(
+            group.reference,
+            "hub",
+            cache,
+            tuple(files[path] for path in group.files),
+            group.engines,
+            last_used(files[path] for path in group.files),
+            (snapshot.name,),
+            detail=group.detail,
+        )
+        for group in groups(repo, list(files), needed)
+    ]
+
+
+def shards(index: Path) -> tuple[str, ...]:
+    """The files that an index of safetensors names; none where it cannot be read."""
+    with suppress(OSError, ValueError, AttributeError):
+        return tuple(sorted(set(json.loads(index.read_bytes())["weight_map"].values())))
+    return ()
+
+
+def _joined(one: Held, other: Held) -> Held:
+    """The same model at two commits: it is named as at the first that is whole."""
+    first = one if one.engines or not other.engines else other
+    return replace(
+        first,
+        files=(*one.files, *other.files),
+        last_used=max(one.last_used, other.last_used),
+        revisions=(*one.revisions, *other.revisions),
+    )
+
+
+def _named(model: Held) -> Held:
+    """An old repository has no owner, and no address that could be typed: it is served by its folder."""
+    if isinstance(model.reference, HubRepo) and "/" not in model.reference.repo:
+        folder = model.files[0].parent if model.files else model.root / f"{PREFIX}{model.reference.repo}"
+        return replace(model, reference=folder)
+    return model

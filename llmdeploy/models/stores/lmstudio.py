@@ -1,0 +1,53 @@
+"""LM Studio's models: GGUF files, each in a folder named after its repository: <publisher>/<repository>/<file>.
+
+LM Studio says where its folder is in `~/.lmstudio-home-pointer`; without that it is `~/.lmstudio`, and was
+`~/.cache/lm-studio` in versions before 0.3.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from llmdeploy.models.reference import HubFile, HubRepo
+from llmdeploy.models.stores.held import Held, Shelf, is_whole, last_used, walk
+from llmdeploy.models.stores.repository import groups
+
+POINTER = ".lmstudio-home-pointer"
+
+
+def roots() -> tuple[Path, ...]:
+    """The folders of models that there may be."""
+    home = Path.home()
+    places = [home / ".lmstudio", home / ".cache" / "lm-studio"]
+    with suppress(OSError, UnicodeDecodeError):
+        places.insert(0, Path((home / POINTER).read_text(encoding="utf-8").strip()))
+    return tuple(dict.fromkeys(place / "models" for place in places if place.is_absolute()))
+
+
+def read(root: Path) -> Shelf:
+    """The models in one of them."""
+    return Shelf(tuple(held for repo in sorted(root.glob("*/*")) if repo.is_dir() for held in _repository(root, repo)))
+
+
+def copy(root: Path, file: HubFile) -> Path | None:
+    """Its copy of a file of the Hub's, or None."""
+    path = root / file.repo / file.file
+    return path if is_whole(path) else None
+
+
+def _repository(root: Path, folder: Path) -> list[Held]:
+    files = {file.relative_to(folder).as_posix(): file for file in walk(folder) if file.suffix == ".gguf"}
+    repo = HubRepo(folder.relative_to(root).as_posix())
+    return [
+        Held(
+            files[group.files[0]],
+            "lmstudio",
+            root,
+            tuple(files[path] for path in group.files),
+            group.engines,
+            last_used(files[path] for path in group.files),
+            detail=group.detail,
+        )
+        for group in groups(repo, list(files))
+    ]
