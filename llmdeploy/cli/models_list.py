@@ -1,50 +1,107 @@
-"""`llmdeploy models`."""
+"""`llmdeploy models`: what is on this machine."""
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
-from llmdeploy.cli.output import out
+from llmdeploy import config
+from llmdeploy.cli.output import harmless, out
+from llmdeploy.models.stores.amount import amount
 
 if TYPE_CHECKING:
-    from llmdeploy.models.catalog_entry import CatalogEntry
+    from llmdeploy.models.store import Store
+    from llmdeploy.models.stores.held import Held
+
+HEADINGS = ("NAME", "SIZE", "ENGINES", "PLACE", "LAST USED")
+PLACES = {"hub": "Hub", "modelscope": "ModelScope", "ollama": "Ollama", "folder": "folder", "lmstudio": "LM Studio"}
+OURS = ".llmdeploy.incomplete"
+"""The end of a part that `pull` goes on with; others are left by other programs."""
 
 
-def list_(json: bool) -> None:
-    from llmdeploy import config
-    from llmdeploy.models import catalog
+def show() -> None:
+    """Print what is here as a table, or where that is too wide as a few lines each."""
+    from llmdeploy.models import store
 
-    config.load()
-    rows = [_row(entry) for entry in catalog.load().values()]
-    if json:
-        out.document({"models": rows})
+    found = store.look(config.load().ollama_models)
+    rows = [_row(model) for model in _sorted(found)]
+    widths = [max(map(len, column)) for column in zip(HEADINGS, *rows, strict=True)]
+    if sys.stdout.isatty() and sum(widths) + 2 * len(widths) > get_terminal_size().columns:
+        for name, size, engines, place, used in rows:
+            out.line(f"{name}\n  {size}, {place}, {used}\n  {engines}")
     else:
-        _show(rows)
+        for row in (HEADINGS, *rows):
+            out.line("  ".join(f"{word:<{width}}" for word, width in zip(row, widths, strict=True)).rstrip())
+    _tell(found)
 
 
-def _row(entry: CatalogEntry) -> dict[str, Any]:
-    from llmdeploy.cli.models_show import document
+def stored() -> dict[str, Any]:
+    """The same for `--json`: fields are only ever added."""
+    from llmdeploy.models import store
+    from llmdeploy.models.stores.held import total
 
-    return document(entry.name)
+    found = store.look(config.load().ollama_models)
+    return {
+        "stored": [document(found, model) for model in _sorted(found)],
+        "stored_bytes": total(found.held),
+        "notes": list(found.notes),
+    }
 
 
-def _show(rows: list[dict[str, Any]]) -> None:
-    from rich.table import Table
+def document(found: Store, model: Held) -> dict[str, Any]:
+    """One model of it."""
+    used = datetime.fromtimestamp(model.last_used, UTC).isoformat(timespec="seconds") if model.last_used else None
+    return {
+        "name": str(model.reference),
+        "place": model.place,
+        "root": str(model.root),
+        "files": [str(file) for file in model.files],
+        "bytes": model.size,
+        "frees_bytes": found.freed(model),
+        "engines": list(model.engines),
+        "last_used": used,
+        "revisions": list(model.revisions),
+        "unfinished_bytes": model.unfinished,
+        "detail": model.detail,
+    }
 
-    from llmdeploy.plan import in_gib
 
-    gap = 2 if get_terminal_size().columns >= 50 else 1
-    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="")
-    for heading in ("NAME", "TAKES", "CONTEXT", "SIZE", "HERE"):
-        # Words may be folded on a narrow terminal; a name or a number that is broken misleads.
-        table.add_column(heading, no_wrap=heading != "TAKES", overflow="fold")
-    for row in rows:
-        here = any(engine["here"] for engine in row["engines"].values())
-        size = row["engines"]["llamacpp"]["bytes"] or row["engines"]["vllm"]["bytes"]
-        takes = ", ".join(row["capabilities"])
-        table.add_row(row["name"], takes, str(row["context"]), in_gib(size), "yes" if here else "no")
-    out.table(table)
+def _sorted(found: Store) -> list[Held]:
+    """By place, then by name; what has nothing but parts of a download last."""
+    places = list(PLACES)
+    return sorted(found.held, key=lambda it: (not it.files, places.index(it.place), str(it.reference)))
+
+
+def _row(model: Held) -> tuple[str, ...]:
+    engines = ", ".join(model.engines) or ("none" if model.files else "unfinished")
+    size = amount(model.size if model.files else model.unfinished)
+    return (harmless(str(model.reference)), size, engines, PLACES[model.place], _ago(model.last_used))
+
+
+def _ago(seconds: float) -> str:
+    days = (datetime.now(UTC) - datetime.fromtimestamp(seconds, UTC)).days
+    return "today" if days < 1 else "yesterday" if days == 1 else f"{days} days ago"
+
+
+def _tell(found: Store) -> None:
+    from llmdeploy.models.stores.held import total
+
+    out.note(f"{amount(total(found.held))} in all")
+    for model in found.held:
+        if not model.parts:
+            continue
+        ours = any(part.name.endswith(OURS) for part in model.parts) or model.place == "folder"
+        way = f"`llmdeploy pull {model.reference}` goes on with it, " if ours and model.place != "folder" else ""
+        left = replace(model, files=())
+        out.note(
+            f"`{model.reference}` has {amount(left.unfinished)} of an unfinished download: "
+            f"{way}`llmdeploy models rm {model.reference}` frees it"
+        )
+    for note in found.notes:
+        out.note(note)
     out.hint(
-        "`llmdeploy serve NAME` serves one, and fetches it first where it is not here; a path of a GGUF file works too"
+        "`llmdeploy serve NAME` serves one of them; `llmdeploy models catalog` lists the names that can be fetched"
     )

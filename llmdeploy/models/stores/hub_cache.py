@@ -1,10 +1,10 @@
 """The Hub's cache on this machine, as huggingface_hub lays it out; read without that library, which takes its time.
 
-    models--<owner>--<name>/
-        refs/<branch or tag>               the commit it is at
-        snapshots/<commit>/<path>          a link to a blob, or the file itself where there are no links
-        blobs/<digest>                     a file
-        blobs/<digest>….incomplete         what a download that was broken off has left
+models--<owner>--<name>/
+    refs/<branch or tag>               the commit it is at
+    snapshots/<commit>/<path>          a link to a blob, or the file itself where there are no links
+    blobs/<digest>                     a file
+    blobs/<digest>….incomplete         what a download that was broken off has left
 """
 
 from __future__ import annotations

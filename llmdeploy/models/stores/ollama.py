@@ -1,8 +1,8 @@
 """Ollama's store, read from its files: it needs no daemon.
 
-    manifests/<host>/<namespace>/<model>/<tag>     a JSON document that names layers
-    blobs/sha256-<digest>                          a layer; of the kind `model` it is a GGUF file
-    blobs/sha256-<digest>-partial…                 what a pull that goes on, or was broken off, has so far
+manifests/<host>/<namespace>/<model>/<tag>     a JSON document that names layers
+blobs/sha256-<digest>                          a layer; of the kind `model` it is a GGUF file
+blobs/sha256-<digest>-partial…                 what a pull that goes on, or was broken off, has so far
 """
 
 from __future__ import annotations

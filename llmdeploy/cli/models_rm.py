@@ -1,0 +1,141 @@
+"""`llmdeploy models rm`."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llmdeploy import config
+from llmdeploy.cli import options
+from llmdeploy.cli.output import out
+from llmdeploy.errors import LlmdeployError
+from llmdeploy.models.reference import OllamaTag
+from llmdeploy.models.stores.amount import amount
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from llmdeploy.models.store import Store
+    from llmdeploy.models.stores.held import Held
+
+EPILOG = """Examples:
+
+llmdeploy models rm hf://Qwen/Qwen3-8B-GGUF:Q4_K_M
+
+llmdeploy models rm ollama://qwen3:8b --dry-run"""
+SUMMARY = "Remove models from this machine, and tell first what goes."
+
+
+def rm(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="As `llmdeploy models` shows them.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be removed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")] = False,
+    json: options.Json = False,
+) -> None:
+    from llmdeploy.models import store
+
+    settings = config.load()
+    found = store.look(settings.ollama_models)
+    going = _chosen(found, names)
+    _require_idle(found, going)
+    freed = found.freed(*going)
+    if dry_run:
+        _tell(going, freed, as_json=json, dry_run=True)
+        return
+    for line in _described(going, freed):
+        out.note(line)
+    if not yes and not out.ask("remove it?"):
+        out.note("nothing was removed")
+        raise typer.Exit(1)
+    _remove(found, going)
+    _tell(going, freed, as_json=json, dry_run=False)
+
+
+def _chosen(found: Store, names: Sequence[str]) -> list[Held]:
+    """What the names mean, each once. Raises what stands in the way where nothing of a name may be removed."""
+    from llmdeploy.models import removal
+
+    going: dict[int, Held] = {}
+    for name in names:
+        models = found.named(name)
+        refusals = {id(model): removal.refusal(model) for model in models}
+        ours = [model for model in models if not refusals[id(model)]]
+        for model in models:
+            if error := refusals[id(model)]:
+                if not ours:
+                    raise error
+                out.note(f"left alone: {error.message}")
+        going |= {id(model): model for model in ours}
+    return list(going.values())
+
+
+def _require_idle(found: Store, going: Sequence[Held]) -> None:
+    """What serves now, or starts to, must keep its files. Raises LlmdeployError."""
+    from llmdeploy.service import state
+
+    situation = state.observe()
+    record = situation.record
+    if record is None or situation.state not in {"starting", "ready"}:
+        return
+    models = [record.model, *([str(record.switch["model"])] if record.switch and record.switch.get("model") else [])]
+    files = {os.path.realpath(str(file.get("path"))) for file in (record.receipt or {}).get("files") or ()}
+    for model in going:
+        held = {os.path.realpath(file) for file in model.files}
+        unknown = record.receipt is None or record.switch is not None
+        by_name = unknown or (model.place == "ollama" and record.engine == "ollama")
+        if held & files or (by_name and any(_means(found, name, model) for name in models)):
+            raise LlmdeployError(f"`{model.reference}` is served now", "`llmdeploy stop` ends that", code="not_removed")
+
+
+def _means(found: Store, name: str, model: Held) -> bool:
+    try:
+        return model in found.named(name)
+    except LlmdeployError:
+        return False
+
+
+def _remove(found: Store, going: Sequence[Held]) -> None:
+    from llmdeploy.models import removal
+
+    tags = {it.reference.name: it.revisions[0] for it in going if isinstance(it.reference, OllamaTag)}
+    if tags:
+        from llmdeploy.engines.ollama.removal import daemon_with
+
+        daemon = daemon_with(config.load(), tags)
+        for name in tags:
+            daemon.delete(name)
+    removal.remove(found, going)
+
+
+def _described(going: Sequence[Held], freed: int) -> list[str]:
+    lines = []
+    for model in going:
+        lines.append(f"`{model.reference}`, {amount(model.size + model.unfinished)}, in `{model.root}`")
+        lines += [f"  {_within(file, model.root)}" for file in (*model.files, *model.parts)]
+    shared = "" if freed else ": other models, or other names on the disk, have these files too"
+    return [*lines, f"frees {amount(freed)}{shared}"]
+
+
+def _within(file: Path, root: Path) -> str:
+    return str(file.relative_to(root)) if file.is_relative_to(root) else str(file)
+
+
+def _tell(going: Sequence[Held], freed: int, *, as_json: bool, dry_run: bool) -> None:
+    if as_json:
+        removed = [
+            {
+                "name": str(model.reference),
+                "place": model.place,
+                "files": [str(file) for file in (*model.files, *model.parts)],
+            }
+            for model in going
+        ]
+        out.document({"dry_run": dry_run, "removed": removed, "freed_bytes": freed})
+    elif dry_run:
+        for line in _described(going, freed):
+            out.line(line)
+    else:
+        out.note(f"removed, {amount(freed)} freed")

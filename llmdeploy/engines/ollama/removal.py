@@ -1,0 +1,38 @@
+"""Removing models from Ollama's store: by the daemon, which alone knows what else needs a file."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from llmdeploy.engines.ollama import host
+from llmdeploy.engines.ollama.api import Daemon
+from llmdeploy.engines.ollama.documents import same_name
+from llmdeploy.engines.ollama.places import places
+from llmdeploy.errors import LlmdeployError, NotPermitted
+
+if TYPE_CHECKING:
+    from llmdeploy.config import Settings
+
+
+def daemon_with(settings: Settings, names: Mapping[str, str]) -> Daemon:
+    """The daemon that has these models: name -> digest. Raises LlmdeployError where none runs, or it has others."""
+    daemon = Daemon(host.parse(settings.ollama_host or os.environ.get("OLLAMA_HOST")).url)
+    try:
+        models = daemon.models()
+    except LlmdeployError as error:
+        raise LlmdeployError(
+            f"only Ollama itself removes its models, and it does not answer: {error.message}",
+            f"start it: {places(sys.platform)['start']}",
+            code="not_removed",
+        ) from error
+    for name, digest in names.items():
+        if not any(same_name(one.name, name) and one.digest == digest for one in models):
+            raise NotPermitted(
+                f"the Ollama that runs at `{daemon.url}` has another store than the one with `{name}`",
+                f"`OLLAMA_HOST` names the one that has it; there: `ollama rm {name}`",
+                code="not_removed",
+            )
+    return daemon

@@ -1,0 +1,109 @@
+"""Removing models from this machine: what is not ours to remove, and how the rest goes.
+
+Ollama's models are not removed here: only its daemon may, which knows what else needs a file.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import MappingProxyType
+
+from llmdeploy.errors import LlmdeployError
+from llmdeploy.models import hub
+from llmdeploy.models.store import Store
+from llmdeploy.models.stores import folders
+from llmdeploy.models.stores.held import Held, Place
+from llmdeploy.paths import selftest_dir
+
+
+def refusal(model: Held) -> LlmdeployError | None:
+    """Why it is not removed, with what the user can do; None where it may be."""
+    if model.root == selftest_dir():
+        return LlmdeployError(
+            f"`{model.reference}` ships with llmdeploy", "it goes with the package", code="not_removed"
+        )
+    if model.place == "lmstudio":
+        files = shlex.join(map(str, model.files))
+        return LlmdeployError(
+            f"`{model.reference}` is LM Studio's, and llmdeploy removes no files of others",
+            f"remove it there, or with `rm {files}`",
+            code="not_removed",
+        )
+    return None
+
+
+def remove(store: Store, going: Sequence[Held]) -> None:
+    """Remove models from the caches and folders: what no other model of `store` needs. Raises LlmdeployError."""
+    for place, way in WAYS.items():
+        if here := [model for model in going if model.place == place]:
+            try:
+                way(store, here)
+            except OSError as error:
+                raise LlmdeployError(
+                    f"`{error.filename}` cannot be removed: {error.strerror}",
+                    "see who owns it: `ls -ld` shows that",
+                    code="not_removed",
+                ) from error
+
+
+def _from_hub(store: Store, going: Sequence[Held]) -> None:
+    _unlink(part for model in going for part in model.parts)
+    whole = _left_by_all(store, going)
+    files = _own_files(store, going)
+    if files or whole:
+        hub.forget(files, whole)
+    for folder in whole:  # one that the library does not know: it has parts only
+        if folder.exists():
+            shutil.rmtree(folder)
+
+
+def _from_modelscope(store: Store, going: Sequence[Held]) -> None:
+    _unlink((*_own_files(store, going), *(part for model in going for part in model.parts)))
+    for folder in _left_by_all(store, going):
+        shutil.rmtree(folder)
+
+
+def _from_folder(store: Store, going: Sequence[Held]) -> None:
+    for root in {model.root for model in going}:
+        here = [model for model in going if model.root == root]
+        files = [*_own_files(store, here), *(part for model in here for part in model.parts)]
+        _unlink(files)
+        folders.forget(root, [it.with_name(it.name.removesuffix(folders.PART)) for it in files])
+        for folder in sorted({file.parent for file in files}, reverse=True):
+            with suppress(OSError):  # the user's own files are in it
+                folder.rmdir()
+
+
+WAYS: Mapping[Place, Callable[[Store, Sequence[Held]], None]] = MappingProxyType(
+    {"hub": _from_hub, "modelscope": _from_modelscope, "folder": _from_folder}
+)
+
+
+def _own_files(store: Store, going: Sequence[Held]) -> list[Path]:
+    """The files, links as links, that no model needs which stays: a projector, a README."""
+    kept = {file for model in store.everything if model not in going for file in model.files}
+    return [file for file in dict.fromkeys(file for model in going for file in model.files) if file not in kept]
+
+
+def _folder(model: Held) -> Path | None:
+    """The folder of its repository: below the cache at the Hub, two deeper at ModelScope."""
+    depth = 1 if model.place == "hub" else 3
+    for file in (*model.files, *model.parts):
+        with suppress(ValueError):
+            return model.root.joinpath(*file.relative_to(model.root).parts[:depth])
+    return None
+
+
+def _left_by_all(store: Store, going: Sequence[Held]) -> list[Path]:
+    """The folders of repositories of which nothing stays."""
+    stays = {_folder(model) for model in store.held if model not in going}
+    return [folder for folder in dict.fromkeys(map(_folder, going)) if folder and folder not in stays]
+
+
+def _unlink(files: Iterable[Path]) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
