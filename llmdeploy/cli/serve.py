@@ -123,10 +123,13 @@ def refuse_foreign(flags: dict[str, Any], engine: str, instead: str = "add `--en
 
 def start(arguments: list[str]) -> Record:
     """Serve in the background and wait until it is ready, saying each phase."""
-    from llmdeploy.cli.start import say_phase
+    from llmdeploy.cli.start import INDENT, say_phase
     from llmdeploy.service import control
 
-    return control.start_in_background(arguments).wait(say_phase)
+    record = control.start_in_background(arguments).wait(say_phase)
+    for note in record.notes:
+        out.note(f"{INDENT}{note}")
+    return record
 
 
 def _serve_here(reference: ModelRef, settings: Settings, *, repair: bool, as_json: bool) -> None:

@@ -331,6 +331,8 @@ class Service:
                 if self.elapsed > self._written + RECORD_WATCH:
                     percent = f"{100 * done // total} %" if total else f"{done / 1e6:.0f} MB"
                     self._progress(progress=f"{file}: {percent}")
+            case {"event": "note", "text": text}:
+                self._progress(notes=(*self.record.notes, text))
             case {"event": "plan"}:
                 self._progress(plan=asdict(self.current.candidate.plan))
             case {"event": "started"}:

@@ -61,13 +61,15 @@ def rehearse(order: Order, record: Record | None, *, beside: bool = True) -> Reh
         note = f"{engine.name} is started for it: what it has and needs is known then"
         reason = room.one_after_the_other(shares=_shares(engine, record), allowed=beside) if record else ""
         return Rehearsal(found.version, (note,), beside=False if reason else None, room=reason)
+    saved = engine.saved(artefact)
+    notes = (saved,) if saved else ()
     if not engine.present(artefact):
-        return Rehearsal(found.version, (f"`{artefact}` is not on this machine: it is fetched first",))
+        return Rehearsal(found.version, notes or (f"`{artefact}` is not on this machine: it is fetched first",))
     plan, decided = _plan(order, engine, engine.facts(artefact), record, beside=beside)
     plan.demand_fit(str(order.model))
     spec = engine.server(artefact, plan, served_name=order.served_name, port=free_port())
     fits, reason = (decided.beside, decided.reason) if decided else (None, "")
-    return Rehearsal(found.version, (), plan, fits, reason, tuple(spec.files))
+    return Rehearsal(found.version, notes, plan, fits, reason, tuple(spec.files))
 
 
 def _plan(

@@ -64,6 +64,8 @@ class Record:
     """What exactly serves: service/receipt.py."""
     progress: str = ""
     """How far the phase is, where that is known: a download's percentage, a server's last line."""
+    notes: tuple[str, ...] = ()
+    """What was told on the way: that a download was spared, that a setting was changed."""
     plan: dict[str, Any] | None = None
     detail: str = ""
     """How the engine has loaded the model, where it tells: how large, on which processor."""
@@ -141,7 +143,8 @@ def read() -> Record | None:
         for name in ("plan", "switch", "receipt", "settings"):
             content[name] = content.get(name) if isinstance(content.get(name), dict) else None
         content["error"] = _error(content["error"])
-        content["capabilities"] = tuple(map(str, content.get("capabilities") or ()))
+        for name in ("capabilities", "notes"):
+            content[name] = tuple(map(str, content.get(name) or ()))
         # A newer version may have written it: what is not known here is left out, so that its service can be stopped.
         known = {field.name for field in fields(Record)}
         return Record(**{name: value for name, value in content.items() if name in known})
