@@ -56,9 +56,6 @@ def _from_hub(store: Store, going: Sequence[Held]) -> None:
     files = _own_files(store, going)
     if files or whole:
         hub.forget(files, whole)
-    for folder in whole:  # one that the library does not know: it has parts only
-        if folder.exists():
-            shutil.rmtree(folder)
 
 
 def _from_modelscope(store: Store, going: Sequence[Held]) -> None:

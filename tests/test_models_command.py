@@ -1,0 +1,284 @@
+"""`llmdeploy models` and `models rm`: what is here, and what goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from llmdeploy.models.reference import HubRepo
+from llmdeploy.models.stores import folders
+from tests.conftest import OwnOllama, Result, World, until
+from tests.hub_server import COMMIT, Hub, serve
+from tests.model_places import MMPROJ, WEIGHTS, fetch, lmstudio, pack, put, selftest_layers
+from tests.ollama_replay import closed_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+GGUF, HF = "owner/x-GGUF", "owner/x"
+FILES: dict[str, dict[str, Any]] = {
+    GGUF: {"x-F16.gguf": WEIGHTS.read_bytes(), "x-Q8_0.gguf": b"8" * 8000, "mmproj-x-F16.gguf": MMPROJ.read_bytes()},
+    HF: {"config.json": b"{}", "tokenizer.json": b"[]", "model.safetensors": b"s" * 5000},
+}
+SMALL, LARGE = f"hf://{GGUF}:Q8_0", f"hf://{GGUF}:F16"
+
+
+@pytest.fixture(scope="module")
+def fetched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The Hub's cache, filled by huggingface_hub."""
+    home = tmp_path_factory.mktemp("hf")
+    with serve(Hub(files=FILES)) as hub:
+        for repo, files in FILES.items():
+            fetch(hub.url, home, repo, *files)
+    return home / "hub"
+
+
+@pytest.fixture
+def machine(world: World, fetched: Path) -> World:
+    """A machine with something in each place."""
+    home = world.folder / "home"
+    shutil.copytree(fetched, world.folder / "hf" / "hub", symlinks=True)
+    world.environment |= {"HF_HOME": str(world.folder / "hf"), "HF_ENDPOINT": f"http://127.0.0.1:{closed_port()}"}
+    pack(home / ".ollama" / "models", "qwen3/8b", *selftest_layers())
+    lmstudio(home, "lm/y-GGUF", y_F16=WEIGHTS)
+    return world
+
+
+@pytest.fixture
+def cache(machine: World) -> Path:
+    return machine.folder / "hf" / "hub"
+
+
+def stored(world: World) -> dict[str, dict[str, Any]]:
+    result = world.run("models", "--json")
+    assert result.status == 0, result.text
+    text = result.stdout.replace("[FOLDER]", str(world.folder))
+    return {one["name"]: one for one in json.loads(text)["stored"]}
+
+
+def removed(result: Result) -> dict[str, Any]:
+    assert result.status == 0, result.text
+    document: dict[str, Any] = json.loads(result.stdout)
+    return document
+
+
+def taken(folder: Path) -> int:
+    """Bytes of the files in a folder, each once, as `du` counts them."""
+    found = [file.lstat() for file in folder.rglob("*") if file.is_file() and not file.is_symlink()]
+    return sum({it.st_ino: it.st_size for it in found}.values())
+
+
+# --- The list
+
+
+def test_what_is_here_is_a_table(machine: World) -> None:
+    result = machine.run("models")
+    assert result.status == 0, result.text
+    head, *rows = (line.split("  ") for line in result.stdout.splitlines())
+    assert [word.strip() for word in head if word] == ["NAME", "SIZE", "ENGINES", "PLACE", "LAST USED"]
+    cells = [[word.strip() for word in row if word] for row in rows]
+    assert [row[0] for row in cells] == [
+        f"hf://{HF}", LARGE, SMALL, "ollama://qwen3:8b",
+        "selftest", "[FOLDER]/home/.lmstudio/models/lm/y-GGUF/y-F16.gguf",
+    ]  # fmt: skip
+    assert cells[1][1:] == ["2.3 MB", "llamacpp, ollama", "Hub", "today"]
+    assert cells[0][1:] == ["5.0 kB", "vllm", "Hub", "today"]
+    assert cells[3][3] == "Ollama"
+    assert cells[5][3] == "LM Studio"
+    assert " in all\n" in result.stderr
+    assert "`llmdeploy models catalog` lists the names" in result.stderr
+
+
+def test_the_list_as_json_keeps_the_catalog(machine: World) -> None:
+    document = json.loads(machine.run("models", "--json").stdout)
+    assert {"selftest", "qwen3:8b"} <= {row["name"] for row in document["models"]}
+    [one] = [one for one in document["stored"] if one["name"] == SMALL]
+    assert one["last_used"] == "[WHEN]"
+    assert {key: one[key] for key in ("place", "bytes", "frees_bytes", "engines", "revisions", "unfinished_bytes")} == {
+        "place": "hub", "bytes": 8000 + MMPROJ.stat().st_size, "frees_bytes": 8000,
+        "engines": ["llamacpp", "ollama"], "revisions": [COMMIT], "unfinished_bytes": 0,
+    }  # fmt: skip
+    names = {one["name"]: one["bytes"] for one in document["stored"]}
+    assert document["stored_bytes"] == sum(names.values()) - MMPROJ.stat().st_size, "the projector is shared"
+
+
+def test_every_name_that_is_shown_can_be_pasted(machine: World) -> None:
+    for name, one in stored(machine).items():
+        assert (
+            [it["name"] for it in removed(machine.run("models", "rm", name, "--dry-run", "--json"))["removed"]]
+            == [name]
+            if one["place"] in {"hub", "ollama"}
+            else True
+        )
+
+
+def test_what_is_unfinished_is_told_with_the_way_on(machine: World, cache: Path) -> None:
+    put(cache / "models--owner--new" / "blobs" / f"{'a' * 64}.llmdeploy.incomplete", b"p" * 5000)
+    result = machine.run("models")
+    assert "hf://owner/new" in result.stdout.splitlines()[-1], "last"
+    assert "unfinished" in result.stdout.splitlines()[-1]
+    assert "`hf://owner/new` has 5.0 kB of an unfinished download: `llmdeploy pull hf://owner/new`" in result.stderr
+    done = machine.run("models", "rm", "hf://owner/new", "--yes")
+    assert (done.status, "removed, 5.0 kB freed\n" in done.stderr) == (0, True)
+    assert not (cache / "models--owner--new").exists()
+
+
+def on_a_terminal(world: World, *arguments: str, columns: int = 80, answer: bytes = b"") -> tuple[int, str]:
+    """What somebody at a terminal sees, and the exit status."""
+    ours, theirs = pty.openpty()
+    environment = {**world.environment, "COLUMNS": str(columns)}
+    command = subprocess.Popen(
+        world.command(*arguments), cwd=world.work, env=environment, stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    seen = b""
+    while select.select([ours], [], [], 20)[0]:
+        try:
+            piece = os.read(ours, 4096)
+        except OSError:  # all of it is closed
+            break
+        seen += piece
+        if answer and b"[y/N]" in seen:
+            os.write(ours, answer)
+            answer = b""
+    os.close(ours)
+    return command.wait(20), seen.decode().replace("\r", "")
+
+
+def test_a_narrow_terminal_shows_whole_words(machine: World) -> None:
+    status, seen = on_a_terminal(machine, "models", columns=40)
+    assert status == 0
+    assert f"{LARGE}\n  2.3 MB, Hub, today\n  llamacpp, ollama\n" in seen
+    _, wide = on_a_terminal(machine, "models", columns=200)
+    assert wide.startswith("NAME  ")
+
+
+# --- Removing
+
+
+@pytest.mark.parametrize("names", [(SMALL,), (LARGE,), (f"hf://{GGUF}",), (f"hf://{HF}",), (SMALL, f"hf://{HF}")])
+def test_what_a_dry_run_tells_is_what_is_freed(machine: World, cache: Path, names: tuple[str, ...]) -> None:
+    before = {repo: taken(cache / f"models--{repo.replace('/', '--')}" / "blobs") for repo in FILES}
+    told = removed(machine.run("models", "rm", *names, "--dry-run", "--json"))
+    assert told["dry_run"]
+    assert taken(cache) >= sum(before.values()), "nothing is gone"
+    done = removed(machine.run("models", "rm", *names, "--yes", "--json"))
+    after = sum(taken(cache / f"models--{repo.replace('/', '--')}" / "blobs") for repo in FILES)
+    assert done["freed_bytes"] == told["freed_bytes"] == sum(before.values()) - after > 0
+    assert {one["name"] for one in done["removed"]}.isdisjoint(stored(machine))
+
+
+def test_a_quantization_goes_and_the_others_stay(machine: World, cache: Path) -> None:
+    assert machine.run("models", "rm", SMALL, "--yes").status == 0
+    snapshot = cache / "models--owner--x-GGUF" / "snapshots" / COMMIT
+    assert {file.name for file in snapshot.iterdir()} == {"x-F16.gguf", "mmproj-x-F16.gguf"}
+    assert stored(machine)[LARGE]["engines"] == ["llamacpp", "ollama"]
+    assert machine.run("models", "rm", LARGE, "--yes").status == 0
+    assert not (cache / "models--owner--x-GGUF").exists(), "the last one takes the repository with it"
+
+
+def test_a_file_that_has_another_name_too_frees_nothing(machine: World, cache: Path) -> None:
+    blob = (cache / "models--owner--x-GGUF" / "snapshots" / COMMIT / "x-Q8_0.gguf").resolve()
+    os.link(blob, machine.folder / "mine.gguf")
+    result = machine.run("models", "rm", SMALL, "--yes")
+    assert "removed, 0 bytes freed" in result.stderr
+    assert (machine.folder / "mine.gguf").read_bytes() == b"8" * 8000
+
+
+def test_at_a_terminal_it_asks_and_takes_no_for_an_answer(machine: World) -> None:
+    status, seen = on_a_terminal(machine, "models", "rm", SMALL, answer=b"n\n")
+    assert status == 1
+    assert f"`{SMALL}`, 615 kB, in `{machine.folder}/hf/hub`" in seen
+    assert "x-Q8_0.gguf" in seen
+    assert "frees 8.0 kB" in seen
+    assert "nothing was removed" in seen
+    assert SMALL in stored(machine)
+    status, seen = on_a_terminal(machine, "models", "rm", SMALL, answer=b"y\n")
+    assert (status, "removed, 8.0 kB freed" in seen) == (0, True)
+    assert SMALL not in stored(machine)
+
+
+def test_without_a_terminal_it_wants_to_be_told(machine: World) -> None:
+    result = machine.run("models", "rm", SMALL)
+    assert (result.status, result.stderr.splitlines()[-1]) == (2, "hint: add `--yes` to agree")
+    assert SMALL in stored(machine)
+
+
+def test_a_name_that_is_not_here(machine: World) -> None:
+    result = machine.run("models", "rm", "hf://owner/x-GUF", "--yes", "--json")
+    assert (result.status, json.loads(result.stdout)["error"]["code"]) == (1, "model_not_found")
+    assert f"`hf://{HF}`" in result.stdout
+
+
+def test_what_is_not_ours_is_refused_with_the_command(machine: World) -> None:
+    path = machine.folder / "home" / ".lmstudio" / "models" / "lm" / "y-GGUF" / "y-F16.gguf"
+    result = machine.run("models", "rm", path, "--yes")
+    assert (result.status, result.stderr) == (
+        1,
+        "error: `[FOLDER]/home/.lmstudio/models/lm/y-GGUF/y-F16.gguf` is LM Studio's, and llmdeploy removes no files "
+        "of others\nhint: remove it there, or with `rm [FOLDER]/home/.lmstudio/models/lm/y-GGUF/y-F16.gguf`\n",
+    )
+    assert path.exists()
+    assert "ships with llmdeploy" in machine.run("models", "rm", "selftest", "--yes").stderr
+
+
+def test_of_a_folder_goes_what_was_put_there(machine: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = machine.folder / "data"
+    monkeypatch.setenv("LLMDEPLOY_DATA_DIR", str(data))
+    machine.environment["LLMDEPLOY_DATA_DIR"] = str(data)
+    here = machine.folder / "here"
+    folders.remember(here, HubRepo(GGUF), ["sub/x-F16.gguf", "x-Q8_0.gguf"])
+    for name in ("sub/x-F16.gguf", "x-Q8_0.gguf.incomplete", "mine.txt"):
+        put(here / name, b"x")
+    assert str(here / "sub" / "x-F16.gguf") in stored(machine)
+    assert machine.run("models", "rm", here, "--yes").status == 0
+    assert [file.name for file in here.iterdir()] == ["mine.txt"]
+    assert not [one for one in stored(machine).values() if one["root"] == str(here)]
+
+
+def test_what_is_served_stays(machine: World) -> None:
+    name = f"hf://{GGUF}/x-F16.gguf"
+    assert machine.run("serve", name, "--detach").status == 0
+    until(lambda: machine.record().get("receipt"))
+    result = machine.run("models", "rm", LARGE, "--yes")
+    assert (result.status, result.stderr) == (
+        1,
+        f"error: `{LARGE}` is served now\nhint: `llmdeploy stop` ends that\n",
+    )
+    assert machine.run("models", "rm", SMALL, "--yes").status == 0
+    assert machine.run("stop").status == 0
+    assert machine.run("models", "rm", LARGE, "--yes").status == 0
+
+
+def test_ollamas_models_go_by_its_daemon_only(machine: World) -> None:
+    told = removed(machine.run("models", "rm", "ollama://qwen3:8b", "--dry-run", "--json"))
+    assert told["freed_bytes"] > WEIGHTS.stat().st_size
+    result = machine.run("models", "rm", "ollama://qwen3:8b", "--yes")
+    assert result.status == 1
+    assert "only Ollama itself removes its models, and it does not answer" in result.stderr
+    assert "ollama serve" in result.stderr
+    assert "ollama://qwen3:8b" in stored(machine)
+
+
+@pytest.mark.ollama
+def test_a_real_ollama_removes_its_own(machine: World, daemon: OwnOllama) -> None:
+    machine.environment |= {"OLLAMA_HOST": daemon.url, "OLLAMA_MODELS": str(daemon.store)}
+    pack(daemon.store, "mine/latest", *selftest_layers())
+    pack(daemon.store, "other/latest", ("model", WEIGHTS))
+    until(lambda: daemon.names() == {"mine:latest", "other:latest"})
+    before = taken(daemon.store / "blobs")
+    done = removed(machine.run("models", "rm", "ollama://mine", "--yes", "--json"))
+    assert done["freed_bytes"] == before - taken(daemon.store / "blobs") > MMPROJ.stat().st_size
+    assert daemon.names() == {"other:latest"}
+    elsewhere = machine.folder / "elsewhere"
+    pack(elsewhere, "theirs/latest", ("model", WEIGHTS))
+    result = machine.run("models", "rm", "ollama://theirs", "--yes", OLLAMA_MODELS=str(elsewhere))
+    assert (result.status, "has another store than the one with `theirs:latest`" in result.stderr) == (1, True)
