@@ -287,14 +287,6 @@ qwen3:8b       text         40960    4.7 GiB  no
 """
 
 
-def test_models(world: World) -> None:
-    assert world.run("models").text == (
-        f"exit 0\n--- stdout\n{MODELS}--- stderr\n"
-        "hint: `llmdeploy serve NAME` serves one, and fetches it first where it is not here; "
-        "a path of a GGUF file works too\n"
-    )
-
-
 def test_models_as_json(world: World) -> None:
     result = world.run("models", "--json")
     assert (result.status, result.stderr) == (0, "")
@@ -346,17 +338,6 @@ def on_terminal(world: World, columns: int, *arguments: str) -> list[str]:
                 output += piece
         os.close(ours)
     return output.decode().splitlines()
-
-
-@pytest.mark.parametrize("columns", [40, 60, 80])
-def test_models_on_a_narrow_terminal(world: World, columns: int) -> None:
-    lines = on_terminal(world, columns, "models")
-    assert max(map(len, lines)) <= columns
-    assert [name for name in catalog.names() if not any(line.startswith(f"{name} ") for line in lines)] == []
-    assert "…" not in "".join(lines)
-    # Each column read downwards: nothing of a folded cell is lost.
-    letters = sorted("".join("".join(lines).split()))
-    assert letters == sorted("".join(MODELS.split()))
 
 
 @pytest.mark.parametrize("columns", [40, 60, 80])
