@@ -204,7 +204,7 @@ class Stub(LlamaCpp):
         self._facts = facts
         self.asked: list[str] = []
 
-    def artefact(self, model: ModelRef) -> GgufModel:
+    def artefact(self, model: ModelRef, *, anywhere: bool = True) -> GgufModel:
         return GgufModel(WEIGHTS)
 
     def pull(self, artefact: GgufModel, on_progress: OnProgress) -> None:

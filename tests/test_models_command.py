@@ -89,8 +89,8 @@ def test_what_is_here_is_a_table(machine: World) -> None:
         f"hf://{HF}", LARGE, SMALL, "ollama://qwen3:8b",
         "selftest", "[FOLDER]/home/.lmstudio/models/lm/y-GGUF/y-F16.gguf",
     ]  # fmt: skip
-    assert cells[1][1:] == ["2.3 MB", "llamacpp, ollama", "Hub", "today"]
-    assert cells[0][1:] == ["5.0 kB", "vllm", "Hub", "today"]
+    assert cells[1][1:] == ["2 MiB", "llamacpp, ollama", "Hub", "today"]
+    assert cells[0][1:] == ["5 KiB", "vllm", "Hub", "today"]
     assert cells[3][3] == "Ollama"
     assert cells[5][3] == "LM Studio"
     assert " in all\n" in result.stderr
@@ -125,9 +125,9 @@ def test_what_is_unfinished_is_told_with_the_way_on(machine: World, cache: Path)
     result = machine.run("models")
     assert "hf://owner/new" in result.stdout.splitlines()[-1], "last"
     assert "unfinished" in result.stdout.splitlines()[-1]
-    assert "`hf://owner/new` has 5.0 kB of an unfinished download: `llmdeploy pull hf://owner/new`" in result.stderr
+    assert "`hf://owner/new` has 5 KiB of an unfinished download: `llmdeploy pull hf://owner/new`" in result.stderr
     done = machine.run("models", "rm", "hf://owner/new", "--yes")
-    assert (done.status, "removed, 5.0 kB freed\n" in done.stderr) == (0, True)
+    assert (done.status, "removed, 5 KiB freed\n" in done.stderr) == (0, True)
     assert not (cache / "models--owner--new").exists()
 
 
@@ -156,7 +156,7 @@ def on_a_terminal(world: World, *arguments: str, columns: int = 80, answer: byte
 def test_a_narrow_terminal_shows_whole_words(machine: World) -> None:
     status, seen = on_a_terminal(machine, "models", columns=40)
     assert status == 0
-    assert f"{LARGE}\n  2.3 MB, Hub, today\n  llamacpp, ollama\n" in seen
+    assert f"{LARGE}\n  2 MiB, Hub, today\n  llamacpp, ollama\n" in seen
     _, wide = on_a_terminal(machine, "models", columns=200)
     assert wide.startswith("NAME  ")
 
@@ -189,20 +189,20 @@ def test_a_file_that_has_another_name_too_frees_nothing(machine: World, cache: P
     blob = (cache / "models--owner--x-GGUF" / "snapshots" / COMMIT / "x-Q8_0.gguf").resolve()
     os.link(blob, machine.folder / "mine.gguf")
     result = machine.run("models", "rm", SMALL, "--yes")
-    assert "removed, 0 bytes freed" in result.stderr
+    assert "removed, 0 MiB freed" in result.stderr
     assert (machine.folder / "mine.gguf").read_bytes() == b"8" * 8000
 
 
 def test_at_a_terminal_it_asks_and_takes_no_for_an_answer(machine: World) -> None:
     status, seen = on_a_terminal(machine, "models", "rm", SMALL, answer=b"n\n")
     assert status == 1
-    assert f"`{SMALL}`, 615 kB, in `{machine.folder}/hf/hub`" in seen
+    assert f"`{SMALL}`, 601 KiB, in `{machine.folder}/hf/hub`" in seen
     assert "x-Q8_0.gguf" in seen
-    assert "frees 8.0 kB" in seen
+    assert "frees 8 KiB" in seen
     assert "nothing was removed" in seen
     assert SMALL in stored(machine)
     status, seen = on_a_terminal(machine, "models", "rm", SMALL, answer=b"y\n")
-    assert (status, "removed, 8.0 kB freed" in seen) == (0, True)
+    assert (status, "removed, 8 KiB freed" in seen) == (0, True)
     assert SMALL not in stored(machine)
 
 

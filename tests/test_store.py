@@ -14,9 +14,8 @@ from llmdeploy.errors import ModelNotFound
 from llmdeploy.models import removal, store
 from llmdeploy.models.reference import CatalogName, HubRepo, OllamaTag, parse
 from llmdeploy.models.stores import folders, hub_cache, lmstudio, modelscope, ollama
-from llmdeploy.models.stores.amount import amount
 from llmdeploy.models.stores.held import Held, total
-from llmdeploy.models.stores.repository import groups, quantization_of
+from llmdeploy.models.stores.repository import groups
 from tests import model_places
 from tests.hub_server import COMMIT, Hub, serve
 from tests.model_places import MMPROJ, WEIGHTS, fetch, pack, put, selftest_layers
@@ -135,22 +134,6 @@ def test_a_repository_of_old_times_is_named_by_its_folder(tmp_path: Path) -> Non
     assert (found.reference, found.engines) == (snapshot, ("vllm",))
 
 
-@pytest.mark.parametrize(
-    ("path", "quant"),
-    [
-        ("Qwen3-8B-Q4_K_M.gguf", "Q4_K_M"),
-        ("q4_0/model.gguf", "q4_0"),
-        ("UD-Q4_K_XL/x-UD-Q4_K_XL-00001-of-00003.gguf", "UD-Q4_K_XL"),
-        ("gpt-oss-20b-mxfp4.gguf", "mxfp4"),
-        ("Meta-Llama-3.1-8B-Instruct.IQ4_XS.gguf", "IQ4_XS"),
-        ("model.gguf", ""),
-        ("q2x.gguf", "q2x"),
-    ],
-)
-def test_a_file_name_tells_its_quantization(path: str, quant: str) -> None:
-    assert quantization_of(path) == quant
-
-
 def test_two_models_of_one_quantization_are_named_by_their_files() -> None:
     found = groups(HubRepo("o/r"), ["a-Q4_0.gguf", "b-Q4_0.gguf", "c.gguf", "imatrix.gguf"])
     assert [str(group.reference) for group in found] == [
@@ -215,7 +198,7 @@ def test_what_ollama_has_half_is_not_for_any_engine(ollama_store: Path) -> None:
     assert (found.engines, found.detail) == ((), "not all its files are here, or may be read")
     put(ollama_store / "blobs" / f"sha256-{'a' * 64}-partial", b"p" * 8192)
     [note] = ollama.read(ollama_store).notes
-    assert "has 8.2 kB of unfinished downloads" in note
+    assert "has 8 KiB of unfinished downloads" in note
 
 
 def test_a_damaged_store_is_no_reason_to_fail(ollama_store: Path) -> None:
@@ -359,11 +342,3 @@ def test_a_file_with_another_name_on_the_disk_frees_nothing(everything: store.St
     [small] = everything.named(f"hf://{GGUF}:Q4_K_M")
     os.link(os.path.realpath(small.files[0]), tmp_path / "mine.gguf")
     assert everything.freed(small) == 0
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [(0, "0 bytes"), (999, "999 bytes"), (1726752, "1.7 MB"), (310_000_000, "310 MB"), (5.2e9, "5.2 GB")],
-)
-def test_a_size_in_words(size: int, text: str) -> None:
-    assert amount(size) == text

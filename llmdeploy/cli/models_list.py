@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmdeploy import config
 from llmdeploy.cli.output import harmless, out
-from llmdeploy.models.stores.amount import amount
+from llmdeploy.units import in_gib
 
 if TYPE_CHECKING:
     from llmdeploy.models.store import Store
@@ -77,7 +77,7 @@ def _sorted(found: Store) -> list[Held]:
 
 def _row(model: Held) -> tuple[str, ...]:
     engines = ", ".join(model.engines) or ("none" if model.files else "unfinished")
-    size = amount(model.size if model.files else model.unfinished)
+    size = in_gib(model.size if model.files else model.unfinished)
     return (harmless(str(model.reference)), size, engines, PLACES[model.place], _ago(model.last_used))
 
 
@@ -89,7 +89,7 @@ def _ago(seconds: float) -> str:
 def _tell(found: Store) -> None:
     from llmdeploy.models.stores.held import total
 
-    out.note(f"{amount(total(found.held))} in all")
+    out.note(f"{in_gib(total(found.held))} in all")
     for model in found.held:
         if not model.parts:
             continue
@@ -97,7 +97,7 @@ def _tell(found: Store) -> None:
         way = f"`llmdeploy pull {model.reference}` goes on with it, " if ours and model.place != "folder" else ""
         left = replace(model, files=())
         out.note(
-            f"`{model.reference}` has {amount(left.unfinished)} of an unfinished download: "
+            f"`{model.reference}` has {in_gib(left.unfinished)} of an unfinished download: "
             f"{way}`llmdeploy models rm {model.reference}` frees it"
         )
     for note in found.notes:

@@ -12,7 +12,7 @@ from llmdeploy.cli import options
 from llmdeploy.cli.output import out
 from llmdeploy.errors import LlmdeployError
 from llmdeploy.models.reference import OllamaTag
-from llmdeploy.models.stores.amount import amount
+from llmdeploy.units import in_gib
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -113,10 +113,10 @@ def _remove(found: Store, going: Sequence[Held]) -> None:
 def _described(going: Sequence[Held], freed: int) -> list[str]:
     lines = []
     for model in going:
-        lines.append(f"`{model.reference}`, {amount(model.size + model.unfinished)}, in `{model.root}`")
+        lines.append(f"`{model.reference}`, {in_gib(model.size + model.unfinished)}, in `{model.root}`")
         lines += [f"  {_within(file, model.root)}" for file in (*model.files, *model.parts)]
     shared = "" if freed else ": other models, or other names on the disk, have these files too"
-    return [*lines, f"frees {amount(freed)}{shared}"]
+    return [*lines, f"frees {in_gib(freed)}{shared}"]
 
 
 def _within(file: Path, root: Path) -> str:
@@ -138,4 +138,4 @@ def _tell(going: Sequence[Held], freed: int, *, as_json: bool, dry_run: bool) ->
         for line in _described(going, freed):
             out.line(line)
     else:
-        out.note(f"removed, {amount(freed)} freed")
+        out.note(f"removed, {in_gib(freed)} freed")

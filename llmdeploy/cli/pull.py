@@ -82,7 +82,7 @@ def pull(
         asked = _locked(model, engine, settings, folder)
     else:
         reference = _reference(settings.model if model is None else model, quant, revision, settings)
-        asked = _asked(reference, ENGINE_NAMES if engine == ALL else (settings.engine,), settings, folder)
+        asked = _asked(reference, ENGINE_NAMES if engine == ALL else (settings.engine,), settings, folder, lock)
     pulls = _carry_out(asked, _leave_out if engine == ALL else None, fit=fit, dry_run=dry_run)
     if not dry_run:
         _remember(pulls, folder, lock=lock)
@@ -104,11 +104,13 @@ def _reference(text: str, quant: str | None, revision: str | None, settings: Set
     return reference if revision is None else with_revision(reference, revision)
 
 
-def _asked(reference: ModelRef, engines: tuple[str, ...], settings: Settings, folder: Path | None) -> list[Asked]:
+def _asked(
+    reference: ModelRef, engines: tuple[str, ...], settings: Settings, folder: Path | None, lock: bool
+) -> list[Asked]:
     from llmdeploy.service.candidate import Order
     from llmdeploy.service.pull import Asked
 
-    return [Asked(Order(reference, replace(settings, engine=name)), folder=folder) for name in engines]
+    return [Asked(Order(reference, replace(settings, engine=name)), None, folder, lock) for name in engines]
 
 
 def _locked(model: str | None, engine: str | None, settings: Settings, folder: Path | None) -> list[Asked]:
@@ -139,6 +141,8 @@ def _carry_out(
             downloads.show(event["file"], event["done"], event["total"])
         elif event["event"] == "wait":
             out.note(f"still {event['phase']}")
+        elif event["event"] == "note":
+            out.note(event["text"])
 
     with interrupting(), Downloads() as downloads, Pulls(tell, left_out) as pulls:
         ready = pulls.look(asked, start=not dry_run, fit=fit)

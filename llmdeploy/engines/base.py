@@ -114,8 +114,11 @@ class Engine(Protocol[A]):
         """
         ...
 
-    def artefact(self, model: ModelRef) -> A:
-        """What this engine needs for that model. Raises ModelNotFound or ModelInvalid."""
+    def artefact(self, model: ModelRef, *, anywhere: bool = True) -> A:
+        """What this engine needs for that model. Raises ModelNotFound or ModelInvalid.
+
+        `anywhere`: where it is not here, the same files of another program or engine are taken (see `saved`).
+        """
         ...
 
     def present(self, artefact: A) -> bool:

@@ -85,13 +85,13 @@ class LlamaCpp:
     def daemon(self, wishes: Wishes, port: int) -> ServerSpec | None:
         return None
 
-    def artefact(self, model: ModelRef) -> GgufModel:
-        settings = self._settings
-        if isinstance(model, OllamaTag) and (tagged := reuse.of_tag(model.name, settings.ollama_models)):
-            return tagged.model(settings.mmproj)
-        wanted = gguf.find(model, settings.mmproj)
-        found = None if wanted.present() else reuse.of_files(wanted, reuse.tags(model), settings.ollama_models)
-        return found.model(settings.mmproj) if found else wanted
+    def artefact(self, model: ModelRef, *, anywhere: bool = True) -> GgufModel:
+        mmproj, ollama = self._settings.mmproj, self._settings.ollama_models
+        if anywhere and isinstance(model, OllamaTag) and (tagged := reuse.of_tag(model.name, ollama)):
+            return tagged.model(mmproj)
+        wanted = gguf.find(model, mmproj)
+        found = reuse.of_files(wanted, reuse.tags(model), ollama) if anywhere and not wanted.present() else None
+        return found.model(mmproj) if found else wanted
 
     def present(self, artefact: GgufModel) -> bool:
         return artefact.present()

@@ -43,10 +43,10 @@ def choose(paths: Iterable[str], quant: str = "", where: str = "the repository")
     then fewer. Raises ModelNotFound, with those there are.
     """
     paths = tuple(paths)
-    models = _models(paths)
-    found = [path for path in models if _holds(path, quant)] if quant else models
+    every = models(paths)
+    found = [path for path in every if _holds(path, quant)] if quant else every
     if not found:
-        names = ", ".join(f"`{name}`" for name in sorted({*map(quant_of, models)} - {""}))
+        names = ", ".join(f"`{name}`" for name in sorted({*map(quant_of, every)} - {""}))
         hint = f"it has {names}" if names else "name a repository with GGUF files"
         what = f"GGUF file of the quantization `{quant}`" if quant else "GGUF file"
         raise ModelNotFound(f"{where} has no {what}", hint)
@@ -69,7 +69,7 @@ def quant_of(path: str) -> str:
     return str(found[-1]).upper() if found else ""
 
 
-def _models(paths: Iterable[str]) -> list[str]:
+def models(paths: Iterable[str]) -> list[str]:
     """Those that are models, of one in parts the first."""
     return [
         path

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import MappingProxyType
 
 from llmdeploy.errors import LlmdeployError
-from llmdeploy.models import hub
 from llmdeploy.models.store import Store
 from llmdeploy.models.stores import folders
 from llmdeploy.models.stores.held import Held, Place
@@ -55,7 +54,9 @@ def _from_hub(store: Store, going: Sequence[Held]) -> None:
     whole = _left_by_all(store, going)
     files = _own_files(store, going)
     if files or whole:
-        hub.forget(files, whole)
+        from llmdeploy.models.hub import removal
+
+        removal.remove(files, whole)
 
 
 def _from_modelscope(store: Store, going: Sequence[Held]) -> None:

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmdeploy.errors import LlmdeployError, ModelNotFound
-from llmdeploy.models import catalog, facts, gguf_header
+from llmdeploy.models import catalog, facts, gguf_header, quants
 from llmdeploy.models.gguf import GgufModel
-from llmdeploy.models.reference import HUB_HOSTS, MAIN, CatalogName, HubFile, ModelRef, OllamaTag
+from llmdeploy.models.reference import HUB_HOSTS, MAIN, CatalogName, HubFile, HubRepo, ModelRef, OllamaTag
 from llmdeploy.models.stores import folders, lmstudio, ollama
-from llmdeploy.models.stores.amount import amount
-from llmdeploy.models.stores.repository import quantization_of
+from llmdeploy.models.stores.held import is_whole, walk
+from llmdeploy.units import in_gib
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Found:
     def size(self) -> str:
         """In words."""
         files = [*facts.parts(self.weights), *([self.mmproj] if self.mmproj else [])]
-        return amount(sum(file.stat().st_size for file in files))
+        return in_gib(sum(file.stat().st_size for file in files))
 
 
 def tags(model: ModelRef) -> tuple[str, ...]:
@@ -51,10 +51,8 @@ def of_files(wanted: GgufModel, tags: Sequence[str], ollama_models: str | None =
 
     `tags`: names at Ollama that mean the same model, whatever their quantization is.
     """
-    weights = wanted.weights
-    if not isinstance(weights, HubFile) or weights.revision != MAIN[weights.source]:
-        return None
-    return next((found for found in (*_copies(wanted), *_blobs(wanted, tags, ollama_models)) if _usable(found)), None)
+    candidates = (*_copies(wanted), *_blobs(wanted, tags, ollama_models))
+    return next((found for found in candidates if _usable(found)), None)
 
 
 def of_tag(name: str, ollama_models: str | None = None) -> Found | None:
@@ -78,48 +76,75 @@ def of_tag(name: str, ollama_models: str | None = None) -> Found | None:
 
 def on_disk(wanted: GgufModel) -> GgufModel | None:
     """The model, where all of it is on this machine and its files may be given to Ollama; None where not."""
-    if wanted.present():
-        weights, mmproj = wanted.paths()
-        found = Found(weights, mmproj, "")
-    else:
-        copies = (found for found in _copies(wanted) if _usable(found))
-        if (copy := next(copies, None)) is None:
-            return None
-        found = copy
     try:
-        said = f"Ollama takes `{found.weights}` of this machine: {found.size} not fetched"
+        if wanted.present():
+            found, model = Found(*wanted.paths(), ""), wanted
+        elif copy := next((copy for copy in _copies(wanted) if _usable(copy)), None):
+            found, model = copy, copy.model()
+        else:
+            return None
+        return replace(model, saved=f"Ollama takes `{found.weights}` of this machine: {found.size} not fetched")
     except (LlmdeployError, OSError):
         return None
-    return replace(wanted, weights=found.weights, mmproj=found.mmproj, saved=said)
 
 
 def _copies(wanted: GgufModel) -> Iterator[Found]:
     """The same file of the same repository, in the folders of other programs and in those that were asked for."""
-    weights, mmproj = wanted.weights, wanted.mmproj
-    if not isinstance(weights, HubFile):
+    home = _home(wanted)
+    if home is None:
         return
     for root in lmstudio.roots():
-        if path := lmstudio.copy(root, weights):
-            projector = lmstudio.copy(root, mmproj) if isinstance(mmproj, HubFile) else mmproj
-            if projector or not mmproj:
-                yield Found(path, projector, f"LM Studio's `{path}`")
+        folder = root / home.repo
+        paths = [file.relative_to(folder).as_posix() for file in walk(folder)]
+        if found := _in_folder(wanted, folder, paths, "LM Studio's "):
+            yield found
     for one in folders.filled():
-        if path := folders.copy(one, weights):
-            projector = folders.copy(one, mmproj) if isinstance(mmproj, HubFile) else mmproj
-            if projector or not mmproj:
-                yield Found(path, projector, f"`{path}`")
+        if one.repo == home and (found := _in_folder(wanted, one.folder, one.files, "")):
+            yield found
+
+
+def _in_folder(wanted: GgufModel, folder: Path, paths: Sequence[str], whose: str) -> Found | None:
+    paths = [path for path in paths if is_whole(folder / path)]
+    try:
+        if isinstance(wanted.weights, HubFile):
+            choice = quants.belonging(wanted.weights.file, paths)
+        else:
+            choice = quants.choose(paths, quant_of(wanted))
+    except ModelNotFound:
+        return None
+    mmproj = wanted.mmproj.file if isinstance(wanted.mmproj, HubFile) else choice.mmproj
+    if not {*choice.weights, *([mmproj] if mmproj else [])} <= set(paths):
+        return None
+    weights = folder / choice.weights[0]
+    return Found(weights, folder / mmproj if mmproj else None, f"{whose}`{weights}`")
 
 
 def _blobs(wanted: GgufModel, tags: Sequence[str], ollama_models: str | None) -> Iterator[Found]:
     """What Ollama has of it, in the quantization that is wanted."""
-    assert isinstance(wanted.weights, HubFile)
-    quant = quantization_of(wanted.weights.file).upper()
-    pulled = [f"{host}{wanted.weights.repo}{tag}" for host in HUB_HOSTS for tag in (f":{quant}", "")]
+    home, quant = _home(wanted), quant_of(wanted)
+    if home is None:
+        return
+    pulled = [f"{host}{home.repo}{tag}" for host in HUB_HOSTS for tag in (f":{quant}", "")]
     for store in ollama.stores(ollama_models):
         for packed in ollama.find(store, *tags, *pulled):
-            found = _found(packed)
-            if found and _fits(packed, found, wanted, quant):
-                yield found if wanted.mmproj else replace(found, mmproj=None)
+            if (found := _found(packed)) and _fits(packed, found, wanted, quant):
+                yield found
+
+
+def _home(wanted: GgufModel) -> HubRepo | None:
+    """The repository of the Hub's main branch that it is of; None for others: a revision is asked for to be had."""
+    weights = wanted.weights
+    home = weights.home if isinstance(weights, HubFile) else weights
+    if isinstance(home, HubRepo) and (home.source, home.revision) == ("hf", MAIN["hf"]):
+        return replace(home, quant="")
+    return None
+
+
+def quant_of(wanted: GgufModel) -> str:
+    """The quantization that is wanted, in capitals: of a repository the one that would be fetched by default."""
+    if isinstance(wanted.weights, HubRepo):
+        return wanted.weights.quant.upper() or quants.FIRST[0]
+    return quants.quant_of(str(wanted.weights))
 
 
 def _fits(packed: ollama.Packed, found: Found, wanted: GgufModel, quant: str) -> bool:
@@ -129,7 +154,7 @@ def _fits(packed: ollama.Packed, found: Found, wanted: GgufModel, quant: str) ->
         its = gguf_header.quantization(gguf_header.read(found.weights)).removesuffix("_MOE")
     except LlmdeployError:
         return False
-    return its == quant and (found.mmproj is not None or not isinstance(wanted.mmproj, HubFile))
+    return its == quant.removesuffix("_MOE") and (found.mmproj is not None or not isinstance(wanted.mmproj, HubFile))
 
 
 def _found(packed: ollama.Packed) -> Found | None:

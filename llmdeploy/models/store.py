@@ -9,11 +9,10 @@ from functools import cached_property
 from pathlib import Path
 
 from llmdeploy.errors import ModelNotFound
-from llmdeploy.models import catalog, source
+from llmdeploy.models import catalog, quants, source
 from llmdeploy.models.reference import CatalogName, HubFile, HubRepo, ModelRef, OllamaTag, parse
 from llmdeploy.models.stores import folders, hub_cache, lmstudio, modelscope, ollama
 from llmdeploy.models.stores.held import Held, Ledger, Shelf
-from llmdeploy.models.stores.repository import quantization_of
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def _weights(model: Held) -> Iterable[str]:
 
 
 def _quant(path: str) -> str:
-    return quantization_of(path).upper()
+    return quants.quant_of(path)
 
 
 def _tag(reference: OllamaTag) -> str:

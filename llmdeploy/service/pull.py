@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from llmdeploy import engines, fit, hardware
 from llmdeploy.errors import DoesNotFit, EngineMissing, LlmdeployError, ModelNotFound
 from llmdeploy.models import lock, need
+from llmdeploy.models.reference import HubRepo, parse
+from llmdeploy.models.stores import folders
 from llmdeploy.paths import state_dir
 from llmdeploy.service.candidate import Candidate
 from llmdeploy.service.ports import free_port
@@ -37,6 +39,13 @@ class Asked:
     """What it must be, by the lock."""
     folder: Path | None = None
     """Where the files go, instead of the cache that all engines share."""
+    exact: bool = False
+    """Whether they must be of its source at a commit that is known: they are to be locked."""
+
+    @property
+    def anywhere(self) -> bool:
+        """Whether the same files of another program will do."""
+        return not (self.exact or self.pin or self.folder)
 
 
 class Pull:
@@ -61,7 +70,9 @@ class Pull:
         """
         if self.engine.daemon(self.order.wishes, free_port()) is not None and start:
             self._candidate.reach()
-        self._artefact = self.engine.artefact(self.order.model)
+        self._artefact = self.engine.artefact(self.order.model, anywhere=self.asked.anywhere)
+        if saved := self.engine.saved(self._artefact):
+            self._tell({"event": "note", "text": saved})
         self.need = self.engine.need(self._artefact, self.asked.folder)
         if self.asked.pin:
             lock.demand_same(self.asked.pin, self.need)
@@ -74,6 +85,8 @@ class Pull:
 
     def fetch(self) -> bool:
         """Fetch what is missing; whether anything was. Raises DownloadFailed."""
+        if self.asked.folder and isinstance(repo := parse(self.need.source), HubRepo):
+            folders.remember(self.asked.folder, repo, [file.name for file in self.need.files])
         if self.need.present and (self.asked.folder or self.engine.present(self._artefact)):
             return False
         self.engine.pull(

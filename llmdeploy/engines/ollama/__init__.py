@@ -136,7 +136,7 @@ class Ollama:
         }
         return {name: str(value) for name, value in own.items() if value is not None}
 
-    def artefact(self, model: ModelRef) -> Tag | GgufModel:
+    def artefact(self, model: ModelRef, *, anywhere: bool = True) -> Tag | GgufModel:
         if isinstance(model, OllamaTag):
             return self._tag(model.name)
         if not isinstance(model, CatalogName):
@@ -147,7 +147,7 @@ class Ollama:
         if entry.ollama is None:
             return gguf.find(model, self._settings.mmproj)
         tag = self._tag(entry.ollama)
-        return self._local_instead(model, tag) or tag
+        return (self._local_instead(model, tag) if anywhere else None) or tag
 
     def _local_instead(self, model: CatalogName, tag: Tag) -> GgufModel | None:
         """The catalog's GGUF files for that model, where they are on this machine and Ollama has not the tag."""

@@ -65,7 +65,7 @@ class Vllm:
     def daemon(self, wishes: Wishes, port: int) -> None:
         """Its server starts with its model."""
 
-    def artefact(self, model: ModelRef) -> HfModel:
+    def artefact(self, model: ModelRef, *, anywhere: bool = True) -> HfModel:
         return hf_model.find(model)
 
     def present(self, artefact: HfModel) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from llmdeploy import atomic
 from llmdeploy.errors import UsageError
-from llmdeploy.models.reference import CatalogName, HubFile, HubRepo, parse
+from llmdeploy.models.reference import CatalogName, HubRepo, parse
 from llmdeploy.models.stores.held import Held, Shelf, is_whole, last_used, walk
 from llmdeploy.models.stores.hub_cache import shards
 from llmdeploy.models.stores.repository import INDEX, groups
@@ -66,12 +66,6 @@ def filled() -> list[Filled]:
 def read() -> Shelf:
     """The models in them, and the one that ships with the package."""
     return Shelf((*(held for one in filled() for held in _models(one)), _shipped()))
-
-
-def copy(one: Filled, file: HubFile) -> Path | None:
-    """Its copy of a file of a repository, or None."""
-    path = one.folder / file.file
-    return path if one.repo == file.home and file.file in one.files and is_whole(path) else None
 
 
 def _models(one: Filled) -> Iterator[Held]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from llmdeploy.models.reference import HubFile, HubRepo
-from llmdeploy.models.stores.held import Held, Shelf, is_whole, last_used, walk
+from llmdeploy.models.reference import HubRepo
+from llmdeploy.models.stores.held import Held, Shelf, last_used, walk
 from llmdeploy.models.stores.repository import groups
 
 POINTER = ".lmstudio-home-pointer"
@@ -28,12 +28,6 @@ def roots() -> tuple[Path, ...]:
 def read(root: Path) -> Shelf:
     """The models in one of them."""
     return Shelf(tuple(held for repo in sorted(root.glob("*/*")) if repo.is_dir() for held in _repository(root, repo)))
-
-
-def copy(root: Path, file: HubFile) -> Path | None:
-    """Its copy of a file of the Hub's, or None."""
-    path = root / file.repo / file.file
-    return path if is_whole(path) else None
 
 
 def _repository(root: Path, folder: Path) -> list[Held]:

@@ -21,9 +21,9 @@ from llmdeploy import atomic
 from llmdeploy.errors import LlmdeployError
 from llmdeploy.models import gguf_header, upstream
 from llmdeploy.models.reference import OllamaTag
-from llmdeploy.models.stores.amount import amount
 from llmdeploy.models.stores.held import Held, Shelf, is_whole, walk
 from llmdeploy.paths import state_dir
+from llmdeploy.units import in_gib
 
 REGISTRY, LIBRARY = "registry.ollama.ai", "library"
 """Left out of a name that is shown."""
@@ -92,7 +92,7 @@ def read(store: Path) -> Shelf:
     size = sum(_allocated(file) for file in parts)
     if not size:
         return Shelf(models)
-    note = f"Ollama's store `{store}` has {amount(size)} of unfinished downloads, which `ollama pull` goes on with"
+    note = f"Ollama's store `{store}` has {in_gib(size)} of unfinished downloads, which `ollama pull` goes on with"
     return Shelf(models, (note,))
 
 
