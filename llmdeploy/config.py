@@ -208,6 +208,8 @@ class Settings:
     """Whether a model may run in Ollama's cloud. A flag alone: no file may send prompts away."""
     trust_remote_code: bool = False
     """Whether the code that comes with this revision of the model may run. A flag alone, and remembered for it."""
+    pinned: bool = True
+    """Whether `llmdeploy.lock` decides on revisions; not where it is written anew."""
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def value(self, name: str) -> Value:
@@ -220,6 +222,9 @@ class Settings:
         """What is set of an engine's own settings, by the last words of their keys."""
         own = {key.words[-1]: getattr(self, key.attribute) for key in keys() if key.words[:2] == ("engines", engine)}
         return {name: value for name, value in own.items() if value is not None}
+
+
+DEFAULT = Settings()
 
 
 def keys() -> tuple[Key, ...]:

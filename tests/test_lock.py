@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from llmdeploy.config import Settings
 from llmdeploy.errors import ConfigError, DownloadFailed, ModelNotFound
 from llmdeploy.models import lock
 from llmdeploy.models.need import Need, NeededFile
 from llmdeploy.models.reference import CatalogName, HubFile, HubRepo
 
+HERE = Settings()
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NEED = Need(
     source="hf://Qwen/Qwen3-8B-GGUF",
@@ -53,13 +55,14 @@ def test_the_file_is_one_that_people_can_read_and_a_version_control_can_compare(
 
 def test_a_name_is_pinned_and_the_same_repository_under_another_name_is_not() -> None:
     repo, file = HubRepo("Qwen/Qwen3-8B-GGUF", quant="Q4_K_M"), HubFile("Qwen/Qwen3-8B-GGUF", "x.gguf")
-    assert lock.pinned("qwen3:8b", repo) is repo
+    assert lock.pinned("qwen3:8b", repo, HERE) is repo
     lock.write([lock.pin("qwen3:8b", "llamacpp", NEED)])
-    assert lock.pinned(CatalogName("qwen3:8b"), repo) == replace(repo, revision=COMMIT)
-    assert lock.pinned("qwen3:8b", file) == replace(file, revision=COMMIT)
-    assert lock.pinned("qwen3:8b-q8_0", repo) is repo
-    assert lock.pinned("qwen3:8b", HubRepo("Qwen/Qwen3-8B")) == HubRepo("Qwen/Qwen3-8B")
-    assert lock.pinned("qwen3:8b", replace(repo, revision="v2")) == replace(repo, revision="v2")
+    assert lock.pinned(CatalogName("qwen3:8b"), repo, HERE) == replace(repo, revision=COMMIT)
+    assert lock.pinned("qwen3:8b", file, HERE) == replace(file, revision=COMMIT)
+    assert lock.pinned("qwen3:8b-q8_0", repo, HERE) is repo
+    assert lock.pinned("qwen3:8b", repo, replace(HERE, pinned=False)) is repo
+    assert lock.pinned("qwen3:8b", HubRepo("Qwen/Qwen3-8B"), HERE) == HubRepo("Qwen/Qwen3-8B")
+    assert lock.pinned("qwen3:8b", replace(repo, revision="v2"), HERE) == replace(repo, revision="v2")
 
 
 def test_what_is_needed_must_be_what_is_locked() -> None:

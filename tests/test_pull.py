@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.blobs import blob
 from tests.conftest import SELFTEST, World, until
 from tests.hub_server import COMMIT, Hub, closed_port, serve
 
@@ -103,13 +104,14 @@ def test_only_what_the_engine_needs_is_fetched(here: World, hub: Hub) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGKILL")
 def test_a_pull_that_is_killed_goes_on_and_fetches_no_finished_byte_twice(here: World, hub: Hub) -> None:
     hub.failing, hub.stall_after = "model-00002", 20 * BLOCK + 1000
+    large = blob(hub.files[HF]["model-00002-of-00002.safetensors"]).sha256
     command = here.start("pull", HF, "--engine", "vllm")
     assert hub.reached.wait(30)
 
-    def parts() -> list[int]:
-        return [file.stat().st_size for file in (here.folder / "hf").rglob("*.incomplete")]
+    def parts() -> list[Path]:
+        return list((here.folder / "hf").rglob("*.incomplete"))
 
-    until(lambda: max(parts(), default=0) == 20 * BLOCK)
+    until(lambda: [file for file in parts() if file.name.startswith(large) and file.stat().st_size == 20 * BLOCK])
     command.send_signal(signal.SIGKILL)
     command.communicate()
     hub.stall_after = None

@@ -13,8 +13,8 @@ from llmdeploy.cli import options
 from llmdeploy.cli.output import out
 from llmdeploy.config import ENGINE_NAMES, Settings
 from llmdeploy.errors import LlmdeployError, UsageError
-from llmdeploy.models.reference import ModelRef, parse, with_quant, with_revision
-from llmdeploy.models.source import at_source
+from llmdeploy.models.reference import HubFile, HubRepo, ModelRef, parse, with_quant, with_revision
+from llmdeploy.models.source import at
 from llmdeploy.units import in_gib
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def pull(
     json: options.Json = False,
 ) -> None:
     settings = config.load({"engine": None if engine == ALL else engine, "source": source})
-    settings = replace(settings, mmproj=mmproj and mmproj.absolute())
+    settings = replace(settings, mmproj=mmproj and mmproj.absolute(), pinned=not lock)
     folder = directory and directory.absolute()
     if locked:
         _refuse_beside_locked({"--lock": lock, "--quant": quant, "--revision": revision, "--source": source})
@@ -99,8 +99,8 @@ def _reference(text: str, quant: str | None, revision: str | None, settings: Set
     reference = parse(text)
     if quant is not None:
         reference = with_quant(reference, quant)
-    if settings.source("source") == "--source":
-        reference = at_source(reference, settings.hub)
+    if isinstance(reference, HubRepo | HubFile) and settings.source("source") == "--source":
+        reference = at(reference, settings.hub)
     return reference if revision is None else with_revision(reference, revision)
 
 

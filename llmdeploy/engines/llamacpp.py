@@ -89,7 +89,7 @@ class LlamaCpp:
         mmproj, ollama = self._settings.mmproj, self._settings.ollama_models
         if anywhere and isinstance(model, OllamaTag) and (tagged := reuse.of_tag(model.name, ollama)):
             return tagged.model(mmproj)
-        wanted = gguf.find(model, mmproj)
+        wanted = gguf.find(model, self._settings)
         found = reuse.of_files(wanted, reuse.tags(model), ollama) if anywhere and not wanted.present() else None
         return found.model(mmproj) if found else wanted
 

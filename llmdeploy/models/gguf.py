@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from llmdeploy.config import DEFAULT, Settings
 from llmdeploy.errors import DownloadFailed, ModelNotFound
-from llmdeploy.models import catalog, facts, quants, source, transfer
+from llmdeploy.models import catalog, facts, lock, quants, source, transfer
 from llmdeploy.models.mmproj import find_mmproj
 from llmdeploy.models.need import Need
 from llmdeploy.models.quants import Choice
@@ -150,9 +151,9 @@ class _Located:
     mmproj: Path | None
 
 
-def find(model: ModelRef, mmproj: Path | None = None) -> GgufModel:
-    """The files of a model; `mmproj` names another projector. Raises ModelNotFound."""
-    found = _files(model)
+def find(model: ModelRef, settings: Settings = DEFAULT) -> GgufModel:
+    """The files of a model, with the projector that the settings name, if they do. Raises ModelNotFound."""
+    found, mmproj = _files(model, settings), settings.mmproj
     if mmproj is None:
         return found
     if not mmproj.is_file():
@@ -160,7 +161,7 @@ def find(model: ModelRef, mmproj: Path | None = None) -> GgufModel:
     return replace(found, mmproj=mmproj)
 
 
-def _files(model: ModelRef) -> GgufModel:
+def _files(model: ModelRef, settings: Settings) -> GgufModel:
     match model:
         case Path():
             if (model / "config.json").is_file():
@@ -170,10 +171,19 @@ def _files(model: ModelRef) -> GgufModel:
                 )
             return GgufModel(model, find_mmproj(model))
         case HubRepo() | HubFile():
-            return GgufModel(model)
+            return GgufModel(lock.pinned(model, model, settings))
         case CatalogName():
             entry = catalog.find(model.name)
-            return GgufModel(entry.weights, entry.mmproj)
+            weights, mmproj = entry.weights, entry.mmproj
+            if isinstance(weights, Path):
+                return GgufModel(weights, mmproj)
+            return source.first_here(
+                GgufModel(
+                    lock.pinned(model, source.at(weights, hub), settings),
+                    lock.pinned(model, source.at(mmproj, hub), settings) if isinstance(mmproj, HubFile) else mmproj,
+                )
+                for hub in source.in_order(settings.hub)
+            )
         case OllamaTag():
             return GgufModel(_repository(model))
 

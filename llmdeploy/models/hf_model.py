@@ -11,8 +11,9 @@ from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 
+from llmdeploy.config import DEFAULT, Settings
 from llmdeploy.errors import DownloadFailed, ModelInvalid, ModelNotFound
-from llmdeploy.models import catalog, hf_facts, source, transfer
+from llmdeploy.models import catalog, hf_facts, lock, source, transfer
 from llmdeploy.models.facts import ModelFacts
 from llmdeploy.models.hf_facts import CONFIG
 from llmdeploy.models.hf_facts import json_object as _json
@@ -118,7 +119,7 @@ class HfModel:
         return source.cached(HubFile(self.location.repo, name, self.location.revision, self.location.source))
 
 
-def find(model: ModelRef) -> HfModel:
+def find(model: ModelRef, settings: Settings = DEFAULT) -> HfModel:
     """What the user named, in Hugging Face form. Raises ModelNotFound."""
     match model:
         case CatalogName():
@@ -126,9 +127,12 @@ def find(model: ModelRef) -> HfModel:
             if entry.hf_folder:
                 return HfModel(selftest_dir() / entry.hf_folder)
             if entry.hub:
-                return HfModel(HubRepo(entry.hub))
+                repo = HubRepo(entry.hub)
+                return source.first_here(
+                    HfModel(lock.pinned(model, source.at(repo, hub), settings)) for hub in source.in_order(settings.hub)
+                )
         case HubRepo(quant=""):
-            return HfModel(model)
+            return HfModel(lock.pinned(model, model, settings))
         case HubRepo():
             raise ModelNotFound(
                 f"`{model}` names GGUF files, which vLLM does not take",

@@ -20,11 +20,12 @@ from llmdeploy.models.reference import HubFile, HubRepo
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from llmdeploy.config import Settings
     from llmdeploy.models.need import Need
 
 LOCK = Path("llmdeploy.lock")
 HEAD = "Written by `llmdeploy pull --lock`. `llmdeploy pull --locked` gets exactly this."
-R = TypeVar("R", HubRepo, HubFile)
+R = TypeVar("R", bound=HubRepo | HubFile)
 
 
 class LockedFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -125,10 +126,11 @@ def named(model: str | None, engines: Sequence[str]) -> tuple[Pin, ...]:
     return found
 
 
-def pinned(model: object, reference: R) -> R:
+def pinned(model: object, reference: R, settings: Settings) -> R:
     """The repository or file that a name stands for, at the commit that the lock of this folder pins it to."""
     home = _home(reference)
-    found = next((one for one in read() if one.model == str(model) and one.source == home), None)
+    pins = read() if settings.pinned else ()
+    found = next((one for one in pins if one.model == str(model) and one.source == home), None)
     return reference if found is None else replace(reference, revision=found.revision)
 
 

@@ -42,8 +42,11 @@ class Found:
 
 def tags(model: ModelRef) -> tuple[str, ...]:
     """The names at Ollama of a model of the catalog."""
-    entry = catalog.load().get(model.name) if isinstance(model, CatalogName) else None
-    return (entry.ollama,) if entry and entry.ollama else ()
+    entry = catalog.look(model.name) if isinstance(model, CatalogName) else None
+    try:
+        return (entry.ollama,) if entry and entry.ollama else ()
+    except ModelNotFound:  # not in that quantization
+        return ()
 
 
 def of_files(wanted: GgufModel, tags: Sequence[str], ollama_models: str | None = None) -> Found | None:

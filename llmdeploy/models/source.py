@@ -7,14 +7,14 @@ room on the disk, resuming, checking, several files at once.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import BinaryIO, Protocol, cast
+from typing import BinaryIO, Protocol, TypeVar, cast
 
 from llmdeploy.errors import DownloadFailed, UsageError
-from llmdeploy.models.reference import HubFile, HubRepo, ModelRef, Source
+from llmdeploy.models.reference import HubFile, HubRepo, Source
 
 OnProgress = Callable[[str, int, int], None]
 """Called with file name, bytes so far and bytes in all (0: the server does not say); perhaps from another thread."""
@@ -55,6 +55,16 @@ class Listing:
     """As it was asked for."""
     commit: str
     files: tuple[RemoteFile, ...]
+
+
+R = TypeVar("R", bound=HubRepo | HubFile)
+
+
+class _Model(Protocol):
+    def present(self) -> bool: ...
+
+
+M = TypeVar("M", bound=_Model)
 
 
 class Origin(Protocol):
@@ -108,15 +118,26 @@ def origin(source: Source) -> Origin:
     return cast("Origin", import_module(MODULES[source]))
 
 
-def at_source(reference: ModelRef, name: str) -> ModelRef:
-    """The same repository or file at the source of that name; what is none as it is. Raises UsageError."""
-    if not isinstance(reference, HubRepo | HubFile) or reference.source == NAMES[name]:
+def at(reference: R, name: str) -> R:
+    """The same repository or file at the source of that name. Raises UsageError."""
+    if reference.source == NAMES[name]:
         return reference
     if reference.source == "ms":
         raise UsageError(f"`{reference}` is at ModelScope, not at the Hugging Face Hub", "leave `--source` out")
     from llmdeploy.models.modelscope.names import at_modelscope
 
     return at_modelscope(reference)
+
+
+def in_order(name: str) -> tuple[str, ...]:
+    """The sources, that one first."""
+    return (name, *(other for other in NAMES if other != name))
+
+
+def first_here(models: Iterable[M]) -> M:
+    """The first of several that is on this machine; where none is, the first."""
+    options = tuple(models)
+    return next((model for model in options if model.present()), options[0])
 
 
 def cached(file: HubFile) -> Path | None:

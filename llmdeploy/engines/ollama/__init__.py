@@ -140,18 +140,18 @@ class Ollama:
         if isinstance(model, OllamaTag):
             return self._tag(model.name)
         if not isinstance(model, CatalogName):
-            return gguf.find(model, self._settings.mmproj)
+            return gguf.find(model, self._settings)
         entry = catalog.look(model.name)
         if entry is None:
             return self._tag(model.name)
         if entry.ollama is None:
-            return gguf.find(model, self._settings.mmproj)
+            return gguf.find(model, self._settings)
         tag = self._tag(entry.ollama)
         return (self._local_instead(model, tag) if anywhere else None) or tag
 
     def _local_instead(self, model: CatalogName, tag: Tag) -> GgufModel | None:
         """The catalog's GGUF files for that model, where they are on this machine and Ollama has not the tag."""
-        local = reuse.on_disk(gguf.find(model, self._settings.mmproj))
+        local = reuse.on_disk(gguf.find(model, self._settings))
         if local is None:
             return None
         try:

@@ -66,7 +66,7 @@ class Vllm:
         """Its server starts with its model."""
 
     def artefact(self, model: ModelRef, *, anywhere: bool = True) -> HfModel:
-        return hf_model.find(model)
+        return hf_model.find(model, self._settings)
 
     def present(self, artefact: HfModel) -> bool:
         return artefact.present()
