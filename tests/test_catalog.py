@@ -1,23 +1,121 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from llmdeploy.errors import ModelNotFound
-from llmdeploy.models import catalog
+from llmdeploy import errors
+from llmdeploy.config import Settings
+from llmdeploy.engines.ollama import Ollama, Tag
+from llmdeploy.errors import ConfigError, ModelNotFound
+from llmdeploy.models import catalog, catalog_schema, gguf, hf_model
+from llmdeploy.models.catalog_entry import BITS, CatalogEntry, plain_quant
 from llmdeploy.models.facts import read_gguf
-from llmdeploy.models.reference import CatalogName, HubFile, parse
+from llmdeploy.models.hf_model import HfModel, read_hf
+from llmdeploy.models.offers import offers
+from llmdeploy.models.reference import CatalogName, HubFile, HubRepo, OllamaTag, parse, with_quant
 from llmdeploy.paths import selftest_dir
+from tests.catalog_shapes import SHAPES, count
+from tests.conftest import World
+
+FILE = Path(catalog.__file__).with_name("catalog.toml")
+ENTRIES = catalog.load()
+OF_THE_HUB = [entry for entry in ENTRIES.values() if not entry.shipped]
+
+TWENTY = [
+    "qwen2.5:7b", "qwen2.5-coder:32b", "qwen2.5-vl:72b", "qwen3:0.6b", "qwen3:8b", "qwen3:30b", "qwen3-coder:30b",
+    "qwen3-vl:8b", "qwen3.5:9b", "qwen3.6:27b", "llama3.1:8b", "llama3.3:70b", "gemma3:27b", "gemma4:e4b",
+    "gpt-oss:20b", "gpt-oss:120b", "deepseek-r1:32b", "mistral-small3.2:24b", "ministral-3:8b", "phi4:14b",
+]  # fmt: skip
+
+
+def ids(entry: object) -> str:
+    return str(entry)
+
+
+# The file
+
+
+def test_the_file_is_right_by_the_check_that_a_users_file_gets() -> None:
+    catalog_schema.check(tomllib.loads(FILE.read_text(encoding="utf-8")), str(FILE))
 
 
 def test_every_name_can_be_typed_and_found() -> None:
-    assert catalog.names() == ["selftest", "qwen2.5-vl:7b", "qwen3:8b"]
+    assert catalog.names()[0] == "selftest"
     for name in catalog.names():
         assert parse(name) == CatalogName(name)
         assert catalog.find(name).name == name
+
+
+def test_what_people_deploy_is_there_for_every_engine() -> None:
+    whole = [entry for entry in OF_THE_HUB if entry.tag and entry.repositories and entry.gguf_files]
+    assert (len(OF_THE_HUB) >= 70, len(whole) >= 60) == (True, True)
+    assert len({entry.family for entry in OF_THE_HUB}) >= 30
+    assert sum(entry.sees_images for entry in whole) >= 20
+    assert {"awq", "fp8", "gptq"} <= {quant for entry in whole for quant in entry.repositories}
+
+
+@pytest.mark.parametrize("entry", OF_THE_HUB, ids=ids)
+def test_an_entry_says_all_that_a_plan_needs(entry: CatalogEntry) -> None:
+    assert entry.license
+    assert entry.capabilities[0] == "text"
+    assert 2048 <= entry.context <= 10_485_760
+    assert 100e6 < entry.parameters < 300e9
+    assert 0 <= entry.active < entry.parameters
+    assert 0 <= entry.vision < entry.parameters / 2
+    assert 0 < entry.kv_heads <= entry.heads
+    assert entry.head_size in {64, 128, 256}
+    assert entry.vocabulary > 30_000
+    assert 0 <= entry.kv_layers < entry.layers
+    assert 0 <= entry.window_layers < entry.layers
+    assert entry.window > 0 or entry.window_layers == 0
+
+
+@pytest.mark.parametrize("entry", OF_THE_HUB, ids=ids)
+def test_an_entrys_artefacts_can_be_asked_for(entry: CatalogEntry) -> None:
+    for repository in entry.repositories.values():
+        assert parse(repository) == HubRepo(repository)
+    if entry.tag:
+        assert parse(f"ollama://{entry.tag}") == OllamaTag(entry.tag)
+        for tag in entry.tags.values():
+            assert "{" not in tag
+            assert parse(f"ollama://{tag}") == OllamaTag(tag)
+            assert tag.partition(":")[0] == entry.tag.partition(":")[0]
+    if entry.gguf_files:
+        for file in [entry.weights, *([entry.mmproj] if entry.mmproj else [])]:
+            assert isinstance(file, HubFile)
+            assert parse(str(file)) == file
+        assert set(entry.gguf.sizes) <= set(entry.gguf.quants)
+        assert {plain_quant(quant).removeprefix("UD-").replace("_XL", "_M") for quant in entry.gguf.quants} <= set(BITS)
+        assert entry.sees_images == (entry.gguf.mmproj is not None)
+
+
+@pytest.mark.parametrize("entry", [entry for entry in OF_THE_HUB if entry.gguf_files], ids=ids)
+def test_sizes_are_those_of_their_quantization(entry: CatalogEntry) -> None:
+    text = entry.parameters - entry.vision
+    for quant, size in entry.gguf.sizes.items():
+        bits = BITS[plain_quant(quant).removeprefix("UD-")]
+        # A layer that predicts a second token is left out of the file; small models keep their embeddings at more bits.
+        assert 0.85 < size * 8 / text / bits < (1.15 if text > 2e9 else 1.7)
+    assert entry.gguf_files is not None
+    default = entry.gguf.quants[0]
+    assert default.upper().removeprefix("UD-") in {"Q4_K_M", "MXFP4", "F16"}
+
+
+@pytest.mark.parametrize("name", list(SHAPES))
+def test_the_parameters_are_counted_from_the_shapes(name: str) -> None:
+    assert count(ENTRIES[name], SHAPES[name]) == ENTRIES[name].parameters
+
+
+def test_few_entries_have_parameters_that_are_not_counted() -> None:
+    assert len(OF_THE_HUB) - len(SHAPES) <= 18
 
 
 def test_the_entries_cannot_be_changed() -> None:
@@ -25,30 +123,6 @@ def test_the_entries_cannot_be_changed() -> None:
         catalog.load()["x"] = catalog.find("selftest")  # type: ignore[index]
     with pytest.raises(dataclasses.FrozenInstanceError):
         catalog.find("selftest").context = 1  # type: ignore[misc]
-
-
-@pytest.mark.parametrize(
-    ("typed", "near"),
-    [
-        ("qwen2.5vl", "`qwen2.5-vl:7b`"),
-        ("qwen2.5-vl", "`qwen2.5-vl:7b`"),
-        ("qwen2.5vl:7b", "`qwen2.5-vl:7b`"),
-        ("qwen3", "`qwen3:8b`"),
-        ("Qwen3:8B", "`qwen3:8b`"),
-        ("self-test", "`selftest`"),
-    ],
-)
-def test_an_unknown_name_brings_the_near_ones(typed: str, near: str) -> None:
-    with pytest.raises(ModelNotFound) as failure:
-        catalog.find(typed)
-    assert failure.value.message == f"no model is called `{typed}`"
-    assert failure.value.hint.startswith(f"did you mean {near}")
-
-
-def test_a_name_that_is_near_to_nothing() -> None:
-    with pytest.raises(ModelNotFound) as failure:
-        catalog.find("zzz")
-    assert failure.value.hint == "`llmdeploy models` lists the names"
 
 
 def test_the_shipped_model_is_as_the_catalog_says() -> None:
@@ -60,12 +134,13 @@ def test_the_shipped_model_is_as_the_catalog_says() -> None:
     assert not isinstance(weights, HubFile)
     assert mmproj is not None
     assert not isinstance(mmproj, HubFile)
-    assert (weights.stat().st_size, mmproj.stat().st_size) == (entry.gguf.bytes, entry.gguf.mmproj_bytes)
-    facts = read_gguf(weights, mmproj)
-    assert facts.kv_heads == (entry.kv_heads,) * entry.layers
-    assert facts.key_length == facts.value_length == entry.head_size
-    assert facts.embedding_length == entry.heads * entry.head_size
-    assert (facts.context_length, facts.sees_images) == (entry.context, entry.sees_images)
+    assert weights.stat().st_size + mmproj.stat().st_size == entry.size("llamacpp")[0]
+    assert (mmproj.stat().st_size, entry.size("llamacpp")[1]) == (entry.gguf.mmproj_bytes, True)
+    facts, catalogued = read_gguf(weights, mmproj), entry.facts("llamacpp")
+    for name in ("kv_heads", "key_length", "value_length", "embedding_length", "vocabulary_size", "context_length"):
+        assert getattr(catalogued, name) == getattr(facts, name), name
+    assert catalogued.sees_images == facts.sees_images
+    assert read_hf(selftest_dir() / entry.hf_folder).kv_bytes_per_token() == catalogued.kv_bytes_per_token()
 
 
 def test_the_parameters_of_the_shipped_model_are_counted() -> None:
@@ -78,22 +153,369 @@ def test_the_parameters_of_the_shipped_model_are_counted() -> None:
     assert entry.parameters == count
 
 
-@pytest.mark.parametrize("name", ["qwen2.5-vl:7b", "qwen3:8b"])
-def test_a_model_of_the_hub_has_all_that_engines_need(name: str) -> None:
-    entry = catalog.find(name)
-    assert not entry.shipped
-    assert entry.ollama is not None
-    assert entry.hub is not None
-    files = [entry.weights] + ([entry.mmproj] if entry.mmproj else [])
-    for file in files:
-        assert isinstance(file, HubFile)
-        assert parse(str(file)) == file
-    assert entry.sees_images == (entry.gguf.mmproj is not None) == (entry.gguf.mmproj_bytes > 0)
-    # 4-bit weights of Q4_K_M are between 4 and 5.5 bits a parameter, the vision tower left out.
-    assert 4 < entry.gguf.bytes * 8 / entry.parameters < 5.5
+# Facts for a plan
+
+
+@pytest.mark.parametrize(
+    ("name", "engine", "kv_bytes", "weights_gib"),
+    [
+        ("qwen3:8b", "llamacpp", 36 * 8 * 256 * 2, 4.68),
+        ("qwen3:8b", "vllm", 36 * 8 * 256 * 2, 15.3),
+        ("qwen3:8b-awq", "vllm", 36 * 8 * 256 * 2, 5.7),
+        ("qwen3:8b-fp8", "vllm", 36 * 8 * 256 * 2, 8.8),
+        ("qwen3:8b-q8_0", "llamacpp", 36 * 8 * 256 * 2, 8.1),
+        ("qwen3.5:27b", "llamacpp", 16 * 4 * 512 * 2, 15.6),  # 16 layers of 64
+        ("glm-4.7-flash:30b", "vllm", 47 * 576 * 2, 58.2),  # one latent vector
+        ("qwen2.5-vl:7b", "ollama", 28 * 4 * 256 * 2, 5.6),
+    ],
+)
+def test_facts_for_a_plan(name: str, engine: str, kv_bytes: int, weights_gib: float) -> None:
+    facts = catalog.find(name).facts(engine)
+    assert facts.kv_bytes_per_token() == kv_bytes
+    assert facts.weights_bytes / 2**30 == pytest.approx(weights_gib, rel=0.02)
+    assert facts.layers == catalog.find(name).layers
+
+
+def test_an_estimate_is_near_the_size_of_the_files() -> None:
+    ratios = []
+    for entry in OF_THE_HUB:
+        for quant, size in (entry.gguf_files.sizes if entry.gguf_files else {}).items():
+            files = dataclasses.replace(entry.gguf, sizes={}, mmproj=None, mmproj_bytes=0)
+            guessed = dataclasses.replace(
+                entry, gguf_files=files, quant=quant, vision=0, parameters=entry.parameters - entry.vision
+            )
+            ratios.append(guessed.size("llamacpp")[0] / size if entry.parameters > 2e9 else 1)
+    assert len(ratios) > 25
+    assert all(0.85 < ratio < 1.15 for ratio in ratios)
+
+
+# Spellings
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("qwen2.5-vl", "qwen2.5-vl:7b"),
+        ("qwen2.5vl", "qwen2.5-vl:7b"),
+        ("qwen2.5vl:7b", "qwen2.5-vl:7b"),
+        ("qwen2.5vl:latest", "qwen2.5-vl:7b"),
+        ("qwen2.5-vl-7b", "qwen2.5-vl:7b"),
+        ("qwen2.5_vl.7b", "qwen2.5-vl:7b"),
+        ("Qwen2.5-VL-7B-Instruct", "qwen2.5-vl:7b"),
+        ("Qwen2.5-VL-7B-Instruct-AWQ", "qwen2.5-vl:7b-awq"),
+        ("qwen3", "qwen3:8b"),
+        ("QWEN3:8B", "qwen3:8b"),
+        ("qwen3:30b-a3b", "qwen3:30b"),
+        ("qwen3-vl:8b-instruct", "qwen3-vl:8b"),
+        ("gemma-3-27b-it", "gemma3:27b"),
+        ("gpt-oss", "gpt-oss:20b"),
+        ("llama-3.1-8b-instruct", "llama3.1:8b"),
+        ("self-test", "selftest"),
+        ("qwen3:8b-q8_0", "qwen3:8b-q8_0"),
+        ("qwen3-8b-Q8_0", "qwen3:8b-q8_0"),
+        ("qwen2.5:7b-instruct-q4_K_M", "qwen2.5:7b-q4_k_m"),
+        ("qwen3-awq", "qwen3:8b-awq"),
+        ("qwen3:4b-q4_K_M", "qwen3:4b-q4_k_m"),
+        ("deepseek-r1:14b-qwen-distill-q8_0", "deepseek-r1:14b-q8_0"),
+    ],
+)
+def test_other_spellings_mean_the_same(typed: str, meant: str) -> None:
+    assert catalog.canonical(typed) == meant
+    assert catalog.find(meant) == catalog.find(typed)
+    assert catalog.look(typed) == catalog.find(typed)
+
+
+def test_no_spelling_of_ours_fits_two_entries() -> None:
+    both = {
+        spelling: found for spelling, found in catalog._load(catalog.user_file()).spellings.items() if len(found) > 1
+    }
+    assert both == {}
+
+
+def test_every_family_has_a_default_that_is_there() -> None:
+    for family in {entry.family for entry in ENTRIES.values()}:
+        assert catalog.find(family).family == family
+
+
+@pytest.mark.parametrize("entry", OF_THE_HUB, ids=ids)
+def test_every_quantization_can_be_named(entry: CatalogEntry) -> None:
+    for engine in catalog.ENGINES:
+        for quant in entry.quants(engine):
+            named = with_quant(CatalogName(entry.name), quant)
+            assert isinstance(named, CatalogName)
+            found = catalog.find(named.name)
+            assert (found.name, plain_quant(found.quant)) == (entry.name, plain_quant(quant))
+            assert found.chosen(engine) == quant
+
+
+@pytest.mark.parametrize(
+    ("typed", "near"),
+    [("qwen2.5-vll", "`qwen2.5-vl:7b`"), ("qwen3:8", "`qwen3:8b`"), ("selftst", "`selftest`")],
+)
+def test_an_unknown_name_brings_the_near_ones(typed: str, near: str) -> None:
+    with pytest.raises(ModelNotFound) as failure:
+        catalog.find(typed)
+    assert failure.value.message == f"no model is called `{typed}`"
+    assert failure.value.hint.startswith("did you mean ")
+    assert near in failure.value.hint
+    assert catalog.look(typed) is None
+
+
+def test_a_name_that_is_near_to_nothing() -> None:
+    with pytest.raises(ModelNotFound) as failure:
+        catalog.find("zzz")
+    assert failure.value.hint == "`llmdeploy models catalog` lists the names"
+
+
+# Quantizations, engine by engine
+
+
+def test_a_quantization_is_a_file_a_tag_or_a_repository() -> None:
+    q8, awq = CatalogName("qwen3:8b-q8_0"), CatalogName("qwen3:8b-awq")
+    assert str(gguf.find(q8).weights) == "hf://Qwen/Qwen3-8B-GGUF/Qwen3-8B-Q8_0.gguf"
+    assert Ollama(Settings()).artefact(q8) == Tag("qwen3:8b-q8_0")
+    assert hf_model.find(awq) == HfModel(HubRepo("Qwen/Qwen3-8B-AWQ"))
+
+
+@pytest.mark.parametrize(
+    ("find", "name", "said", "instead"),
+    [
+        (gguf.find, "qwen3:8b-awq", "no `awq` of `qwen3:8b` for llamacpp", "`qwen3:8b-q8_0`"),
+        (hf_model.find, "qwen3:8b-q8_0", "no `q8_0` of `qwen3:8b` for vllm", "`qwen3:8b-awq`, `qwen3:8b-gptq`"),
+        (Ollama(Settings()).artefact, "qwen3:8b-awq", "no `awq` of `qwen3:8b` for ollama", "`qwen3:8b-fp16`"),
+        (gguf.find, "qwen3:8b-q2_k", "no `q2_k` of `qwen3:8b`", "`q8_0`"),
+        (gguf.find, "llama4:scout", "no GGUF file of `llama4:scout`", "`llmdeploy models show llama4:scout`"),
+    ],
+)
+def test_a_quantization_that_an_engine_lacks(
+    find: Callable[[CatalogName], object], name: str, said: str, instead: str
+) -> None:
+    with pytest.raises(ModelNotFound) as failure:
+        find(CatalogName(name))
+    assert said in failure.value.message
+    assert instead in failure.value.hint
+
+
+def test_what_is_not_of_the_catalog_is_ollamas() -> None:
+    assert Ollama(Settings()).artefact(CatalogName("qwen3:8b-q3_K_L")) == Tag("qwen3:8b-q3_K_L")
+    assert Ollama(Settings()).artefact(CatalogName("my-own")) == Tag("my-own")
+
+
+# The user's own
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    monkeypatch.setenv("LLMDEPLOY_CONFIG", str(tmp_path / "config.toml"))
+    return lambda text: void(catalog.user_file().write_text(text, encoding="utf-8"))
+
+
+def void(_: object) -> None: ...
+
+
+def test_the_users_entries_win(own: Callable[[str], None]) -> None:
+    own(
+        '[models."qwen3:8b"]\nhub = { bf16 = "me/mine" }\n'
+        '[models."house:1b"]\nollama = "house"\nhub = { bf16 = "me/house" }\n'
+        '[models.local.gguf]\nfile = "/models/x.gguf"\nquants = ["Q4_K_M"]\n'
+    )
+    assert (catalog.find("qwen3:8b").hub, catalog.find("qwen3:8b").ollama) == ("me/mine", None)
+    assert catalog.find("house") == catalog.find("house:1b")
+    assert catalog.find("local").weights == Path("/models/x.gguf")
+    assert catalog.names()[:3] == ["qwen3:8b", "house:1b", "local"]
+    assert catalog.find("house").own
+    assert not catalog.find("qwen3:4b").own
+    with pytest.raises(ModelNotFound, match="does not tell the shapes of `house:1b`"):
+        catalog.find("house").facts("vllm")
+
+
+def test_a_spelling_that_fits_two_entries_is_refused_with_both(own: Callable[[str], None]) -> None:
+    own('[models."house:1b"]\nollama = "a"\n[models."house:2b"]\nollama = "b"\n')
+    with pytest.raises(ModelNotFound) as failure:
+        catalog.find("house")
+    assert failure.value.message == "`house` may be `house:1b` or `house:2b`"
+    assert failure.value.hint == "say which: `llmdeploy models show house:1b house:2b`"
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "hint"),
+    [
+        ('[models.x]\nlayer = 1\nollama = "x"', '`models."x"`: there is no key `layer`', "the nearest is `layers`"),
+        ('[models.x]\nollama = "x"\nlayers = "a"', '`models."x"`: `layers`: expected `int`, got `str`', "correct it"),
+        ('[models.x]\nollama = "x"\nlayers = true', "`layers`: expected `int`", "correct it"),
+        ('[models.x]\nollama = "x"\nlayers = 0', "`layers`: expected `int` >= 1", "correct it"),
+        ('[models.x]\nhub = { bf16 = "no-owner" }', "`hub[...]`: expected `str` matching", "correct it"),
+        ('[models.x]\nhub = "a/b"', "`hub`: expected `object`, got `str`", "correct it"),
+        ('[models.x.gguf]\nfiles = "x.gguf"', "there is no key `gguf.files`", "the nearest is `file`"),
+        ('[models.x.gguf]\nfile = "x.bin"\nquants = ["Q4_0"]', "`gguf.file`", "correct it"),
+        ('[models.x.gguf]\nfile = "x.gguf"\nquants = "none"', "names no list of `quantizations`: `none`", "itself"),
+        ('[models.x.gguf]\nfile = "x.gguf"\nquants = ["a", "b"]', "one file for several", "`{quant}`"),
+        (
+            '[models.x.gguf]\nfile = "x.gguf"\nquants = ["a"]\nbytes = { b = 1 }',
+            "`gguf.bytes` has `b`, which is not in `gguf.quants`",
+            "add it there",
+        ),
+        ('[models."a b"]\nollama = "x"', '`models."a b"`: that is no name that can be typed', "`name:7b`"),
+        ("[models.x]\nlayers = 1", "it names nothing that an engine could take", "add `ollama`, `hub` or `gguf`"),
+        ("[model.x]", "there is no key `model`", "the nearest is `models`"),
+        ('[families.x]\ndefaults = "1b"', '`families."x"`: there is no key `defaults`', "the nearest is `default`"),
+        ("[models", "end of document", "TOML"),
+        ("x = 1", "there is no key `x`", "the nearest is"),
+    ],
+)
+def test_a_wrong_file_of_the_users(own: Callable[[str], None], text: str, said: str, hint: str) -> None:
+    own(text)
+    with pytest.raises(ConfigError) as failure:
+        catalog.find("qwen3:8b")
+    assert failure.value.message.startswith(f"`{catalog.user_file()}`")
+    assert said in failure.value.message
+    assert hint in failure.value.hint
+    assert isinstance(failure.value, errors.LlmdeployError)
+
+
+# What each engine would get
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a socket was asked for")
+
+    monkeypatch.setattr("socket.socket", refuse)
+    monkeypatch.setattr("socket.create_connection", refuse)
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("name", ["qwen2.5-vl:7b", *TWENTY])
+def test_three_artefacts_without_a_network(name: str) -> None:
+    for offer in offers(CatalogName(name)):
+        assert offer.artefact, offer
+        assert all(isinstance(parse(one), HubFile | HubRepo | OllamaTag) for one in offer.artefact)
+        assert (offer.bytes > 0, offer.here, offer.lacks) == (True, False, "")
+        assert offer.quant
+        assert offer.quant not in offer.others
+
+
+@pytest.mark.usefixtures("no_network")
+def test_what_is_here_is_known_by_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "ollama"))
+    cached(tmp_path / "hub", "Qwen/Qwen3-8B-GGUF", "Qwen3-8B-Q4_K_M.gguf")
+    cached(tmp_path / "hub", "Qwen/Qwen3-8B", "config.json")
+    manifest = tmp_path / "ollama" / "manifests" / "registry.ollama.ai" / "library" / "qwen3" / "8b"
+    manifest.parent.mkdir(parents=True)
+    manifest.touch()
+    assert [offer.here for offer in offers(CatalogName("qwen3:8b"))] == [True, True, False]
+    cached(
+        tmp_path / "hub", "Qwen/Qwen3-8B", "model.safetensors.index.json", '{"weight_map": {"a": "one.safetensors"}}'
+    )
+    assert not offers(CatalogName("qwen3:8b"))[2].here
+    cached(tmp_path / "hub", "Qwen/Qwen3-8B", "one.safetensors")
+    assert offers(CatalogName("qwen3:8b"))[2].here
+    assert [offer.here for offer in offers(CatalogName("qwen3:8b-q8_0"))] == [False, False, False]
+
+
+def cached(cache: Path, repo: str, file: str, text: str = "") -> None:
+    """Put a file into a cache as huggingface_hub lays it out."""
+    folder = cache / f"models--{repo.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True, exist_ok=True)
+    (folder / "refs" / "main").write_text("c0ffee")
+    (folder / "snapshots" / "c0ffee").mkdir(parents=True, exist_ok=True)
+    (folder / "snapshots" / "c0ffee" / file).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("reference", "engines"),
+    [
+        ("Qwen/Qwen3-8B", {"vllm"}),
+        ("hf://Qwen/Qwen3-8B-GGUF:Q8_0", {"llamacpp", "ollama"}),
+        ("hf://Qwen/Qwen3-8B-GGUF/x.gguf", {"llamacpp", "ollama"}),
+        ("ollama://x:7b", {"ollama"}),
+        ("hf.co/a/b:Q8_0", {"llamacpp", "ollama"}),
+        (str(selftest_dir() / "selftest-f16.gguf"), {"llamacpp", "ollama"}),
+        (str(selftest_dir() / "hf"), {"vllm"}),
+    ],
+)
+def test_what_is_known_of_other_references(reference: str, engines: set[str]) -> None:
+    found = offers(parse(reference))
+    assert [offer.engine for offer in found] == list(catalog.ENGINES)
+    assert {offer.engine for offer in found if offer.artefact} == engines
+    assert all(bool(offer.artefact) != bool(offer.lacks) for offer in found)
 
 
 def test_names_for_the_completion_load_nothing_heavy() -> None:
     code = "import sys; from llmdeploy.models import catalog; catalog.names(); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"numpy", "gguf", "huggingface_hub", "httpx", "typer", "rich", "asyncio", "ssl", "socket"} & set(loaded)
+    heavy = {"numpy", "gguf", "huggingface_hub", "httpx", "typer", "rich", "asyncio", "ssl", "socket", "msgspec"}
+    assert not heavy & set(loaded)
+
+
+# The commands
+
+SHOWN = """\
+qwen2.5-vl:7b
+  text, image; 8.29 billion parameters; context 128000; Apache-2.0
+  llamacpp: Q4_K_M, 5.2 GiB, not here
+    hf://ggml-org/Qwen2.5-VL-7B-Instruct-GGUF/Qwen2.5-VL-7B-Instruct-Q4_K_M.gguf
+    hf://ggml-org/Qwen2.5-VL-7B-Instruct-GGUF/mmproj-Qwen2.5-VL-7B-Instruct-Q8_0.gguf
+    also q8_0
+  ollama: q4_K_M, about 5.6 GiB, not here
+    ollama://qwen2.5vl:7b
+    also q8_0, fp16
+  vllm: bf16, about 15.4 GiB, not here
+    hf://Qwen/Qwen2.5-VL-7B-Instruct
+    also awq, gptq, nvfp4
+"""
+
+
+def test_show_says_what_a_name_means_and_what_each_engine_gets(world: World) -> None:
+    assert world.run("models", "show", "qwen2.5-vl").text == (
+        f"exit 0\n--- stdout\n{SHOWN}--- stderr\n`qwen2.5-vl` is `qwen2.5-vl:7b`\n"
+    )
+
+
+def test_show_of_many_is_one_document(world: World) -> None:
+    result = world.run("models", "show", "--json", "qwen2.5vl", "qwen3:8b-awq", "llama4:scout", "selftest")
+    assert (result.status, result.stderr) == (0, "")
+    vl, awq, scout, selftest = json.loads(result.stdout)["models"]
+    assert (vl["asked"], vl["name"]) == ("qwen2.5vl", "qwen2.5-vl:7b")
+    assert vl["engines"]["ollama"]["artefact"] == ["ollama://qwen2.5vl:7b"]
+    assert vl["engines"]["llamacpp"]["bytes"] == 4_683_072_032 + 853_119_712
+    assert (vl["engines"]["llamacpp"]["exact"], vl["engines"]["vllm"]["exact"]) == (True, False)
+    assert awq["engines"]["vllm"]["artefact"] == ["hf://Qwen/Qwen3-8B-AWQ"]
+    assert awq["engines"]["llamacpp"]["artefact"] == []
+    assert "Q8_0" in awq["engines"]["llamacpp"]["others"]
+    assert scout["gated"]
+    assert scout["engines"]["vllm"]["gated"]
+    assert scout["active_parameters"] == 17_000_000_000
+    assert {engine: offer["here"] for engine, offer in selftest["engines"].items()} == {
+        "llamacpp": True,
+        "ollama": False,
+        "vllm": True,
+    }
+
+
+def test_show_of_an_unknown_name(world: World) -> None:
+    result = world.run("models", "show", "qwen3:8b", "qwen3:9b")
+    assert (result.status, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: no model is called `qwen3:9b`\nhint: did you mean ")
+
+
+def test_catalog_lists_the_names(world: World) -> None:
+    result = world.run("models", "catalog")
+    assert (result.status, [line.split()[0] for line in result.stdout.splitlines()]) == (0, catalog.names())
+    documents: list[dict[str, Any]] = json.loads(world.run("models", "catalog", "--json").stdout)["models"]
+    assert [document["name"] for document in documents] == catalog.names()
+
+
+def test_the_users_catalog_is_beside_the_configuration(world: World) -> None:
+    world.config.parent.mkdir(parents=True)
+    (world.config.parent / "catalog.toml").write_text('[models."house:1b"]\nollama = "house"\n')
+    assert world.run("models", "catalog").stdout.startswith("house:1b")
+    assert "ollama://house" in world.run("models", "show", "house").stdout
+    (world.config.parent / "catalog.toml").write_text("[models.house]\nolama = 1\n")
+    assert world.run("models", "show", "qwen3:8b").text == (
+        "exit 1\n--- stdout\n--- stderr\n"
+        'error: `[FOLDER]/home/.config/llmdeploy/catalog.toml`, `models."house"`: there is no key `olama`\n'
+        "hint: the nearest is `ollama`\n"
+    )

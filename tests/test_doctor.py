@@ -278,40 +278,35 @@ def test_a_machine_that_tells_nothing(look: Look, monkeypatch: pytest.MonkeyPatc
 
 # models
 
-MODELS = """\
-NAME           TAKES        CONTEXT  SIZE     HERE
-selftest       text, image  8192     2 MiB    yes
-qwen2.5-vl:7b  text, image  128000   5.2 GiB  no
-qwen3:8b       text         40960    4.7 GiB  no
-"""
+
+def test_models(world: World) -> None:
+    result = world.run("models", "catalog")
+    assert (result.status, result.stderr) == (
+        0,
+        "hint: `llmdeploy models show NAME` tells what each engine would get of one, from where, how large\n",
+    )
+    rows = {line.split()[0]: line for line in result.stdout.splitlines()}
+    assert list(rows) == ["NAME", *catalog.names()]
+    assert re.sub(" +", " ", rows["selftest"]) == "selftest text, image 8192 2 MiB yes"
+    assert re.sub(" +", " ", rows["qwen2.5-vl:7b"]) == "qwen2.5-vl:7b text, image 128000 5.2 GiB no"
 
 
 def test_models_as_json(world: World) -> None:
     result = world.run("models", "--json")
     assert (result.status, result.stderr) == (0, "")
+    models = {model["name"]: model for model in json.loads(result.stdout)["models"]}
+    assert list(models) == catalog.names()
     shipped = "[ROOT]/llmdeploy/selftest"
-    vl = "hf://ggml-org/Qwen2.5-VL-7B-Instruct-GGUF"
-    vl_files = [f"{vl}/Qwen2.5-VL-7B-Instruct-Q4_K_M.gguf", f"{vl}/mmproj-Qwen2.5-VL-7B-Instruct-Q8_0.gguf"]
-
-    def model(name: str, takes: list[str], context: int, llamacpp: dict[str, object], *others: object) -> object:
-        ollama, vllm = ({"artefact": other} for other in others)
-        engines = {"llamacpp": llamacpp, "ollama": ollama, "vllm": vllm}
-        return {"name": name, "capabilities": takes, "context": context, "license": "Apache-2.0", "engines": engines}
-
-    def files(artefact: list[str], size: int, here: bool) -> dict[str, object]:
-        return {"artefact": artefact, "bytes": size, "here": here}
-
     own = [f"{shipped}/selftest-f16.gguf", f"{shipped}/mmproj-selftest-f16.gguf"]
-    qwen3 = ["hf://Qwen/Qwen3-8B-GGUF/Qwen3-8B-Q4_K_M.gguf"]
-    both = ["text", "image"]
-    assert json.loads(result.stdout)["models"] == [
-        model("selftest", both, 8192, files(own, 1_726_752 + 607_136, True), own, f"{shipped}/hf"),
-        model(
-            "qwen2.5-vl:7b", both, 128_000, files(vl_files, 4_683_072_032 + 853_119_712, False),
-            "qwen2.5vl:7b", "Qwen/Qwen2.5-VL-7B-Instruct",
-        ),
-        model("qwen3:8b", ["text"], 40_960, files(qwen3, 5_027_783_488, False), "qwen3:8b", "Qwen/Qwen3-8B"),
-    ]  # fmt: skip
+    selftest, vl = models["selftest"], models["qwen2.5-vl:7b"]
+    assert {name: engine["artefact"] for name, engine in selftest["engines"].items()} == {
+        "llamacpp": own,
+        "ollama": own,
+        "vllm": [f"{shipped}/hf"],
+    }
+    assert selftest["engines"]["llamacpp"]["bytes"] == 1_726_752 + 607_136
+    assert (vl["capabilities"], vl["context"], vl["license"]) == (["text", "image"], 128_000, "Apache-2.0")
+    assert vl["engines"]["ollama"]["artefact"] == ["ollama://qwen2.5vl:7b"]
 
 
 # A narrow terminal
@@ -337,6 +332,23 @@ def on_terminal(world: World, columns: int, *arguments: str) -> list[str]:
                 output += piece
         os.close(ours)
     return output.decode().splitlines()
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80])
+def test_models_on_a_narrow_terminal(world: World, columns: int) -> None:
+    lines = on_terminal(world, columns, "models", "catalog")
+    assert max(map(len, lines)) <= columns
+    assert [name for name in catalog.names() if not any(line.startswith(f"{name} ") for line in lines)] == []
+    assert "…" not in "".join(lines)
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80])
+def test_what_an_engine_gets_on_a_narrow_terminal(world: World, columns: int) -> None:
+    lines = on_terminal(world, columns, "models", "show", "qwen2.5-vl:7b", "llama4:scout", "qwen3:8b-awq")
+    # References are whole, to be copied; everything else is folded.
+    assert max(len(line) for line in lines if "://" not in line) <= columns
+    assert "    hf://Qwen/Qwen2.5-VL-7B-Instruct" in lines
+    assert "…" not in "".join(lines)
 
 
 @pytest.mark.parametrize("columns", [40, 60, 80])

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from shutil import get_terminal_size
 from typing import Any
 
 from llmdeploy.cli import options
-from llmdeploy.cli.output import out
+from llmdeploy.cli.output import columns, out
 
 
 def catalog(json: options.Json = False) -> None:
@@ -17,15 +16,17 @@ def catalog(json: options.Json = False) -> None:
 
     from llmdeploy.units import in_gib
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2 if get_terminal_size().columns >= 50 else 1, 0, 0))
-    for heading in ("NAME", "TAKES", "CONTEXT", "SIZE", "HERE"):
+    width = columns()
+    narrow = width < 70
+    table = Table(box=None, pad_edge=False, padding=(0, 2 if width >= 50 else 1, 0, 0), header_style="")
+    for heading in ("NAME", "SIZE", "HERE") if narrow else ("NAME", "TAKES", "CONTEXT", "SIZE", "HERE"):
         # Words may be folded on a narrow terminal; a name or a number that is broken misleads.
-        table.add_column(heading, no_wrap=heading != "TAKES", overflow="fold", header_style="")
+        table.add_column(heading, no_wrap=heading != "TAKES", overflow="fold")
     for row in rows():
-        here = any(engine["here"] for engine in row["engines"].values())
-        size = row["engines"]["llamacpp"]["bytes"] or row["engines"]["vllm"]["bytes"]
-        takes = ", ".join(row["capabilities"])
-        table.add_row(row["name"], takes, str(row["context"]), in_gib(size), "yes" if here else "no")
+        here = "yes" if any(engine["here"] for engine in row["engines"].values()) else "no"
+        size = in_gib(row["engines"]["llamacpp"]["bytes"] or row["engines"]["vllm"]["bytes"])
+        takes = [] if narrow else [", ".join(row["capabilities"]), str(row["context"])]
+        table.add_row(row["name"], *takes, size, here)
     out.table(table)
     out.hint("`llmdeploy models show NAME` tells what each engine would get of one, from where, how large")
 

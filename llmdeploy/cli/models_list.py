@@ -5,11 +5,10 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime
-from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
 from llmdeploy import config
-from llmdeploy.cli.output import harmless, out
+from llmdeploy.cli.output import columns, harmless, out
 from llmdeploy.units import in_gib
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ def show() -> None:
     found = store.look(config.load().ollama_models)
     rows = [_row(model) for model in _sorted(found)]
     widths = [max(map(len, column)) for column in zip(HEADINGS, *rows, strict=True)]
-    if sys.stdout.isatty() and sum(widths) + 2 * len(widths) > get_terminal_size().columns:
+    if sys.stdout.isatty() and sum(widths) + 2 * len(widths) > columns():
         for name, size, engines, place, used in rows:
             out.line(f"{name}\n  {size}, {place}, {used}\n  {engines}")
     else:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from shutil import get_terminal_size
 from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llmdeploy.cli import options
-from llmdeploy.cli.output import harmless, out
+from llmdeploy.cli.output import columns, harmless, out
 
 if TYPE_CHECKING:
     from llmdeploy.models.catalog_entry import CatalogEntry
@@ -110,7 +109,7 @@ def _known(offer: dict[str, Any]) -> str:
 def _wrapped(indent: int, facts: list[str]) -> None:
     """A line, or several on a terminal that is narrower."""
     text = harmless("; ".join(facts))
-    width = get_terminal_size().columns if sys.stdout.isatty() else 10_000
+    width = columns() if sys.stdout.isatty() else 10_000
     margin = " " * indent
     for line in wrap(text, width, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False):
         out.data(line)

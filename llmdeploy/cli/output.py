@@ -96,6 +96,20 @@ def harmless(text: str) -> str:
     return "".join(it if it.isprintable() or it in "\n\t" else ascii(it)[1:-1] for it in text)
 
 
+def columns() -> int:
+    """The width of the terminal that stdout is, or what `COLUMNS` says; 80 where neither tells.
+
+    shutil's function asks the stream that the interpreter began with, which `make_safe` has replaced.
+    """
+    named = os.environ.get("COLUMNS", "")
+    if named.isdecimal() and int(named) > 0:
+        return int(named)
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
 def _plain(stream: Any) -> bool:
     """Whether Rich would only pass the text on: then its 40 ms are saved."""
     return not (stream.isatty() or os.environ.get("FORCE_COLOR"))

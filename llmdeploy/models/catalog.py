@@ -25,6 +25,7 @@ from llmdeploy import paths
 from llmdeploy.errors import ModelNotFound
 from llmdeploy.models import catalog_file
 from llmdeploy.models.catalog_entry import CatalogEntry, plain_quant
+from llmdeploy.models.catalog_file import Document
 
 ENGINES = ("llamacpp", "ollama", "vllm")
 
@@ -88,7 +89,7 @@ class _Catalog:
 @cache
 def _load(own: Path) -> _Catalog:
     shipped = tomllib.loads(Path(__file__).with_name("catalog.toml").read_text(encoding="utf-8"))
-    theirs = catalog_file.read(own)
+    theirs = _read(own) if own.exists() else {}
     entries = catalog_file.entries(theirs, own=True)
     entries |= {name: entry for name, entry in catalog_file.entries(shipped).items() if name not in entries}
     defaults = {
@@ -100,19 +101,30 @@ def _load(own: Path) -> _Catalog:
     spellings: dict[str, dict[str, CatalogEntry]] = {}
     for entry in entries.values():
         for spelling, meant in _spellings(entry, is_default=defaults.get(entry.family, entry.name) == entry.name):
-            spellings.setdefault(_plain(spelling), {})[str(meant)] = meant
+            # A quantization that is said wins over a tag that only happens to be the default's.
+            found = spellings.setdefault(_plain(spelling), {}) if spelling else {}
+            if meant.quant or entry.name not in {one.name for one in found.values()}:
+                found.pop(entry.name, None)
+                found[str(meant)] = meant
     return _Catalog(MappingProxyType(entries), {key: tuple(found.values()) for key, found in spellings.items()})
 
 
+def _read(file: Path) -> Document:
+    from llmdeploy.models import catalog_schema
+
+    return catalog_schema.read(file)
+
+
 def _spellings(entry: CatalogEntry, *, is_default: bool) -> Iterator[tuple[str, CatalogEntry]]:
-    yield entry.name, entry
-    for alias in (*entry.aliases, *([entry.tag] if entry.tag else [])):
-        yield alias, entry
+    for name in (entry.name, entry.tag, *entry.aliases):
+        yield name, entry
     if is_default:
         yield entry.family, entry
-        yield entry.tag.partition(":")[0] or entry.family, entry
+        yield entry.tag.partition(":")[0], entry
     for at, (quant, repository) in enumerate(entry.repositories.items()):
-        yield repository.partition("/")[2], replace(entry, quant=quant) if at else entry
+        yield repository.partition("/")[2], replace(entry, quant=quant.lower()) if at else entry
+    for quant, tag in entry.tags.items():
+        yield tag, replace(entry, quant=quant.lower()) if tag.endswith(quant) else entry
 
 
 def _found(name: str) -> CatalogEntry | None:

@@ -171,7 +171,7 @@ class CatalogEntry:
         """
         quant = self.chosen(engine)
         if engine == "vllm" or (engine == "ollama" and self.tag):
-            return self._estimate(quant or "Q4_K_M") + self._projector(), False
+            return self._estimate(quant or "Q4_K_M") + 2 * self.vision, False
         files = self.gguf
         exact = files.sizes.get(quant, 0)
         complete = files.mmproj is None or files.mmproj_bytes > 0
@@ -187,7 +187,7 @@ class CatalogEntry:
         size, exact = self.size(engine)
         if not (size and self.layers):
             raise ModelNotFound(f"the catalog does not tell the shapes of `{self.name}`", self._hint())
-        mmproj_bytes = 0 if engine == "vllm" else self._projector()
+        mmproj_bytes = self._projector() if engine == "llamacpp" else 0
         key, value = (self.latent, 0) if self.latent else (self.head_size, self.head_size)
         heads = 1 if self.latent else self.kv_heads
         cached = self.kv_layers or self.layers
@@ -215,11 +215,9 @@ class CatalogEntry:
         return round(((count - kept) * bits + kept * 16) / 8) if count > kept else 0
 
     def _projector(self) -> int:
-        """Bytes of the vision tower, of which the file is told or which is kept at 16 bits."""
-        if self.gguf_files and self.gguf_files.mmproj_bytes:
-            return self.gguf_files.mmproj_bytes
-        eight = self.gguf_files is not None and "q8_0" in (self.gguf_files.mmproj or "").lower()
-        return round(self.vision * (BITS["Q8_0"] if eight else 16) / 8)
+        """Bytes of the vision projector's file."""
+        eight = "q8_0" in (self.gguf.mmproj or "").lower()
+        return self.gguf.mmproj_bytes or round(self.vision * BITS["Q8_0" if eight else "F16"] / 8)
 
     def _located(self, file: str) -> Path | HubFile:
         return selftest_dir() / file if self.gguf.repo is None else HubFile(self.gguf.repo, file)

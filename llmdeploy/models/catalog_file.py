@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from llmdeploy.models.catalog_entry import CatalogEntry, GgufFiles
@@ -18,18 +17,6 @@ Document = Mapping[str, Any]
 MADE = {"name", "capabilities", "gguf_files", "tag", "tags", "repositories", "aliases", "quant", "own"}
 SAME = {field.name for field in fields(CatalogEntry)} - MADE
 """The keys that are fields of an entry as they are."""
-
-
-def read(file: Path) -> Document:
-    """A file of the user's, checked; empty where there is none. Raises ConfigError."""
-    if not file.exists():
-        return {}
-    from llmdeploy import config
-    from llmdeploy.models import catalog_schema
-
-    document = config.parse(config.read(file, str(file)) or "", str(file))
-    catalog_schema.check(document, str(file))
-    return document
 
 
 def entries(document: Document, *, own: bool = False) -> dict[str, CatalogEntry]:

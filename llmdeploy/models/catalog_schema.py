@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, ValidationError, convert
 
+from llmdeploy import config
 from llmdeploy.errors import ConfigError, UsageError
 from llmdeploy.models.catalog_file import Document, whole
 from llmdeploy.models.reference import CatalogName, parse
@@ -67,6 +69,13 @@ class File(Struct, forbid_unknown_fields=True):
     quantizations: dict[str, list[Text]] = {}
 
 
+def read(file: Path) -> Document:
+    """A file of the user's. Raises ConfigError where it cannot be read or something in it is wrong."""
+    document = config.parse(config.read(file, str(file)) or "", str(file))
+    check(document, str(file))
+    return document
+
+
 def check(document: Document, shown: str) -> None:
     """Raises ConfigError for what is wrong, with the file, the entry and the nearest key."""
     _check(document, File, f"`{shown}`")
@@ -88,7 +97,7 @@ def _check(table: Any, kind: type[Struct], where: str) -> None:
 
 def _explained(message: str, kind: type[Struct], where: str) -> ConfigError:
     """msgspec's words, such as "Expected `int`, got `str` - at `$.layers`", as ours."""
-    words, _, path = message.partition(" - at ")
+    words, _, path = message.replace(" | null", "").partition(" - at ")
     place = path.strip("`").removeprefix("$").strip(".")
     if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", words, re.DOTALL):
         names = (Gguf if place == "gguf" else kind).__struct_fields__
