@@ -27,6 +27,7 @@ from llmdeploy.checks import Check
 from llmdeploy.engines.base import EngineStatus
 from llmdeploy.engines.llamacpp import LlamaCpp
 from llmdeploy.hardware import Gpu, Hardware
+from llmdeploy.models import catalog
 from llmdeploy.plan import GIB, MIB
 from tests import machines
 from tests.conftest import ROOT, World

@@ -24,8 +24,8 @@ def catalog(json: options.Json = False) -> None:
         table.add_column(heading, no_wrap=heading != "TAKES", overflow="fold")
     for row in rows():
         here = "yes" if any(engine["here"] for engine in row["engines"].values()) else "no"
-        size = in_gib(row["engines"]["llamacpp"]["bytes"] or row["engines"]["vllm"]["bytes"])
-        takes = [] if narrow else [", ".join(row["capabilities"]), str(row["context"])]
+        size = next((in_gib(it["bytes"]) for it in row["engines"].values() if it["bytes"]), "-")
+        takes = [] if narrow else [", ".join(row["capabilities"]), str(row["context"] or "-")]
         table.add_row(row["name"], *takes, size, here)
     out.table(table)
     out.hint("`llmdeploy models show NAME` tells what each engine would get of one, from where, how large")
