@@ -5,12 +5,14 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from llmdeploy.models.hub import commit_of
+from llmdeploy.models.hub.cache import _name as name_revision
 from llmdeploy.models.hub.failures import explain
 from llmdeploy.models.reference import HubFile
 from tests.conftest import SELFTEST
@@ -317,3 +319,17 @@ def test_where_xet_is_out_of_reach_the_hub_sends_the_file(machine: Machine, hub:
         hub.refusals = [Refusal(404, times=99, part="/xet-read-token/")]
         [path] = machine.pull(ADDRESS)
     assert path.read_bytes() == CONTENT
+
+
+def test_files_that_arrive_side_by_side_all_name_the_revision(tmp_path: Path) -> None:
+    ref = tmp_path / "refs" / "main"
+    commits = [f"{number:040x}" for number in range(8)]
+
+    def arrive(commit: str) -> None:
+        for _ in range(200):
+            name_revision(ref, commit)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(arrive, commits))
+    assert ref.read_text() in commits
+    assert list(ref.parent.iterdir()) == [ref]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -117,6 +118,6 @@ def _name(ref: Path, commit: str) -> None:
     if ref.name == commit or (ref.is_file() and ref.read_text() == commit):
         return
     ref.parent.mkdir(parents=True, exist_ok=True)
-    new = ref.with_name(f"{ref.name}.{os.getpid()}.new")
+    new = ref.with_name(f"{ref.name}.{os.getpid()}.{threading.get_ident()}.new")  # files arrive side by side
     new.write_text(commit)
     new.replace(ref)
