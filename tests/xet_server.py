@@ -28,10 +28,12 @@ from tests.hub_server import EXPIRED, Handler, Hub, Signed, listening
 UPLOAD = """
 import sys, hf_xet
 
-commit = hf_xet.XetSession().new_upload_commit(endpoint=sys.argv[1])
-files = [commit.start_upload_file(path, sha256=hf_xet.SKIP_SHA256) for path in sys.argv[2:]]
-commit.wait_to_finish()
-print(*(file.result().xet_info.hash for file in files))
+session = hf_xet.XetSession()
+for path in sys.argv[2:]:
+    commit = session.new_upload_commit(endpoint=sys.argv[1])
+    file = commit.start_upload_file(path, sha256=hf_xet.SKIP_SHA256)
+    commit.wait_to_finish()
+    print(file.result().xet_info.hash)
 """
 ENTRY = Struct("<32sIIII")
 """Of a shard. A file: hash, flags, the number of its terms, 0, 0; a term: the xorb, flags, bytes, chunks from, to."""
@@ -83,11 +85,14 @@ class Cas:
     def file_id(self, content: Content) -> str:
         with self.storing:
             if blob(content).sha256 not in self.ids:
-                self._store([content, *_lfs_objects(self.hub)])
+                self.store([content, *_lfs_objects(self.hub)])
         return self.ids[blob(content).sha256]
 
-    def _store(self, contents: Iterable[Content]) -> None:
-        """Have hf_xet upload those that are not here: in a process and with caches of its own."""
+    def store(self, contents: Iterable[Content]) -> None:
+        """Have hf_xet upload those that are not here, one after the other, in a process and with caches of its own.
+
+        What went before is not stored again: a file is of several xorbs when its parts went before it.
+        """
         new = {blob(content).sha256: content for content in contents if blob(content).sha256 not in self.ids}
         with tempfile.TemporaryDirectory(dir=self.folder) as home:
             paths = [_on_disk(content, Path(home) / sha256) for sha256, content in new.items()]
