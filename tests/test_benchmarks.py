@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 GATEWAY = Path(__file__).parents[1] / "benchmarks" / "gateway.py"
+PULL = GATEWAY.with_name("pull.py")
 PATH = os.pathsep.join([os.environ["PATH"], "/usr/local/sbin", "/usr/sbin"])  # as the benchmark looks for them
 MISSING = [program for program in ("nginx", "wrk", "gcc") if shutil.which(program, path=PATH) is None]
 ROWS = {
@@ -79,3 +80,16 @@ def test_the_gateways_benchmark_says_what_is_missing(tmp_path: Path) -> None:
     assert "`wrk`" in error
     assert hint.startswith("hint: apt install ")
     assert "wrk" in hint
+
+
+@pytest.mark.skipif(os.name != "posix", reason="ends what it started as POSIX does")
+def test_the_benchmark_of_pull_runs_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Both transports are measured against the same repository, the status is that of the ratios."""
+    command = [sys.executable, str(PULL), "--mb", "2", "--rounds", "1", "--json"]
+    done = subprocess.run(command, env=os.environ | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True)
+    assert done.stderr == ""
+    figures = json.loads(done.stdout)
+    assert [figure["transport"] for figure in figures] == ["HTTP", "Xet"]
+    assert all(figure["mb_s"] > 0 and figure["ratios"] == [figure["ratio"]] for figure in figures)
+    assert done.returncode == (0 if all(figure["ratio"] >= figure["limit"] for figure in figures) else 1)
+    assert list(tmp_path.iterdir()) == []
