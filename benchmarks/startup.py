@@ -45,6 +45,14 @@ def goodbye() -> None:
     Console().print("goodbye")
 '''
 
+# Of the catalog, for `models show`: it must be instant for many at once.
+NAMES = [
+    "qwen2.5-vl:7b", "qwen2.5:7b", "qwen2.5-coder:32b", "qwen3:0.6b", "qwen3:8b", "qwen3:30b",
+    "qwen3-coder:30b", "qwen3-vl:8b", "qwen3.5:9b", "qwen3.6:27b", "llama3.1:8b", "llama3.3:70b",
+    "gemma3:27b", "gemma4:e4b", "gpt-oss:20b", "gpt-oss:120b", "deepseek-r1:32b", "mistral-small3.2:24b",
+    "ministral-3:8b", "phi4:14b", "qwq:32b",
+]  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Command:
@@ -125,7 +133,8 @@ def commands(script: Path, folder: Path, serving: dict[str, str] | None) -> list
     help_ = Command("reference --help", [reference, "--help"], 0, "goodbye", plain)
 
     def ours(*arguments: str, status: int = 0, says: str) -> Command:
-        return Command(" ".join(["llmdeploy", *arguments]), [str(script), *arguments], status, says, plain)
+        name = " ".join(["llmdeploy", *arguments[:2]]) + (f" ({len(arguments) - 2} names)" if arguments[2:] else "")
+        return Command(name, [str(script), *arguments], status, says, plain)
 
     def completion(*words: str, says: str) -> Command:
         asked = {"_LLMDEPLOY_COMPLETE": "complete_bash", "COMP_CWORD": str(len(words))}
@@ -138,6 +147,7 @@ def commands(script: Path, folder: Path, serving: dict[str, str] | None) -> list
         Measured(completion("serve", "--eng", says="--engine"), command, 0.6),
         Measured(completion("serve", "self", says="selftest"), command, 0.6),
         Measured(ours("--help", says="doctor"), help_, 1.2),
+        Measured(ours("models", "show", *NAMES, says="hf://google/gemma-3-27b-it"), command, 1.7),
         Measured(ours("status", status=1, says="nothing is served"), command, 0.9),
     ]
     if serving is not None:
@@ -203,11 +213,11 @@ def run(measured: list[Measured], rounds: int) -> list[Figure]:
 
 
 def table(figures: list[Figure]) -> str:
-    lines = [f"{'command':<28}{'ms':>8}  {'reference':<18}{'ms':>8}{'ratio':>8}{'limit':>8}"]
+    lines = [f"{'command':<34}{'ms':>8}  {'reference':<18}{'ms':>8}{'ratio':>8}{'limit':>8}"]
     for it in figures:
         verdict = "" if it.within else "  over"
         lines.append(
-            f"{it.name:<28}{it.ms:>8.1f}  {it.reference:<18}{it.reference_ms:>8.1f}{it.ratio:>8.2f}{it.limit:>8.1f}"
+            f"{it.name:<34}{it.ms:>8.1f}  {it.reference:<18}{it.reference_ms:>8.1f}{it.ratio:>8.2f}{it.limit:>8.1f}"
             + verdict
         )
     return "\n".join(lines)

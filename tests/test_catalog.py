@@ -15,7 +15,7 @@ from llmdeploy import errors
 from llmdeploy.config import Settings
 from llmdeploy.engines.ollama import Ollama, Tag
 from llmdeploy.errors import ConfigError, ModelNotFound
-from llmdeploy.models import catalog, catalog_schema, gguf, hf_model
+from llmdeploy.models import catalog, catalog_names, catalog_schema, gguf, hf_model
 from llmdeploy.models.catalog_entry import BITS, CatalogEntry, plain_quant
 from llmdeploy.models.facts import read_gguf
 from llmdeploy.models.hf_model import HfModel
@@ -48,6 +48,7 @@ def test_the_file_is_right_by_the_check_that_a_users_file_gets() -> None:
 
 
 def test_every_name_can_be_typed_and_found() -> None:
+    assert catalog.names() == catalog_names.shipped()
     assert catalog.names()[0] == "selftest"
     for name in catalog.names():
         assert parse(name) == CatalogName(name)
@@ -444,9 +445,21 @@ def test_what_is_known_of_other_references(reference: str, engines: set[str]) ->
 
 
 def test_names_for_the_completion_load_nothing_heavy() -> None:
-    code = "import sys; from llmdeploy.models import catalog; catalog.names(); print(*sys.modules)"
+    code = "import sys; from llmdeploy.models import catalog_names; catalog_names.shipped(); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    heavy = {"numpy", "gguf", "huggingface_hub", "httpx", "typer", "rich", "asyncio", "ssl", "socket", "msgspec"}
+    heavy = {
+        "numpy",
+        "gguf",
+        "huggingface_hub",
+        "httpx",
+        "typer",
+        "rich",
+        "asyncio",
+        "ssl",
+        "socket",
+        "msgspec",
+        "tomllib",
+    }
     assert not heavy & set(loaded)
 
 

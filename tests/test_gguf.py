@@ -61,7 +61,7 @@ def test_a_name_of_the_catalog() -> None:
         assert gguf.find(CatalogName(name)) == GgufModel(entry.weights, entry.mmproj)
     with pytest.raises(ModelNotFound, match="no model is called `selftst`") as caught:
         gguf.find(CatalogName("selftst"))
-    assert caught.value.hint == "did you mean `selftest`?"
+    assert caught.value.hint.startswith("did you mean `selftest`")
 
 
 def test_a_projector_that_is_named_for_a_file_of_the_hub(tmp_path: Path) -> None:

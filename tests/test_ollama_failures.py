@@ -595,7 +595,7 @@ def test_a_row_speaks_on_every_system_with_nothing_known(row: ollama_failures.Ro
     ("model", "known", "hint"),
     [
         ("qwen2.5-vl:7b", [], "did you mean `qwen2.5vl:7b`?"),
-        ("qwen3:9b", [], "did you mean `qwen3:8b`?"),
+        ("qwen3:9b", [], "did you mean `qwen3.5:9b` or `qwen3:8b` or `qwen3:32b`?"),
         ("mymodle", ["mymodel:latest"], "did you mean `mymodel`?"),
         (
             "hf.co/a/b:Q9",

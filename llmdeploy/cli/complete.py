@@ -78,9 +78,7 @@ def candidates(words: list[str], current: str) -> list[Candidate]:
 def _values(kind: str) -> list[Candidate]:
     """What an option or argument takes, by the word that help shows for it."""
     if kind.startswith("MODEL"):
-        from llmdeploy.models import catalog
-
-        return [Candidate(name) for name in catalog.names()]
+        return [Candidate(name) for name in _names()]
     if kind == "ENGINE":
         from llmdeploy.config import ENGINE_NAMES
 
@@ -94,6 +92,21 @@ def _values(kind: str) -> list[Candidate]:
 
         return [Candidate(key.name, key.help) for key in keys()]
     return []
+
+
+def _names() -> list[str]:
+    """The models of the catalog; none where the user's own file is wrong, which a command will tell."""
+    from llmdeploy.models import catalog_names
+
+    if not catalog_names.user_file().exists():
+        return catalog_names.shipped()
+    from llmdeploy.errors import ConfigError
+    from llmdeploy.models import catalog
+
+    try:
+        return catalog.names()
+    except ConfigError:
+        return []
 
 
 def _line(shell: str, environment: Mapping[str, str]) -> Line:

@@ -14,18 +14,19 @@ from __future__ import annotations
 
 import difflib
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 
-from llmdeploy import paths
 from llmdeploy.errors import ModelNotFound
 from llmdeploy.models import catalog_file
 from llmdeploy.models.catalog_entry import CatalogEntry, plain_quant
 from llmdeploy.models.catalog_file import Document
+from llmdeploy.models.catalog_names import SHIPPED, user_file
+
+__all__ = ["ENGINES", "CatalogEntry", "canonical", "find", "load", "look", "names", "user_file"]
 
 ENGINES = ("llamacpp", "ollama", "vllm")
 
@@ -34,11 +35,6 @@ _QUANT = re.compile(
     r"(?P<name>.+?)[-_.:](?P<quant>(?:ud-)?(?:i?q\d|tq\d|mxfp4|nvfp4)\w*|[bf]?f?p?(?:16|32)|fp8|awq|gptq(?:-int[48])?|int[48])",
     re.IGNORECASE,
 )
-
-
-def user_file() -> Path:
-    """The user's catalog; it need not exist."""
-    return paths.user_config_file().with_name("catalog.toml")
 
 
 def load() -> Mapping[str, CatalogEntry]:
@@ -88,7 +84,9 @@ class _Catalog:
 
 @cache
 def _load(own: Path) -> _Catalog:
-    shipped = tomllib.loads(Path(__file__).with_name("catalog.toml").read_text(encoding="utf-8"))
+    import tomllib
+
+    shipped = tomllib.loads(SHIPPED.read_text(encoding="utf-8"))
     theirs = _read(own) if own.exists() else {}
     entries = catalog_file.entries(theirs, own=True)
     entries |= {name: entry for name, entry in catalog_file.entries(shipped).items() if name not in entries}

@@ -160,13 +160,16 @@ def _versions(context: Context) -> dict[str, str]:
 
 def _fetch(model: str, known: Sequence[str]) -> str:
     """A hint for a model that the server lacks: the registry has it, or it may be another's name."""
-    in_registry = any(model == entry.ollama for entry in catalog.load().values())
+    in_registry = any(model in {entry.tag, *entry.tags.values()} for entry in catalog.load().values())
     return f"fetch it: `ollama pull {model}`" if in_registry else _near(model, known)
 
 
 def _near(model: str, known: Sequence[str]) -> str:
     """A hint with names that are like a missing one: of the catalog, and of what the server has."""
-    names = [entry.ollama for entry in catalog.load().values() if entry.ollama]
+    meant = catalog.look(model)
+    if meant and meant.tag and not meant.quant and meant.tag != model:
+        return f"did you mean `{meant.tag}`?"
+    names = [] if meant else [entry.tag for entry in catalog.load().values() if entry.tag]
     candidates = dict.fromkeys(name.removesuffix(":latest") for name in [*names, *known])
     candidates.pop(model, None)
     near = difflib.get_close_matches(model.lower().removesuffix(":latest"), candidates, n=3, cutoff=0.7)
