@@ -273,8 +273,9 @@ def test_the_model_that_ships_runs_on_every_engine() -> None:
     assert str(removal.refusal(found)) == "`selftest` ships with llmdeploy"
 
 
-def test_modelscopes_cache(tmp_path: Path) -> None:
-    folder = tmp_path / "models" / "Qwen" / "Qwen2___5-0___5B"
+@pytest.mark.parametrize("base", ["models", "hub/models"])
+def test_the_cache_of_an_older_modelscope(tmp_path: Path, base: str) -> None:
+    folder = tmp_path / base / "Qwen" / "Qwen2___5-0___5B"
     for name, content in HF_FILES.items():
         put(folder / name, content)
     put(folder / ".msc", b"x")
@@ -282,6 +283,23 @@ def test_modelscopes_cache(tmp_path: Path) -> None:
     [found] = modelscope.read(tmp_path).held
     assert (str(found.reference), found.engines) == ("ms://Qwen/Qwen2.5-0.5B", ("vllm",))
     assert (names(found), found.unfinished) == (set(HF_FILES), 4)
+    assert found.root == (tmp_path / base).parent
+
+
+def test_modelscopes_cache(tmp_path: Path) -> None:
+    snapshots = tmp_path / "models" / "Qwen--Qwen2.5-0.5B" / "snapshots"
+    for name, content in HF_FILES.items():
+        put(snapshots / COMMIT / name, content)
+        put(snapshots / "master" / name, b"").unlink()
+        (snapshots / "master" / name).hardlink_to(snapshots / COMMIT / name)
+    put(snapshots / ("1" * 40) / "model.safetensors.incomplete", b"half")
+    [found] = (here := store.Store(modelscope.read(tmp_path).held, ())).held
+    assert (str(found.reference), found.engines) == ("ms://Qwen/Qwen2.5-0.5B", ("vllm",))
+    assert (found.size, found.unfinished) == (sum(map(len, HF_FILES.values())), 4)
+    assert COMMIT in found.revisions
+    assert here.freed(found) == found.size + found.unfinished, "one file by two names"
+    removal.remove(here, [found])
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 # --- All of it

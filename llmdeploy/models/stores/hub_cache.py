@@ -39,7 +39,7 @@ def _repository(cache: Path, folder: Path) -> list[Held]:
         for model in _revision(cache, folder / "snapshots" / commit, HubRepo(repo, revision)):
             key = str(replace(model.reference, revision=MAIN["hf"]))  # type: ignore[type-var]
             earlier = found.get(key)
-            found[key] = _joined(earlier, model) if earlier else model
+            found[key] = joined(earlier, model) if earlier else model
     models = [_named(model) for model in found.values()]
     parts = tuple(sorted(folder.glob("blobs/*.incomplete")))
     if not parts:
@@ -88,7 +88,7 @@ def shards(index: Path) -> tuple[str, ...]:
     return ()
 
 
-def _joined(one: Held, other: Held) -> Held:
+def joined(one: Held, other: Held) -> Held:
     """The same model at two commits: it is named as at the first that is whole."""
     first = one if one.engines or not other.engines else other
     return replace(

@@ -1,52 +1,57 @@
-"""ModelScope's cache on this machine: <cache>/models/<owner>/<name>, a dot in the name written as `___`."""
+"""The models in ModelScope's cache on this machine; `llmdeploy.models.modelscope.layout` says how it is laid out."""
 
 from __future__ import annotations
 
-import os
+from dataclasses import replace
 from pathlib import Path
 
+from llmdeploy.models.modelscope import layout
+from llmdeploy.models.modelscope.layout import cache
 from llmdeploy.models.reference import MAIN, HubRepo
 from llmdeploy.models.stores.held import Held, Shelf, is_whole, last_used, walk
-from llmdeploy.models.stores.hub_cache import shards
+from llmdeploy.models.stores.hub_cache import joined, shards
 from llmdeploy.models.stores.repository import INDEX, groups
 
-DOT = "___"
+__all__ = ["cache", "read"]
+
 OWN = (".msc", ".mdl", ".mv", ".lock")
 """ModelScope's notes beside the files of a repository."""
 TEMPORARY = "._____temp"
 
 
-def cache() -> Path:
-    """The folder of the cache, as ModelScope's library finds it."""
-    return Path(os.environ.get("MODELSCOPE_CACHE") or Path.home() / ".cache" / "modelscope" / "hub")
-
-
 def read(root: Path) -> Shelf:
-    """The models in it."""
-    folders = sorted(it for it in root.glob("models/*/*") if it.is_dir() and not it.name.startswith("."))
-    return Shelf(tuple(model for folder in folders for model in _repository(root, folder)))
+    """The models in it: each once, with its files at all revisions, most of which are links to the same."""
+    found: dict[str, Held] = {}
+    for repo, folder in layout.repositories(root):
+        for model in _revision(root, repo, folder):
+            key = str(replace(model.reference, revision=MAIN["ms"]))  # type: ignore[type-var]
+            earlier = found.get(key)
+            found[key] = replace(joined(earlier, model), parts=(*earlier.parts, *model.parts)) if earlier else model
+    return Shelf(tuple(found.values()))
 
 
-def _repository(root: Path, folder: Path) -> list[Held]:
-    repo = HubRepo(f"{folder.parent.name}/{folder.name.replace(DOT, '.')}", MAIN["ms"], "ms")
+def _revision(root: Path, repo: HubRepo, folder: Path) -> list[Held]:
     every = {file.relative_to(folder).as_posix(): file for file in walk(folder) if is_whole(file)}
-    parts = tuple(file for path, file in every.items() if TEMPORARY in path or path.endswith(".incomplete"))
+    parts = tuple(file for path, file in every.items() if TEMPORARY in path or path.endswith(layout.PARTS))
     files = {path: file for path, file in every.items() if file not in parts and not path.endswith(OWN)}
     needed = {INDEX: shards(files[INDEX])} if INDEX in files else {}
-    found = groups(repo, list(files), needed)
+    place = root / "hub" if (root / "hub") in folder.parents else root
+    revisions = (repo.revision,) if layout.COMMIT.fullmatch(repo.revision) else ()
     models = [
         Held(
             group.reference,
             "modelscope",
-            root,
+            place,
             tuple(files[path] for path in group.files),
             group.engines,
             last_used(files[path] for path in group.files),
-            parts=parts if len(found) == 1 else (),
+            revisions,
             detail=group.detail,
         )
-        for group in found
+        for group in groups(repo, list(files), needed)
     ]
-    if parts and len(found) != 1:
-        models.append(Held(repo, "modelscope", root, (), (), last_used(parts), parts=parts))
-    return models
+    if not parts:
+        return models
+    if len(models) == 1:
+        return [replace(models[0], parts=parts)]
+    return [*models, Held(repo, "modelscope", place, (), (), last_used(parts), parts=parts)]
