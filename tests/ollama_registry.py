@@ -16,6 +16,7 @@ from tests.tls_world import security
 
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 IMAGE = "application/vnd.ollama.image."
+PIECE = 65536
 CONFIG = {"model_format": "gguf", "model_family": "qwen2vl", "architecture": "amd64", "os": "linux"}
 
 
@@ -33,7 +34,9 @@ class Registry:
     requests: list[tuple[str, str, str | None, str | None]] = field(default_factory=list)
     url: str = ""
     sent: int = 0
-    """Bytes of blobs."""
+    """Bytes of blobs that were asked for."""
+    written: int = 0
+    """Bytes of all answers that were taken, as far as the system's buffers tell."""
 
     def put(self, content: bytes) -> tuple[str, int]:
         digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
@@ -117,4 +120,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         with contextlib.suppress(ConnectionError):
-            self.wfile.write(body)
+            for at in range(0, len(body), PIECE):
+                self.wfile.write(body[at : at + PIECE])
+                self.state.written += PIECE

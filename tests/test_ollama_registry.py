@@ -116,6 +116,13 @@ def test_an_answer_that_is_no_manifest(registry: Registry, manifest: bytes | Non
     assert caught.value.hint
 
 
+def test_an_answer_without_end_is_not_read_to_its_end(registry: Registry) -> None:
+    registry.manifests["library/x:7b"] = b" " * 100_000_000
+    with pytest.raises(DownloadFailed, match="does not speak as a registry does"):
+        asked(registry, "library/x:7b").manifest()
+    assert registry.written < 50_000_000
+
+
 def test_nobody_answers() -> None:
     with pytest.raises(DownloadFailed, match="does not tell of"):
         Asked(f"127.0.0.1:{closed_port()}/library/x:7b").manifest()
