@@ -14,10 +14,17 @@ from typing import Any, cast
 
 import pytest
 
-from llmdeploy import fit
+from llmdeploy import fit, hardware
+from llmdeploy.config import Settings
+from llmdeploy.engines.base import EngineStatus
 from llmdeploy.errors import DoesNotFit, DownloadFailed, ModelInvalid
+from llmdeploy.hardware import Hardware
 from llmdeploy.models import ranges
-from llmdeploy.plan import Wishes
+from llmdeploy.models.need import Need, NeededFile
+from llmdeploy.models.reference import CatalogName
+from llmdeploy.plan import Plan, Setting, Wishes
+from llmdeploy.service.candidate import Candidate, Order
+from llmdeploy.service.room import Held
 from tests.conftest import SELFTEST, World
 from tests.hub_server import Hub, serve
 
@@ -83,6 +90,66 @@ def test_what_the_source_does_not_tell_is_not_foreseen() -> None:
 def test_what_is_no_model_is_an_error(kind: type[Exception]) -> None:
     with pytest.raises(kind):
         fit.foreseen(engine(kind("x")), "x", cast("Any", None), Wishes())
+
+
+# --- The candidate
+
+
+class Elsewhere:
+    """An engine whose model is not here."""
+
+    name = "played"
+
+    def __init__(self, need: Need) -> None:
+        self.machines: list[Hardware] = []
+        self.did: list[str] = []
+        self.need = lambda artefact: need
+        self.status = lambda: EngineStatus(True, "1", "")
+        self.daemon = lambda wishes, port: None
+        self.progress = lambda: None
+        self.artefact = lambda model: "artefact"
+        self.saved = lambda artefact: ""
+        self.present = lambda artefact: False
+        self.facts = lambda artefact: "facts"
+
+    def plan(self, facts: object, machine: Hardware, wishes: Wishes) -> Plan:
+        self.machines.append(machine)
+        return Plan(Setting(1, ""), Setting(1, ""), (), None)
+
+    def pull(self, artefact: object, on_progress: object) -> None:
+        self.did.append("pull")
+
+
+def looked(folder: Path, need: Need, spare: Held | None = None) -> tuple[Elsewhere, list[dict[str, Any]]]:
+    """What a candidate did and told on its way to weights that are elsewhere."""
+    played, told = Elsewhere(need), []
+    order = Order(CatalogName("x"), Settings())
+    Candidate(order, cast("Any", played), told.append, folder / "log").look(spare)
+    return played, [event for event in told if event["event"] == "fetching"]
+
+
+def test_what_the_old_server_gives_back_counts_before_the_weights_are_fetched(tmp_path: Path) -> None:
+    """A switch to a model that fits once the old one is gone is not refused."""
+    need = Need("hf://o/r", tmp_path, (NeededFile("x", 1000, here=400),))
+    machine = hardware.detect()
+    played, told = looked(tmp_path, need, Held(memory=2**60))
+    assert played.machines[0].memory_available == machine.memory_total
+    assert played.did == ["pull"]
+    assert told == [{"event": "fetching", "source": "hf://o/r", "bytes": 600, "reason": ""}]
+
+
+def test_a_size_that_nobody_knows_is_told_and_keeps_nothing_back(tmp_path: Path) -> None:
+    need = Need("ollama://x", tmp_path, (), unknown="the registry does not answer")
+    played, told = looked(tmp_path, need)
+    assert played.did == ["pull"]
+    assert (told[0]["bytes"], told[0]["reason"]) == (0, "the registry does not answer")
+
+
+def test_a_disk_without_room_keeps_it_from_the_first_byte(tmp_path: Path) -> None:
+    need = Need("hf://o/r", tmp_path, (NeededFile("x", 2**60),))
+    with pytest.raises(DownloadFailed) as caught:
+        looked(tmp_path, need)
+    assert caught.value.code == "disk_full"
 
 
 # --- Through the front
