@@ -230,6 +230,29 @@ def test_what_is_not_ours_is_refused_with_the_command(machine: World) -> None:
     assert "ships with llmdeploy" in machine.run("models", "rm", "selftest", "--yes").stderr
 
 
+def test_what_was_pulled_into_a_folder_is_shown_served_and_removed(world: World) -> None:
+    """And a download of the same is spared, where it is not in the cache."""
+    world.environment |= {"HF_HOME": str(world.folder / "hf"), "LLMDEPLOY_DATA_DIR": str(world.folder / "data")}
+    here = world.folder / "here"
+    with serve(Hub(files={GGUF: {"x-F16.gguf": WEIGHTS.read_bytes(), "README.md": b"# x"}})) as hub:
+        world.environment["HF_ENDPOINT"] = hub.url
+        pulled = world.run("pull", LARGE, "--dir", here)
+        assert pulled.status == 0, pulled.text
+        assert stored(world)[str(here / "x-F16.gguf")]["detail"] == f"from `hf://{GGUF}`"
+        sent = hub.sent_bytes("x-F16.gguf")
+        result = world.run("serve", LARGE, "--detach")
+        assert result.status == 0, result.text
+        assert "uses `[FOLDER]/here/x-F16.gguf`: 2 MiB not fetched" in result.stderr
+        assert hub.sent_bytes("x-F16.gguf") == sent
+        assert "is served now" in world.run("models", "rm", here, "--yes").stderr
+        assert world.run("stop").status == 0
+        again = world.run("pull", LARGE, "--dir", world.folder / "there")
+        assert again.status == 0, again.text
+        assert hub.sent_bytes("x-F16.gguf") >= 2 * WEIGHTS.stat().st_size, "a folder that is named is filled"
+    assert world.run("models", "rm", here, "--yes").status == 0
+    assert not here.exists()
+
+
 def test_of_a_folder_goes_what_was_put_there(machine: World, monkeypatch: pytest.MonkeyPatch) -> None:
     data = machine.folder / "data"
     monkeypatch.setenv("LLMDEPLOY_DATA_DIR", str(data))

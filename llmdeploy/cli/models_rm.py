@@ -43,15 +43,15 @@ def rm(
     _require_idle(found, going)
     freed = found.freed(*going)
     if dry_run:
-        _tell(going, freed, as_json=json, dry_run=True)
+        _tell(found, going, freed, as_json=json, dry_run=True)
         return
-    for line in _described(going, freed):
+    for line in _described(found, going, freed):
         out.note(line)
     if not yes and not out.ask("remove it?"):
         out.note("nothing was removed")
         raise typer.Exit(1)
     _remove(found, going)
-    _tell(going, freed, as_json=json, dry_run=False)
+    _tell(found, going, freed, as_json=json, dry_run=False)
 
 
 def _chosen(found: Store, names: Sequence[str]) -> list[Held]:
@@ -74,6 +74,7 @@ def _chosen(found: Store, names: Sequence[str]) -> list[Held]:
 
 def _require_idle(found: Store, going: Sequence[Held]) -> None:
     """What serves now, or starts to, must keep its files. Raises LlmdeployError."""
+    from llmdeploy.models import removal
     from llmdeploy.service import state
 
     situation = state.observe()
@@ -81,12 +82,13 @@ def _require_idle(found: Store, going: Sequence[Held]) -> None:
     if record is None or situation.state not in {"starting", "ready"}:
         return
     models = [record.model, *([str(record.switch["model"])] if record.switch and record.switch.get("model") else [])]
-    files = {os.path.realpath(str(file.get("path"))) for file in (record.receipt or {}).get("files") or ()}
+    served = {os.path.realpath(str(file.get("path"))) for file in (record.receipt or {}).get("files") or ()}
+    gone = {os.path.realpath(file) for file in removal.going_files(found, going)} & served
     for model in going:
         held = {os.path.realpath(file) for file in model.files}
         unknown = record.receipt is None or record.switch is not None
         by_name = unknown or (model.place == "ollama" and record.engine == "ollama")
-        if held & files or (by_name and any(_means(found, name, model) for name in models)):
+        if held & gone or (by_name and any(_means(found, name, model) for name in models)):
             raise LlmdeployError(f"`{model.reference}` is served now", "`llmdeploy stop` ends that", code="not_removed")
 
 
@@ -110,32 +112,40 @@ def _remove(found: Store, going: Sequence[Held]) -> None:
     removal.remove(found, going)
 
 
-def _described(going: Sequence[Held], freed: int) -> list[str]:
+def _described(found: Store, going: Sequence[Held], freed: int) -> list[str]:
     lines = []
     for model in going:
         lines.append(f"`{model.reference}`, {in_gib(model.size + model.unfinished)}, in `{model.root}`")
-        lines += [f"  {_within(file, model.root)}" for file in (*model.files, *model.parts)]
+        lines += [f"  {_within(file, model.root)}" for file in _files(found, going, model)]
     shared = "" if freed else ": other models, or other names on the disk, have these files too"
     return [*lines, f"frees {in_gib(freed)}{shared}"]
+
+
+def _files(found: Store, going: Sequence[Held], model: Held) -> list[Path]:
+    """What goes of one of them."""
+    from llmdeploy.models import removal
+
+    gone = set(removal.going_files(found, going))
+    return [file for file in (*model.files, *model.parts) if file in gone or file in model.parts]
 
 
 def _within(file: Path, root: Path) -> str:
     return str(file.relative_to(root)) if file.is_relative_to(root) else str(file)
 
 
-def _tell(going: Sequence[Held], freed: int, *, as_json: bool, dry_run: bool) -> None:
+def _tell(found: Store, going: Sequence[Held], freed: int, *, as_json: bool, dry_run: bool) -> None:
     if as_json:
         removed = [
             {
                 "name": str(model.reference),
                 "place": model.place,
-                "files": [str(file) for file in (*model.files, *model.parts)],
+                "files": [str(file) for file in _files(found, going, model)],
             }
             for model in going
         ]
         out.document({"dry_run": dry_run, "removed": removed, "freed_bytes": freed})
     elif dry_run:
-        for line in _described(going, freed):
+        for line in _described(found, going, freed):
             out.line(line)
     else:
         out.note(f"removed, {in_gib(freed)} freed")

@@ -13,8 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from llmdeploy.errors import LlmdeployError
+from llmdeploy.models.reference import HubFile, HubRepo
 from llmdeploy.models.store import Store
-from llmdeploy.models.stores import folders
+from llmdeploy.models.stores import folders, modelscope
 from llmdeploy.models.stores.held import Held, Place
 from llmdeploy.paths import selftest_dir
 
@@ -52,7 +53,7 @@ def remove(store: Store, going: Sequence[Held]) -> None:
 def _from_hub(store: Store, going: Sequence[Held]) -> None:
     _unlink(part for model in going for part in model.parts)
     whole = _left_by_all(store, going)
-    files = _own_files(store, going)
+    files = going_files(store, going)
     if files or whole:
         from llmdeploy.models.hub import removal
 
@@ -60,15 +61,18 @@ def _from_hub(store: Store, going: Sequence[Held]) -> None:
 
 
 def _from_modelscope(store: Store, going: Sequence[Held]) -> None:
-    _unlink((*_own_files(store, going), *(part for model in going for part in model.parts)))
-    for folder in _left_by_all(store, going):
-        shutil.rmtree(folder)
+    _unlink((*going_files(store, going), *(part for model in going for part in model.parts)))
+    stays = {_repository(model) for model in store.held if model.place == "modelscope" and model not in going}
+    for model in going:
+        if (repo := _repository(model)) not in stays:
+            for folder in modelscope.folders(model.root, repo):
+                shutil.rmtree(folder)
 
 
 def _from_folder(store: Store, going: Sequence[Held]) -> None:
     for root in {model.root for model in going}:
         here = [model for model in going if model.root == root]
-        files = [*_own_files(store, here), *(part for model in here for part in model.parts)]
+        files = [*going_files(store, here), *(part for model in here for part in model.parts)]
         _unlink(files)
         folders.forget(root, [it.with_name(it.name.removesuffix(folders.PART)) for it in files])
         for folder in sorted({file.parent for file in files}, reverse=True):
@@ -81,19 +85,22 @@ WAYS: Mapping[Place, Callable[[Store, Sequence[Held]], None]] = MappingProxyType
 )
 
 
-def _own_files(store: Store, going: Sequence[Held]) -> list[Path]:
-    """The files, links as links, that no model needs which stays: a projector, a README."""
+def going_files(store: Store, going: Sequence[Held]) -> list[Path]:
+    """The files that go, links as links: not what a model needs which stays, such as a projector."""
     kept = {file for model in store.everything if model not in going for file in model.files}
     return [file for file in dict.fromkeys(file for model in going for file in model.files) if file not in kept]
 
 
 def _folder(model: Held) -> Path | None:
-    """The folder of its repository: below the cache at the Hub, two deeper at ModelScope."""
-    depth = 1 if model.place == "hub" else 3
+    """The folder of its repository in the Hub's cache."""
     for file in (*model.files, *model.parts):
         with suppress(ValueError):
-            return model.root.joinpath(*file.relative_to(model.root).parts[:depth])
+            return model.root / file.relative_to(model.root).parts[0]
     return None
+
+
+def _repository(model: Held) -> str:
+    return model.reference.repo if isinstance(model.reference, HubRepo | HubFile) else ""
 
 
 def _left_by_all(store: Store, going: Sequence[Held]) -> list[Path]:

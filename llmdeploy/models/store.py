@@ -61,7 +61,7 @@ def look(ollama_models: str | None = None) -> Store:
     """
     shelves: list[Shelf] = [
         hub_cache.read(source.origin("hf").cache()),
-        modelscope.read(modelscope.cache()),
+        modelscope.read(source.origin("ms").cache()),
         *(ollama.read(store) for store in ollama.stores(ollama_models)),
         folders.read(),
         *(lmstudio.read(root) for root in lmstudio.roots()),

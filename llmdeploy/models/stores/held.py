@@ -6,11 +6,11 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from llmdeploy.models.reference import ModelRef
+from llmdeploy.models.reference import HubFile, HubRepo, ModelRef
 
 Place = Literal["hub", "modelscope", "ollama", "folder", "lmstudio"]
 """The Hub's cache, ModelScope's, Ollama's store, a folder of ours, LM Studio's folder."""
@@ -80,6 +80,25 @@ class Ledger:
             if found := _status(real):
                 links[found.st_dev, found.st_ino].append(found)
         return sum(found[0].st_size for found in links.values() if len(found) >= found[0].st_nlink)
+
+
+def joined(models: Iterable[Held]) -> list[Held]:
+    """The models of a cache, each once: one that is there at several revisions is named as at the first whole one."""
+    found: dict[str, Held] = {}
+    for model in models:
+        reference = model.reference
+        key = str(replace(reference, revision="") if isinstance(reference, HubRepo | HubFile) else reference)
+        if (before := found.get(key)) is None:
+            found[key] = model
+            continue
+        found[key] = replace(
+            before if before.engines or not model.engines else model,
+            files=(*before.files, *model.files),
+            last_used=max(before.last_used, model.last_used),
+            revisions=(*before.revisions, *model.revisions),
+            parts=(*before.parts, *model.parts),
+        )
+    return list(found.values())
 
 
 def last_used(files: Iterable[Path]) -> float:

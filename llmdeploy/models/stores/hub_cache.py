@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llmdeploy.models.reference import MAIN, HubRepo
-from llmdeploy.models.stores.held import Held, Shelf, is_whole, last_used, walk
+from llmdeploy.models.stores.held import Held, Shelf, is_whole, joined, last_used, walk
 from llmdeploy.models.stores.repository import INDEX, groups
 
 PREFIX = "models--"
@@ -34,13 +34,12 @@ def read(cache: Path) -> Shelf:
 
 def _repository(cache: Path, folder: Path) -> list[Held]:
     repo = folder.name.removeprefix(PREFIX).replace("--", "/")
-    found: dict[str, Held] = {}
-    for commit, revision in _revisions(folder).items():
-        for model in _revision(cache, folder / "snapshots" / commit, HubRepo(repo, revision)):
-            key = str(replace(model.reference, revision=MAIN["hf"]))  # type: ignore[type-var]
-            earlier = found.get(key)
-            found[key] = joined(earlier, model) if earlier else model
-    models = [_named(model) for model in found.values()]
+    found = joined(
+        model
+        for commit, revision in _revisions(folder).items()
+        for model in _revision(cache, folder / "snapshots" / commit, HubRepo(repo, revision))
+    )
+    models = [_named(model) for model in found]
     parts = tuple(sorted(folder.glob("blobs/*.incomplete")))
     if not parts:
         return models
@@ -86,17 +85,6 @@ def shards(index: Path) -> tuple[str, ...]:
     with suppress(OSError, ValueError, AttributeError):
         return tuple(sorted(set(json.loads(index.read_bytes())["weight_map"].values())))
     return ()
-
-
-def joined(one: Held, other: Held) -> Held:
-    """The same model at two commits: it is named as at the first that is whole."""
-    first = one if one.engines or not other.engines else other
-    return replace(
-        first,
-        files=(*one.files, *other.files),
-        last_used=max(one.last_used, other.last_used),
-        revisions=(*one.revisions, *other.revisions),
-    )
 
 
 def _named(model: Held) -> Held:

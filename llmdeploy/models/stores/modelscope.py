@@ -7,9 +7,9 @@ from pathlib import Path
 
 from llmdeploy.models.modelscope import layout
 from llmdeploy.models.modelscope.layout import cache
-from llmdeploy.models.reference import MAIN, HubRepo
-from llmdeploy.models.stores.held import Held, Shelf, is_whole, last_used, walk
-from llmdeploy.models.stores.hub_cache import joined, shards
+from llmdeploy.models.reference import HubRepo
+from llmdeploy.models.stores.held import Held, Shelf, is_whole, joined, last_used, walk
+from llmdeploy.models.stores.hub_cache import shards
 from llmdeploy.models.stores.repository import INDEX, groups
 
 __all__ = ["cache", "read"]
@@ -21,13 +21,8 @@ TEMPORARY = "._____temp"
 
 def read(root: Path) -> Shelf:
     """The models in it: each once, with its files at all revisions, most of which are links to the same."""
-    found: dict[str, Held] = {}
-    for repo, folder in layout.repositories(root):
-        for model in _revision(root, repo, folder):
-            key = str(replace(model.reference, revision=MAIN["ms"]))  # type: ignore[type-var]
-            earlier = found.get(key)
-            found[key] = replace(joined(earlier, model), parts=(*earlier.parts, *model.parts)) if earlier else model
-    return Shelf(tuple(found.values()))
+    repositories = layout.repositories(root)
+    return Shelf(tuple(joined(model for repo, folder in repositories for model in _revision(root, repo, folder))))
 
 
 def _revision(root: Path, repo: HubRepo, folder: Path) -> list[Held]:
