@@ -196,7 +196,8 @@ class Ollama:
         if isinstance(artefact, GgufModel):
             if taken := self._store_need(artefact, need):
                 taken.demand_room()
-            artefact.pull(on_progress)
+            if not need.present:  # what is all here needs no source
+                artefact.pull(on_progress)
             demand_length(artefact.facts(), self._settings.context)  # before Ollama is given anything
             self._import(artefact).make(on_progress)
         else:
