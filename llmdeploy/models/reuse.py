@@ -11,8 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from llmdeploy.config import Settings
 from llmdeploy.errors import LlmdeployError, ModelNotFound
-from llmdeploy.models import catalog, facts, gguf_header, quants
+from llmdeploy.models import catalog, facts, gguf, gguf_header, quants
+from llmdeploy.models.catalog_entry import plain_quant
 from llmdeploy.models.gguf import GgufModel
 from llmdeploy.models.reference import HUB_HOSTS, MAIN, CatalogName, HubFile, HubRepo, ModelRef, OllamaTag
 from llmdeploy.models.stores import folders, lmstudio, ollama
@@ -41,12 +43,9 @@ class Found:
 
 
 def tags(model: ModelRef) -> tuple[str, ...]:
-    """The names at Ollama of a model of the catalog."""
+    """The names at Ollama of a model of the catalog, in all quantizations."""
     entry = catalog.look(model.name) if isinstance(model, CatalogName) else None
-    try:
-        return (entry.ollama,) if entry and entry.ollama else ()
-    except ModelNotFound:  # not in that quantization
-        return ()
+    return tuple(filter(None, (entry.tag, *entry.tags.values()))) if entry else ()
 
 
 def of_files(wanted: GgufModel, tags: Sequence[str], ollama_models: str | None = None) -> Found | None:
@@ -77,16 +76,22 @@ def of_tag(name: str, ollama_models: str | None = None) -> Found | None:
     return None
 
 
-def on_disk(wanted: GgufModel) -> GgufModel | None:
-    """The model, where all of it is on this machine and its files may be given to Ollama; None where not."""
+def for_ollama(model: CatalogName, settings: Settings) -> GgufModel | None:
+    """The catalog's GGUF files of a model, where all are on this machine and of the quantization of Ollama's tag."""
+    entry = catalog.look(model.name)
+    if entry is None:
+        return None
     try:
+        if plain_quant(entry.chosen("ollama") or quants.FIRST[0]) != plain_quant(entry.chosen("llamacpp")):
+            return None
+        wanted = gguf.find(model, settings)
         if wanted.present():
-            found, model = Found(*wanted.paths(), ""), wanted
+            found, local = Found(*wanted.paths(), ""), wanted
         elif copy := next((copy for copy in _copies(wanted) if _usable(copy)), None):
-            found, model = copy, copy.model()
+            found, local = copy, copy.model(settings.mmproj)
         else:
             return None
-        return replace(model, saved=f"Ollama takes `{found.weights}` of this machine: {found.size} not fetched")
+        return replace(local, saved=f"Ollama takes `{found.weights}` of this machine: {found.size} not fetched")
     except (LlmdeployError, OSError):
         return None
 

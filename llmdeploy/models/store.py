@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -75,16 +76,19 @@ def _meanings(reference: ModelRef) -> list[ModelRef]:
     """What a name of the catalog stands for at each engine; any other reference itself."""
     if not isinstance(reference, CatalogName):
         return [reference]
-    entry = catalog.load().get(reference.name)
+    entry = catalog.look(reference.name)
     if entry is None:
         return [reference, OllamaTag(reference.name)]
-    found: list[ModelRef] = [reference]
-    if isinstance(entry.weights, HubFile):
-        found.append(entry.weights)
-    if entry.hub:
-        found.append(HubRepo(entry.hub))
-    if entry.ollama:
-        found.append(OllamaTag(entry.ollama))
+    found: list[ModelRef] = [CatalogName(str(entry))]
+    with suppress(ModelNotFound):  # as below: it is not to be had in this form
+        if isinstance(weights := entry.weights, HubFile):
+            found.append(weights)
+    with suppress(ModelNotFound):
+        if entry.hub:
+            found.append(HubRepo(entry.hub))
+    with suppress(ModelNotFound):
+        if entry.ollama:
+            found.append(OllamaTag(entry.ollama))
     return found
 
 

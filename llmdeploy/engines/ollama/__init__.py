@@ -151,7 +151,7 @@ class Ollama:
 
     def _local_instead(self, model: CatalogName, tag: Tag) -> GgufModel | None:
         """The catalog's GGUF files for that model, where they are on this machine and Ollama has not the tag."""
-        local = reuse.on_disk(gguf.find(model, self._settings))
+        local = reuse.for_ollama(model, self._settings)
         if local is None:
             return None
         try:

@@ -25,6 +25,12 @@ def read(root: Path) -> Shelf:
     return Shelf(tuple(joined(model for repo, folder in repositories for model in _revision(root, repo, folder))))
 
 
+def folders(root: Path, name: str) -> tuple[Path, ...]:
+    """The folders of a repository, whatever its revisions."""
+    found = [folder for repo, folder in layout.repositories(root) if repo.repo == name]
+    return tuple(dict.fromkeys(it.parents[1] if it.parent.name == "snapshots" else it for it in found))
+
+
 def _revision(root: Path, repo: HubRepo, folder: Path) -> list[Held]:
     every = {file.relative_to(folder).as_posix(): file for file in walk(folder) if is_whole(file)}
     parts = tuple(file for path, file in every.items() if TEMPORARY in path or path.endswith(layout.PARTS))
