@@ -167,6 +167,25 @@ def test_ollama_takes_the_catalogs_file_where_it_has_not_the_tag(tmp_path: Path)
     assert silent.artefact(CatalogName("qwen3:8b")) == Tag("qwen3:8b"), "what it has is not known"
 
 
+def test_another_quantization_than_ollamas_tag_is_left_alone(tmp_path: Path) -> None:
+    """Ollama's `mistral-nemo:12b` is Q4_0, and the catalog's GGUF file Q4_K_M."""
+    entry = catalog.find("mistral-nemo:12b")
+    weights = entry.weights
+    assert isinstance(weights, HubFile)
+    assert entry.chosen("ollama") != entry.chosen("llamacpp")
+    put(Path.home() / ".lmstudio" / "models" / weights.repo / weights.file, as_quantized())
+    assert reuse.for_ollama(CatalogName("mistral-nemo:12b"), None) is None
+    assert reuse.for_ollama(CatalogName("mistral-nemo:12b-q4_k_m"), None) is not None, "asked for, of both"
+
+
+def test_a_model_of_the_catalog_without_a_gguf_file_is_ollamas_tag() -> None:
+    name = next((name for name, entry in catalog.load().items() if entry.tag and entry.gguf_files is None), None)
+    if name is None:
+        pytest.skip("the catalog has none")
+    with replay("tags") as recorded:
+        assert isinstance(OllamaEngine(Settings(ollama_host=recorded.url)).artefact(CatalogName(name)), Tag)
+
+
 @pytest.mark.parametrize("name", ["llamacpp", "vllm"])
 def test_what_ships_spares_nothing(name: str) -> None:
     engine = engines.get(name, Settings())
@@ -188,6 +207,36 @@ def test_serve_says_whose_file_it_uses_and_answers(world: World) -> None:
     file, _ = world.record()["receipt"]["files"]
     assert file["path"] == str(store / "blobs" / blob_of(WEIGHTS))
     assert file["sha256"] == blob_of(WEIGHTS).removeprefix("sha256-")
+
+
+OWN = """
+[models."mine:1b"]
+ollama = "mine:1b"
+ollama_quants = ["F16"]
+ollama_tags = "mine:1b-{quant}"
+capabilities = ["text", "image"]
+[models."mine:1b".gguf]
+repo = "owner/mine-GGUF"
+file = "mine-{quant}.gguf"
+mmproj = "mmproj-mine.gguf"
+quants = ["F16"]
+"""
+
+
+def test_a_model_of_the_users_own_catalog_is_served_from_ollamas_store(world: World) -> None:
+    put(world.config.with_name("catalog.toml"), OWN.encode())
+    pack(world.folder / "home" / ".ollama" / "models", "mine/1b", *selftest_layers())
+    world.environment["HF_ENDPOINT"] = f"http://127.0.0.1:{closed_port()}"
+    result = world.run("serve", "mine:1b", "--detach")
+    assert result.status == 0, result.text
+    assert "uses Ollama's `mine:1b` in `[FOLDER]/home/.ollama/models`: 2 MiB not fetched" in result.stderr
+    assert world.run("chat", "Count to 5", "--temperature", "0").stdout == "1 2 3 4 5\n"
+    assert "image" in json.loads(world.run("status", "--json").stdout)["capabilities"]
+    dry = json.loads(world.run("models", "rm", "mine:1b", "--dry-run", "--json").stdout)
+    assert "error" in dry, "it is served now"
+    assert world.run("stop").status == 0
+    dry = json.loads(world.run("models", "rm", "mine:1b", "--dry-run", "--json").stdout)
+    assert [one["name"] for one in dry["removed"]] == ["ollama://mine:1b"]
 
 
 def test_a_tag_of_ollamas_on_llamacpp_sees_images(world: World) -> None:
