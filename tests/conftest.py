@@ -103,8 +103,8 @@ class World:
     def plain(self, output: bytes) -> str:
         """Output with what differs from run to run replaced by its name."""
         text = output.decode()
-        for value, name in ((str(self.folder), "[FOLDER]"), (str(ROOT), "[ROOT]"), (str(self.port), "[PORT]")):
-            text = text.replace(value, name)
+        text = text.replace(str(self.folder), "[FOLDER]").replace(str(ROOT), "[ROOT]")
+        text = re.sub(rf"(?<!\d){self.port}(?!\d)", "[PORT]", text)  # and not a part of a larger number
         text = re.sub(r"\[ *\d+\.\d s\]", "[TIME]", text)
         text = re.sub(r"process \d+", "process [PID]", text)
         return re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", "[WHEN]", text)

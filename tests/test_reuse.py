@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmdeploy import engines
-from llmdeploy.config import Settings
+from llmdeploy.config import DEFAULT, Settings
 from llmdeploy.engines.llamacpp import LlamaCpp
 from llmdeploy.engines.ollama import Ollama as OllamaEngine
 from llmdeploy.engines.ollama import Tag
@@ -174,8 +174,8 @@ def test_another_quantization_than_ollamas_tag_is_left_alone(tmp_path: Path) -> 
     assert isinstance(weights, HubFile)
     assert entry.chosen("ollama") != entry.chosen("llamacpp")
     put(Path.home() / ".lmstudio" / "models" / weights.repo / weights.file, as_quantized())
-    assert reuse.for_ollama(CatalogName("mistral-nemo:12b"), None) is None
-    assert reuse.for_ollama(CatalogName("mistral-nemo:12b-q4_k_m"), None) is not None, "asked for, of both"
+    assert reuse.for_ollama(CatalogName("mistral-nemo:12b"), DEFAULT) is None
+    assert reuse.for_ollama(CatalogName("mistral-nemo:12b-q4_k_m"), DEFAULT) is not None, "asked for, of both"
 
 
 def test_a_model_of_the_catalog_without_a_gguf_file_is_ollamas_tag() -> None:

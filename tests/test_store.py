@@ -330,6 +330,7 @@ def test_one_view_of_all_places(everything: store.Store) -> None:
         ("ollama://qwen3:8b", ["ollama://qwen3:8b"]),
         ("ollama://QWEN3:8B", ["ollama://qwen3:8b"]),
         ("qwen3:8b", ["ollama://qwen3:8b"]),
+        ("Qwen3_8B", ["ollama://qwen3:8b"]),
         ("hf.co/owner/x-gguf:Q8_0", ["hf.co/owner/x-GGUF:Q8_0"]),
         ("selftest", ["selftest"]),
     ],
@@ -345,6 +346,12 @@ def test_a_name_that_is_not_here_brings_what_is_near(everything: store.Store) ->
     with pytest.raises(ModelNotFound) as caught:
         everything.named("zzzzzzz")
     assert caught.value.hint == "`llmdeploy models` shows what is here"
+
+
+@pytest.mark.parametrize("name", ["llama4:scout", "glm4:9b", "qwen3:8b-awq"])
+def test_a_name_that_an_engine_has_nothing_for(everything: store.Store, name: str) -> None:
+    with pytest.raises(ModelNotFound, match=f"`{name}` is not on this machine"):
+        everything.named(name)
 
 
 def test_what_others_need_is_not_freed(everything: store.Store) -> None:
