@@ -13,10 +13,10 @@ from llmdeploy.config import Settings
 from llmdeploy.engines.base import EngineStatus
 from llmdeploy.errors import LlmdeployError
 from llmdeploy.hardware import Hardware
-from llmdeploy.plan import GIB, in_gib
 from llmdeploy.service import state
 from llmdeploy.service.ports import require_free_port
 from llmdeploy.service.state import Situation
+from llmdeploy.units import GIB, in_gib
 
 Status = Literal["ok", "warn", "fail"]
 

@@ -11,11 +11,9 @@ from typing import Any, Generic, TypeVar
 from llmdeploy.errors import DoesNotFit
 from llmdeploy.hardware import Hardware
 from llmdeploy.models.facts import ModelFacts
+from llmdeploy.units import MIB, in_gib
 
 V = TypeVar("V")
-
-MIB = 1024**2
-GIB = 1024**3
 
 DEFAULT_CONTEXT = 8192
 """Tokens per request where the user names no number: long enough for documents, small enough for laptops."""
@@ -172,8 +170,3 @@ def free_memory(hardware: Hardware, *, on_gpu: bool) -> MemoryPart:
         return MemoryPart("available", ram, reason)
     free = sum(gpu.memory_free or 0 for gpu in hardware.gpus)
     return MemoryPart("available", ram + free, f"{reason}, and {in_gib(free)} free on GPUs")
-
-
-def in_gib(size: int) -> str:
-    """A number of bytes for people: GiB, or MiB below one."""
-    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / MIB:.0f} MiB"

@@ -36,8 +36,8 @@ CASES = [
         "hint: did you mean `selftest`?",
     ),
     (
-        ["serve", "qwen2.5vl"], 1,
-        "error: no model is called `qwen2.5vl`",
+        ["serve", "qwen2.5xl"], 1,
+        "error: no model is called `qwen2.5xl`",
         "hint: did you mean `qwen2.5-vl:7b`?",
     ),
     (

@@ -28,7 +28,7 @@ from llmdeploy.engines.base import EngineStatus
 from llmdeploy.engines.llamacpp import LlamaCpp
 from llmdeploy.hardware import Gpu, Hardware
 from llmdeploy.models import catalog
-from llmdeploy.plan import GIB, MIB
+from llmdeploy.units import GIB, MIB
 from tests import machines
 from tests.conftest import ROOT, World
 

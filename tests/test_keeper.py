@@ -19,12 +19,13 @@ from llmdeploy.engines.base import ServerSpec
 from llmdeploy.errors import DoesNotFit, LlmdeployError, PortInUse, Remedy, ServerDied, StartFailed
 from llmdeploy.gateway.target import Target
 from llmdeploy.models.reference import CatalogName
-from llmdeploy.plan import GIB, Setting
+from llmdeploy.plan import Setting
 from llmdeploy.service import history, keeper
 from llmdeploy.service.candidate import Abandoned, Candidate, Event, Order
 from llmdeploy.service.keeper import Keeper
 from llmdeploy.service.switch import holds
 from llmdeploy.service.threads import in_thread
+from llmdeploy.units import GIB
 
 
 def a_keeper(folder: Path, events: list[Event]) -> Keeper:

@@ -29,7 +29,8 @@ from llmdeploy.models import gguf
 from llmdeploy.models.gguf import GgufModel
 from llmdeploy.models.reference import HubFile, HubRepo, parse
 from llmdeploy.models.source import Listing, RemoteFile
-from llmdeploy.plan import GIB, MIB, Wishes
+from llmdeploy.plan import Wishes
+from llmdeploy.units import GIB, MIB
 from tests.conftest import SELFTEST, World, copy_selftest
 from tests.ollama_replay import Replay, closed_port, exchanges, replay
 

@@ -17,7 +17,8 @@ from llmdeploy.errors import DoesNotFit
 from llmdeploy.hardware import Gpu, Hardware
 from llmdeploy.models import catalog
 from llmdeploy.models.facts import ModelFacts, read_gguf
-from llmdeploy.plan import GIB, MIB, RESERVE_BYTES, MemoryPart, Plan, Setting, Wishes, in_gib
+from llmdeploy.plan import RESERVE_BYTES, MemoryPart, Plan, Setting, Wishes
+from llmdeploy.units import GIB, MIB, in_gib
 from tests import machines
 from tests.conftest import SELFTEST, free_port
 

@@ -10,10 +10,11 @@ import pytest
 
 from llmdeploy.hardware import Gpu, Hardware
 from llmdeploy.models.facts import ModelFacts
-from llmdeploy.plan import GIB, MemoryPart, Plan, Wishes, make_plan
+from llmdeploy.plan import MemoryPart, Plan, Wishes, make_plan
 from llmdeploy.service import room
 from llmdeploy.service.process import identify
 from llmdeploy.service.room import Held
+from llmdeploy.units import GIB
 
 MACHINE = Hardware(
     platform="Linux 6.8 x86_64",

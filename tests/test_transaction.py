@@ -18,7 +18,7 @@ from llmdeploy.errors import AlreadyServing, LlmdeployError, StartFailed, StateU
 from llmdeploy.gateway.gateway import Gateway, Limits
 from llmdeploy.gateway.target import Target
 from llmdeploy.models.reference import CatalogName
-from llmdeploy.plan import GIB, Plan, Setting
+from llmdeploy.plan import Plan, Setting
 from llmdeploy.service import deployment, state
 from llmdeploy.service import switch as switching
 from llmdeploy.service.candidate import Event, Order
@@ -26,6 +26,7 @@ from llmdeploy.service.deployment import Service
 from llmdeploy.service.keeper import Keeper
 from llmdeploy.service.room import Held
 from llmdeploy.service.switch import Switch, Wanted
+from llmdeploy.units import GIB
 
 PLAN = Plan(Setting(4096, ""), Setting(1, ""), (), None)
 CONFIG = 'engine = "llamacpp"\n'

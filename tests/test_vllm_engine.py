@@ -21,7 +21,8 @@ from llmdeploy.errors import ConfigError, DoesNotFit, EngineMissing, ModelInvali
 from llmdeploy.models.facts import ModelFacts
 from llmdeploy.models.hf_model import HfModel
 from llmdeploy.models.reference import CatalogName, parse
-from llmdeploy.plan import GIB, Plan, Wishes
+from llmdeploy.plan import Plan, Wishes
+from llmdeploy.units import GIB
 from tests import machines
 from tests.conftest import SELFTEST
 from tests.test_hf_facts import write_safetensors

@@ -85,7 +85,7 @@ def install(
 def remove(engine: EngineName, yes: Yes = False, json: options.Json = False) -> None:
     _require_vllm(engine, "remove")
     from llmdeploy.engines.vllm import install as vllm
-    from llmdeploy.plan import in_gib
+    from llmdeploy.units import in_gib
 
     folders = vllm.every()
     freed = 0
@@ -147,7 +147,7 @@ def _show(found: dict[str, EngineStatus]) -> None:
 
 
 def _described(plan: Installation) -> list[str]:
-    from llmdeploy.plan import in_gib
+    from llmdeploy.units import in_gib
 
     return [
         f"vLLM {plan.version}, its build for {'CPUs' if plan.cpu else 'NVIDIA GPUs'}, with {plan.tool}",

@@ -99,7 +99,7 @@ def _engine(engine: str, offer: dict[str, Any]) -> None:
 
 
 def _known(offer: dict[str, Any]) -> str:
-    from llmdeploy.plan import in_gib
+    from llmdeploy.units import in_gib
 
     size = ("" if offer["exact"] else "about ") + in_gib(offer["bytes"]) if offer["bytes"] else "size not known here"
     facts = [offer["quant"] or "", size, "here" if offer["here"] else "not here", "gated" if offer["gated"] else ""]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from llmdeploy.cli.output import out
 from llmdeploy.cli.progress import Downloads
-from llmdeploy.plan import in_gib
+from llmdeploy.units import in_gib
 
 if TYPE_CHECKING:
     from llmdeploy.service.candidate import Event

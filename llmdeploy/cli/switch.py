@@ -250,7 +250,7 @@ def _rehearse(target: Target, record: Record | None, *, dry_run: bool, hold: boo
 
 
 def _show(target: Target, rehearsal: Rehearsal, diff: str, *, hold: bool) -> None:
-    from llmdeploy.plan import in_gib
+    from llmdeploy.units import in_gib
 
     version = f" {rehearsal.engine_version}" if rehearsal.engine_version else ""
     out.line(f"{target.words}{version}")

@@ -20,7 +20,8 @@ from llmdeploy.errors import EngineMissing, Remedy
 from llmdeploy.models import gguf, hub, reuse
 from llmdeploy.models.gguf import GgufModel
 from llmdeploy.models.reference import OllamaTag
-from llmdeploy.plan import MIB, MemoryPart, Plan, Setting, Wishes, free_memory, make_plan
+from llmdeploy.plan import MemoryPart, Plan, Setting, Wishes, free_memory, make_plan
+from llmdeploy.units import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

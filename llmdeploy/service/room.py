@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from llmdeploy.plan import MIB, in_gib
+from llmdeploy.units import MIB, in_gib
 
 if TYPE_CHECKING:
     from llmdeploy.hardware import Hardware

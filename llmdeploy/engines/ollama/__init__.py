@@ -45,17 +45,8 @@ from llmdeploy.models.facts import UNKNOWN_LENGTH, ModelFacts
 from llmdeploy.models.gguf import GgufModel
 from llmdeploy.models.reference import CatalogName, ModelRef, OllamaTag
 from llmdeploy.models.stores.ollama import MARK
-from llmdeploy.plan import (
-    DEFAULT_CONTEXT,
-    MemoryPart,
-    Plan,
-    Setting,
-    Wishes,
-    demand_length,
-    free_memory,
-    in_gib,
-    make_plan,
-)
+from llmdeploy.plan import DEFAULT_CONTEXT, MemoryPart, Plan, Setting, Wishes, demand_length, free_memory, make_plan
+from llmdeploy.units import in_gib
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -10,7 +10,8 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from llmdeploy.plan import GIB, MIB, MemoryPart, Plan, Setting, Wishes, free_memory, in_gib, make_plan
+from llmdeploy.plan import MemoryPart, Plan, Setting, Wishes, free_memory, make_plan
+from llmdeploy.units import GIB, MIB, in_gib
 
 if TYPE_CHECKING:
     from llmdeploy.config import Settings

@@ -25,7 +25,7 @@ from llmdeploy.engines.vllm.tool import OnProgress, Step
 from llmdeploy.errors import InstallFailed, UsageError
 from llmdeploy.hardware import disk_free
 from llmdeploy.paths import state_dir
-from llmdeploy.plan import in_gib
+from llmdeploy.units import in_gib
 
 if TYPE_CHECKING:
     from llmdeploy.hardware import Hardware
