@@ -10,6 +10,7 @@ import typer
 
 from llmdeploy import config
 from llmdeploy.cli import options
+from llmdeploy.cli.names import understood
 from llmdeploy.cli.output import out
 from llmdeploy.config import ENGINE_NAMES, Settings
 from llmdeploy.errors import LlmdeployError, UsageError
@@ -96,7 +97,7 @@ def pull(
 
 
 def _reference(text: str, quant: str | None, revision: str | None, settings: Settings) -> ModelRef:
-    reference = parse(text)
+    reference = understood(text)
     if quant is not None:
         reference = with_quant(reference, quant)
     if isinstance(reference, HubRepo | HubFile) and settings.source("source") == "--source":

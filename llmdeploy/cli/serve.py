@@ -13,11 +13,12 @@ import typer
 
 from llmdeploy import api_key, config
 from llmdeploy.cli import options
+from llmdeploy.cli.names import understood
 from llmdeploy.cli.output import out
 from llmdeploy.cli.status import document
 from llmdeploy.config import Settings, keys
 from llmdeploy.errors import LlmdeployError, UsageError
-from llmdeploy.models.reference import ModelRef, parse
+from llmdeploy.models.reference import ModelRef
 from llmdeploy.service import state
 from llmdeploy.service.state import Record, Situation
 
@@ -75,7 +76,7 @@ def serve(
     )
     refuse_foreign(flags, settings.engine)
     api_key.require(settings.host, api_key.read(settings))
-    reference = parse(settings.model if model is None else model)
+    reference = understood(settings.model if model is None else model)
 
     def run(settings: Settings) -> None:
         if detach:

@@ -13,6 +13,7 @@ import typer
 
 from llmdeploy import config
 from llmdeploy.cli import options
+from llmdeploy.cli.names import understood
 from llmdeploy.cli.output import out
 from llmdeploy.cli.serve import announce, refuse_foreign
 from llmdeploy.config import ENGINE_NAMES, Settings
@@ -168,7 +169,7 @@ def _target(
     engine = given.get("engine") or (record and record.engine)
     settings = replace(config.load({**flags, "engine": engine}), **others)
     refuse_foreign(flags, settings.engine, "name its engine: `llmdeploy switch {}`")
-    reference = parse(model if model is not None else record.model if record else settings.model)
+    reference = parse(record.model if record else settings.model) if model is None else understood(model)
     if record and record.settings:
         served = config.from_document(record.settings)
         settings = _as_served(settings, served, same_model=str(reference) == record.model)
