@@ -23,7 +23,7 @@ COMMANDS = {
     "logs": "Show the log of the server.",
     "chat": "Ask the model that is served; images too.",
     "env": "Print what an application needs as variables of your shell.",
-    "models": "List models; show what each engine would get of one.",
+    "models": "List the models that are here, show what each engine would get of one, remove them.",
     "engines": "List the engines; install and remove vLLM.",
     "config": "Show and change the configuration.",
 }

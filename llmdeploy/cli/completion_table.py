@@ -172,7 +172,7 @@ TABLE: Commands = {
         {},
     ),
     "models": (
-        "List models; show what each engine would get of one.",
+        "List the models that are here, show what each engine would get of one, remove them.",
         {
             "--json": ("Print one JSON document on stdout.", ""),
             "--help": ("Show this message and exit.", ""),

@@ -49,7 +49,7 @@ class GgufModel:
         except DownloadFailed:
             if folder or not self._located:  # what is all here needs no source
                 raise
-        return transfer.here(str(self._home or self), self.local_files())
+        return transfer.here(str(self._home or self.weights), self.local_files())
 
     def pull(self, on_progress: OnProgress, folder: Path | None = None) -> None:
         """Fetch what is missing. Raises DownloadFailed, ModelNotFound."""

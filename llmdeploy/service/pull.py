@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmdeploy import engines, fit, hardware
-from llmdeploy.errors import DoesNotFit, EngineMissing, LlmdeployError, ModelNotFound
+from llmdeploy.errors import DoesNotFit, EngineMissing, LlmdeployError, ModelNotFound, UsageError
 from llmdeploy.models import lock, need
 from llmdeploy.models.reference import HubRepo, parse
 from llmdeploy.models.stores import folders
@@ -74,6 +74,11 @@ class Pull:
         if saved := self.engine.saved(self._artefact):
             self._tell({"event": "note", "text": saved})
         self.need = self.engine.need(self._artefact, self.asked.folder)
+        if self.asked.folder and self.need.folder != self.asked.folder:
+            raise UsageError(
+                f"`{self.need.source}` is on this machine already, so nothing is fetched into `{self.asked.folder}`",
+                "leave `--dir` out",
+            )
         if self.asked.pin:
             lock.demand_same(self.asked.pin, self.need)
 
