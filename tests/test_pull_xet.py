@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.blobs import size_of
 from tests.conftest import SELFTEST, World, until
 from tests.hub_server import COMMIT, Hub, Refusal, serve
 from tests.xet_server import Cas, serve_xet
@@ -95,7 +96,7 @@ def test_what_was_written_before_a_kill_is_not_fetched_again(here: World, cas: C
     hub.failing, hub.stall_after = f"xet/xorbs/{last}", 1000
     command = here.start(*PULL)
     assert hub.reached.wait(30)
-    until(lambda: max(parts(here), default=0) > len(FILES[BIG]) // 2)
+    until(lambda: max(parts(here), default=0) > size_of(FILES[BIG]) // 2)
     command.send_signal(signal.SIGKILL)
     command.communicate()
     hub.stall_after = None
