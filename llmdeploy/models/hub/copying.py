@@ -54,6 +54,8 @@ def _by_xet(listing: Listing, file: RemoteFile, start: int, sink: BinaryIO) -> N
     )
     for piece in group.download_stream(XetFileInfo(file.xet, file.size), start=start):
         sink.write(piece)
+    if sink.tell() < file.size:  # after an error its stream may end as if all had come
+        raise EOFError(f"Xet sent {sink.tell()} of {file.size} bytes")
 
 
 def _by_http(listing: Listing, file: RemoteFile, start: int, sink: BinaryIO) -> None:
