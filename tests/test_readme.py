@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, OwnOllama, World
+from tests import hub_server
+from tests.conftest import ROOT, SELFTEST, OwnOllama, World
 
 README = (ROOT / "README.md").read_text()
 CHINESE = (ROOT / "README.zh-CN.md").read_text()
@@ -38,6 +39,8 @@ def alike(text: str) -> str:
     text = re.sub(r"^\[.*\] .*\n", "", text, flags=re.MULTILINE)  # phases: a watcher may miss a short one
     text = re.sub(r"^ {10}.*\n", "", text, flags=re.MULTILINE)  # what is said beside a phase
     text = re.sub(r"^(ok|warn|fail) +(\w+) .*", r"\1 \2", text, flags=re.MULTILINE)
+    text = re.sub(r"^  (disk|memory)  .*", r"  \1", text, flags=re.MULTILINE)
+    text = re.sub(r"(today|yesterday|\d+ days ago)$", "[USED]", text, flags=re.MULTILINE)
     text = re.sub(r"process \d+", "process [PID]", text)
     text = re.sub(r"\d{4}-\d\d-\d\dT[\d:]+\+00:00", "[WHEN]", text)
     # A line of llama.cpp's log begins with the time since its start.
@@ -105,6 +108,12 @@ def test_the_transcript_of_a_switch(tmp_path: Path, vllm_python: str) -> None:
     follow(Ada(tmp_path), "console switch", variables, many=5)
 
 
+def test_the_transcript_of_a_pull(tmp_path: Path) -> None:
+    files = {name: (SELFTEST / name).read_bytes() for name in ("selftest-f16.gguf", "mmproj-selftest-f16.gguf")}
+    with hub_server.serve(hub_server.Hub(files={"ada/selftest-GGUF": files})) as hub:
+        follow(Ada(tmp_path), "console hub", {"HF_ENDPOINT": hub.url}, many=4)
+
+
 def follow(
     ada: Ada, kind: str, variables: dict[str, str], shown_as: dict[int, str] | None = None, many: int = 3
 ) -> None:
@@ -166,7 +175,7 @@ def test_another_way_to_hand_it_over(shell: str, part: str, tmp_path: Path) -> N
 
 
 def test_the_chinese_readme_is_in_step() -> None:
-    for kind in ("console", "console ollama", "console vllm", "console switch", "sh", "python"):
+    for kind in ("console", "console hub", "console ollama", "console vllm", "console switch", "sh", "python"):
         assert blocks(CHINESE, kind) == blocks(README, kind)
     heads = [[line.count("#") for line in text.splitlines() if re.match("#+ ", line)] for text in (README, CHINESE)]
     assert heads[0] == heads[1]
