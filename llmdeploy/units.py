@@ -7,10 +7,11 @@ GIB = 1024**3
 
 
 def in_gib(size: float) -> str:
-    """A number of bytes: GiB, or MiB below one, or KiB below one of these."""
-    if size >= GIB:
-        return f"{size / GIB:.1f} GiB"
-    return f"{size / MIB:.0f} MiB" if size >= MIB or size == 0 else f"{size / 1024:.0f} KiB"
+    """A number of bytes: GiB, or the next smaller unit that it has one of."""
+    for unit, name in ((MIB, "MiB"), (1024, "KiB")):
+        if unit <= size < 1024 * unit:
+            return f"{size / unit:.0f} {name}"
+    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size:.0f} B"
 
 
 def in_time(seconds: float) -> str:

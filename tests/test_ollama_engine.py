@@ -515,12 +515,12 @@ def test_a_recorded_pull_that_succeeds_is_served(pulling: World, recording: str)
         assert ollama.unknown == []
         assert ollama.asked("/api/create") == []  # the name is the user's own: it is served as it is
         assert ollama.asked("/api/delete") == []
-    said = re.findall(r"^ +(\w{12}): (\d+) MiB of (\d+) MiB$", log, re.MULTILINE)
-    for layer, total in (("7824df67ad67", 9), ("e5dcffe836b6", 0)):
-        done = [int(number) for one, number, _ in said if one == layer]
-        assert done == sorted(done)
-        assert done[-1] == total
+    for name, size in (("7824df67ad67", "9 MiB"), ("e5dcffe836b6", "3 B")):
+        assert re.findall(rf"^ +{name}: (\d+ \w+)$", log, re.MULTILINE) == [size], "once, when it is whole"
+    said = [int(done) for done in re.findall(r"^ +(?:7824df67ad67|in total): (\d+) MiB of", log, re.MULTILINE)]
+    assert said == sorted(said)
     assert len(said) > 5
+    assert said[-1] == 9
 
 
 def on_a_terminal(world: World, *arguments: str, **variables: str) -> tuple[subprocess.Popen[bytes], int]:
@@ -549,7 +549,7 @@ def drawn(terminal: int, until_seen: str) -> str:
     return content.decode()
 
 
-UNITS = {"bytes": 1, "kB": 1000, "MB": 1000**2}
+UNITS = {"KiB": 1024, "MiB": 1024**2}
 
 
 def test_the_bar_reaches_the_total_and_never_runs_backwards(pulling: World) -> None:
@@ -565,14 +565,13 @@ def test_the_bar_reaches_the_total_and_never_runs_backwards(pulling: World) -> N
         command.communicate(timeout=15)
         os.close(terminal)
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen)
-    frames = re.findall(r"(\w{12}) +([━╸╺ ]*) +([\d.]+)/([\d.]+) (bytes|kB|MB)", plain)
-    for layer, size in (("7824df67ad67", 9.1e6), ("e5dcffe836b6", 3.0)):
+    frames = re.findall(r"(\w{12}|in total) +([━╸╺ ]*) +([\d.]+) ([KM]iB) of ([\d.]+) ([KM]iB)", plain)
+    for layer in ("7824df67ad67", "in total"):
         mine = [frame for frame in frames if frame[0] == layer]
-        done = [float(frame[2]) * UNITS[frame[4]] for frame in mine]
-        totals = {float(frame[3]) * UNITS[frame[4]] for frame in mine}
-        assert totals == {size}
+        done = [float(frame[2]) * UNITS[frame[3]] for frame in mine]
+        assert {float(frame[4]) * UNITS[frame[5]] for frame in mine} == {9 * UNITS["MiB"]}
         assert done == sorted(done)
-        assert done[-1] == size
+    assert done[-1] == 9 * UNITS["MiB"], "of all; the bar of a file goes when it is whole"
     first = [frame for frame in frames if frame[0] == "7824df67ad67"]
     assert len({frame[2] for frame in first}) > 4  # it moved, and did not jump to its end
     lengths = [len(frame[1].rstrip().rstrip("╸╺")) for frame in first]

@@ -205,8 +205,8 @@ RAM = "free memory less 512 MiB for the rest of the machine"
         ("2x4090", True, 25_252_855_808 + 25_257_050_112, f"{RAM}, and 47.0 GiB free on GPUs"),
         ("t4", True, 15_641_608_192, f"{RAM}, and 14.6 GiB free on GPUs"),
         # Unified memory: NVML reports none, and all of it is in the machine's own.
-        ("gb10", True, 0, f"{RAM}, and 0 MiB free on GPUs"),
-        ("cpu-only", True, 0, f"{RAM}, and 0 MiB free on GPUs"),
+        ("gb10", True, 0, f"{RAM}, and 0 B free on GPUs"),
+        ("cpu-only", True, 0, f"{RAM}, and 0 B free on GPUs"),
     ],
 )
 def test_gpu_memory_counts_for_engines_that_use_it(name: str, on_gpu: bool, gpu_bytes: int, reason: str) -> None:

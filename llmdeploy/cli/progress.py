@@ -68,7 +68,7 @@ class Downloads:
     def _move(self, bars: Progress, name: str, done: int, total: int) -> None:
         """The bar of a file is there while the file is under way; that of the total always."""
         if name not in self._tasks:
-            self._tasks[name] = bars.add_task(name)
+            self._tasks[name] = bars.add_task(name, visible=False)  # until its numbers are there
         under_way = name == TOTAL or 0 < done < total or len(self._files) == 1
         bars.update(self._tasks[name], completed=done, total=total, visible=under_way)
         if done >= total:
