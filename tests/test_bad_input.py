@@ -36,9 +36,9 @@ CASES = [
         "hint: did you mean `selftest`?",
     ),
     (
-        ["serve", "qwen2.5xl"], 1,
-        "error: no model is called `qwen2.5xl`",
-        "hint: did you mean `qwen2.5-vl:7b`?",
+        ["serve", "qwen2.5-vx:7b"], 1,
+        "error: no model is called `qwen2.5-vx:7b`",
+        "hint: did you mean `qwen2.5-vl:7b` or `qwen2.5-vl:72b` or `qwen2.5:7b`?",
     ),
     (
         ["serve", "no such model"], 2,

@@ -116,7 +116,7 @@ def test_every_help_is_one_line() -> None:
         ("llmdeploy --quiet st", ["status", "stop"]),
         ("llmdeploy serve ", catalog.names()),
         ("llmdeploy serve qwen3:8", ["qwen3:8b"]),
-        ("llmdeploy models ", ["catalog", "show"]),
+        ("llmdeploy models ", ["catalog", "show", "rm"]),
         ("llmdeploy models show ", catalog.names()),
         ("llmdeploy models show qwen3:8b self", ["selftest"]),
         ("llmdeploy serve --eng", ["--engine"]),
@@ -393,7 +393,7 @@ def test_typing_with_tab(typed: Path, shell: str, flags: list[str]) -> None:
     [
         ("llmdeploy ", list(COMMANDS)),
         ("llmdeploy serve qwen3:8", ["qwen3:8b"]),
-        ("llmdeploy models ", ["catalog", "show"]),
+        ("llmdeploy models ", ["catalog", "rm", "show"]),
         ("llmdeploy models show ", catalog.names()),
         ("llmdeploy models show qwen3:8b self", ["selftest"]),
         ("llmdeploy serve --engine=", [f"--engine={name}" for name in ENGINE_NAMES]),

@@ -272,7 +272,7 @@ def test_a_machine_that_tells_nothing(look: Look, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(engines, "every", lambda settings: [Silent(settings)])
     found = look(Hardware("", "", "", 0, 0, 0, 0, (Gpu(0, "", None, None), Gpu(1, "", 0, None))))
     assert list(found) == [name for name in NAMES if name not in {"ollama", "vllm"}]
-    assert found["memory"].detail == "0 MiB of 0 MiB free"
+    assert found["memory"].detail == "0 B of 0 B free"
     assert found["gpu"].detail == "0: , memory not reported; 1: , memory not reported; driver unknown, CUDA unknown"
     assert found["llamacpp"] == Check("llamacpp", "fail", "")
 

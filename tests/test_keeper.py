@@ -23,6 +23,7 @@ from llmdeploy.plan import Setting
 from llmdeploy.service import history, keeper
 from llmdeploy.service.candidate import Abandoned, Candidate, Event, Order
 from llmdeploy.service.keeper import Keeper
+from llmdeploy.service.room import Held
 from llmdeploy.service.switch import holds
 from llmdeploy.service.threads import in_thread
 from llmdeploy.units import GIB
@@ -159,7 +160,7 @@ class Waits(Candidate):
         vars(self).update(vars(given))
         self.begun, self.stopped = threading.Event(), threading.Event()
 
-    def look(self) -> None:
+    def look(self, spare: Held | None = None) -> None:
         self.begun.set()
         assert self.stopped.wait(10), "it was not stopped"
         raise StartFailed("the daemon ended", "")

@@ -134,7 +134,7 @@ def parse(text: str) -> ModelRef:
     if "://" in text:
         raise UsageError(f"`{plain(text)}` is no address of a model", f"the forms are {HUB_FORMS}")
     if text.endswith(".gguf") or text[:1] in {".", "~", "/"} or _names_a_path(text):
-        return Path(os.path.expanduser(text)).absolute()  # Path.expanduser raises for a user there is none of
+        return Path(_expanded(text)).absolute()
     if _NAME.fullmatch(text):
         return CatalogName(text)
     if match := _SHORT.fullmatch(text):
@@ -232,9 +232,17 @@ def _hint(text: str) -> str:
 
 def _can_be_a_name(text: str) -> bool:
     try:
-        return b"\0" not in os.fsencode(text)
+        return b"\0" not in text.encode("utf-8", "surrogateescape")  # bytes of a file's name that are no text
     except UnicodeEncodeError:
         return False
+
+
+def _expanded(text: str) -> str:
+    """With the home for `~`; as it is for a user there is none of, or none that this locale can spell."""
+    try:
+        return os.path.expanduser(text)
+    except UnicodeEncodeError:
+        return text
 
 
 def _names_a_path(text: str) -> bool:
