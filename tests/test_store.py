@@ -367,3 +367,10 @@ def test_a_file_with_another_name_on_the_disk_frees_nothing(everything: store.St
     [small] = everything.named(f"hf://{GGUF}:Q4_K_M")
     os.link(os.path.realpath(small.files[0]), tmp_path / "mine.gguf")
     assert everything.freed(small) == 0
+
+
+@pytest.mark.parametrize("index", ["[]", "{}", "{", '{"weight_map": ["x"]}', '{"weight_map": {"a": ["x"], "b": 1}}'])
+def test_an_index_that_is_none_hides_no_model(cache: Path, index: str) -> None:
+    snapshot = cache / "models--owner--x" / "snapshots" / COMMIT
+    (snapshot / "model.safetensors.index.json").write_text(index)
+    assert by_name(hub_cache.read(cache).held)[f"hf://{HF}"].engines == ("vllm",)

@@ -19,10 +19,10 @@ from llmdeploy.models.hf_facts import CONFIG
 from llmdeploy.models.hf_facts import json_object as _json
 from llmdeploy.models.need import Need
 from llmdeploy.models.reference import CatalogName, HubFile, HubRepo, ModelRef, OllamaTag
+from llmdeploy.models.safetensors import INDEX, indexed
 from llmdeploy.models.source import Listing, OnProgress, RemoteFile
 from llmdeploy.paths import selftest_dir
 
-INDEX = "model.safetensors.index.json"
 WANTED = ("*.json", "*.jinja", "*.model", "*.txt", "*.py", "*.tiktoken")
 """What vLLM reads besides weights; others, such as `*.bin` and `*.gguf`, hold the same weights once more."""
 TOKENIZERS = ("token*", "vocab*", "tekken*", "*.model", "*.tiktoken")
@@ -110,8 +110,7 @@ class HfModel:
 
     def _has_weights(self) -> bool:
         weights = {path.name for path in _weights(self.folder)}
-        index = self._cached(INDEX)
-        named = set(_json(index).get("weight_map", {}).values()) if index else set()
+        named = indexed(self._cached(INDEX))
         return bool(weights) and (named <= weights or bool(_consolidated(weights))) and _whole(weights)
 
     def _cached(self, name: str) -> Path | None:

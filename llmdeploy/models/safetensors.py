@@ -13,10 +13,13 @@ import struct
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from llmdeploy.models import gguf_header
 
+INDEX = "model.safetensors.index.json"
+"""Beside weights in several files: which tensor is in which."""
 LONGEST = 100_000_000
 """Bytes of a header: the format's own limit."""
 
@@ -43,6 +46,14 @@ def read(name: str, file: BinaryIO) -> Header:
     if (needed := 8 + length + header.tensor_bytes) > size:
         raise gguf_header.damaged(name, f"{size:,} bytes are there and {needed:,} are needed")
     return header
+
+
+def indexed(index: Path | None) -> frozenset[str]:
+    """The files that an index names; none where there is no index, or none that can be read."""
+    try:
+        return frozenset(json.loads(index.read_bytes())["weight_map"].values()) if index else frozenset()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return frozenset()
 
 
 def _parse(tensors: dict[str, Any]) -> Header:

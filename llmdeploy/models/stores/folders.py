@@ -15,9 +15,9 @@ from pathlib import Path
 from llmdeploy import atomic
 from llmdeploy.errors import UsageError
 from llmdeploy.models.reference import CatalogName, HubRepo, parse
+from llmdeploy.models.safetensors import INDEX, indexed
 from llmdeploy.models.stores.held import Held, Shelf, is_whole, last_used, walk
-from llmdeploy.models.stores.hub_cache import shards
-from llmdeploy.models.stores.repository import INDEX, groups
+from llmdeploy.models.stores.repository import groups
 from llmdeploy.paths import data_dir, selftest_dir
 
 PART = ".incomplete"
@@ -71,8 +71,7 @@ def read() -> Shelf:
 def _models(one: Filled) -> Iterator[Held]:
     files = {path: one.folder / path for path in one.files if is_whole(one.folder / path)}
     parts = tuple(part for path in one.files if (part := one.folder / f"{path}{PART}").is_file())
-    needed = {INDEX: shards(files[INDEX])} if INDEX in files else {}
-    found = groups(one.repo, list(files), needed)
+    found = groups(one.repo, list(files), indexed(files.get(INDEX)))
     for group in found:
         paths = tuple(files[path] for path in group.files)
         whole = group.files and not group.files[0].endswith(".gguf")

@@ -9,14 +9,14 @@ models--<owner>--<name>/
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from llmdeploy.models.reference import MAIN, HubRepo
+from llmdeploy.models.safetensors import INDEX, indexed
 from llmdeploy.models.stores.held import Held, Shelf, is_whole, joined, last_used, walk
-from llmdeploy.models.stores.repository import INDEX, groups
+from llmdeploy.models.stores.repository import groups
 
 PREFIX = "models--"
 
@@ -64,7 +64,6 @@ def _revisions(folder: Path) -> dict[str, str]:
 
 def _revision(cache: Path, snapshot: Path, repo: HubRepo) -> list[Held]:
     files = {file.relative_to(snapshot).as_posix(): file for file in walk(snapshot) if is_whole(file)}
-    needed = {INDEX: shards(files[INDEX])} if INDEX in files else {}
     return [
         Held(
             group.reference,
@@ -76,15 +75,8 @@ def _revision(cache: Path, snapshot: Path, repo: HubRepo) -> list[Held]:
             (snapshot.name,),
             detail=group.detail,
         )
-        for group in groups(repo, list(files), needed)
+        for group in groups(repo, list(files), indexed(files.get(INDEX)))
     ]
-
-
-def shards(index: Path) -> tuple[str, ...]:
-    """The files that an index of safetensors names; none where it cannot be read."""
-    with suppress(OSError, ValueError, AttributeError):
-        return tuple(sorted(set(json.loads(index.read_bytes())["weight_map"].values())))
-    return ()
 
 
 def _named(model: Held) -> Held:

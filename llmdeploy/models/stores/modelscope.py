@@ -8,9 +8,9 @@ from pathlib import Path
 from llmdeploy.models.modelscope import layout
 from llmdeploy.models.modelscope.layout import cache
 from llmdeploy.models.reference import HubRepo
+from llmdeploy.models.safetensors import INDEX, indexed
 from llmdeploy.models.stores.held import Held, Shelf, is_whole, joined, last_used, walk
-from llmdeploy.models.stores.hub_cache import shards
-from llmdeploy.models.stores.repository import INDEX, groups
+from llmdeploy.models.stores.repository import groups
 
 __all__ = ["cache", "read"]
 
@@ -35,7 +35,6 @@ def _revision(root: Path, repo: HubRepo, folder: Path) -> list[Held]:
     every = {file.relative_to(folder).as_posix(): file for file in walk(folder) if is_whole(file)}
     parts = tuple(file for path, file in every.items() if TEMPORARY in path or path.endswith(layout.PARTS))
     files = {path: file for path, file in every.items() if file not in parts and not path.endswith(OWN)}
-    needed = {INDEX: shards(files[INDEX])} if INDEX in files else {}
     place = root / "hub" if (root / "hub") in folder.parents else root
     revisions = (repo.revision,) if layout.COMMIT.fullmatch(repo.revision) else ()
     models = [
@@ -49,7 +48,7 @@ def _revision(root: Path, repo: HubRepo, folder: Path) -> list[Held]:
             revisions,
             detail=group.detail,
         )
-        for group in groups(repo, list(files), needed)
+        for group in groups(repo, list(files), indexed(files.get(INDEX)))
     ]
     if not parts:
         return models

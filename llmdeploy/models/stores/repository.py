@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from llmdeploy.models import quants
@@ -13,7 +13,6 @@ WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".onnx", ".npz")
 """How files end that hold a model; a repository without one is a tokenizer or a set of settings."""
 GGUF_ENGINES = ("llamacpp", "ollama")
 HF_ENGINES = ("vllm",)
-INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -27,10 +26,10 @@ class Group:
     detail: str = ""
 
 
-def groups(repo: HubRepo, paths: Sequence[str], sharded: Mapping[str, Sequence[str]] | None = None) -> list[Group]:
+def groups(repo: HubRepo, paths: Sequence[str], needed: Collection[str] = ()) -> list[Group]:
     """The models among the files of a repository; its small files belong to each of them.
 
-    `sharded`: the files that an index says are needed, by the index's path.
+    `needed`: the weights that its index names.
     """
     if not any(path.endswith(WEIGHTS) for path in paths):
         return []
@@ -40,7 +39,7 @@ def groups(repo: HubRepo, paths: Sequence[str], sharded: Mapping[str, Sequence[s
     beside = tuple(path for path in rest if path.endswith(".gguf") or not path.endswith(WEIGHTS))
     models = [replace(model, files=(*model.files, *beside)) for model in models]
     if not models or any(path.endswith(".safetensors") for path in rest):
-        models.append(_whole(repo, rest, (sharded or {}).get(INDEX, ())))
+        models.append(_whole(repo, rest, needed))
     return models
 
 
@@ -63,7 +62,7 @@ def _gguf_groups(repo: HubRepo, paths: Sequence[str]) -> list[Group]:
     return found
 
 
-def _whole(repo: HubRepo, paths: Sequence[str], needed: Sequence[str]) -> Group:
+def _whole(repo: HubRepo, paths: Sequence[str], needed: Collection[str]) -> Group:
     """The repository in Hugging Face form."""
     weights = [path for path in paths if path.endswith(".safetensors") and "/" not in path]
     if not weights or "config.json" not in paths:
