@@ -9,7 +9,7 @@ import pytest
 
 from llmdeploy.config import Settings
 from llmdeploy.errors import ConfigError, DownloadFailed, ModelNotFound
-from llmdeploy.models import lock
+from llmdeploy.models import gguf, hf_model, lock
 from llmdeploy.models.need import Need, NeededFile
 from llmdeploy.models.reference import CatalogName, HubFile, HubRepo
 
@@ -63,6 +63,35 @@ def test_a_name_is_pinned_and_the_same_repository_under_another_name_is_not() ->
     assert lock.pinned("qwen3:8b", repo, replace(HERE, pinned=False)) is repo
     assert lock.pinned("qwen3:8b", HubRepo("Qwen/Qwen3-8B"), HERE) == HubRepo("Qwen/Qwen3-8B")
     assert lock.pinned("qwen3:8b", replace(repo, revision="v2"), HERE) == replace(repo, revision="v2")
+
+
+def test_a_name_is_pinned_in_every_spelling() -> None:
+    repo = HubRepo("Qwen/Qwen3-8B-GGUF")
+    lock.write(lock.with_pins((), [lock.pin("Qwen3_8B", "llamacpp", NEED), lock.pin("qwen3:8b", "llamacpp", NEED)]))
+    [pin] = lock.read()
+    assert pin.model == "qwen3:8b"
+    assert lock.pinned(CatalogName("qwen3-8b"), repo, HERE).revision == COMMIT
+    assert lock.named("qwen3-8B", []) == (pin,)
+
+
+def test_each_engine_has_its_own_commit_of_a_repository() -> None:
+    repo = HubRepo("Qwen/Qwen3-8B-GGUF")
+    later = lock.pin("qwen3:8b", "ollama", replace(NEED, revision="f" * 40))
+    lock.write([lock.pin("qwen3:8b", "llamacpp", NEED), later])
+    assert lock.pinned("qwen3:8b", repo, replace(HERE, engine="ollama")).revision == "f" * 40
+    assert lock.pinned("qwen3:8b", repo, HERE).revision == COMMIT
+
+
+def test_a_model_is_taken_from_the_hub_that_it_was_locked_at() -> None:
+    there = lock.pin("qwen3:8b", "llamacpp", replace(NEED, source="ms://Qwen/Qwen3-8B-GGUF"))
+    lock.write([there, lock.pin("qwen3:8b", "vllm", replace(NEED, source="ms://Qwen/Qwen3-8B"))])
+    name = CatalogName("qwen3:8b")
+    weights = gguf.find(name, HERE).weights
+    assert isinstance(weights, HubFile)
+    assert (weights.source, weights.revision) == ("ms", COMMIT)
+    assert hf_model.find(name, HERE).location == HubRepo("Qwen/Qwen3-8B", COMMIT, "ms")
+    asked = replace(HERE, sources={"source": "--source"})
+    assert hf_model.find(name, asked).location == HubRepo("Qwen/Qwen3-8B")
 
 
 def test_what_is_needed_must_be_what_is_locked() -> None:

@@ -14,10 +14,11 @@ import pytest
 
 from llmdeploy.config import Settings
 from llmdeploy.engines.ollama import Ollama, Tag, stored
+from llmdeploy.engines.ollama.documents import Installed
 from llmdeploy.engines.ollama.registry import Layer, Manifest, parts
 from llmdeploy.engines.ollama.registry import Registry as Asked
 from llmdeploy.errors import DownloadFailed, UsageError
-from llmdeploy.models import gguf, ranges
+from llmdeploy.models import gguf, lock, ranges
 from llmdeploy.models.gguf import GgufModel
 from llmdeploy.models.need import Need, NeededFile
 from llmdeploy.models.reference import parse
@@ -182,9 +183,23 @@ def test_the_need_of_a_manifest(tmp_path: Path) -> None:
     (tmp_path / "blobs").mkdir()
     (tmp_path / "blobs" / f"sha256-{LAYER.digest}").touch()
     other = Layer("template", "cd" * 32, 50)
-    need = stored.need(Manifest("qwen3:8b", (LAYER, other)), tmp_path)
+    need = stored.need(Manifest("qwen3:8b", "ef" * 32, (LAYER, other)), tmp_path)
     assert (need.source, need.folder, need.size, need.missing) == ("ollama://qwen3:8b", tmp_path, 1_000_050, 50)
     assert [file.name for file in need.files] == ["abababababab", "cdcdcdcdcdcd"], "as a pull names them"
+    assert need.revision == "ef" * 32
+
+
+def test_a_tag_is_locked_by_its_digest_whether_it_is_here_or_not(trusted: Registry, empty: Ollama) -> None:
+    trusted.add("library/x:7b", model=WEIGHTS)
+    x = tag(trusted, "library/x:7b")
+    need = empty.need(x)
+    locked = lock.pin("x", "ollama", need)
+    lock.demand_same(locked, need)
+    here = Installed(x.name, need.size, (), None, digest=need.revision)
+    lock.demand_same(locked, stored.complete(here, None))
+    with pytest.raises(DownloadFailed) as moved:
+        lock.demand_same(locked, stored.complete(replace(here, digest="ab" * 32), None))
+    assert moved.value.code == "lock_differs"
 
 
 # --- The engine

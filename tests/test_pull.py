@@ -184,6 +184,26 @@ def test_a_lock_pins_a_revision_for_pull_and_for_serve(here: World, hub: Hub) ->
     assert f'revision = "{newer}"' in (here.work / "llmdeploy.lock").read_text()
 
 
+def test_a_branch_is_locked_to_its_commit(here: World, hub: Hub) -> None:
+    hub.refs[GGUF] = {"stable": COMMIT}
+    model = f"hf://{GGUF}@stable"
+    assert here.run("pull", model, "--lock", "--no-fit").status == 0
+    newer = hub.commit(GGUF, {WEIGHTS: b"GGUF newer", MMPROJ: hub.files[GGUF][MMPROJ]})
+    hub.refs[GGUF]["stable"] = newer
+    elsewhere = here.folder / "elsewhere"
+    again = here.run("pull", "--locked", "--no-fit", HF_HOME=str(elsewhere))
+    assert again.status == 0, again.text
+    assert [path.name for path in elsewhere.rglob("snapshots/*")] == [COMMIT]
+
+
+def test_a_folder_with_another_revision_is_not_taken_for_the_main_branch(here: World, hub: Hub) -> None:
+    hub.refs[GGUF] = {"old": COMMIT}
+    assert here.run("pull", f"hf://{GGUF}@old", "--dir", "old", "--no-fit").status == 0
+    newer = hub.commit(GGUF, {WEIGHTS: b"GGUF newer", MMPROJ: hub.files[GGUF][MMPROJ]})
+    [one] = document(here, GGUF, "--dry-run", "--no-fit")["pulls"]
+    assert one["revision"] == newer
+
+
 def test_what_differs_from_the_lock_is_refused_before_the_first_byte(here: World, hub: Hub) -> None:
     assert here.run("pull", GGUF, "--lock").status == 0
     hub.files[GGUF][WEIGHTS] = b"GGUF forged"

@@ -97,6 +97,10 @@ def test_the_same_file_of_lm_studio_and_of_a_folder(tmp_path: Path) -> None:
     assert reuse.of_files(WITH_EYES, ()) is None, "the projector is not there"
     put(tmp_path / "mine" / "mmproj-f16.gguf", MMPROJ)
     assert reuse.of_files(WITH_EYES, ()) is not None, "a folder's record is of a folder that is there"
+    folders.forget(tmp_path / "mine", [mine])
+    folders.remember(tmp_path / "mine", HubRepo(REPO, "v2"), ["selftest-f16.gguf"])
+    assert reuse.of_files(WANTED, ()) is None, "it is of another revision"
+    folders.remember(tmp_path / "mine", HubRepo(REPO), ["selftest-f16.gguf"])
     theirs = lmstudio(Path.home(), REPO, selftest_f16=WEIGHTS)
     found = reuse.of_files(WANTED, ())
     assert found is not None

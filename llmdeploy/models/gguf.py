@@ -45,7 +45,7 @@ class GgufModel:
         """What of it is missing: in the cache, or in `folder`. Raises DownloadFailed, ModelNotFound."""
         try:
             if self._home:
-                return transfer.need(self._listing, self._remote, folder)
+                return replace(transfer.need(self._listing, self._remote, folder), source=str(self._home))
         except DownloadFailed:
             if folder or not self._located:  # what is all here needs no source
                 raise
@@ -78,12 +78,7 @@ class GgufModel:
     @property
     def _home(self) -> HubRepo | None:
         """The repository they are of."""
-        match self.weights:
-            case HubFile():
-                return self.weights.home
-            case HubRepo():
-                return replace(self.weights, quant="")
-        return None
+        return None if isinstance(self.weights, Path) else self.weights.home
 
     @property
     def _located(self) -> _Located | None:
@@ -182,7 +177,7 @@ def _files(model: ModelRef, settings: Settings) -> GgufModel:
                     lock.pinned(model, source.at(weights, hub), settings),
                     lock.pinned(model, source.at(mmproj, hub), settings) if isinstance(mmproj, HubFile) else mmproj,
                 )
-                for hub in source.in_order(settings.hub)
+                for hub in lock.hubs(model, weights, settings)
             )
         case OllamaTag():
             return GgufModel(_repository(model))

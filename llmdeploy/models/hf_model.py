@@ -6,7 +6,7 @@ import hashlib
 import re
 import shlex
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
@@ -44,7 +44,7 @@ class HfModel:
         """What of it is missing: in the cache, or in `folder`. Raises DownloadFailed, ModelNotFound."""
         try:
             if isinstance(self.location, HubRepo):
-                return transfer.need(self._listing, self._remote, folder)
+                return replace(transfer.need(self._listing, self._remote, folder), source=str(self))
         except DownloadFailed:
             if folder or not self.present():  # what is all here needs no source
                 raise
@@ -128,7 +128,8 @@ def find(model: ModelRef, settings: Settings = DEFAULT) -> HfModel:
             if entry.hub:
                 repo = HubRepo(entry.hub)
                 return source.first_here(
-                    HfModel(lock.pinned(model, source.at(repo, hub), settings)) for hub in source.in_order(settings.hub)
+                    HfModel(lock.pinned(model, source.at(repo, hub), settings))
+                    for hub in lock.hubs(model, repo, settings)
                 )
         case HubRepo(quant=""):
             return HfModel(lock.pinned(model, model, settings))

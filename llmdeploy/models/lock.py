@@ -15,7 +15,8 @@ import msgspec
 
 from llmdeploy.config import permissions_hint
 from llmdeploy.errors import ConfigError, DownloadFailed, ModelNotFound
-from llmdeploy.models.reference import HubFile, HubRepo
+from llmdeploy.models import catalog, source
+from llmdeploy.models.reference import HubFile, HubRepo, OllamaTag, parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -40,13 +41,14 @@ class Pin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one engine gets for one name."""
 
     model: str
-    """As the user names it."""
+    """As the user names it; a name of the catalog in the catalog's own spelling."""
     engine: str
     source: str
-    """The repository (`hf://owner/repo`), or the Ollama tag."""
+    """The repository as it was asked for (`hf://owner/repo`, `hf://owner/repo@branch`), or the Ollama tag."""
     revision: str
     """The commit, or the digest of the tag."""
     files: tuple[LockedFile, ...]
+    """Of a tag none: its digest is over the digests of all its files."""
 
 
 class _Lock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -103,10 +105,11 @@ def pin(model: str, engine: str, need: Need) -> Pin:
     """What is needed, as a pin. Raises DownloadFailed where the source does not tell what it is exactly."""
     if not need.revision or not all(file.digest for file in need.files):
         raise DownloadFailed(
-            f"`{need.source}` does not tell its revision, so it cannot be locked", "leave `--lock` out"
+            f"`{need.source}` does not tell its revision, so it cannot be locked", "leave `--lock` or `--locked` out"
         )
-    files = tuple(LockedFile(file.name, file.size, file.digest) for file in need.files)
-    return Pin(model, engine, need.source, need.revision, files)
+    files = () if isinstance(parse(need.source), OllamaTag) else need.files
+    locked = tuple(LockedFile(file.name, file.size, file.digest) for file in files)
+    return Pin(_spelled(model), engine, need.source, need.revision, locked)
 
 
 def named(model: str | None, engines: Sequence[str]) -> tuple[Pin, ...]:
@@ -114,7 +117,8 @@ def named(model: str | None, engines: Sequence[str]) -> tuple[Pin, ...]:
     pins = read()
     if not pins:
         raise ModelNotFound(f"there is no `{LOCK}` here", "`llmdeploy pull MODEL --lock` writes one")
-    found = tuple(pin for pin in pins if model in {None, pin.model} and (not engines or pin.engine in engines))
+    name = model and _spelled(model)
+    found = tuple(pin for pin in pins if name in {None, pin.model} and (not engines or pin.engine in engines))
     if not found:
         what = f"`{model}`" if model else "a model"
         where = f" for {' or '.join(engines)}" if engines else ""
@@ -128,30 +132,43 @@ def named(model: str | None, engines: Sequence[str]) -> tuple[Pin, ...]:
 
 def pinned(model: object, reference: R, settings: Settings) -> R:
     """The repository or file that a name stands for, at the commit that the lock of this folder pins it to."""
-    home = _home(reference)
-    pins = read() if settings.pinned else ()
-    found = next((one for one in pins if one.model == str(model) and one.source == home), None)
+    found = _pin_of(model, reference, settings)
     return reference if found is None else replace(reference, revision=found.revision)
+
+
+def hubs(model: object, reference: R, settings: Settings) -> tuple[str, ...]:
+    """Where a repository of the Hub is looked for, best first: where the lock has it from, there alone."""
+    order = source.in_order(settings.hub)
+    if settings.source("source") == "--source":
+        return order
+    return tuple(hub for hub in order if _pin_of(model, source.at(reference, hub), settings)) or order
 
 
 def demand_same(locked: Pin, need: Need) -> None:
     """Raises DownloadFailed, before anything is fetched, where what is needed is not what is locked."""
     found = pin(locked.model, locked.engine, need)
-    # A need that was asked for at the locked commit names that.
     if found.revision == locked.revision and set(found.files) == set(locked.files):
         return
     before, after = {it.name: it for it in locked.files}, {it.name: it for it in found.files}
     other = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     what = f": {', '.join(f'`{name}`' for name in other[:3])}" if other else f", {found.revision} now"
     raise DownloadFailed(
-        f"`{need.source}` is not what `{LOCK}` names{what}",
+        f"`{locked.source}` is not what `{LOCK}` names{what}",
         f"`llmdeploy pull {shlex.quote(locked.model)} --engine {locked.engine} --lock` takes it as it is now",
         code="lock_differs",
     )
 
 
-def _home(reference: HubRepo | HubFile) -> str:
-    return str(reference.home if isinstance(reference, HubFile) else replace(reference, quant=""))
+def _pin_of(model: object, reference: HubRepo | HubFile, settings: Settings) -> Pin | None:
+    """That of the engine; else that of another which takes the same repository."""
+    pins = [one for one in read() if one.source == str(reference.home)] if settings.pinned else []
+    name = _spelled(str(model)) if pins else ""
+    found = [one for one in pins if one.model == name]
+    return min(found, key=lambda one: one.engine != settings.engine, default=None)
+
+
+def _spelled(model: str) -> str:
+    return str(catalog.look(model) or model)
 
 
 def _write_again(file: Path) -> str:

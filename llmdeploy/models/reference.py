@@ -79,6 +79,11 @@ class HubRepo:
         quant = f":{self.quant}" if self.quant else ""
         return f"{self.source}://{self.repo}{quant}{_at(self)}"
 
+    @property
+    def home(self) -> HubRepo:
+        """It as a whole, whatever the quantization."""
+        return replace(self, quant="")
+
 
 @dataclass(frozen=True)
 class HubFile:

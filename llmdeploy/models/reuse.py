@@ -141,11 +141,10 @@ def _blobs(wanted: GgufModel, tags: Sequence[str], ollama_models: str | None) ->
 
 def _home(wanted: GgufModel) -> HubRepo | None:
     """The repository of the Hub's main branch that it is of; None for others: a revision is asked for to be had."""
-    weights = wanted.weights
-    home = weights.home if isinstance(weights, HubFile) else weights
-    if isinstance(home, HubRepo) and (home.source, home.revision) == ("hf", MAIN["hf"]):
-        return replace(home, quant="")
-    return None
+    if isinstance(wanted.weights, Path):
+        return None
+    home = wanted.weights.home
+    return home if (home.source, home.revision) == ("hf", MAIN["hf"]) else None
 
 
 def quant_of(wanted: GgufModel) -> str:

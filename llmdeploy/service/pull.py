@@ -66,7 +66,7 @@ class Pull:
         """Find what is needed, and what of it is missing; asks the source.
 
         `start`: have the engine's daemon run, where only that can fetch. Raises EngineMissing, ModelNotFound,
-        DownloadFailed.
+        DownloadFailed, that of what cannot be locked too.
         """
         if self.engine.daemon(self.order.wishes, free_port()) is not None and start:
             self._candidate.reach()
@@ -79,6 +79,8 @@ class Pull:
                 f"`{self.need.source}` is on this machine already, so nothing is fetched into `{self.asked.folder}`",
                 "leave `--dir` out",
             )
+        if self.asked.exact:
+            lock.pin(str(self.order.model), self.engine.name, self.need)
         if self.asked.pin:
             lock.demand_same(self.asked.pin, self.need)
 

@@ -6,6 +6,7 @@ The protocol is that of container registries: a manifest lists layers, and a lay
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +43,8 @@ class Layer:
 class Manifest:
     name: str
     """The model's, as it was asked for."""
+    digest: str
+    """SHA-256 of its bytes: what Ollama tells as the model's."""
     layers: tuple[Layer, ...]
     """With its configuration, which is one too."""
 
@@ -68,7 +71,7 @@ class Registry(Connection):
             if response.status_code != 200:
                 raise self._refused(f"it answers with status {response.status_code}")
             content = _read(response, LARGEST_MANIFEST)
-        return Manifest(self._name, self._layers(content))
+        return Manifest(self._name, hashlib.sha256(content).hexdigest(), self._layers(content))
 
     def open(self, layer: Layer) -> BinaryIO:
         """The file of a layer, to seek and read in: only what is read is fetched."""

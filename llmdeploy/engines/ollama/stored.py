@@ -16,7 +16,7 @@ REMEDY = "free some space there; another folder: set `OLLAMA_MODELS`, here and w
 def need(manifest: Manifest, store: Path | None) -> Need:
     """The layers of a manifest against the store; None: it is another machine's."""
     files = [NeededFile(layer.digest[:12], layer.size, here(layer, store), layer.digest) for layer in manifest.layers]
-    return Need(str(OllamaTag(manifest.name)), store, tuple(files), remedy=REMEDY)
+    return Need(str(OllamaTag(manifest.name)), store, tuple(files), manifest.digest, remedy=REMEDY)
 
 
 def complete(model: Installed, store: Path | None) -> Need:
