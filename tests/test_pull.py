@@ -200,7 +200,7 @@ def test_a_folder_with_another_revision_is_not_taken_for_the_main_branch(here: W
     hub.refs[GGUF] = {"old": COMMIT}
     assert here.run("pull", f"hf://{GGUF}@old", "--dir", "old", "--no-fit").status == 0
     newer = hub.commit(GGUF, {WEIGHTS: b"GGUF newer", MMPROJ: hub.files[GGUF][MMPROJ]})
-    [one] = document(here, GGUF, "--dry-run", "--no-fit")["pulls"]
+    [one] = document(here, f"hf://{GGUF}:F16", "--dry-run", "--no-fit")["pulls"]
     assert one["revision"] == newer
 
 
