@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,14 +56,9 @@ class Need:
     def present(self) -> bool:
         return not self.unknown and self.missing == 0
 
-    @property
-    def asked(self) -> int:
-        """Bytes that the file system must hold more than it does."""
-        return self.missing + (self.copies if self.missing else 0)
-
     def free(self) -> int | None:
         """Bytes free on the file system that what is missing goes to; None where that is not this machine's."""
-        return None if self.folder is None else shutil.disk_usage(_existing(self.folder)).free
+        return None if self.folder is None else shutil.disk_usage(existing(self.folder)).free
 
     def demand_room(self) -> None:
         """Raises DownloadFailed, with both numbers, where the disk cannot hold what is missing."""
@@ -73,20 +69,26 @@ def demand_room(needs: Sequence[Need]) -> None:
     """Raises DownloadFailed where a disk cannot hold what is missing of all that goes there."""
     disks: dict[int, list[Need]] = {}
     for need in needs:
-        if need.folder is not None and need.asked:
-            disks.setdefault(_existing(need.folder).stat().st_dev, []).append(need)
+        if need.folder is not None and need.missing:
+            disks.setdefault(existing(need.folder).stat().st_dev, []).append(need)
     for on_it in disks.values():
-        asked, free = sum(need.asked for need in on_it), on_it[0].free() or 0
+        asked, free = _asked(on_it), on_it[0].free() or 0
         if asked > free:
-            names = " and ".join(f"`{need.source}`" for need in on_it)
-            verb = "needs" if len(on_it) == 1 else "need"
+            sources = dict.fromkeys(f"`{need.source}`" for need in on_it)
+            names = f"{' and '.join(sources)} {'needs' if len(sources) == 1 else 'need'}"
             raise DownloadFailed(
-                f"{names} {verb} {in_gib(asked)} more, and the disk of `{on_it[0].folder}` has {in_gib(free)} left",
+                f"{names} {in_gib(asked)} more, and the disk of `{on_it[0].folder}` has {in_gib(free)} left",
                 on_it[0].remedy,
                 code="disk_full",
             )
 
 
-def _existing(folder: Path) -> Path:
-    """The folder, or the next one above that exists."""
-    return next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
+def existing(path: Path) -> Path:
+    """The path, or the next one above that is there, as far as this user may look."""
+    return next(one for one in [path.absolute(), *path.absolute().parents] if os.path.exists(one))
+
+
+def _asked(needs: Sequence[Need]) -> int:
+    """Bytes, those of a file that several engines need once."""
+    files = {(it.folder, it.source, it.revision, file.name): file.missing for it in needs for file in it.files}
+    return sum(files.values()) + sum(need.copies for need in needs)

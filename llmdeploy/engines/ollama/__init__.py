@@ -53,8 +53,8 @@ if TYPE_CHECKING:
 
     from llmdeploy.config import Settings
     from llmdeploy.hardware import Hardware
-    from llmdeploy.models.hub import OnProgress
     from llmdeploy.models.need import Need
+    from llmdeploy.models.source import OnProgress
 
 CLOUD = re.compile(r":([^/:]*-)?cloud$", re.IGNORECASE)
 """The end of a name, by Ollama's own rule: of a tag, and in any case."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     import ollama
 
-    from llmdeploy.models.hub import OnProgress
+    from llmdeploy.models.source import OnProgress
 
 OnStatus = Callable[[str], None]
 

@@ -19,14 +19,15 @@ from typing import TYPE_CHECKING, Any
 from llmdeploy.engines.ollama import failures
 from llmdeploy.engines.ollama.documents import same_name
 from llmdeploy.models import digest, facts, gguf_header
+from llmdeploy.models.need import existing
 from llmdeploy.models.reference import served_name
-from llmdeploy.models.stores.ollama import LAYER, NAMESPACE
+from llmdeploy.models.stores.ollama import LAYER, NAMESPACE, REGISTRY
 
 if TYPE_CHECKING:
     from llmdeploy.engines.ollama.api import Daemon
     from llmdeploy.models.gguf import GgufModel
-    from llmdeploy.models.hub import OnProgress
     from llmdeploy.models.need import Need
+    from llmdeploy.models.source import OnProgress
 
 CONFIG = "application/vnd.docker.container.image.v1+json"
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
@@ -77,8 +78,9 @@ class Import:
             return False
         here = [*self.model.local_files(), need.folder or self.store]
         try:
-            owner, device = _existing(self.store).stat().st_uid, _existing(self.store).stat().st_dev
-            return self.daemon.is_local and owner == os.geteuid() and _existing(here[0]).stat().st_dev == device
+            store = existing(self.store).stat()
+            is_ours = self.daemon.is_local and store.st_uid == os.geteuid()
+            return is_ours and existing(here[0]).stat().st_dev == store.st_dev
         except (OSError, AttributeError):  # a system without users
             return False
 
@@ -119,11 +121,6 @@ class Import:
         return False
 
 
-def _existing(path: Path) -> Path:
-    """The path, or what of it is there."""
-    return next(one for one in [path.absolute(), *path.absolute().parents] if one.exists())
-
-
 def _link(path: Path, link: Path) -> Path | None:
     """The link, if it was made now."""
     with suppress(FileExistsError):
@@ -157,7 +154,7 @@ def _write_manifest(store: Path, name: str, files: dict[Path, str]) -> None:
         "layers": layers,
     }
     model, _, tag = name.partition(":")
-    file = store / "manifests" / "registry.ollama.ai" / model / tag
+    file = store / "manifests" / REGISTRY / model / tag
     file.parent.mkdir(parents=True, exist_ok=True)
     _put(store, file, json.dumps(manifest).encode())
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llmdeploy.engines.ollama.documents import Installed
 from llmdeploy.engines.ollama.registry import Layer, Manifest
-from llmdeploy.models.need import Need, NeededFile
+from llmdeploy.models.need import Need, NeededFile, existing
 from llmdeploy.models.reference import OllamaTag
 
 REMEDY = "free some space there; another folder: set `OLLAMA_MODELS`, here and where Ollama is started"
@@ -57,8 +57,4 @@ def here(layer: Layer, store: Path | None) -> int:
 def _on_one_disk(one: Path | None, other: Path | None) -> bool:
     if one is None or other is None:
         return False
-    first, second = (
-        next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists()).stat().st_dev
-        for folder in (one, other)
-    )
-    return first == second
+    return existing(one).stat().st_dev == existing(other).stat().st_dev

@@ -9,6 +9,5 @@ from llmdeploy.models.hub.cache import cache, cached, commit_of, held, lock, par
 from llmdeploy.models.hub.copying import copy
 from llmdeploy.models.hub.listing import listing
 from llmdeploy.models.hub.ranges import open
-from llmdeploy.models.source import OnProgress
 
-__all__ = ["OnProgress", "cache", "cached", "commit_of", "copy", "held", "listing", "lock", "open", "part", "place"]
+__all__ = ["cache", "cached", "commit_of", "copy", "held", "listing", "lock", "open", "part", "place"]

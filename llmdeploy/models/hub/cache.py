@@ -55,7 +55,9 @@ def held(repo: HubRepo) -> tuple[str, ...]:
     snapshot = _snapshot(repo)
     if snapshot is None:
         return ()
-    return tuple(sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()))
+    with suppress(OSError):  # as above
+        return tuple(sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()))
+    return ()
 
 
 def part(listing: Listing, file: RemoteFile) -> Path:

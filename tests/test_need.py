@@ -1,0 +1,73 @@
+"""What several engines need together, and the disks that it goes to."""
+
+from __future__ import annotations
+
+import os
+from collections import namedtuple
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llmdeploy.errors import DownloadFailed
+from llmdeploy.models import need
+from llmdeploy.models.hub.cache import held
+from llmdeploy.models.need import Need, NeededFile, demand_room
+from llmdeploy.models.reference import HubRepo
+from llmdeploy.units import MIB
+
+ONE = NeededFile("x.gguf", 100 * MIB)
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on a disk with 150 MiB left."""
+    left = namedtuple("usage", "free")(150 * MIB)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: left)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def others(tmp_path: Path) -> Iterator[Path]:
+    """A folder of another user, who lets nobody in."""
+    folder = tmp_path / "others"
+    (folder / "hub").mkdir(parents=True)
+    folder.chmod(0)
+    may_change = hasattr(os, "geteuid") and os.geteuid() == 0
+    if may_change:
+        os.seteuid(65534)
+    try:
+        with suppress(PermissionError):
+            os.listdir(folder)
+            pytest.skip("modes do not bind this user")
+        yield folder
+    finally:
+        if may_change:
+            os.seteuid(0)
+        folder.chmod(0o755)
+
+
+def test_a_file_that_two_engines_need_takes_its_room_once(disk: Path) -> None:
+    llamacpp = Need("hf://o/r", disk, (ONE,), "c" * 40)
+    ollama = replace(llamacpp, copies=40 * MIB)
+    demand_room([llamacpp, ollama])
+    with pytest.raises(DownloadFailed) as full:
+        demand_room([llamacpp, replace(ollama, copies=60 * MIB)])
+    assert full.value.message == f"`hf://o/r` needs 160 MiB more, and the disk of `{disk}` has 150 MiB left"
+
+
+def test_different_files_of_two_engines_are_added_up(disk: Path) -> None:
+    llamacpp = Need("hf://o/r", disk, (ONE,), "c" * 40)
+    for other in (replace(llamacpp, source="hf://o/q"), replace(llamacpp, revision="d" * 40)):
+        with pytest.raises(DownloadFailed, match="200 MiB more"):
+            demand_room([llamacpp, other])
+    here = replace(llamacpp, source="hf://o/q", files=(replace(ONE, here=ONE.size),), copies=500 * MIB)
+    demand_room([llamacpp, here])
+
+
+def test_a_folder_of_another_users_is_no_crash(others: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert others.is_relative_to(need.existing(others / "hub" / "x"))
+    monkeypatch.setattr("llmdeploy.models.hub.cache.cache", lambda: others / "hub")
+    assert held(HubRepo("o/r", "a" * 40)) == ()
