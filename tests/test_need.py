@@ -69,5 +69,5 @@ def test_different_files_of_two_engines_are_added_up(disk: Path) -> None:
 
 def test_a_folder_of_another_users_is_no_crash(others: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert others.is_relative_to(need.existing(others / "hub" / "x"))
-    monkeypatch.setattr("llmdeploy.models.hub.cache.cache", lambda: others / "hub")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(others / "hub"))
     assert held(HubRepo("o/r", "a" * 40)) == ()
