@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
+from llmdeploy import hardware
 from llmdeploy.config import Settings
 from llmdeploy.engines.ollama import Ollama, Tag, stored
 from llmdeploy.engines.ollama.documents import Installed
 from llmdeploy.engines.ollama.registry import Layer, Manifest, parts
 from llmdeploy.engines.ollama.registry import Registry as Asked
 from llmdeploy.errors import DownloadFailed, UsageError
-from llmdeploy.models import gguf, lock, ranges
+from llmdeploy.models import digest, gguf, lock, ranges
 from llmdeploy.models.gguf import GgufModel
 from llmdeploy.models.need import Need, NeededFile
 from llmdeploy.models.reference import parse
@@ -289,6 +290,17 @@ def test_without_a_daemon_sizes_are_known_all_the_same(
     assert need.missing == need.size > WEIGHTS.stat().st_size
 
 
+def test_without_a_daemon_files_that_are_here_are_looked_at_and_planned_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{closed_port()}")
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
+    engine, model = Ollama(Settings()), GgufModel(WEIGHTS)
+    digest.sha256(WEIGHTS, lambda *_: None)  # whether it is there would be asked of the daemon
+    assert not engine.present(model)
+    assert engine.plan(engine.facts(model), hardware.detect(), Wishes()).needed_bytes > WEIGHTS.stat().st_size
+
+
 def test_the_store_of_another_machine_has_no_room_that_is_known(
     trusted: Registry, empty: Ollama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -359,3 +371,23 @@ def test_a_tag_that_cannot_fit_is_refused_before_its_first_byte(trusted: Registr
     assert " is free" in result.stderr
     assert "fetching" not in result.stderr
     assert trusted.sent <= ranges.FIRST
+
+
+def test_a_pull_is_the_first_command_there_is(world: World, tmp_path: Path) -> None:
+    """No state folder is there yet for the log."""
+    with replay("version", "tags") as ollama:
+        variables = {"OLLAMA_HOST": ollama.url, "LLMDEPLOY_STATE_DIR": str(tmp_path / "new" / "state")}
+        result = world.run("pull", "ollama://selftest", "--engine", "ollama", "--no-fit", **variables)
+    assert result.status == 0, result.text
+    assert "ollama: `ollama://selftest` is here, 2 MiB\n" in result.stderr
+
+
+def test_what_has_no_size_that_is_known_is_not_said_to_be_here(trusted: Registry, world: World) -> None:
+    trusted.status = 401
+    with replay("version", "empty_store") as ollama:
+        variables: dict[str, Any] = {"OLLAMA_HOST": ollama.url, "SSL_CERT_FILE": str(CERTIFICATE)}
+        name = f"ollama://{tag(trusted, 'user/secret:7b')}"
+        result = world.run("pull", name, "--engine", "ollama", "--dry-run", "--no-fit", **variables)
+    assert result.status == 0, result.text
+    assert f"`{name}`, of a size that is not known: " in result.stderr.replace("[PORT]", "")
+    assert "is here" not in result.stderr

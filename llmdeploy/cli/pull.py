@@ -159,6 +159,8 @@ def _leave_out(engine: str, error: LlmdeployError) -> None:
 
 def _words(pull: Pull) -> str:
     need = pull.need
+    if need.unknown:
+        return f"{pull.engine.name}: `{need.source}`, of a size that is not known: {need.unknown}"
     if not need.missing:
         return f"{pull.engine.name}: `{need.source}` is here, {in_gib(need.size)}"
     part = f" of {in_gib(need.size)}" if need.missing < need.size else ""

@@ -54,6 +54,7 @@ class ServerLog(RotatingFileHandler):
 def open_log(file: Path) -> ServerLog:
     """Raises StateUnwritable."""
     try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         return ServerLog(file)
     except OSError as error:
         raise unwritable(error) from error

@@ -156,9 +156,11 @@ class Ollama:
         return Tag(name)
 
     def present(self, artefact: Tag | GgufModel) -> bool:
-        if isinstance(artefact, GgufModel):
-            return self._import(artefact).is_there()
-        return self._installed(artefact) is not None
+        with suppress(EngineMissing):  # it is not started yet
+            if isinstance(artefact, GgufModel):
+                return self._import(artefact).is_there()
+            return self._installed(artefact) is not None
+        return False
 
     def _installed(self, tag: Tag) -> Installed | None:
         return next((one for one in self._api().models() if same_name(one.name, tag.name)), None)
@@ -297,7 +299,9 @@ class Ollama:
         if not daemon.is_local:
             return None
         free = free_memory(hardware, on_gpu=True)
-        held = sum(one.size for one in daemon.running())
+        held = 0
+        with suppress(EngineMissing):  # it is not started yet, so it holds nothing
+            held = sum(one.size for one in daemon.running())
         if not held:
             return free
         reason = f"{free.reason}, and {in_gib(held)} of models that Ollama lets go for another"
