@@ -94,5 +94,15 @@ def test_a_repository_that_is_here_in_part_is_not_here(hub: Hub, tmp_path: Path,
     assert machine.here("owner/repo") == []
 
 
+def test_a_tokenizer_that_is_missing_is_fetched(hub: Hub, tmp_path: Path) -> None:
+    machine = Machine(tmp_path, hub.url)
+    machine.pull("owner/repo")
+    for file in machine.cache.glob("*/snapshots/*/tokenizer*"):
+        file.unlink()
+    assert machine.here("owner/repo") == []
+    machine.pull("owner/repo")
+    assert machine.here("owner/repo")
+
+
 def test_the_location_of_a_repository() -> None:
     assert hf_model.find(parse("hf://owner/repo@v1")) == HfModel(HubRepo("owner/repo", "v1"))

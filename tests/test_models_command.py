@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from filelock import FileLock
 
 from llmdeploy.models.reference import HubRepo
 from llmdeploy.models.stores import folders
@@ -210,6 +211,15 @@ def test_without_a_terminal_it_wants_to_be_told(machine: World) -> None:
     result = machine.run("models", "rm", SMALL)
     assert (result.status, result.stderr.splitlines()[-1]) == (2, "hint: add `--yes` to agree")
     assert SMALL in stored(machine)
+
+
+def test_what_is_fetched_now_stays(machine: World, cache: Path) -> None:
+    locks = cache / ".locks" / f"models--{HF.replace('/', '--')}"
+    with FileLock(locks / "0123.lock"):
+        result = machine.run("models", "rm", HF, "--yes")
+    assert (result.status, result.stderr.splitlines()[0]) == (1, f"error: files of `hf://{HF}` are fetched now")
+    assert f"hf://{HF}" in stored(machine)
+    assert machine.run("models", "rm", HF, "--yes").status == 0
 
 
 def test_a_name_that_is_not_here(machine: World) -> None:

@@ -379,7 +379,7 @@ def test_a_pull_is_the_first_command_there_is(world: World, tmp_path: Path) -> N
         variables = {"OLLAMA_HOST": ollama.url, "LLMDEPLOY_STATE_DIR": str(tmp_path / "new" / "state")}
         result = world.run("pull", "ollama://selftest", "--engine", "ollama", "--no-fit", **variables)
     assert result.status == 0, result.text
-    assert "ollama: `ollama://selftest` is here, 2 MiB\n" in result.stderr
+    assert "ollama: `ollama://selftest:latest` is here, 2 MiB\n" in result.stderr
 
 
 def test_what_has_no_size_that_is_known_is_not_said_to_be_here(trusted: Registry, world: World) -> None:

@@ -63,6 +63,16 @@ def on_disk(machine: Machine) -> int:
 # --- Again
 
 
+def test_what_is_removed_while_it_comes_is_not_taken_for_whole(machine: Machine, hub: Hub) -> None:
+    hub.rate = 4_000_000
+    process = machine.start("pull", "hf", ADDRESS)
+    until(lambda: list(machine.cache.glob("*/snapshots/*/tokenizer.json")))
+    next(machine.cache.glob("*/snapshots/*/tokenizer.json")).unlink()
+    error = machine.said(process)["error"]
+    assert error["message"] == f"`tokenizer.json` was removed while other files of `{ADDRESS}` came"
+    assert are_right(machine.pull(ADDRESS))
+
+
 @HOOKED
 def test_a_pull_that_was_killed_goes_on_and_fetches_no_finished_byte_twice(machine: Machine, hub: Hub) -> None:
     hub.rate = 4_000_000

@@ -35,11 +35,12 @@ def rm(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")] = False,
     json: options.Json = False,
 ) -> None:
-    from llmdeploy.models import store
+    from llmdeploy.models import removal, store
 
     settings = config.load()
     found = store.look(settings.ollama_models)
     going = _chosen(found, names)
+    removal.demand_at_rest(going)
     _require_idle(found, going)
     freed = found.freed(*going)
     if dry_run:

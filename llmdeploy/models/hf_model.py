@@ -38,7 +38,9 @@ class HfModel:
 
     def present(self) -> bool:
         """Whether all of it is on this machine. Touches no network."""
-        return isinstance(self.location, Path) or (self._cached(CONFIG) is not None and self._has_weights())
+        if isinstance(self.location, Path):
+            return True
+        return self._cached(CONFIG) is not None and self._has_weights() and _has_tokenizer(_names(self.folder))
 
     def need(self, folder: Path | None = None) -> Need:
         """What of it is missing: in the cache, or in `folder`. Raises DownloadFailed, ModelNotFound."""
@@ -48,7 +50,7 @@ class HfModel:
         except DownloadFailed:
             if folder or not self.present():  # what is all here needs no source
                 raise
-        held = wanted(path.name for path in self.folder.iterdir() if path.is_file())
+        held = wanted(_names(self.folder))
         return transfer.here(str(self), [self.folder / name for name in held])
 
     def pull(self, on_progress: OnProgress, folder: Path | None = None) -> None:
@@ -81,7 +83,7 @@ class HfModel:
 
     def require_tokenizer(self) -> None:
         """Raises ModelInvalid where there is none: vLLM would serve all the same, and answer with garbage."""
-        if not any(fnmatch(name, pattern) for name in self._files().names() for pattern in TOKENIZERS):
+        if not _has_tokenizer(self._files().names()):
             where = self.folder if self.present() else self
             raise ModelInvalid(
                 f"`{where}` holds no tokenizer", "put the model's own there: `tokenizer.json` in most cases"
@@ -151,6 +153,14 @@ def find(model: ModelRef, settings: Settings = DEFAULT) -> HfModel:
         f"serve it elsewhere: `llmdeploy serve {shlex.quote(str(model))} --engine llamacpp`; "
         "for vLLM give `owner/repo` or a folder",
     )
+
+
+def _has_tokenizer(names: Iterable[str]) -> bool:
+    return any(fnmatch(name, pattern) for name in names for pattern in TOKENIZERS)
+
+
+def _names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.is_file()]
 
 
 def _weights(folder: Path) -> list[Path]:

@@ -36,6 +36,20 @@ def refusal(model: Held) -> LlmdeployError | None:
     return None
 
 
+def demand_at_rest(going: Sequence[Held]) -> None:
+    """Raises LlmdeployError for a model of the Hub's cache of which some program fetches files now."""
+    for model in going:
+        if model.place == "hub" and (folder := _folder(model)):
+            from llmdeploy.models.hub.cache import in_work
+
+            if in_work(folder):
+                raise LlmdeployError(
+                    f"files of `{model.reference}` are fetched now",
+                    "wait for that, or end it with Ctrl-C where it runs",
+                    code="not_removed",
+                )
+
+
 def remove(store: Store, going: Sequence[Held]) -> None:
     """Remove models from the caches and folders: what no other model of `store` needs. Raises LlmdeployError."""
     for place, way in WAYS.items():

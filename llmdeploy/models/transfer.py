@@ -66,6 +66,11 @@ def fetch(listing: Listing, files: Sequence[RemoteFile], on_progress: OnProgress
     missing = [home for home in homes if not home.is_whole()]
     run = _Run(listing, on_progress, len(missing))
     run.all(missing)
+    if lost := [home.file.path for home in homes if not home.is_whole()]:
+        raise DownloadFailed(
+            f"`{lost[0]}` was removed while other files of `{listing.repo}` came",
+            "the same command fetches what is missing",
+        )
 
 
 def here(source: str, paths: Sequence[Path]) -> Need:

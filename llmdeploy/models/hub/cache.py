@@ -71,6 +71,21 @@ def lock(listing: Listing, file: RemoteFile) -> Path:
     return cache() / ".locks" / _folder(listing.repo).name / f"{file.digest}.lock"
 
 
+def in_work(repository: Path) -> bool:
+    """Whether a program writes files of a repository, which is given by its folder."""
+    from filelock import FileLock, Timeout
+
+    for path in (repository.parent / ".locks" / repository.name).glob("*.lock"):
+        try:
+            with FileLock(path, timeout=0, mode=0o664):
+                pass
+        except Timeout:
+            return True
+        except (OSError, NotImplementedError):  # another user's, or a file system without locks: nobody can tell
+            return False
+    return False
+
+
 def place(listing: Listing, file: RemoteFile, part: Path) -> Path:
     blob, pointer = _blob(listing, file), _pointer(listing, file)
     if part not in {blob, pointer}:
