@@ -24,6 +24,7 @@ from llmdeploy.models.reference import CatalogName, HubFile, HubRepo, OllamaTag,
 from llmdeploy.paths import selftest_dir
 from tests.catalog_shapes import SHAPES, count
 from tests.conftest import World
+from tests.hub_server import COMMIT
 
 FILE = Path(catalog.__file__).with_name("catalog.toml")
 ENTRIES = catalog.load()
@@ -251,7 +252,12 @@ def test_every_quantization_can_be_named(entry: CatalogEntry) -> None:
 
 @pytest.mark.parametrize(
     ("typed", "near"),
-    [("qwen2.5-vll", "`qwen2.5-vl:7b`"), ("qwen3:8", "`qwen3:8b`"), ("selftst", "`selftest`")],
+    [
+        ("qwen3-32", "`qwen3:32b`"),
+        ("qwen2.5-vll", "`qwen2.5-vl:7b`"),
+        ("qwen3:8", "`qwen3:8b`"),
+        ("selftst", "`selftest`"),
+    ],
 )
 def test_an_unknown_name_brings_the_near_ones(typed: str, near: str) -> None:
     with pytest.raises(ModelNotFound) as failure:
@@ -399,7 +405,7 @@ def test_three_artefacts_without_a_network(name: str) -> None:
 
 @pytest.mark.usefixtures("no_network")
 def test_what_is_here_is_known_by_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "ollama"))
     cached(tmp_path / "hub", "Qwen/Qwen3-8B-GGUF", "Qwen3-8B-Q4_K_M.gguf")
     cached(tmp_path / "hub", "Qwen/Qwen3-8B", "config.json")
@@ -420,9 +426,9 @@ def cached(cache: Path, repo: str, file: str, text: str = "") -> None:
     """Put a file into a cache as huggingface_hub lays it out."""
     folder = cache / f"models--{repo.replace('/', '--')}"
     (folder / "refs").mkdir(parents=True, exist_ok=True)
-    (folder / "refs" / "main").write_text("c0ffee")
-    (folder / "snapshots" / "c0ffee").mkdir(parents=True, exist_ok=True)
-    (folder / "snapshots" / "c0ffee" / file).write_text(text)
+    (folder / "refs" / "main").write_text(COMMIT)
+    (folder / "snapshots" / COMMIT).mkdir(parents=True, exist_ok=True)
+    (folder / "snapshots" / COMMIT / file).write_text(text)
 
 
 @pytest.mark.parametrize(

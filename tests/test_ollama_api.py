@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from llmdeploy.engines.ollama.api import Daemon, Layers
-from llmdeploy.engines.ollama.documents import Installed, full_name, same_name, shown
+from llmdeploy.engines.ollama.documents import Installed, same_name, shown
 from llmdeploy.engines.ollama.probe import Answer, Probe, probe, recognise
 from llmdeploy.errors import (
     DownloadFailed,
@@ -28,6 +28,7 @@ from llmdeploy.errors import (
     StartFailed,
     TimedOut,
 )
+from llmdeploy.models.stores.ollama import full_name
 from tests.conftest import SELFTEST
 from tests.ollama_replay import FORBIDDEN, HTML, SSH, Replay, closed_port, exchanges, http_answer, port, replay
 

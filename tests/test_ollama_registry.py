@@ -16,13 +16,14 @@ from llmdeploy import hardware
 from llmdeploy.config import Settings
 from llmdeploy.engines.ollama import Ollama, Tag, stored
 from llmdeploy.engines.ollama.documents import Installed
-from llmdeploy.engines.ollama.registry import Layer, Manifest, parts
+from llmdeploy.engines.ollama.registry import Layer, Manifest
 from llmdeploy.engines.ollama.registry import Registry as Asked
 from llmdeploy.errors import DownloadFailed, UsageError
 from llmdeploy.models import digest, gguf, lock, ranges
 from llmdeploy.models.gguf import GgufModel
 from llmdeploy.models.need import Need, NeededFile
 from llmdeploy.models.reference import parse
+from llmdeploy.models.stores.ollama import parts
 from llmdeploy.plan import Wishes
 from llmdeploy.tls import trusting
 from tests.conftest import SELFTEST, World

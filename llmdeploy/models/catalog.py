@@ -25,16 +25,14 @@ from llmdeploy.models import catalog_file
 from llmdeploy.models.catalog_entry import CatalogEntry, plain_quant
 from llmdeploy.models.catalog_file import Document
 from llmdeploy.models.catalog_names import SHIPPED, user_file
+from llmdeploy.models.reference import QUANT
 
 __all__ = ["ENGINES", "CatalogEntry", "canonical", "find", "load", "look", "names", "user_file"]
 
 ENGINES = ("llamacpp", "ollama", "vllm")
 
 _SEPARATORS = re.compile(r"[-_.:]+")
-_QUANT = re.compile(
-    r"(?P<name>.+?)[-_.:](?P<quant>(?:ud-)?(?:i?q\d|tq\d|mxfp4|nvfp4)\w*|[bf]?f?p?(?:16|32)|fp8|awq|gptq(?:-int[48])?|int[48])",
-    re.IGNORECASE,
-)
+_QUANT = re.compile(rf"(?P<name>.+?)[-_.:](?P<quant>{QUANT}|awq|gptq(?:-int[48])?|int[48])", re.IGNORECASE)
 
 
 def load() -> Mapping[str, CatalogEntry]:

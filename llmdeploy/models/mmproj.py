@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from llmdeploy.models.reference import QUANT
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -43,5 +45,5 @@ def _words(name: str) -> list[str]:
     """The words of a file name that tell which model it is: no format, no quantization, no part number."""
     stem = re.sub(r"-\d{5}-of-\d{5}$", "", name.lower().removesuffix(".gguf"))
     stem = stem.replace("mmproj", "").strip("-._ ")
-    stem = re.sub(r"(^|[-._])(ud-|i1-)?(i?q\d\w*|tq\d\w*|bf16|f16|f32|fp16|fp32|fp8|mxfp4\w*)$", "", stem)
+    stem = re.sub(rf"(^|[-._])(i1-)?{QUANT}$", "", stem, flags=re.IGNORECASE)
     return [word for word in re.split(r"[-._ ]+", stem) if word not in {"", "model", "vision", "ggml"}]

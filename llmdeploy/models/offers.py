@@ -8,9 +8,11 @@ from pathlib import Path
 from llmdeploy.errors import ModelNotFound
 from llmdeploy.models import catalog
 from llmdeploy.models.catalog_entry import CatalogEntry
-from llmdeploy.models.held import file_is_here, model_is_here, tag_is_here
+from llmdeploy.models.gguf import GgufModel
+from llmdeploy.models.hf_model import HfModel
 from llmdeploy.models.mmproj import find_mmproj
 from llmdeploy.models.reference import HUB_HOSTS, CatalogName, HubFile, HubRepo, ModelRef, OllamaTag
+from llmdeploy.models.stores import ollama
 from llmdeploy.paths import selftest_dir
 
 
@@ -44,13 +46,12 @@ def offers(model: ModelRef) -> tuple[Offer, ...]:
         case OllamaTag():
             return _of_tag(model)
         case HubFile():
-            here = file_is_here(model)
-            return _gguf((str(model),), here=here, vllm="it needs a repository in Hugging Face form, not a GGUF file")
+            return _of_gguf(model)
         case HubRepo():
             if model.quant or model.repo.lower().endswith("gguf"):
-                return _gguf((str(model),), vllm="it needs a repository in Hugging Face form, not GGUF files")
+                return _of_gguf(model)
             none = "it needs GGUF files, which are in other repositories: `owner/name-GGUF`"
-            offer = Offer("vllm", (str(model),), here=model_is_here(model))
+            offer = Offer("vllm", (str(model),), here=HfModel(model).present())
             return Offer("llamacpp", lacks=none), Offer("ollama", lacks=none), offer
 
 
@@ -63,12 +64,10 @@ def _of_entry(entry: CatalogEntry, engine: str) -> Offer:
         if engine == "vllm":
             return _of_repository(entry, offer)
         if engine == "ollama" and (tag := entry.ollama):
-            return replace(offer, artefact=(str(OllamaTag(tag)),), here=tag_is_here(tag))
-        files = [file for file in (entry.weights, entry.mmproj) if file]
-        here = engine == "llamacpp" and all(
-            file_is_here(it) if isinstance(it, HubFile) else it.is_file() for it in files
-        )
-        return replace(offer, artefact=tuple(map(str, files)), here=here)
+            return replace(offer, artefact=(str(OllamaTag(tag)),), here=ollama.has(tag))
+        model = GgufModel(entry.weights, entry.mmproj)
+        here = engine == "llamacpp" and model.present() and all(file.is_file() for file in model.local_files())
+        return replace(offer, artefact=tuple(map(str, model.files)), here=here)
     except ModelNotFound as error:
         return Offer(engine, others=entry.quants(engine), lacks=error.message)
 
@@ -82,7 +81,12 @@ def _of_repository(entry: CatalogEntry, offer: Offer) -> Offer:
         return Offer("vllm", lacks=f"the catalog has no repository of `{entry.name}` that vLLM reads")
     repo = HubRepo(entry.hub)
     gated = entry.gated and entry.hub == next(iter(entry.repositories.values()))
-    return replace(offer, artefact=(str(repo),), here=model_is_here(repo), gated=gated)
+    return replace(offer, artefact=(str(repo),), here=HfModel(repo).present(), gated=gated)
+
+
+def _of_gguf(model: HubFile | HubRepo) -> tuple[Offer, ...]:
+    here = GgufModel(model).present()
+    return _gguf((str(model),), here=here, vllm="it needs a repository in Hugging Face form, not GGUF files")
 
 
 def _of_path(path: Path) -> tuple[Offer, ...]:
@@ -99,12 +103,12 @@ def _of_path(path: Path) -> tuple[Offer, ...]:
 
 
 def _of_tag(tag: OllamaTag) -> tuple[Offer, ...]:
-    ollama = Offer("ollama", (str(tag),), here=tag_is_here(tag.name))
+    own = Offer("ollama", (str(tag),), here=ollama.has(tag.name))
     vllm = Offer("vllm", lacks="it needs a repository in Hugging Face form")
     if tag.name.startswith(HUB_HOSTS):
         repo, _, quant = tag.name.partition("/")[2].partition(":")
-        return Offer("llamacpp", (str(HubRepo(repo, quant=quant)),)), ollama, vllm
-    return Offer("llamacpp", lacks="a model of Ollama's registry, which is served there"), ollama, vllm
+        return Offer("llamacpp", (str(HubRepo(repo, quant=quant)),)), own, vllm
+    return Offer("llamacpp", lacks="a model of Ollama's registry, which is served there"), own, vllm
 
 
 def _gguf(files: tuple[str, ...], size: int = 0, *, here: bool = False, vllm: str) -> tuple[Offer, ...]:

@@ -39,16 +39,17 @@ MAIN: dict[Source, str] = {"hf": "main", "ms": "master"}
 HUB_FORMS = "`hf://owner/repo`, `hf://owner/repo:Q4_K_M` and `hf://owner/repo/file.gguf`"
 OLLAMA_SCHEME = "ollama://"
 HUB_HOSTS = ("hf.co/", "huggingface.co/")
+QUANT = r"(?:UD-)?(?:I?Q\d\w*|TQ\d\w*|MXFP4\w*|NVFP4\w*|BF16|FP?16|FP?32|FP8)"
+"""The quantizations of GGUF files, in either case."""
 LONGEST_NAME = 80
 """Characters that Ollama allows in a part of a name; the other engines allow more."""
 
-_QUANT = r"(?:UD-)?(?:I?Q\d\w*|TQ\d\w*|MXFP4\w*|NVFP4\w*|BF16|F16|F32|FP16|FP32|FP8)"
 _REVISION = r"(?:@(?P<revision>[\w./-]+))?"
 _REPOSITORY = re.compile(
     rf"(?P<source>hf|ms)://(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+?)|:(?P<quant>[\w-]+))?{_REVISION}", re.ASCII
 )
 _SHORT = re.compile(
-    rf"(?P<repo>[A-Za-z0-9][\w.-]{{0,95}}/[A-Za-z0-9_][\w.-]{{0,95}})(?::(?P<quant>{_QUANT}))?{_REVISION}",
+    rf"(?P<repo>[A-Za-z0-9][\w.-]{{0,95}}/[A-Za-z0-9_][\w.-]{{0,95}})(?::(?P<quant>{QUANT}))?{_REVISION}",
     re.ASCII | re.IGNORECASE,
 )
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?::[\w.-]+)?", re.ASCII)

@@ -99,10 +99,10 @@ def _is(model: Held, wanted: ModelRef) -> bool:
         case Path():
             return wanted == mine or wanted in model.files or (model.place == "folder" and wanted == model.root)
         case OllamaTag():
-            return isinstance(mine, OllamaTag) and _tag(mine) == _tag(wanted)
+            return isinstance(mine, OllamaTag) and ollama.full_name(mine.name) == ollama.full_name(wanted.name)
         case HubRepo():
             return _same_repository(mine, wanted) and (
-                not wanted.quant or any(_quant(it) == wanted.quant.upper() for it in _weights(model))
+                not wanted.quant or any(quants.quant_of(it) == wanted.quant.upper() for it in _weights(model))
             )
         case HubFile():
             return _same_repository(mine, wanted) and any(
@@ -122,12 +122,3 @@ def _weights(model: Held) -> Iterable[str]:
     if isinstance(model.reference, HubRepo) and model.reference.quant:
         return (f"x-{model.reference.quant}.gguf",)
     return tuple(str(file) for file in model.files[:1])
-
-
-def _quant(path: str) -> str:
-    return quants.quant_of(path)
-
-
-def _tag(reference: OllamaTag) -> str:
-    name = reference.name.lower()
-    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"

@@ -23,7 +23,7 @@ from llmdeploy.engines.base import EngineStatus, Loaded, Request, ServerSpec
 from llmdeploy.engines.llamacpp import compute_buffer
 from llmdeploy.engines.ollama import dialect, failures, state, stored
 from llmdeploy.engines.ollama.api import Daemon
-from llmdeploy.engines.ollama.documents import Installed, Shown, full_name, same_name
+from llmdeploy.engines.ollama.documents import Installed, Shown, same_name
 from llmdeploy.engines.ollama.imports import Import
 from llmdeploy.engines.ollama.places import places
 from llmdeploy.engines.ollama.registry import Manifest, Registry
@@ -44,7 +44,7 @@ from llmdeploy.models import catalog, digest, gguf, hub, reuse
 from llmdeploy.models.facts import UNKNOWN_LENGTH, ModelFacts
 from llmdeploy.models.gguf import GgufModel
 from llmdeploy.models.reference import CatalogName, ModelRef, OllamaTag
-from llmdeploy.models.stores.ollama import MARK
+from llmdeploy.models.stores.ollama import MARK, full_name
 from llmdeploy.plan import DEFAULT_CONTEXT, MemoryPart, Plan, Setting, Wishes, demand_length, free_memory, make_plan
 from llmdeploy.units import in_gib
 

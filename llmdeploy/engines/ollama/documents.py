@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from llmdeploy.models.stores.ollama import full_name
+
 
 @dataclass(frozen=True)
 class Installed:
@@ -86,12 +88,6 @@ class Shown:
 def same_name(one: str, other: str) -> bool:
     """Whether two names are one model's: `X` is `x:latest`."""
     return full_name(one) == full_name(other)
-
-
-def full_name(name: str) -> str:
-    """The name as Ollama lists it, in small letters: without its own registry, with a tag."""
-    name = name.lower().removeprefix("https://").removeprefix("registry.ollama.ai/").removeprefix("library/")
-    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
 
 
 def installed(model: Mapping[str, Any]) -> Installed:

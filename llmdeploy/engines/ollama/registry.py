@@ -20,10 +20,8 @@ from llmdeploy.errors import DownloadFailed, EngineMissing, ModelInvalid
 from llmdeploy.models import facts as model_facts
 from llmdeploy.models import gguf_header, ranges
 from llmdeploy.models.facts import ModelFacts
-from llmdeploy.models.stores.ollama import LAYER, LIBRARY, REGISTRY
+from llmdeploy.models.stores.ollama import LAYER, parts
 
-TAG = "latest"
-"""Of a name without one."""
 SECONDS = 10.0
 """For each answer."""
 LARGEST_MANIFEST = 4 * 1024**2
@@ -132,14 +130,6 @@ class Registry(Connection):
     @property
     def _host(self) -> str:
         return urlsplit(self.url).netloc
-
-
-def parts(name: str) -> tuple[str, str, str]:
-    """Host, `namespace/model` and tag, as Ollama reads a name."""
-    path, _, tag = name.rpartition(":") if ":" in name.rpartition("/")[2] else (name, "", TAG)
-    *before, model = path.split("/")
-    host = before[0] if len(before) > 1 else REGISTRY
-    return host, f"{before[-1] if before else LIBRARY}/{model}", tag
 
 
 def _layer(document: dict[str, Any]) -> Layer:

@@ -25,8 +25,8 @@ from llmdeploy.models.stores.held import Held, Shelf, is_whole, walk
 from llmdeploy.paths import state_dir
 from llmdeploy.units import in_gib
 
-REGISTRY, LIBRARY = "registry.ollama.ai", "library"
-"""Left out of a name that is shown."""
+REGISTRY, LIBRARY, LATEST = "registry.ollama.ai", "library", "latest"
+"""Of a name that does not say another; the first two are left out where it is shown."""
 LAYER = "application/vnd.ollama.image."
 NAMESPACE = "llmdeploy"
 """Of the models that we imported: they stay, as pulled ones do."""
@@ -105,8 +105,28 @@ def packages(store: Path) -> Iterator[Packed]:
 
 def find(store: Path, *names: str) -> list[Packed]:
     """The models of these names that are there, in that order; names are the same in any case."""
-    found = {packed.name.lower(): packed for packed in packages(store)}
-    return [found[name] for name in dict.fromkeys(map(_full, names)) if name in found]
+    found = {full_name(packed.name): packed for packed in packages(store)}
+    return [found[name] for name in dict.fromkeys(map(full_name, names)) if name in found]
+
+
+def has(name: str) -> bool:
+    """Whether a store on this machine has a model of that name, as far as it can be seen; its files are not read."""
+    host, model, tag = parts(name)
+    return any(os.path.isfile(store / "manifests" / host / model / tag) for store in stores())
+
+
+def parts(name: str) -> tuple[str, str, str]:
+    """Host, `namespace/model` and tag, as Ollama reads a name."""
+    path, _, tag = name.rpartition(":") if ":" in name.rpartition("/")[2] else (name, "", LATEST)
+    *before, model = path.split("/")
+    host = before[0] if len(before) > 1 else REGISTRY
+    return host, f"{before[-1] if before else LIBRARY}/{model}", tag
+
+
+def full_name(name: str) -> str:
+    """The name as Ollama lists it, in small letters: without its own registry, with a tag."""
+    name = name.lower().removeprefix("https://").removeprefix(f"{REGISTRY}/").removeprefix(f"{LIBRARY}/")
+    return name if ":" in name.rpartition("/")[2] else f"{name}:{LATEST}"
 
 
 def reason(packed: Packed) -> str | None:
@@ -185,11 +205,6 @@ def _engines(packed: Packed) -> tuple[tuple[str, ...], str]:
 
 def _blob(store: Path, digest: str) -> Path:
     return store / "blobs" / digest.replace(":", "-")
-
-
-def _full(name: str) -> str:
-    """A name as `Packed` has it, in small letters."""
-    return (name if ":" in name.rpartition("/")[2] else f"{name}:latest").lower()
 
 
 def _begins(file: Path, text: str) -> bool:
