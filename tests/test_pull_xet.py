@@ -7,6 +7,7 @@ import random
 import signal
 import struct
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -106,6 +107,29 @@ def test_what_was_written_before_a_kill_is_not_fetched_again(here: World, cas: C
     assert_whole(here)
     assert hub.sent_twice(f"xet/xorbs/{first}") == 0
     assert hub.sent_twice("xet/") < 300_000, "no more than the chunks at the edges, and what had stalled"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_ctrl_c_ends_it_at_once(here: World, cas: Cas, goes_on: bool) -> None:
+    hub, last = cas.hub, terms(cas)[-1]
+    hub.failing, hub.stall_after = f"xet/xorbs/{last}", 1000
+    if goes_on:  # by a stream, where a part lies there
+        command = here.start(*PULL)
+        until(lambda: max(parts(here), default=0) > size_of(FILES[BIG]) // 2)
+        command.kill()
+        command.communicate()
+        hub.reached.clear()
+    command = here.start(*PULL)
+    assert hub.reached.wait(30)
+    until(lambda: max(parts(here), default=0) > size_of(FILES[BIG]) // 2)
+    began = time.monotonic()
+    command.send_signal(signal.SIGINT)
+    _, err = command.communicate(timeout=20)
+    assert time.monotonic() - began < 1.5
+    assert command.returncode == 130, err
+    assert b"Traceback" not in err
+    assert max(parts(here)) > size_of(FILES[BIG]) // 2
 
 
 def test_other_bytes_are_noticed_and_the_right_ones_taken_later(here: World, cas: Cas) -> None:

@@ -67,6 +67,25 @@ class _Model(Protocol):
 M = TypeVar("M", bound=_Model)
 
 
+class Sink(Protocol):
+    """The part that a file's bytes go to; a file to write, as far as libraries need one."""
+
+    path: Path
+
+    def write(self, data: bytes) -> int: ...
+    def tell(self) -> int: ...
+    def seek(self, place: int, whence: int = 0) -> int: ...
+    def truncate(self) -> int: ...
+    def flush(self) -> None: ...
+
+    def follow(self, arrived: int = 0) -> None:
+        """For one who appends to `path` itself: to be called often, and once it is done.
+
+        `arrived` of the file's bytes may have come already, though they are not all written.
+        """
+        ...
+
+
 class Origin(Protocol):
     """A source of repositories; a module is one, with these methods as its functions.
 
@@ -97,7 +116,7 @@ class Origin(Protocol):
         """The lock file that all programs which share the cache take before they write that file."""
         ...
 
-    def copy(self, listing: Listing, file: RemoteFile, start: int, sink: BinaryIO) -> None:
+    def copy(self, listing: Listing, file: RemoteFile, start: int, sink: Sink) -> None:
         """Write the file's bytes from `start` on to `sink`.
 
         Where the server sends the file from its beginning all the same, the sink is sought to 0 and truncated first.

@@ -17,16 +17,19 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from queue import Empty, SimpleQueue
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING
 
 from llmdeploy.errors import DownloadFailed, ModelNotFound
 from llmdeploy.models import digest
-from llmdeploy.models.checksum import Checksum
+from llmdeploy.models.checksum import Checksum, checksum
 from llmdeploy.models.hub.cache import commit_of
 from llmdeploy.models.need import Need, NeededFile
 from llmdeploy.models.reference import HubFile
 from llmdeploy.models.source import CACHE_VARIABLES, Listing, OnProgress, Origin, RemoteFile, origin
 from llmdeploy.paths import state_dir
+
+if TYPE_CHECKING:
+    from io import FileIO
 
 AT_ONCE = 8
 """Files."""
@@ -157,19 +160,13 @@ def _is_same(file: RemoteFile, path: Path) -> bool:
         return False
     if file.sha256:
         return digest.sha256(path, lambda *_: None) == file.sha256
-    return _digest(file, path) == file.digest
+    return checksum(file, path) == file.digest
 
 
 def _move(file: RemoteFile, path: Path, part: Path) -> None:
     part.replace(path)
     if file.sha256:
         digest.remember(path, file.sha256)
-
-
-def _digest(file: RemoteFile, path: Path) -> str:
-    checksum = Checksum(file)
-    checksum.feed_from(path)
-    return checksum.digest()
 
 
 # --- How it comes
@@ -252,14 +249,12 @@ class _Run:
         if start > home.file.size:
             part.unlink()
             start = 0
-        with part.open("ab", buffering=0) as stream:
-            sink = _Sink(cast("BinaryIO", stream), home, partial(self._go_on, home), _variable(self._listing))
+        with part.open("a+b", buffering=0) as stream:
+            sink = _Sink(part, stream, home, partial(self._go_on, home), _variable(self._listing))
             try:
-                if start:
-                    sink.read_again(part)
+                sink.follow()  # what an earlier process has left
                 if start < home.file.size:
-                    at = origin(self._listing.repo.source)
-                    at.copy(self._listing, home.file, start, cast("BinaryIO", sink))
+                    origin(self._listing.repo.source).copy(self._listing, home.file, start, sink)
                 return sink.checksum.digest()
             finally:
                 sink.checksum.close()
@@ -309,20 +304,16 @@ class _Run:
 class _Sink:
     """A part that is written to: counts, computes the digest, and ends where it is told to."""
 
-    def __init__(self, stream: BinaryIO, home: _Home, go_on: Callable[[int], None], variable: str) -> None:
+    def __init__(self, path: Path, stream: FileIO, home: _Home, go_on: Callable[[int], None], variable: str) -> None:
+        self.path = path
         self.checksum = Checksum(home.file)
         self._stream = stream
         self._home = home
         self._go_on = go_on
         self._variable = variable
         self._at = 0
+        self._arrived = 0
         self._told = 0.0
-
-    def read_again(self, part: Path) -> None:
-        """Take in what an earlier process has left."""
-        self.checksum.feed_from(part)
-        self._at = self._stream.seek(0, 2)
-        self._go_on(self._at)
 
     def write(self, data: bytes) -> int:
         if self._at + len(data) > self._home.file.size:
@@ -332,11 +323,23 @@ class _Sink:
             while rest:
                 rest = rest[self._stream.write(rest) :]
         self.checksum.feed(data)
-        self._at += len(data)
+        self._move_on(len(data))
+        return len(data)
+
+    def follow(self, arrived: int = 0) -> None:
+        """Take in what the part has beyond what is known of. The one who appends it may have `arrived` bytes in all."""
+        self._arrived = min(max(arrived, self._arrived), self._home.file.size)
+        with _told_as_trouble(self._home.root, self._variable):
+            self._stream.seek(self._at)
+            while count := self.checksum.feed_from(self._stream):
+                self._move_on(count)
+        self._move_on(0)
+
+    def _move_on(self, count: int) -> None:
+        self._at += count
         if time.monotonic() > self._told + PROGRESS:
             self._told = time.monotonic()
-            self._go_on(self._at)
-        return len(data)
+            self._go_on(max(self._at, self._arrived))
 
     def tell(self) -> int:
         return self._at
@@ -346,7 +349,7 @@ class _Sink:
         assert (place, whence) == (0, 0)
         self.checksum.close()
         self.checksum = Checksum(self._home.file)
-        self._at = 0
+        self._at = self._arrived = 0
         return 0
 
     def truncate(self) -> int:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, BinaryIO
+import threading
+from contextlib import suppress
+from typing import Any, BinaryIO, cast
 
 from llmdeploy.errors import DownloadFailed, LlmdeployError
+from llmdeploy.models.hub import memory
 from llmdeploy.models.hub.failures import explaining
 from llmdeploy.models.reference import HubFile
-from llmdeploy.models.source import Listing, RemoteFile
+from llmdeploy.models.source import Listing, RemoteFile, Sink
 
 BLOCK = 2**20
 """Bytes that are written at once, and lost at most where a process is killed."""
+POLL = 0.01
+"""Seconds between two looks at what hf_xet has written."""
 
 
-def copy(listing: Listing, file: RemoteFile, start: int, sink: BinaryIO) -> None:
+def copy(listing: Listing, file: RemoteFile, start: int, sink: Sink) -> None:
     """Raises DownloadFailed, and what the sink raises."""
     with explaining(HubFile(listing.repo.repo, file.path, listing.commit)):
         from huggingface_hub import constants
@@ -30,11 +35,56 @@ def copy(listing: Listing, file: RemoteFile, start: int, sink: BinaryIO) -> None
         except Exception:  # hf_xet has its own; where only its storage is out of reach, the Hub sends the file itself
             if file.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
                 raise
+            sink.follow()  # should hf_xet write on even now, the digest tells
             _by_http(listing, file, sink.tell(), sink)
 
 
-def _by_xet(listing: Listing, file: RemoteFile, start: int, sink: BinaryIO) -> None:
+def _by_xet(listing: Listing, file: RemoteFile, start: int, sink: Sink) -> None:
     from hf_xet import XetFileInfo  # type: ignore[import-untyped]
+
+    info = XetFileInfo(file.xet, file.size)
+    memory.reuse()
+    try:
+        if start:
+            _rest_by_xet(_access(listing, file), info, start, sink)
+        else:
+            _all_by_xet(_access(listing, file), info, sink)
+    finally:
+        memory.give_back()
+    if sink.tell() < file.size:  # after an error its stream may end as if all had come
+        raise EOFError(f"Xet sent {sink.tell()} of {file.size} bytes")
+
+
+def _all_by_xet(access: dict[str, Any], info: Any, sink: Sink) -> None:
+    """It writes the file itself, from its beginning on and in order, with half the processor time of its streams."""
+    from huggingface_hub.utils._xet import get_xet_session
+
+    session = get_xet_session()  # type: ignore[no-untyped-call]
+    with session.new_file_download_group(**access) as group:
+        download = group.start_download_file(info, str(sink.path))
+        wait = threading.Thread(target=_wait, args=(download,), daemon=True)
+        wait.start()
+        while wait.is_alive():
+            sink.follow(group.progress().total_transfer_bytes_completed)
+            wait.join(POLL)
+    sink.follow()
+
+
+def _wait(download: Any) -> None:
+    with suppress(Exception):  # the group raises it too
+        download.result()
+
+
+def _rest_by_xet(access: dict[str, Any], info: Any, start: int, sink: Sink) -> None:
+    from huggingface_hub.utils._xet import get_xet_session
+
+    session = get_xet_session()  # type: ignore[no-untyped-call]
+    for piece in session.new_download_stream_group(**access).download_stream(info, start=start):
+        sink.write(piece)
+
+
+def _access(listing: Listing, file: RemoteFile) -> dict[str, Any]:
+    """Where the storage is, and how it lets us in."""
     from huggingface_hub.utils import _xet as xet
     from huggingface_hub.utils._headers import build_hf_headers
 
@@ -43,22 +93,17 @@ def _by_xet(listing: Listing, file: RemoteFile, start: int, sink: BinaryIO) -> N
         token_type=xet.XetTokenType.READ, repo_id=listing.repo.repo, repo_type="model", revision=listing.commit
     )
     connection = xet.refresh_xet_connection_info(file_data=xet.XetFileData(file.xet, route), headers=headers)
-    session = xet.get_xet_session()  # type: ignore[no-untyped-call]
-    group = session.new_download_stream_group(
-        endpoint=connection.endpoint,
-        token=connection.access_token,
-        token_expiry_unix_secs=connection.expiration_unix_epoch,
-        token_refresh_url=route,
-        token_refresh_headers=headers,
-        custom_headers=xet.xet_headers_without_auth(headers),
-    )
-    for piece in group.download_stream(XetFileInfo(file.xet, file.size), start=start):
-        sink.write(piece)
-    if sink.tell() < file.size:  # after an error its stream may end as if all had come
-        raise EOFError(f"Xet sent {sink.tell()} of {file.size} bytes")
+    return {
+        "endpoint": connection.endpoint,
+        "token": connection.access_token,
+        "token_expiry_unix_secs": connection.expiration_unix_epoch,
+        "token_refresh_url": route,
+        "token_refresh_headers": headers,
+        "custom_headers": xet.xet_headers_without_auth(headers),
+    }
 
 
-def _by_http(listing: Listing, file: RemoteFile, start: int, sink: BinaryIO) -> None:
+def _by_http(listing: Listing, file: RemoteFile, start: int, sink: Sink) -> None:
     from huggingface_hub import constants, hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils._headers import build_hf_headers
@@ -66,7 +111,7 @@ def _by_http(listing: Listing, file: RemoteFile, start: int, sink: BinaryIO) -> 
     constants.DOWNLOAD_CHUNK_SIZE = BLOCK
     http_get(
         hf_hub_url(listing.repo.repo, file.path, revision=listing.commit),
-        sink,
+        cast("BinaryIO", sink),
         resume_size=start,
         # Of a compressed answer no range could be asked for.
         headers={**build_hf_headers(), "Accept-Encoding": "identity"},

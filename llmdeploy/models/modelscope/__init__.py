@@ -14,7 +14,7 @@ from llmdeploy.models.modelscope import api, layout
 from llmdeploy.models.modelscope.layout import cache, repositories
 from llmdeploy.models.modelscope.names import at_modelscope
 from llmdeploy.models.reference import HubFile, HubRepo
-from llmdeploy.models.source import Listing, RemoteFile
+from llmdeploy.models.source import Listing, RemoteFile, Sink
 
 __all__ = [
     "at_modelscope",
@@ -79,7 +79,7 @@ def lock(listing: Listing, file: RemoteFile) -> Path:
     return layout.lock(listing.repo.repo, file.path)
 
 
-def copy(listing: Listing, file: RemoteFile, start: int, sink: BinaryIO) -> None:
+def copy(listing: Listing, file: RemoteFile, start: int, sink: Sink) -> None:
     """Write the file's bytes from `start` on to `sink`; a connection that breaks off is taken up again.
 
     Where ModelScope sends the file from its beginning all the same, the sink is sought to 0 and truncated first.
@@ -175,7 +175,7 @@ def _files(entries: Sequence[dict[str, Any]]) -> tuple[RemoteFile, ...]:
     return files
 
 
-def _written(file: HubFile, start: int, sink: BinaryIO) -> Iterator[int]:
+def _written(file: HubFile, start: int, sink: Sink) -> Iterator[int]:
     """Write the file from `start` on; the offset that is reached, again and again."""
     with api.content(file, start) as response:
         too_long = response.status_code == 416  # what is here of the file is longer than the file
