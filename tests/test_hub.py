@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llmdeploy.models.hub import commit_of
+from llmdeploy.errors import DownloadFailed
+from llmdeploy.models import transfer
+from llmdeploy.models.hub import commit_of, held, part, place
 from llmdeploy.models.hub.cache import _name as name_revision
 from llmdeploy.models.hub.failures import explain
-from llmdeploy.models.reference import HubFile
+from llmdeploy.models.reference import HubFile, HubRepo
+from llmdeploy.models.source import Listing, RemoteFile
 from tests.conftest import SELFTEST
 from tests.hub_machine import Machine
 from tests.hub_server import COMMIT, Hub, Refusal, closed_port, serve
@@ -333,3 +336,46 @@ def test_files_that_arrive_side_by_side_all_name_the_revision(tmp_path: Path) ->
         list(threads.map(arrive, commits))
     assert ref.read_text() in commits
     assert list(ref.parent.iterdir()) == [ref]
+
+
+@pytest.fixture
+def brought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Listing, RemoteFile, Path]:
+    """A repository with one file, and its part that is whole."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    file = RemoteFile("x.gguf", 4, sha256="ab" * 32)
+    listing = Listing(HubRepo("owner/x", "refs/pr/1"), "c" * 40, (file,))
+    left = part(listing, file)
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"GGUF")
+    return listing, file, left
+
+
+def test_where_there_are_no_links_the_file_lies_in_the_snapshot(
+    brought: tuple[Listing, RemoteFile, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("A required privilege is not held by the client")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    path = place(*brought)
+    assert not path.is_symlink()
+    assert path.read_bytes() == b"GGUF"
+    assert part(*brought[:2]) == path, "it is not fetched again"
+    assert place(*brought[:2], path) == path
+
+
+def test_a_link_that_leads_nowhere_is_replaced(brought: tuple[Listing, RemoteFile, Path]) -> None:
+    path = place(*brought)
+    path.unlink()
+    path.symlink_to("nowhere")
+    assert place(*brought[:2], part(*brought[:2])).read_bytes() == b"GGUF"
+    assert held(brought[0].repo) == ("x.gguf",), "a revision may have slashes"
+
+
+@pytest.mark.parametrize("path", ["../x.gguf", "a/../../x.gguf", "/x.gguf"])
+def test_a_listing_that_leads_out_of_the_cache_is_refused(path: str, tmp_path: Path) -> None:
+    file = RemoteFile(path, 4, sha256="ab" * 32)
+    listing = Listing(HubRepo("owner/x"), "c" * 40, (file,))
+    for folder in (None, tmp_path):
+        with pytest.raises(DownloadFailed, match="which is no path within it"):
+            transfer.need(listing, [file], folder)

@@ -8,14 +8,25 @@ import pty
 import select
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from filelock import FileLock
 
+from llmdeploy.cli import models_rm
+from llmdeploy.config import Settings
+from llmdeploy.engines.ollama.api import Daemon
+from llmdeploy.engines.ollama.documents import Installed
+from llmdeploy.engines.ollama.removal import daemon_with
+from llmdeploy.errors import LlmdeployError, NotPermitted
 from llmdeploy.models.reference import HubRepo
+from llmdeploy.models.store import Store
 from llmdeploy.models.stores import folders
+from llmdeploy.models.stores.held import Held
+from llmdeploy.service.process import ProcessId
+from llmdeploy.service.state import Record, Situation
 from tests.conftest import OwnOllama, Result, World, until
 from tests.hub_server import COMMIT, Hub, serve
 from tests.model_places import MMPROJ, WEIGHTS, fetch, lmstudio, pack, put, selftest_layers
@@ -315,3 +326,27 @@ def test_a_real_ollama_removes_its_own(machine: World, daemon: OwnOllama) -> Non
     pack(elsewhere, "theirs/latest", ("model", WEIGHTS))
     result = machine.run("models", "rm", "ollama://theirs", "--yes", OLLAMA_MODELS=str(elsewhere))
     assert (result.status, "has another store than the one with `theirs:latest`" in result.stderr) == (1, True)
+
+
+def test_what_starts_or_is_switched_to_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No receipt tells yet which files it takes."""
+    one, other, third = (
+        Held(HubRepo(f"owner/{name}"), "hub", tmp_path, (tmp_path / name,), ("vllm",), 0.0) for name in "xyz"
+    )
+    found = Store((one, other, third), ())
+    record = Record("starting", "load", "owner/x", "x", "vllm", "", "", service=ProcessId(1, 1.0))
+    record = replace(record, switch={"model": "hf://owner/y"})
+    monkeypatch.setattr("llmdeploy.service.state.observe", lambda: Situation("starting", record))
+    for model in (one, other):
+        with pytest.raises(LlmdeployError, match="is served now"):
+            models_rm._require_idle(found, [model])
+    models_rm._require_idle(found, [third])
+
+
+def test_ollamas_own_models_of_another_store_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Daemon, "models", lambda _: [Installed("qwen3:8b", 1, (), None, digest="ab" * 32)])
+    settings = Settings(ollama_host="http://127.0.0.1:1")
+    assert daemon_with(settings, {"qwen3:8b": "ab" * 32}).url == "http://127.0.0.1:1"
+    for name, digest in (("qwen3:8b", "cd" * 32), ("qwen3:4b", "ab" * 32)):
+        with pytest.raises(NotPermitted, match="has another store than the one with"):
+            daemon_with(settings, {name: digest})

@@ -1,0 +1,124 @@
+"""Several pulls at once: what keeps one from being done is told before anything is fetched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from llmdeploy.config import Settings
+from llmdeploy.engines.base import EngineStatus
+from llmdeploy.errors import DoesNotFit, DownloadFailed, LlmdeployError, ModelNotFound, UsageError
+from llmdeploy.models.need import Need, NeededFile
+from llmdeploy.models.reference import HubRepo
+from llmdeploy.service.candidate import Order
+from llmdeploy.service.pull import Asked, Pull, Pulls
+from llmdeploy.units import GIB
+
+MODEL = HubRepo("o/r")
+COMMIT = "c" * 40
+
+
+class Engine:
+    """Needs one file of that size; `wanted` is whether it was let take others' copies."""
+
+    def __init__(self, name: str, folder: Path, size: int, usable: bool = True, fits: bool = True) -> None:
+        self.name, self._folder, self._usable, self._fits = name, folder, usable, fits
+        self._file = NeededFile(f"{name}.gguf", size, digest="ab" * 32)
+        self.wanted: bool | None = None
+
+    def status(self) -> EngineStatus:
+        return EngineStatus(self._usable, None, f"{self.name} is not here", "install it")
+
+    def daemon(self, *_: object) -> None: ...
+
+    def artefact(self, model: object, *, anywhere: bool) -> str:
+        self.wanted = anywhere
+        return "artefact"
+
+    def progress(self) -> None: ...
+
+    def saved(self, artefact: object) -> None: ...
+
+    def need(self, artefact: object, folder: Path | None) -> Need:
+        return Need("hf://o/r", self._folder, (self._file,), COMMIT)
+
+    def facts(self, artefact: object) -> str:
+        return "facts"
+
+    def plan(self, *_: object) -> Any:
+        def demand_fit(model: str) -> None:
+            if not self._fits:
+                raise DoesNotFit(f"`{model}` needs more", "take a smaller one")
+
+        return SimpleNamespace(demand_fit=demand_fit)
+
+
+@pytest.fixture
+def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Engine]:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10 * GIB))
+    found: dict[str, Engine] = {}
+    monkeypatch.setattr("llmdeploy.engines.get", lambda name, settings: found[name])
+    found["llamacpp"] = Engine("llamacpp", tmp_path, 6 * GIB)
+    found["ollama"] = Engine("ollama", tmp_path, 3 * GIB)
+    return found
+
+
+def look(*asked: Asked, left_out: dict[str, LlmdeployError] | None = None, fit: bool = True) -> list[Pull]:
+    with Pulls(lambda event: None, None if left_out is None else left_out.__setitem__) as pulls:
+        return pulls.look(asked, start=False, fit=fit)
+
+
+def asked(engine: str, **how: Any) -> Asked:
+    return Asked(Order(MODEL, Settings(engine=engine)), **how)
+
+
+def test_room_is_demanded_for_all_together(engines: dict[str, Engine], tmp_path: Path) -> None:
+    assert len(look(asked("llamacpp"), asked("ollama"))) == 2
+    engines["ollama"] = Engine("ollama", tmp_path, 5 * GIB)
+    with pytest.raises(DownloadFailed, match=r"`hf://o/r` needs 11\.0 GiB more") as full:
+        look(asked("llamacpp"), asked("ollama"))
+    assert full.value.code == "disk_full"
+
+
+def test_an_engine_that_cannot_is_left_out_of_all_and_an_error_alone(
+    engines: dict[str, Engine], tmp_path: Path
+) -> None:
+    engines["vllm"] = Engine("vllm", tmp_path, 1, usable=False)
+    engines["ollama"] = Engine("ollama", tmp_path, 1, fits=False)
+    left: dict[str, LlmdeployError] = {}
+    [only] = look(*map(asked, engines), left_out=left)
+    assert only.engine.name == "llamacpp"
+    assert {name: error.message for name, error in left.items()} == {
+        "vllm": "vllm is not here", "ollama": "`hf://o/r` needs more"
+    }  # fmt: skip
+    with pytest.raises(DoesNotFit):
+        look(asked("ollama"))
+    assert len(look(asked("ollama"), fit=False)) == 1
+    with pytest.raises(ModelNotFound, match="no engine here can use it"):
+        look(asked("vllm"), left_out={})
+
+
+def test_what_is_here_is_not_fetched_into_a_folder(engines: dict[str, Engine], tmp_path: Path) -> None:
+    assert len(look(asked("llamacpp", folder=tmp_path))) == 1
+    with pytest.raises(UsageError, match="is on this machine already"):
+        look(asked("llamacpp", folder=tmp_path / "other"))
+
+
+def test_only_a_pull_that_does_not_say_what_exactly_takes_the_files_of_others(
+    engines: dict[str, Engine], tmp_path: Path
+) -> None:
+    engine = engines["llamacpp"]
+    for how in ({"exact": True}, {"folder": tmp_path}):
+        look(asked("llamacpp", **how))
+        assert engine.wanted is False
+    look(asked("llamacpp"))
+    assert engine.wanted is True
+
+
+def test_what_cannot_be_locked_is_told_before_it_is_fetched(engines: dict[str, Engine]) -> None:
+    engines["llamacpp"]._file = NeededFile("x", 1)
+    with pytest.raises(DownloadFailed, match="cannot be locked"):
+        look(asked("llamacpp", exact=True))
