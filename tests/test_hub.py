@@ -17,7 +17,7 @@ from llmdeploy.models.hub import commit_of, held, part, place
 from llmdeploy.models.hub.cache import _name as name_revision
 from llmdeploy.models.hub.failures import explain
 from llmdeploy.models.reference import HubFile, HubRepo
-from llmdeploy.models.source import Listing, RemoteFile
+from llmdeploy.models.source import Listing, RemoteFile, chosen
 from tests.conftest import SELFTEST
 from tests.hub_machine import Machine
 from tests.hub_server import COMMIT, Hub, Refusal, closed_port, serve
@@ -379,3 +379,10 @@ def test_a_listing_that_leads_out_of_the_cache_is_refused(path: str, tmp_path: P
     for folder in (None, tmp_path):
         with pytest.raises(DownloadFailed, match="which is no path within it"):
             transfer.need(listing, [file], folder)
+
+
+def test_a_file_without_a_digest_is_refused_before_its_first_byte() -> None:
+    listing = Listing(HubRepo("owner/x"), "c" * 40, (RemoteFile("x.gguf", 4), RemoteFile("y", 4, git_oid="d" * 40)))
+    assert chosen(listing, ["y"]) == listing.files[1:]
+    with pytest.raises(DownloadFailed, match=r"does not tell the digest of `x\.gguf`"):
+        chosen(listing, ["x.gguf"])

@@ -159,6 +159,11 @@ def test_a_folder_gets_the_files_and_serves_them(here: World) -> None:
     assert served.status == 0, served.text
 
 
+def test_a_tilde_is_the_home_folder(here: World) -> None:
+    result = here.run("pull", f"hf://{GGUF}:F16", "--dir=~/models")
+    assert (result.status, result.stdout) == (0, f"[FOLDER]/home/models/{WEIGHTS}\n"), result.text
+
+
 def test_a_lock_pins_a_revision_for_pull_and_for_serve(here: World, hub: Hub) -> None:
     locked = here.run("pull", GGUF, "--lock")
     assert locked.status == 0, locked.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -77,7 +78,7 @@ def pull(
 ) -> None:
     settings = config.load({"engine": None if engine == ALL else engine, "source": source})
     settings = replace(settings, mmproj=mmproj and mmproj.absolute(), pinned=not lock)
-    folder = directory and directory.absolute()
+    folder = directory and Path(os.path.expanduser(directory)).absolute()  # in `--dir=~/x` the shell leaves it
     if locked:
         _refuse_beside_locked({"--lock": lock, "--quant": quant, "--revision": revision, "--source": source})
         asked = _locked(model, engine, settings, folder)

@@ -169,6 +169,11 @@ def chosen(listing: Listing, paths: Sequence[str]) -> tuple[RemoteFile, ...]:
     files = {file.path: file for file in listing.files}
     if missing := [path for path in paths if path not in files]:
         raise DownloadFailed(f"`{listing.repo.repo}` has no file `{missing[0]}`", _near(missing[0], list(files)))
+    if unchecked := [path for path in paths if not files[path].digest]:
+        raise DownloadFailed(
+            f"`{listing.repo.repo}` does not tell the digest of `{unchecked[0]}`, so what comes could not be checked",
+            "take it from another source",
+        )
     return tuple(files[path] for path in paths)
 
 
