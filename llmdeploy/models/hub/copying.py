@@ -43,24 +43,19 @@ def _by_xet(listing: Listing, file: RemoteFile, start: int, sink: Sink) -> None:
     from hf_xet import XetFileInfo  # type: ignore[import-untyped]
 
     info = XetFileInfo(file.xet, file.size)
-    memory.reuse()
-    try:
+    access = _access(listing, file)
+    with memory.reused():
         if start:
-            _rest_by_xet(_access(listing, file), info, start, sink)
+            _rest_by_xet(access, info, start, sink)
         else:
-            _all_by_xet(_access(listing, file), info, sink)
-    finally:
-        memory.give_back()
+            _all_by_xet(access, info, sink)
     if sink.tell() < file.size:  # after an error its stream may end as if all had come
         raise EOFError(f"Xet sent {sink.tell()} of {file.size} bytes")
 
 
 def _all_by_xet(access: dict[str, Any], info: Any, sink: Sink) -> None:
     """It writes the file itself, from its beginning on and in order, with half the processor time of its streams."""
-    from huggingface_hub.utils._xet import get_xet_session
-
-    session = get_xet_session()  # type: ignore[no-untyped-call]
-    with session.new_file_download_group(**access) as group:
+    with memory.session().new_file_download_group(**access) as group:
         download = group.start_download_file(info, str(sink.path))
         wait = threading.Thread(target=_wait, args=(download,), daemon=True)
         wait.start()
@@ -76,10 +71,7 @@ def _wait(download: Any) -> None:
 
 
 def _rest_by_xet(access: dict[str, Any], info: Any, start: int, sink: Sink) -> None:
-    from huggingface_hub.utils._xet import get_xet_session
-
-    session = get_xet_session()  # type: ignore[no-untyped-call]
-    for piece in session.new_download_stream_group(**access).download_stream(info, start=start):
+    for piece in memory.session().new_download_stream_group(**access).download_stream(info, start=start):
         sink.write(piece)
 
 
