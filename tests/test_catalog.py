@@ -409,6 +409,7 @@ def test_what_is_here_is_known_by_its_files(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "ollama"))
     cached(tmp_path / "hub", "Qwen/Qwen3-8B-GGUF", "Qwen3-8B-Q4_K_M.gguf")
     cached(tmp_path / "hub", "Qwen/Qwen3-8B", "config.json")
+    cached(tmp_path / "hub", "Qwen/Qwen3-8B", "tokenizer.json")
     manifest = tmp_path / "ollama" / "manifests" / "registry.ollama.ai" / "library" / "qwen3" / "8b"
     manifest.parent.mkdir(parents=True)
     manifest.touch()
@@ -420,6 +421,39 @@ def test_what_is_here_is_known_by_its_files(tmp_path: Path, monkeypatch: pytest.
     cached(tmp_path / "hub", "Qwen/Qwen3-8B", "one.safetensors")
     assert offers(CatalogName("qwen3:8b"))[2].here
     assert [offer.here for offer in offers(CatalogName("qwen3:8b-q8_0"))] == [False, False, False]
+
+
+@pytest.mark.usefixtures("no_network")
+def test_repositories_that_are_here_have_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    for file in ("x-Q4_K_M.gguf", "x-Q8_0.gguf", "x-F16-00001-of-00002.gguf"):
+        cached(tmp_path / "hub", "a/x-GGUF", file, "1234")
+    cached(tmp_path / "hub", "a/x-GGUF", "mmproj-x-f16.gguf", "12")
+    for name in ("a/x-GGUF", "a/x-GGUF:q8_0", "hf://a/x-GGUF/x-Q8_0.gguf", "hf.co/a/x-GGUF:Q8_0"):
+        llamacpp = offers(parse(name))[0]
+        assert (llamacpp.bytes, llamacpp.exact, llamacpp.here) == (6, True, True), name
+    for name in ("a/x-GGUF:Q5_0", "a/x-GGUF:F16", "hf://a/x-GGUF/y.gguf", "b/x-GGUF"):
+        assert (offers(parse(name))[0].bytes, offers(parse(name))[0].here) == (0, False), name
+    cached(tmp_path / "hub", "a/x", "config.json")
+    cached(tmp_path / "hub", "a/x", "tokenizer.json")
+    cached(tmp_path / "hub", "a/x", "model.safetensors", "123")
+    assert (offers(parse("a/x"))[2].bytes, offers(parse("a/x"))[2].here) == (3, True)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_name_is_shown_at_the_source_it_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "ms"))
+    name = CatalogName("qwen3:8b")
+    assert offers(name)[2].artefact == ("hf://Qwen/Qwen3-8B",)
+    assert offers(name, "modelscope")[2].artefact == ("ms://Qwen/Qwen3-8B",)
+    assert offers(name, "modelscope")[0].artefact == ("ms://Qwen/Qwen3-8B-GGUF/Qwen3-8B-Q4_K_M.gguf",)
+    snapshot = tmp_path / "ms" / "models" / "Qwen--Qwen3-8B" / "snapshots" / "master"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").touch()
+    (snapshot / "tokenizer.json").touch()
+    (snapshot / "model.safetensors").write_text("123")
+    assert (offers(name)[2].artefact, offers(name)[2].here) == (("ms://Qwen/Qwen3-8B",), True)
 
 
 def cached(cache: Path, repo: str, file: str, text: str = "") -> None:

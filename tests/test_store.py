@@ -302,6 +302,14 @@ def test_modelscopes_cache(tmp_path: Path) -> None:
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+def test_a_name_of_the_catalog_means_what_came_from_modelscope(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models" / "Qwen--Qwen3-0.6B" / "snapshots" / "master"
+    for name, content in HF_FILES.items():
+        put(snapshot / name, content)
+    here = store.Store(modelscope.read(tmp_path).held, ())
+    assert [str(model.reference) for model in here.named("qwen3:0.6b")] == ["ms://Qwen/Qwen3-0.6B"]
+
+
 # --- All of it
 
 

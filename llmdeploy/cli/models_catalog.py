@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from llmdeploy import config
 from llmdeploy.cli import options
 from llmdeploy.cli.output import columns, out
 
@@ -36,4 +37,5 @@ def rows() -> list[dict[str, Any]]:
     from llmdeploy.cli.models_show import document
     from llmdeploy.models import catalog
 
-    return [document(name) for name in catalog.names()]
+    hub = config.load().hub
+    return [document(name, hub) for name in catalog.names()]

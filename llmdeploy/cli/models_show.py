@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmdeploy import config
 from llmdeploy.cli import options
 from llmdeploy.cli.output import columns, harmless, out
 
@@ -22,7 +23,8 @@ Names = Annotated[
 
 
 def show(names: Names, json: options.Json = False) -> None:
-    shown = [document(name) for name in names]
+    hub = config.load().hub
+    shown = [document(name, hub) for name in names]
     if json:
         out.document({"models": shown})
         return
@@ -30,8 +32,11 @@ def show(names: Names, json: options.Json = False) -> None:
         _print(model)
 
 
-def document(asked: str) -> dict[str, Any]:
-    """What is known of a model, as `--json` has it. Raises UsageError, ModelNotFound, ConfigError."""
+def document(asked: str, hub: str) -> dict[str, Any]:
+    """What is known of a model, as `--json` has it; `hub` is the configured `source`.
+
+    Raises UsageError, ModelNotFound, ConfigError.
+    """
     from llmdeploy.models import catalog
     from llmdeploy.models.offers import offers
     from llmdeploy.models.reference import CatalogName, parse
@@ -42,7 +47,7 @@ def document(asked: str) -> dict[str, Any]:
         "name": str(entry or reference),
         "asked": asked,
         **(_facts(entry) if entry else {}),
-        "engines": {offer.engine: _fields(offer) for offer in offers(reference)},
+        "engines": {offer.engine: _fields(offer) for offer in offers(reference, hub)},
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from llmdeploy.config import DEFAULT
 from llmdeploy.errors import ModelNotFound
 from llmdeploy.models import catalog
 from llmdeploy.models.catalog_entry import CatalogEntry
@@ -12,6 +13,7 @@ from llmdeploy.models.gguf import GgufModel
 from llmdeploy.models.hf_model import HfModel
 from llmdeploy.models.mmproj import find_mmproj
 from llmdeploy.models.reference import HUB_HOSTS, CatalogName, HubFile, HubRepo, ModelRef, OllamaTag
+from llmdeploy.models.source import at, first_here, in_order
 from llmdeploy.models.stores import ollama
 from llmdeploy.paths import selftest_dir
 
@@ -35,12 +37,15 @@ class Offer:
     """Why there is nothing for it."""
 
 
-def offers(model: ModelRef) -> tuple[Offer, ...]:
-    """For llama.cpp, Ollama and vLLM, in this order. Raises ModelNotFound for an unknown name or a path of nothing."""
+def offers(model: ModelRef, hub: str = DEFAULT.hub) -> tuple[Offer, ...]:
+    """For llama.cpp, Ollama and vLLM, in this order. Raises ModelNotFound for an unknown name or a path of nothing.
+
+    `hub`: where a name of the catalog is fetched from, as the configuration calls it, unless the other one has it here.
+    """
     match model:
         case CatalogName():
             entry = catalog.find(model.name)
-            return tuple(_of_entry(entry, engine) for engine in catalog.ENGINES)
+            return tuple(_of_entry(entry, engine, hub) for engine in catalog.ENGINES)
         case Path():
             return _of_path(model)
         case OllamaTag():
@@ -51,42 +56,55 @@ def offers(model: ModelRef) -> tuple[Offer, ...]:
             if model.quant or model.repo.lower().endswith("gguf"):
                 return _of_gguf(model)
             none = "it needs GGUF files, which are in other repositories: `owner/name-GGUF`"
-            offer = Offer("vllm", (str(model),), here=HfModel(model).present())
+            offer = _sized(Offer("vllm", (str(model),)), HfModel(model))
             return Offer("llamacpp", lacks=none), Offer("ollama", lacks=none), offer
 
 
-def _of_entry(entry: CatalogEntry, engine: str) -> Offer:
+def _of_entry(entry: CatalogEntry, engine: str, hub: str) -> Offer:
     try:
         size, exact = entry.size(engine)
         quant = entry.chosen(engine)
         offer = Offer(engine, quant=quant, bytes=size, exact=exact)
         offer = replace(offer, others=tuple(one for one in entry.quants(engine) if one != quant))
         if engine == "vllm":
-            return _of_repository(entry, offer)
+            return _of_repository(entry, offer, hub)
         if engine == "ollama" and (tag := entry.ollama):
             return replace(offer, artefact=(str(OllamaTag(tag)),), here=ollama.has(tag))
-        model = GgufModel(entry.weights, entry.mmproj)
+        weights, mmproj = entry.weights, entry.mmproj
+        model = first_here(GgufModel(_at(weights, name), mmproj and _at(mmproj, name)) for name in in_order(hub))
         here = engine == "llamacpp" and model.present() and all(file.is_file() for file in model.local_files())
         return replace(offer, artefact=tuple(map(str, model.files)), here=here)
     except ModelNotFound as error:
         return Offer(engine, others=entry.quants(engine), lacks=error.message)
 
 
-def _of_repository(entry: CatalogEntry, offer: Offer) -> Offer:
+def _of_repository(entry: CatalogEntry, offer: Offer, hub: str) -> Offer:
     if entry.hf_folder:
         folder = selftest_dir() / entry.hf_folder
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         return replace(offer, artefact=(str(folder),), bytes=size, exact=True, here=folder.is_dir())
     if entry.hub is None:
         return Offer("vllm", lacks=f"the catalog has no repository of `{entry.name}` that vLLM reads")
-    repo = HubRepo(entry.hub)
+    model = first_here(HfModel(at(HubRepo(entry.hub), name)) for name in in_order(hub))
     gated = entry.gated and entry.hub == next(iter(entry.repositories.values()))
-    return replace(offer, artefact=(str(repo),), here=HfModel(repo).present(), gated=gated)
+    return _sized(replace(offer, artefact=(str(model),), gated=gated), model)
+
+
+def _at(file: Path | HubFile, hub: str) -> Path | HubFile:
+    return at(file, hub) if isinstance(file, HubFile) else file
+
+
+def _sized(offer: Offer, model: GgufModel | HfModel) -> Offer:
+    """With the size of its files, where they are here."""
+    if not model.present():
+        return offer
+    return replace(offer, bytes=sum(file.stat().st_size for file in model.local_files()), exact=True, here=True)
 
 
 def _of_gguf(model: HubFile | HubRepo) -> tuple[Offer, ...]:
-    here = GgufModel(model).present()
-    return _gguf((str(model),), here=here, vllm="it needs a repository in Hugging Face form, not GGUF files")
+    found = _sized(Offer("llamacpp"), GgufModel(model))
+    lacks = "it needs a repository in Hugging Face form, not GGUF files"
+    return _gguf((str(model),), found.bytes, here=found.here, vllm=lacks)
 
 
 def _of_path(path: Path) -> tuple[Offer, ...]:
@@ -96,6 +114,8 @@ def _of_path(path: Path) -> tuple[Offer, ...]:
         none = "it needs a GGUF file, not a folder"
         size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
         offer = Offer("vllm", (str(path),), bytes=size, exact=True, here=True)
+        if not (path / "config.json").is_file():
+            offer = Offer("vllm", lacks="the folder holds no `config.json`")
         return Offer("llamacpp", lacks=none), Offer("ollama", lacks=none), offer
     files = [file for file in (path, find_mmproj(path)) if file]
     size = sum(file.stat().st_size for file in files)
@@ -107,7 +127,8 @@ def _of_tag(tag: OllamaTag) -> tuple[Offer, ...]:
     vllm = Offer("vllm", lacks="it needs a repository in Hugging Face form")
     if tag.name.startswith(HUB_HOSTS):
         repo, _, quant = tag.name.partition("/")[2].partition(":")
-        return Offer("llamacpp", (str(HubRepo(repo, quant=quant)),)), own, vllm
+        llamacpp, _, _ = _of_gguf(HubRepo(repo, quant=quant))
+        return llamacpp, own, vllm
     return Offer("llamacpp", lacks="a model of Ollama's registry, which is served there"), own, vllm
 
 

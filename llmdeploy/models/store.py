@@ -82,10 +82,10 @@ def _meanings(reference: ModelRef) -> list[ModelRef]:
     found: list[ModelRef] = [CatalogName(str(entry))]
     with suppress(ModelNotFound):  # as below: it is not to be had in this form
         if isinstance(weights := entry.weights, HubFile):
-            found.append(weights)
+            found += [source.at(weights, name) for name in source.NAMES]
     with suppress(ModelNotFound):
         if entry.hub:
-            found.append(HubRepo(entry.hub))
+            found += [source.at(HubRepo(entry.hub), name) for name in source.NAMES]
     with suppress(ModelNotFound):
         if entry.ollama:
             found.append(OllamaTag(entry.ollama))
