@@ -137,7 +137,9 @@ def test_what_is_unfinished_is_told_with_the_way_on(machine: World, cache: Path)
     result = machine.run("models")
     assert "hf://owner/new" in result.stdout.splitlines()[-1], "last"
     assert "unfinished" in result.stdout.splitlines()[-1]
-    assert "`hf://owner/new` has 5 KiB of an unfinished download: `llmdeploy pull hf://owner/new`" in result.stderr
+    assert "`hf://owner/new` has 5 KiB of an unfinished download: `llmdeploy pull hf://owner/new --engine vllm`" in (
+        result.stderr
+    )
     done = machine.run("models", "rm", "hf://owner/new", "--yes")
     assert (done.status, "removed, 5 KiB freed\n" in done.stderr) == (0, True)
     assert not (cache / "models--owner--new").exists()

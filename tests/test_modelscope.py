@@ -507,7 +507,7 @@ def test_a_refused_connection(machine: Machine) -> None:
     endpoint = f"http://127.0.0.1:{closed_port()}"
     message, hint = machine.fail(MODELSCOPE_ENDPOINT=endpoint)
     assert message == f"`{endpoint}` refuses the connection"
-    assert "`--source hf`" in hint
+    assert "`--source huggingface`, or its `hf://` address" in hint
 
 
 def test_a_dead_proxy_is_named_without_its_password(machine: Machine) -> None:

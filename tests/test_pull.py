@@ -40,7 +40,7 @@ def hub() -> Iterator[Hub]:
     form = {file.name: file.read_bytes() for file in (SELFTEST / "hf").iterdir() if file.is_file()}
     form |= {f"model-0000{n}-of-00002.safetensors": tensors(LARGE, n) for n in (1, 2)}
     del form["model.safetensors"]
-    with serve(Hub(files={GGUF: files, HF: form})) as hub:
+    with serve(Hub(files={GGUF: files, HF: form, "owner/words": {"data.parquet": b"PAR1"}})) as hub:
         yield hub
 
 
@@ -231,6 +231,9 @@ def test_what_differs_from_the_lock_is_refused_before_the_first_byte(here: World
         ([GGUF, "--engine", "mine"], 2, "error: `--engine` must be"),
         ([GGUF, "--quant", "Q3_K_S"], 1, "F16"),
         ([GGUF, "--revision", "v9"], 1, f"error: `{GGUF}` has no revision `v9`"),
+        ([HF], 1, f"error: `hf://{HF}` holds no GGUF file; as a whole it runs on vLLM"),
+        (["owner/words"], 1, "error: `hf://owner/words` holds no model that an engine here runs"),
+        (["owner/words", "--engine", "vllm"], 1, "error: `hf://owner/words` holds no safetensors in its top folder"),
         (["hf://owner/nothing"], 1, "error: there is no repository `owner/nothing`, or it is private"),
     ],
 )

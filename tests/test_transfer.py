@@ -142,6 +142,12 @@ def test_ctrl_c_ends_all_at_once_and_leaves_the_parts(machine: Machine, hub: Hub
 # --- Right or not
 
 
+def test_a_refusal_leaves_no_part(machine: Machine, hub: Hub) -> None:
+    hub.gated = {"owner/model-GGUF"}
+    assert "is gated" in machine.fail(GGUF)[0]
+    assert machine.parts() == []
+
+
 def test_a_wrong_digest_is_told_and_the_part_thrown_away(machine: Machine, hub: Hub) -> None:
     hub.wrong = {"model.gguf"}
     message, hint = machine.fail(GGUF)
@@ -252,6 +258,21 @@ def test_a_cache_that_cannot_be_written(machine: Machine) -> None:
     message, hint = machine.fail(GGUF)
     assert re.fullmatch(rf"`{machine.home}/hf/\S+` cannot be used: .+", message), message
     assert "`HF_HOME`" in hint
+
+
+def test_a_folder_that_cannot_be_written(machine: Machine, tmp_path: Path) -> None:
+    """The variable of a cache that is not used would not help."""
+    (tmp_path / "file").write_text("a file where a folder belongs")
+    message, hint = machine.fail(GGUF, tmp_path / "file" / "folder")
+    assert message.startswith(f"`{tmp_path}/file/folder` cannot be used: ")
+    assert hint == "give a folder that you may write to with `--dir`"
+
+
+def test_a_state_folder_that_cannot_be_written(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file where a folder belongs")
+    message, hint = machine.fail(GGUF, tmp_path / "folder", LLMDEPLOY_STATE_DIR=str(tmp_path / "file" / "state"))
+    assert message.startswith(f"the state folder `{tmp_path}/file/state` cannot be written: ")
+    assert "`LLMDEPLOY_STATE_DIR`" in hint
 
 
 # --- Two at once

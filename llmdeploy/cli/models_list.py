@@ -85,6 +85,12 @@ def _ago(seconds: float) -> str:
     return "today" if days < 1 else "yesterday" if days == 1 else f"{days} days ago"
 
 
+def _pull(model: Held) -> str:
+    """The command that fetches it, for an engine that runs its form: GGUF files tell so in their repository's name."""
+    gguf = "llamacpp" in model.engines or "gguf" in str(model.reference).lower()
+    return f"llmdeploy pull {model.reference}{'' if gguf else ' --engine vllm'}"
+
+
 def _tell(found: Store) -> None:
     from llmdeploy.models.stores.held import total
 
@@ -93,7 +99,7 @@ def _tell(found: Store) -> None:
         if not model.parts:
             continue
         ours = any(part.name.endswith(OURS) for part in model.parts) or model.place == "folder"
-        way = f"`llmdeploy pull {model.reference}` goes on with it, " if ours and model.place != "folder" else ""
+        way = f"`{_pull(model)}` goes on with it, " if ours and model.place != "folder" else ""
         left = replace(model, files=())
         out.note(
             f"`{model.reference}` has {in_gib(left.unfinished)} of an unfinished download: "

@@ -123,11 +123,7 @@ class GgufModel:
         """Raises ModelNotFound."""
         if isinstance(self.weights, HubRepo):
             if not any(path.lower().endswith(".gguf") for path in paths):
-                raise ModelNotFound(
-                    f"`{self.weights}` holds no GGUF file; as a whole it runs on vLLM",
-                    f"`llmdeploy serve {self._home} --engine vllm`, or name a repository of GGUF files, "
-                    f"`{self.weights.repo}-GGUF` perhaps",
-                )
+                raise self._no_gguf(any(path.endswith(".safetensors") for path in paths))
             choice = quants.choose(paths, self.weights.quant, f"`{self.weights.repo}`")
         else:
             assert isinstance(self.weights, HubFile)
@@ -138,6 +134,16 @@ class GgufModel:
             case HubFile():
                 return replace(choice, mmproj=self.mmproj.file)
         return choice
+
+    def _no_gguf(self, runs_on_vllm: bool) -> ModelNotFound:
+        assert isinstance(self.weights, HubRepo)
+        other = f"name a repository of GGUF files, `{self.weights.repo}-GGUF` perhaps"
+        if not runs_on_vllm:
+            return ModelNotFound(f"`{self.weights}` holds no model that an engine here runs", other)
+        return ModelNotFound(
+            f"`{self.weights}` holds no GGUF file; as a whole it runs on vLLM",
+            f"`llmdeploy serve {self._home} --engine vllm`, or {other}",
+        )
 
 
 @dataclass(frozen=True)

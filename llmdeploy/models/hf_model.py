@@ -50,7 +50,7 @@ class HfModel:
         except DownloadFailed:
             if folder or not self.present():  # what is all here needs no source
                 raise
-        held = wanted(_names(self.folder))
+        held = wanted(_names(self.folder), f"`{self}`")
         return transfer.here(str(self), [self.folder / name for name in held])
 
     def pull(self, on_progress: OnProgress, folder: Path | None = None) -> None:
@@ -66,7 +66,7 @@ class HfModel:
 
     @property
     def _remote(self) -> tuple[RemoteFile, ...]:
-        return source.chosen(self._listing, wanted(file.path for file in self._listing.files))
+        return source.chosen(self._listing, wanted((file.path for file in self._listing.files), f"`{self}`"))
 
     @property
     def folder(self) -> Path:
@@ -168,7 +168,7 @@ def _weights(folder: Path) -> list[Path]:
     return [folder / name for name in hf_facts.weights([file.name for file in folder.glob("*.safetensors")])]
 
 
-def wanted(names: Iterable[str]) -> list[str]:
+def wanted(names: Iterable[str], where: str = "the repository") -> list[str]:
     """The files of a repository that vLLM reads: those of its top folder, the configuration first.
 
     Raises ModelNotFound without safetensors.
@@ -177,8 +177,8 @@ def wanted(names: Iterable[str]) -> list[str]:
     weights = hf_facts.weights(top)
     if not weights:
         raise ModelNotFound(
-            "the repository holds no safetensors in its top folder",
-            "name another repository, or a GGUF file of this one: `hf://owner/repo/file.gguf`",
+            f"{where} holds no safetensors in its top folder, which vLLM needs",
+            "name another repository; `owner/repo:Q4_K_M` names GGUF files, which other engines run",
         )
     rest = {name for name in top if any(fnmatch(name, pattern) for pattern in WANTED)}
     if _consolidated(weights):

@@ -45,7 +45,11 @@ TRIES = 2
 def need(listing: Listing, files: Sequence[RemoteFile], folder: Path | None = None) -> Need:
     """What these files need on the disk of their source's cache, or of `folder`."""
     homes = [_home(listing, file, folder) for file in files]
-    where = "give another folder with `--dir`" if folder else f"set `{_variable(listing)}` to a folder on another disk"
+    where = (
+        "give another folder with `--dir`"
+        if folder
+        else f"set `{CACHE_VARIABLES[listing.repo.source]}` to a folder on another disk"
+    )
     return Need(
         source=f"{listing.repo.source}://{listing.repo.repo}",
         folder=folder or origin(listing.repo.source).cache(),
@@ -107,6 +111,8 @@ class _Home:
     lock: Path
     is_whole: Callable[[], bool]
     place: Callable[[Path], object]
+    variable: str = ""
+    """It moves the cache; empty for a folder that the user has named."""
 
     def here(self) -> int:
         """Bytes."""
@@ -132,6 +138,7 @@ def _home(listing: Listing, file: RemoteFile, folder: Path | None) -> _Home:
         at.lock(listing, file),
         partial(_is_cached, at, listing, file),
         partial(at.place, listing, file),
+        CACHE_VARIABLES[listing.repo.source],
     )
 
 
@@ -214,7 +221,7 @@ class _Run:
             self._stop.set()
 
     def _bring(self, home: _Home, *, is_first: bool) -> None:
-        with _told_as_trouble(home.root, _variable(self._listing)), self._locked(home):
+        with _told_as_trouble(home.root, home.variable), self._locked(home):
             if not home.is_whole():
                 self._fill(home)
                 if is_first:
@@ -231,7 +238,12 @@ class _Run:
             part.parent.mkdir(parents=True, exist_ok=True)
             if digest.known(part) == home.file.digest:  # a blob that another commit has brought
                 return
-            found = self._copy(home, part)
+            try:
+                found = self._copy(home, part)
+            except BaseException:
+                if part.stat().st_size == 0:  # nothing that a later one could go on with
+                    part.unlink()
+                raise
             if found == home.file.digest:
                 return
             part.unlink(missing_ok=True)
@@ -250,7 +262,7 @@ class _Run:
             part.unlink()
             start = 0
         with part.open("a+b", buffering=0) as stream:
-            sink = _Sink(part, stream, home, partial(self._go_on, home), _variable(self._listing))
+            sink = _Sink(part, stream, home, partial(self._go_on, home))
             try:
                 sink.follow()  # what an earlier process has left
                 if start < home.file.size:
@@ -304,13 +316,12 @@ class _Run:
 class _Sink:
     """A part that is written to: counts, computes the digest, and ends where it is told to."""
 
-    def __init__(self, path: Path, stream: FileIO, home: _Home, go_on: Callable[[int], None], variable: str) -> None:
+    def __init__(self, path: Path, stream: FileIO, home: _Home, go_on: Callable[[int], None]) -> None:
         self.path = path
         self.checksum = Checksum(home.file)
         self._stream = stream
         self._home = home
         self._go_on = go_on
-        self._variable = variable
         self._at = 0
         self._arrived = 0
         self._told = 0.0
@@ -318,7 +329,7 @@ class _Sink:
     def write(self, data: bytes) -> int:
         if self._at + len(data) > self._home.file.size:
             raise DownloadFailed(f"more comes of `{self._home.file.path}` than it has", "try again later")
-        with _told_as_trouble(self._home.root, self._variable):
+        with _told_as_trouble(self._home.root, self._home.variable):
             rest = memoryview(data)
             while rest:
                 rest = rest[self._stream.write(rest) :]
@@ -329,7 +340,7 @@ class _Sink:
     def follow(self, arrived: int = 0) -> None:
         """Take in what the part has beyond what is known of. The one who appends it may have `arrived` bytes in all."""
         self._arrived = min(max(arrived, self._arrived), self._home.file.size)
-        with _told_as_trouble(self._home.root, self._variable):
+        with _told_as_trouble(self._home.root, self._home.variable):
             self._stream.seek(self._at)
             while count := self.checksum.feed_from(self._stream):
                 self._move_on(count)
@@ -364,17 +375,14 @@ def _next(results: SimpleQueue[BaseException | None]) -> BaseException | None:
             return results.get(timeout=POLL)
 
 
-def _variable(listing: Listing) -> str:
-    return CACHE_VARIABLES[listing.repo.source]
-
-
 @contextmanager
 def _told_as_trouble(root: Path, variable: str) -> Iterator[None]:
-    """Errors of the disk, in a sentence."""
+    """Errors of the disk, in a sentence. `variable`: what moves the root; empty where `--dir` has named it."""
     try:
         yield
     except OSError as error:
-        other = f"set `{variable}` to a folder on another disk, or give one with `--dir`"
+        way = f"set `{variable}` to {{}}, or give one with `--dir`" if variable else "give {} with `--dir`"
+        other = way.format("a folder on another disk")
         if error.errno == errno.EFBIG:
             raise DownloadFailed(f"the file system of `{root}` takes no file of this size", other) from error
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
@@ -383,7 +391,11 @@ def _told_as_trouble(root: Path, variable: str) -> Iterator[None]:
                 f"free some space, and try again: what is here is kept; or {other}",
                 code="disk_full",
             ) from error
+        if error.filename and Path(error.filename).is_relative_to(state_dir()):
+            raise DownloadFailed(
+                f"the state folder `{state_dir()}` cannot be written: {error.strerror}",
+                "set `LLMDEPLOY_STATE_DIR` to a folder that you may write to",
+            ) from error
         raise DownloadFailed(
-            f"`{root}` cannot be used: {error.strerror or error}",
-            f"set `{variable}` to a folder that you may write to, or give one with `--dir`",
+            f"`{root}` cannot be used: {error.strerror or error}", way.format("a folder that you may write to")
         ) from error

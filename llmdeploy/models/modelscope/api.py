@@ -231,7 +231,11 @@ def _unreached(error: Exception) -> DownloadFailed:
 
 
 def _hint(proxy: str | None) -> str:
-    return _proxy_hint() if proxy else "check the network, or take it from the Hub: `--source hf`"
+    return (
+        _proxy_hint()
+        if proxy
+        else "check the network, or take it from the Hub: `--source huggingface`, or its `hf://` address"
+    )
 
 
 def _proxy_hint() -> str:
