@@ -288,6 +288,7 @@ def test_a_quantization_is_a_file_a_tag_or_a_repository() -> None:
     ("find", "name", "said", "instead"),
     [
         (gguf.find, "qwen3:8b-awq", "no `awq` of `qwen3:8b` for llamacpp", "`qwen3:8b-q8_0`"),
+        (gguf.find, "qwen3:8b-awq", "no `awq` of `qwen3:8b` for llamacpp", "`--engine vllm` has it"),
         (hf_model.find, "qwen3:8b-q8_0", "no `q8_0` of `qwen3:8b` for vllm", "`qwen3:8b-awq`, `qwen3:8b-gptq`"),
         (Ollama(Settings()).artefact, "qwen3:8b-awq", "no `awq` of `qwen3:8b` for ollama", "`qwen3:8b-fp16`"),
         (gguf.find, "qwen3:8b-q2_k", "no `q2_k` of `qwen3:8b`", "`q8_0`"),
@@ -351,7 +352,7 @@ def test_a_spelling_that_fits_two_entries_is_refused_with_both(own: Callable[[st
         ('[models.x]\nollama = "x"\nlayers = "a"', '`models."x"`: `layers`: expected `int`, got `str`', "correct it"),
         ('[models.x]\nollama = "x"\nlayers = true', "`layers`: expected `int`", "correct it"),
         ('[models.x]\nollama = "x"\nlayers = 0', "`layers`: expected `int` >= 1", "correct it"),
-        ('[models.x]\nhub = { bf16 = "no-owner" }', "`hub[...]`: expected `str` matching", "correct it"),
+        ('[models.x]\nhub = { bf16 = "no-owner" }', "`hub[...]`: expected `owner/name`", "correct it"),
         ('[models.x]\nhub = "a/b"', "`hub`: expected `object`, got `str`", "correct it"),
         ('[models.x.gguf]\nfiles = "x.gguf"', "there is no key `gguf.files`", "the nearest is `file`"),
         ('[models.x.gguf]\nfile = "x.bin"\nquants = ["Q4_0"]', "`gguf.file`", "correct it"),
@@ -559,6 +560,21 @@ def test_catalog_lists_the_names(world: World) -> None:
     assert (result.status, [line.split()[0] for line in result.stdout.splitlines()[1:]]) == (0, catalog.names())
     documents: list[dict[str, Any]] = json.loads(world.run("models", "catalog", "--json").stdout)["models"]
     assert [document["name"] for document in documents] == catalog.names()
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ('hub = { bf16 = "x" }', "`hub[...]`: expected `owner/name`"),
+        ('gguf = { repo = "x", file = "x.gguf", quants = ["F16"] }', "`gguf.repo`: expected `owner/name`"),
+        ('gguf = { repo = "a/x", file = "x", quants = ["F16"] }', "`gguf.file`: expected a path that ends in `.gguf`"),
+        ('ollama = "a\\nb"', "`ollama`: expected a text in one line"),
+    ],
+)
+def test_a_form_is_told_in_words(world: World, entry: str, said: str) -> None:
+    world.config.parent.mkdir(parents=True)
+    (world.config.parent / "catalog.toml").write_text(f"[models.house]\n{entry}\n")
+    assert f'`models."house"`: {said}\n' in world.run("models", "show", "house").stderr
 
 
 def test_the_users_catalog_is_beside_the_configuration(world: World) -> None:

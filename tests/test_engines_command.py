@@ -205,7 +205,7 @@ def test_another_comes_first(world: World) -> None:
         (["remove", "ollama"], 1, "llmdeploy does not remove ollama", "remove it as you got it"),
         (["install", "vlm"], 2, "no engine is called `vlm`", "`llmdeploy engines list` shows them"),
         (["install", "vllm", "--version", "../x"], 2, "`../x` is no version", "one such as `0.32.0`"),
-        (["install"], 2, "Missing argument 'ENGINE'", "`llmdeploy engines --help`"),
+        (["install"], 2, "Missing argument 'ENGINE'", "`llmdeploy engines install --help`"),
         ([], 2, "a command is missing", "`llmdeploy engines --help`"),
     ],
 )

@@ -116,6 +116,7 @@ def test_a_pull_that_is_broken_off_goes_on_and_fetches_no_finished_byte_twice(
     _, err = command.communicate(timeout=5)
     assert command.returncode == (130 if number == signal.SIGINT else -number)
     assert b"Traceback" not in err
+    assert (b"the same command goes on with it" in err) == (number == signal.SIGINT)
     hub.stall_after = None
 
     kept = sum(file.stat().st_size for file in blobs.iterdir())
@@ -228,6 +229,7 @@ def test_what_differs_from_the_lock_is_refused_before_the_first_byte(here: World
         (["qwen3:8b", "--revision", "v1"], 2, "error: `qwen3:8b` has no revisions"),
         ([f"hf://{GGUF}:F16", "--quant", "Q8_0"], 2, "says already which quantization it is"),
         ([GGUF, "--source", "elsewhere"], 2, "error: `--source` must be `huggingface` or `modelscope`"),
+        ([GGUF, "--dir", __file__], 2, "` is a file"),
         ([GGUF, "--engine", "mine"], 2, "error: `--engine` must be"),
         ([GGUF, "--quant", "Q3_K_S"], 1, "F16"),
         ([GGUF, "--revision", "v9"], 1, f"error: `{GGUF}` has no revision `v9`"),

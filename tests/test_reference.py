@@ -145,7 +145,7 @@ def test_a_hub_address_names_repository_file_and_revision(text: str) -> None:
         ("ollama://llama3.2:1b", OllamaTag("llama3.2:1b"), "llama3.2:1b"),
         ("ollama://user/model", OllamaTag("user/model"), "user/model"),
         ("hf://o/r:Q4_K_M@v1", HubRepo("o/r", "v1", quant="Q4_K_M"), "o/r"),
-        ("Qwen/Qwen3-8B-GGUF:iq4_xs", HubRepo("Qwen/Qwen3-8B-GGUF", quant="iq4_xs"), "Qwen/Qwen3-8B-GGUF"),
+        ("Qwen/Qwen3-8B-GGUF:iq4_xs", HubRepo("Qwen/Qwen3-8B-GGUF", quant="IQ4_XS"), "Qwen/Qwen3-8B-GGUF"),
         ("Qwen/Qwen3-8B@refs/pr/1", HubRepo("Qwen/Qwen3-8B", "refs/pr/1"), "Qwen/Qwen3-8B"),
         ("unsloth/x-GGUF:UD-Q4_K_XL", HubRepo("unsloth/x-GGUF", quant="UD-Q4_K_XL"), "unsloth/x-GGUF"),
         ("ms://o/r", HubRepo("o/r", "master", "ms"), "o/r"),
@@ -221,7 +221,7 @@ def test_a_model_of_ollamas_that_reads_like_a_repository_is_told_how_to_be_named
     ("text", "quant", "found"),
     [
         ("qwen3:8b", "Q8_0", CatalogName("qwen3:8b-q8_0")),
-        ("o/r", "Q8_0", HubRepo("o/r", quant="Q8_0")),
+        ("o/r", "q8_0", HubRepo("o/r", quant="Q8_0")),
         ("ms://o/r@v1", "Q8_0", HubRepo("o/r", "v1", "ms", "Q8_0")),
     ],
 )

@@ -39,7 +39,7 @@ def _run(arguments: list[str]) -> int:
     except Exception as error:
         from llmdeploy.cli.output import out
 
-        told = _told(error, arguments)
+        told = _told(error)
         if out.verbose or told.code == "internal":
             _traceback(error)
         out.error(told, as_json=as_json)
@@ -91,7 +91,7 @@ def _require_no_shell(arguments: Sequence[str]) -> None:
             raise UsageError(message, f"`llmdeploy {option}`")
 
 
-def _told(error: Exception, arguments: Sequence[str]) -> LlmdeployError:
+def _told(error: Exception) -> LlmdeployError:
     """The error as the user is told it."""
     from llmdeploy.errors import LlmdeployError, UsageError
 
@@ -99,7 +99,7 @@ def _told(error: Exception, arguments: Sequence[str]) -> LlmdeployError:
         return error
     describe = getattr(error, "format_message", None)  # Typer's usage errors have it; their class is private
     if describe is not None:
-        return UsageError(_sentence(describe()) or "a command is missing", _help_hint(arguments))
+        return UsageError(_sentence(describe()) or "a command is missing", _help_hint(error))
     try:
         os.getcwd()
     except OSError:
@@ -116,11 +116,10 @@ def _sentence(message: str) -> str:
     return " ".join(message.split()).removesuffix(".")
 
 
-def _help_hint(arguments: Sequence[str]) -> str:
-    from llmdeploy.cli.app import COMMANDS, command_of
-
-    command = command_of(arguments)
-    return f"`llmdeploy {command} --help`" if command in COMMANDS else "`llmdeploy --help`"
+def _help_hint(error: Exception) -> str:
+    """Of the command that was meant, that of a group too."""
+    command = getattr(getattr(error, "ctx", None), "command_path", "llmdeploy")
+    return f"`{command} --help`"
 
 
 def _traceback(error: Exception) -> None:

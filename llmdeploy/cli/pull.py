@@ -79,6 +79,8 @@ def pull(
     settings = config.load({"engine": None if engine == ALL else engine, "source": source})
     settings = replace(settings, mmproj=mmproj and mmproj.absolute(), pinned=not lock)
     folder = directory and Path(os.path.expanduser(directory)).absolute()  # in `--dir=~/x` the shell leaves it
+    if folder and folder.is_file():
+        raise UsageError(f"`{directory}` is a file", "`--dir` takes a folder, there or not")
     if locked:
         _refuse_beside_locked({"--lock": lock, "--quant": quant, "--revision": revision, "--source": source})
         asked = _locked(model, engine, settings, folder)
@@ -146,11 +148,15 @@ def _carry_out(
         elif event["event"] == "note":
             out.note(event["text"])
 
-    with interrupting(), Downloads() as downloads, Pulls(tell, left_out) as pulls:
-        ready = pulls.look(asked, start=not dry_run, fit=fit)
-        for one in () if dry_run else ready:
-            out.note(_words(one))
-            one.fetch()
+    try:
+        with interrupting(), Downloads() as downloads, Pulls(tell, left_out) as pulls:
+            ready = pulls.look(asked, start=not dry_run, fit=fit)
+            for one in () if dry_run else ready:
+                out.note(_words(one))
+                one.fetch()
+    except KeyboardInterrupt:
+        out.note("interrupted: what has come is kept, and the same command goes on with it")
+        raise
     return ready
 
 

@@ -116,7 +116,7 @@ class CatalogEntry:
     def gguf(self) -> GgufFiles:
         """Raises ModelNotFound where it is not to be had in this form."""
         if self.gguf_files is None:
-            raise ModelNotFound(f"the catalog has no GGUF file of `{self.name}`, which llama.cpp needs", self._hint())
+            raise ModelNotFound(f"the catalog has no GGUF file of `{self.name}`", self._hint())
         return self.gguf_files
 
     @property
@@ -159,9 +159,11 @@ class CatalogEntry:
         if found := next((one for one in quants if plain_quant(one) == wished), None):
             return found
         there = ", ".join(f"`{one}`" for one in (self.name, *(f"{self.name}-{one.lower()}" for one in quants[1:])))
+        engines = [one for one in ("llamacpp", "ollama", "vllm") if wished in map(plain_quant, self.quants(one))]
+        elsewhere = f"; `--engine {engines[0]}` has it" if engines else ""
         raise ModelNotFound(
             f"the catalog has no `{self.quant.lower()}` of `{self.name}` for {engine}",
-            f"what there is for it: {there}",
+            f"what there is for it: {there}{elsewhere}",
         )
 
     def size(self, engine: str) -> tuple[int, bool]:

@@ -104,6 +104,9 @@ def _explained(message: str, kind: type[Struct], where: str) -> ConfigError:
         near = difflib.get_close_matches(unknown[1], names, n=1, cutoff=0)
         key = f"{place}.{unknown[1]}" if place else unknown[1]
         return ConfigError(f"{where}: there is no key `{key}`", f"the nearest is `{near[0]}`")
+    if "matching regex" in words:
+        form = "`owner/name`" if place.endswith("repo") or place.startswith("hub") else "a text in one line"
+        words = f"expected {'a path that ends in `.gguf`' if 'gguf$' in words else form}"
     key = f"`{place}`: " if place else ""
     return ConfigError(f"{where}: {key}{words[:1].lower()}{words[1:]}", "correct it in that file")
 

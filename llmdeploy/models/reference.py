@@ -74,7 +74,7 @@ class HubRepo:
     revision: str = "main"
     source: Source = "hf"
     quant: str = ""
-    """The quantization of the GGUF files that are meant; empty where the engine is left to choose."""
+    """Of the GGUF files that are meant, in capitals; empty where the engine is left to choose."""
 
     def __str__(self) -> str:
         quant = f":{self.quant}" if self.quant else ""
@@ -144,7 +144,7 @@ def parse(text: str) -> ModelRef:
     if _NAME.fullmatch(text):
         return CatalogName(text)
     if match := _SHORT.fullmatch(text):
-        return HubRepo(match["repo"], match["revision"] or MAIN["hf"], quant=match["quant"] or "")
+        return HubRepo(match["repo"], match["revision"] or MAIN["hf"], quant=(match["quant"] or "").upper())
     raise UsageError(f"`{plain(text)}` is not a model name, a file, a folder or a `hf://` address", _hint(text))
 
 
@@ -174,7 +174,7 @@ def with_quant(reference: ModelRef, quant: str) -> ModelRef:
         case CatalogName():
             return CatalogName(f"{reference.name}-{quant.lower()}")
         case HubRepo(quant=""):
-            return replace(reference, quant=quant)
+            return replace(reference, quant=quant.upper())
     raise UsageError(f"`{reference}` says already which quantization it is", "leave `--quant` out")
 
 
@@ -227,7 +227,7 @@ def _parse_repository(text: str) -> HubFile | HubRepo:
     revision = match["revision"] or MAIN[source]
     if match["file"]:
         return HubFile(match["repo"], match["file"], revision, source)
-    return HubRepo(match["repo"], revision, source, match["quant"] or "")
+    return HubRepo(match["repo"], revision, source, (match["quant"] or "").upper())
 
 
 def _hint(text: str) -> str:
