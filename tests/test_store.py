@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import time
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from llmdeploy.errors import ModelNotFound
+from llmdeploy.errors import LlmdeployError, ModelNotFound
 from llmdeploy.models import removal, store
 from llmdeploy.models.reference import CatalogName, HubRepo, OllamaTag, parse
 from llmdeploy.models.stores import folders, hub_cache, lmstudio, modelscope, ollama
@@ -300,6 +301,23 @@ def test_modelscopes_cache(tmp_path: Path) -> None:
     assert here.freed(found) == found.size + found.unfinished, "one file by two names"
     removal.remove(here, [found])
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [("main", "`{root}` cannot be changed: Read-only file system"), ("/x/y", "`/x/y` cannot be removed: Read-only")],
+)
+def test_what_cannot_be_removed_is_told_with_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, message: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", file)
+
+    monkeypatch.setattr(removal, "WAYS", {"hub": refuse})
+    held = Held(HubRepo("a/b"), "hub", tmp_path, (), (), 0)
+    with pytest.raises(LlmdeployError) as caught:
+        removal.remove(store.Store((held,), ()), [held])
+    assert caught.value.message.startswith(message.format(root=tmp_path))
 
 
 def test_a_name_of_the_catalog_means_what_came_from_modelscope(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Ollama's models are not removed here: only its daemon may, which knows what else
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -58,10 +59,16 @@ def remove(store: Store, going: Sequence[Held]) -> None:
                 way(store, here)
             except OSError as error:
                 raise LlmdeployError(
-                    f"`{error.filename}` cannot be removed: {error.strerror}",
+                    f"{_what(error, here)}: {error.strerror}",
                     "see who owns it: `ls -ld` shows that",
                     code="not_removed",
                 ) from error
+
+
+def _what(error: OSError, models: Sequence[Held]) -> str:
+    """What cannot be done: of whole folders an error tells only the name of a file within."""
+    file = os.fsdecode(error.filename or "")
+    return f"`{file}` cannot be removed" if os.path.isabs(file) else f"`{models[0].root}` cannot be changed"
 
 
 def _from_hub(store: Store, going: Sequence[Held]) -> None:

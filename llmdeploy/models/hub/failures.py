@@ -121,6 +121,8 @@ def _explain_network(file: HubFile, chain: list[BaseException]) -> DownloadFaile
     from huggingface_hub import errors
 
     endpoint = _endpoint()
+    if not endpoint.startswith(("http://", "https://")):
+        return DownloadFailed(f"`HF_ENDPOINT` is `{endpoint}`, which is no address", "such as `https://huggingface.co`")
     proxy = _proxy(endpoint)
     where = f"`{endpoint}`" + (f" through the proxy `{proxy}`" if proxy else "")
     hint = f"check the network, {_ELSEWHERE}"
