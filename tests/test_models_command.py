@@ -203,7 +203,7 @@ def test_a_file_that_has_another_name_too_frees_nothing(machine: World, cache: P
     blob = (cache / "models--owner--x-GGUF" / "snapshots" / COMMIT / "x-Q8_0.gguf").resolve()
     os.link(blob, machine.folder / "mine.gguf")
     result = machine.run("models", "rm", SMALL, "--yes")
-    assert "removed, 0 MiB freed" in result.stderr
+    assert "removed, 0 B freed" in result.stderr
     assert (machine.folder / "mine.gguf").read_bytes() == b"8" * 8000
 
 
