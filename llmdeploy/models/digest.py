@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from llmdeploy import atomic
 from llmdeploy.errors import ModelInvalid
 from llmdeploy.models.gguf_header import command
 from llmdeploy.paths import state_dir
@@ -95,10 +95,6 @@ def _remembered() -> dict[str, Any]:
 
 def _store(digests: dict[str, Any]) -> None:
     """To lose it costs the time to compute it again, so what goes wrong here is not told."""
-    temporary = _file().with_suffix(".new")
     with suppress(OSError):
-        temporary.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        temporary.unlink(missing_ok=True)
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-            json.dump(digests, stream)
-        temporary.replace(_file())
+        _file().parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        atomic.replace(_file(), json.dumps(digests).encode())

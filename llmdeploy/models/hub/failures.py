@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from llmdeploy.errors import DownloadFailed, LlmdeployError
+from llmdeploy.models import network
 from llmdeploy.models.hub import library
 from llmdeploy.models.reference import HubFile, HubRepo
 from llmdeploy.units import in_time
@@ -38,7 +39,7 @@ def explain(file: HubFile, error: Exception) -> DownloadFailed:
     """What it means for that file, or for its repository where the file has no name."""
     from huggingface_hub import errors
 
-    chain = _chain(error)
+    chain = network.chain(error)
     for cause in chain:
         if isinstance(cause, errors.HfHubHTTPError):
             return _explain_answer(file, cause)
@@ -123,7 +124,7 @@ def _explain_network(file: HubFile, chain: list[BaseException]) -> DownloadFaile
     endpoint = _endpoint()
     if not endpoint.startswith(("http://", "https://")):
         return DownloadFailed(f"`HF_ENDPOINT` is `{endpoint}`, which is no address", "such as `https://huggingface.co`")
-    proxy = _proxy(endpoint)
+    proxy = network.proxy_to(endpoint)
     where = f"`{endpoint}`" + (f" through the proxy `{proxy}`" if proxy else "")
     hint = f"check the network, {_ELSEWHERE}"
     if proxy:
@@ -145,16 +146,6 @@ def _explain_network(file: HubFile, chain: list[BaseException]) -> DownloadFaile
     return DownloadFailed(f"{what} could not be downloaded from {where}: {_reason(chain, Exception)}", hint)
 
 
-def _chain(error: BaseException) -> list[BaseException]:
-    """The error, what caused it, what caused that."""
-    chain: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in chain:
-        chain.append(current)
-        current = current.__cause__ or current.__context__
-    return chain
-
-
 def _reason(chain: list[BaseException], kind: type[BaseException]) -> str:
     """The first line of the first error of that kind that says something."""
     texts = (str(error).strip() for error in chain if isinstance(error, kind))
@@ -165,16 +156,3 @@ def _endpoint() -> str:
     from huggingface_hub.constants import ENDPOINT
 
     return str(ENDPOINT)
-
-
-def _proxy(endpoint: str) -> str | None:
-    """The proxy on the way to the Hub, without its password."""
-    from urllib.parse import urlsplit
-    from urllib.request import getproxies, proxy_bypass
-
-    url = urlsplit(endpoint)
-    proxies = getproxies()
-    address = proxies.get(url.scheme) or proxies.get("all")
-    if address is None or url.hostname is None or proxy_bypass(url.hostname):
-        return None
-    return address.rpartition("@")[2].rpartition("//")[2]

@@ -16,8 +16,8 @@ BUFFER = 512_000_000
 KEPT = 2**30
 """Bytes."""
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-MAPPED = 65536
-"""What M_MMAP_MAX is by itself."""
+MAPPED, TRIMMED = 65536, 2**17
+"""What M_MMAP_MAX and M_TRIM_THRESHOLD are by themselves: a service that has fetched lives on."""
 _changing = threading.Lock()
 _users = 0
 
@@ -41,6 +41,7 @@ def reused() -> Iterator[None]:
             _users -= 1
             if (libc := _glibc()) and not _users:
                 libc.mallopt(M_MMAP_MAX, MAPPED)
+                libc.mallopt(M_TRIM_THRESHOLD, TRIMMED)
                 libc.malloc_trim(0)
 
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmdeploy import __version__, tls
 from llmdeploy.errors import DownloadFailed
+from llmdeploy.models import network
 from llmdeploy.models.reference import HubFile
 
 if TYPE_CHECKING:
@@ -210,8 +211,8 @@ def _unreached(error: Exception) -> DownloadFailed:
 
     import httpx
 
-    chain = list(_chain(error))
-    proxy = _proxy()
+    chain = network.chain(error)
+    proxy = network.proxy_to(endpoint())
     where = f"`{endpoint()}`" + (f" through the proxy `{proxy}`" if proxy else "")
     reason = next((text.splitlines()[0].rstrip(".") for one in chain if (text := str(one).strip())), "")
     if any(isinstance(one, ssl.SSLError) for one in chain):
@@ -240,25 +241,3 @@ def _hint(proxy: str | None) -> str:
 
 def _proxy_hint() -> str:
     return "check the proxy variables (`env | grep -i proxy`)"
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, what caused it, what caused that."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _proxy() -> str | None:
-    """The proxy on the way to ModelScope, without its password."""
-    from urllib.parse import urlsplit
-    from urllib.request import getproxies, proxy_bypass
-
-    url = urlsplit(endpoint())
-    proxies = getproxies()
-    address = proxies.get(url.scheme) or proxies.get("all")
-    if address is None or url.hostname is None or proxy_bypass(url.hostname):
-        return None
-    return address.rpartition("@")[2].rpartition("//")[2]

@@ -6,13 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from llmdeploy.models.modelscope import layout
-from llmdeploy.models.modelscope.layout import cache
 from llmdeploy.models.reference import HubRepo
 from llmdeploy.models.safetensors import INDEX, indexed
 from llmdeploy.models.stores.held import Held, Shelf, is_whole, joined, last_used, walk
 from llmdeploy.models.stores.repository import groups
-
-__all__ = ["cache", "read"]
 
 OWN = (".msc", ".mdl", ".mv", ".lock")
 """ModelScope's notes beside the files of a repository."""
