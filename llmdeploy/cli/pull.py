@@ -88,8 +88,8 @@ def pull(
         reference = _reference(settings.model if model is None else model, quant, revision, settings)
         asked = _asked(reference, ENGINE_NAMES if engine == ALL else (settings.engine,), settings, folder, lock)
     pulls = _carry_out(asked, _leave_out if engine == ALL else None, fit=fit, dry_run=dry_run)
-    if not dry_run:
-        _remember(pulls, folder, lock=lock)
+    if lock and not dry_run:
+        _write_lock(pulls)
     if json:
         out.document({"dry_run": dry_run, "pulls": [_document(one) for one in pulls]})
     elif dry_run:
@@ -175,12 +175,11 @@ def _words(pull: Pull) -> str:
     return f"{pull.engine.name}: `{need.source}`, {in_gib(need.missing)}{part} to fetch{where}"
 
 
-def _remember(pulls: list[Pull], folder: Path | None, *, lock: bool) -> None:
-    from llmdeploy.models import lock as locks
+def _write_lock(pulls: list[Pull]) -> None:
+    from llmdeploy.models import lock
 
-    if lock:
-        locks.write(locks.with_pins(locks.read(), [one.pin for one in pulls]))
-        out.note(f"`{locks.LOCK}` names it: `llmdeploy pull --locked` gets exactly that")
+    lock.write(lock.with_pins(lock.read(), [one.pin for one in pulls]))
+    out.note(f"`{lock.LOCK}` names it: `llmdeploy pull --locked` gets exactly that")
 
 
 def _document(pull: Pull) -> dict[str, Any]:
