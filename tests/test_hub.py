@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from filelock import FileLock
 
 from llmdeploy.errors import DownloadFailed
 from llmdeploy.models import transfer
 from llmdeploy.models.hub import commit_of, held, part, place
 from llmdeploy.models.hub.cache import _name as name_revision
+from llmdeploy.models.hub.cache import in_work
 from llmdeploy.models.hub.failures import explain
 from llmdeploy.models.reference import HubFile, HubRepo
 from llmdeploy.models.source import Listing, RemoteFile, chosen
@@ -386,3 +388,14 @@ def test_a_file_without_a_digest_is_refused_before_its_first_byte() -> None:
     assert chosen(listing, ["y"]) == listing.files[1:]
     with pytest.raises(DownloadFailed, match=r"does not tell the digest of `x\.gguf`"):
         chosen(listing, ["x.gguf"])
+
+
+def test_a_lock_that_cannot_be_looked_at_hides_no_other(tmp_path: Path) -> None:
+    repository = tmp_path / "models--owner--x"
+    locks = tmp_path / ".locks" / repository.name
+    for number in range(8):  # they are found in any order
+        (locks / f"{number}.lock").mkdir(parents=True)
+    assert not in_work(repository)
+    with FileLock(locks / "held.lock"):
+        assert in_work(repository)
+    assert not in_work(repository)

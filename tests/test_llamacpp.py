@@ -20,8 +20,8 @@ from llmdeploy.engines.llamacpp import LlamaCpp
 from llmdeploy.errors import DoesNotFit, EngineMissing
 from llmdeploy.models.facts import ModelFacts, read_gguf
 from llmdeploy.models.gguf import GgufModel
-from llmdeploy.models.hub import OnProgress
 from llmdeploy.models.reference import HubFile, ModelRef, parse, served_name
+from llmdeploy.models.source import OnProgress
 from llmdeploy.plan import Plan, Wishes
 from llmdeploy.service.candidate import Candidate, Event, Order
 from tests import machines

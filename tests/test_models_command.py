@@ -314,19 +314,6 @@ def test_ollamas_models_go_by_its_daemon_only(machine: World) -> None:
     assert "ollama://qwen3:8b" in stored(machine)
 
 
-def test_what_is_being_downloaded_stays(machine: World, cache: Path) -> None:
-    repository = cache / f"models--{GGUF.replace('/', '--')}"
-    part = put(repository / "blobs" / f"{'ab' * 32}.llmdeploy.incomplete", b"x")
-    lock = put(cache / ".locks" / repository.name / f"{'ab' * 32}.lock", b"")
-    with FileLock(lock):
-        result = machine.run("models", "rm", f"hf://{GGUF}", "--yes")
-        assert result.status == 1
-        assert f"error: `{part}` is being downloaded now\n" in result.stderr.replace("[FOLDER]", str(machine.folder))
-        assert (part.exists(), (repository / "snapshots").exists()) == (True, True)
-    assert machine.run("models", "rm", f"hf://{GGUF}", "--yes").status == 0
-    assert not repository.exists()
-
-
 @pytest.mark.ollama
 def test_a_real_ollama_removes_its_own(machine: World, daemon: OwnOllama) -> None:
     machine.environment |= {"OLLAMA_HOST": daemon.url, "OLLAMA_MODELS": str(daemon.store)}

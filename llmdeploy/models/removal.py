@@ -72,14 +72,12 @@ def _what(error: OSError, models: Sequence[Held]) -> str:
 
 
 def _from_hub(store: Store, going: Sequence[Held]) -> None:
-    from llmdeploy.models.hub import removal
-
-    parts = [part for model in going for part in model.parts]
-    removal.require_still(parts)
-    _unlink(parts)
+    _unlink(part for model in going for part in model.parts)
     whole = _left_by_all(store, going)
     files = going_files(store, going)
     if files or whole:
+        from llmdeploy.models.hub import removal
+
         removal.remove(files, whole)
 
 

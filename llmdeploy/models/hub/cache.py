@@ -82,7 +82,7 @@ def in_work(repository: Path) -> bool:
         except Timeout:
             return True
         except (OSError, NotImplementedError):  # another user's, or a file system without locks: nobody can tell
-            return False
+            continue
     return False
 
 

@@ -4,30 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Collection, Iterable
-from contextlib import nullcontext
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
 from llmdeploy.errors import LlmdeployError
 from llmdeploy.models.hub import library
 from llmdeploy.models.hub.cache import cache
-
-
-def require_still(parts: Iterable[Path]) -> None:
-    """Raises LlmdeployError where one of them is written now: who does that, huggingface_hub too, holds its lock."""
-    from filelock import FileLock, Timeout
-
-    for part in parts:
-        repository = part.parents[1]
-        lock = repository.parent / ".locks" / repository.name / f"{part.name.partition('.')[0]}.lock"
-        try:
-            with FileLock(lock, timeout=0) if lock.is_file() else nullcontext():
-                pass
-        except Timeout:
-            raise LlmdeployError(
-                f"`{part}` is being downloaded now", "wait for that, or end it, and try again", code="not_removed"
-            ) from None
 
 
 def remove(files: Collection[Path], repositories: Collection[Path]) -> None:
