@@ -420,6 +420,8 @@ def test_what_is_here_is_known_by_its_files(tmp_path: Path, monkeypatch: pytest.
     )
     assert not offers(CatalogName("qwen3:8b"))[2].here
     cached(tmp_path / "hub", "Qwen/Qwen3-8B", "one.safetensors")
+    assert not offers(CatalogName("qwen3:8b"))[2].here
+    cached(tmp_path / "hub", "Qwen/Qwen3-8B", "tokenizer.json")
     assert offers(CatalogName("qwen3:8b"))[2].here
     assert [offer.here for offer in offers(CatalogName("qwen3:8b-q8_0"))] == [False, False, False]
 
