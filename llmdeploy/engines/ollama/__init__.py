@@ -146,7 +146,7 @@ class Ollama:
         if local is None:
             return None
         try:
-            return local if self._api().is_local and not self.present(tag) else None
+            return local if self._api().is_local and self._installed(tag) is None else None
         except LlmdeployError:  # it does not run yet: what it has is not known
             return None
 
