@@ -33,9 +33,9 @@ class Checksum:
     def feed(self, data: bytes) -> None:
         if self._is_large and not self._thread:
             self._thread = _Thread(self._hash)
-        if self._thread:
+        if self._thread and data:  # an empty block ends the thread
             self._thread.feed(data)
-        else:
+        elif not self._thread:
             self._hash.update(data)
 
     def feed_from(self, stream: FileIO) -> int:
