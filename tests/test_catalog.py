@@ -410,7 +410,6 @@ def test_what_is_here_is_known_by_its_files(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "ollama"))
     cached(tmp_path / "hub", "Qwen/Qwen3-8B-GGUF", "Qwen3-8B-Q4_K_M.gguf")
     cached(tmp_path / "hub", "Qwen/Qwen3-8B", "config.json")
-    cached(tmp_path / "hub", "Qwen/Qwen3-8B", "tokenizer.json")
     manifest = tmp_path / "ollama" / "manifests" / "registry.ollama.ai" / "library" / "qwen3" / "8b"
     manifest.parent.mkdir(parents=True)
     manifest.touch()
