@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llmdeploy.connection import Connection, connect
+    from llmdeploy.endpoint import Connection, connect
 
 __version__ = "0.1.0"
 
@@ -18,4 +18,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module("llmdeploy.connection"), name)
+    return getattr(import_module("llmdeploy.endpoint"), name)

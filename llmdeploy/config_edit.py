@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmdeploy import atomic, paths
+from llmdeploy import atomic_file, paths
 from llmdeploy.config import (
     check,
     help_hint,
@@ -103,13 +103,13 @@ def write(edit: Edit) -> Edit:
             if (read(edit.file, str(edit.file)) or "") != edit.before:
                 edit = edited(edit.file, edit.changes)
             if edit.after != edit.before:
-                atomic.replace(edit.file, _mark(edit.file) + edit.after.encode())
+                atomic_file.replace(edit.file, _mark(edit.file) + edit.after.encode())
     except OSError as error:
         raise _unwritable(edit.file, error) from None
     return edit
 
 
-def demand_writable(file: Path) -> None:
+def require_writable(file: Path) -> None:
     """Raises ConfigError where nothing can be written beside it: then `write` will fail too."""
     import tempfile
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from llmdeploy import atomic
+from llmdeploy import atomic_file
 from llmdeploy.config import permissions_hint
 from llmdeploy.errors import LlmdeployError, UsageError
 
@@ -37,7 +37,7 @@ def write(file: Path, values: Mapping[str, str]) -> None:
             before = file.read_bytes()
         after = updated(before.decode("utf-8", "surrogateescape"), values).encode("utf-8", "surrogateescape")
         if after != before:
-            atomic.replace(file, after)
+            atomic_file.replace(file, after)
     except OSError as error:
         hint = permissions_hint(file.absolute().parent)
         raise LlmdeployError(f"`{file}` cannot be written: {error.strerror}", hint) from None

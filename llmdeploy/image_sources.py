@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from llmdeploy import __version__
-from llmdeploy.deadline import within
+from llmdeploy.background import within
 from llmdeploy.errors import ImageInvalid
 
 if TYPE_CHECKING:

@@ -80,7 +80,7 @@ class Plan:
         cache = next(part.bytes for part in self.memory if part.name == KV_CACHE)
         return self.needed_bytes - cache + cache * tokens // (self.context.value * self.parallel.value)
 
-    def demand_fit(self, model: str) -> None:
+    def require_fit(self, model: str) -> None:
         """Raises DoesNotFit with the numbers and the way out."""
         if self.fits or self.available is None:
             return
@@ -113,7 +113,7 @@ def make_plan(
     engine does not leave them to us; `settings` are its own. Raises DoesNotFit for a context longer than the model was
     trained for.
     """
-    demand_length(facts, wishes.context)
+    require_length(facts, wishes.context)
     candidates = [
         Plan(context, parallel, _memory(facts, context.value * parallel.value, overhead), available, settings or {})
         for context, parallel in product(_contexts(facts, wishes), parallels or _parallels(wishes))
@@ -121,7 +121,7 @@ def make_plan(
     return next((plan for plan in candidates if plan.fits), candidates[-1])
 
 
-def demand_length(facts: ModelFacts, context: int | None) -> None:
+def require_length(facts: ModelFacts, context: int | None) -> None:
     """Raises DoesNotFit for a context that is longer than the model was trained for."""
     if context is not None and context > facts.context_length:
         raise DoesNotFit(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from llmdeploy.models.catalog_entry import CatalogEntry
+from llmdeploy.models.catalog.entry import CatalogEntry
 
 
 @dataclass(frozen=True)

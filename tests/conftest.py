@@ -190,7 +190,7 @@ def read_until(command: subprocess.Popen[bytes], word: str, seconds: float = 20)
         assert line, f"it ended without saying `{word}`"
 
 
-EMBEDDED = f'exec "{sys.executable}" -P -m llmdeploy.engines.llamacpp_server "$@"'
+EMBEDDED = f'exec "{sys.executable}" -P -m llmdeploy.engines.llamacpp.server_program "$@"'
 """The end of a `llama-server` script that serves for real."""
 
 

@@ -13,21 +13,22 @@ import pytest
 
 from llmdeploy import errors
 from llmdeploy.config import Settings
-from llmdeploy.engines.ollama import Ollama, Tag
+from llmdeploy.engines.ollama.engine import Ollama, Tag
 from llmdeploy.errors import ConfigError, ModelNotFound
-from llmdeploy.models import catalog, catalog_names, catalog_schema, gguf, hf_model
-from llmdeploy.models.catalog_entry import BITS, CatalogEntry, plain_quant
+from llmdeploy.models import gguf, hf_model
+from llmdeploy.models.availability import availability
+from llmdeploy.models.catalog import lookup, names, schema
+from llmdeploy.models.catalog.entry import BITS, CatalogEntry, plain_quant
 from llmdeploy.models.facts import read_gguf
 from llmdeploy.models.hf_model import HfModel
-from llmdeploy.models.offers import offers
 from llmdeploy.models.reference import CatalogName, HubFile, HubRepo, OllamaTag, parse, with_quant
 from llmdeploy.paths import selftest_dir
 from tests.catalog_shapes import SHAPES, count
 from tests.conftest import World
 from tests.hub_server import COMMIT
 
-FILE = Path(catalog.__file__).with_name("catalog.toml")
-ENTRIES = catalog.load()
+FILE = Path(lookup.__file__).with_name("catalog.toml")
+ENTRIES = lookup.load()
 OF_THE_HUB = [entry for entry in ENTRIES.values() if not entry.shipped]
 
 TWENTY = [
@@ -45,15 +46,15 @@ def ids(entry: object) -> str:
 
 
 def test_the_file_is_right_by_the_check_that_a_users_file_gets() -> None:
-    catalog_schema.check(tomllib.loads(FILE.read_text(encoding="utf-8")), str(FILE))
+    schema.check(tomllib.loads(FILE.read_text(encoding="utf-8")), str(FILE))
 
 
 def test_every_name_can_be_typed_and_found() -> None:
-    assert catalog.names() == catalog_names.shipped()
-    assert catalog.names()[0] == "selftest"
-    for name in catalog.names():
+    assert lookup.names() == names.shipped()
+    assert lookup.names()[0] == "selftest"
+    for name in lookup.names():
         assert parse(name) == CatalogName(name)
-        assert catalog.find(name).name == name
+        assert lookup.find(name).name == name
 
 
 def test_what_people_deploy_is_there_for_every_engine() -> None:
@@ -122,13 +123,13 @@ def test_few_entries_have_parameters_that_are_not_counted() -> None:
 
 def test_the_entries_cannot_be_changed() -> None:
     with pytest.raises(TypeError):
-        catalog.load()["x"] = catalog.find("selftest")  # type: ignore[index]
+        lookup.load()["x"] = lookup.find("selftest")  # type: ignore[index]
     with pytest.raises(dataclasses.FrozenInstanceError):
-        catalog.find("selftest").context = 1  # type: ignore[misc]
+        lookup.find("selftest").context = 1  # type: ignore[misc]
 
 
 def test_the_shipped_model_is_as_the_catalog_says() -> None:
-    entry = catalog.find("selftest")
+    entry = lookup.find("selftest")
     assert entry.shipped
     assert entry.hf_folder is not None
     assert (selftest_dir() / entry.hf_folder / "model.safetensors").is_file()
@@ -148,7 +149,7 @@ def test_the_shipped_model_is_as_the_catalog_says() -> None:
 def test_the_parameters_of_the_shipped_model_are_counted() -> None:
     import gguf
 
-    entry = catalog.find("selftest")
+    entry = lookup.find("selftest")
     count = sum(
         tensor.n_elements for path in (entry.weights, entry.mmproj) for tensor in gguf.GGUFReader(str(path)).tensors
     )
@@ -172,10 +173,10 @@ def test_the_parameters_of_the_shipped_model_are_counted() -> None:
     ],
 )
 def test_facts_for_a_plan(name: str, engine: str, kv_bytes: int, weights_gib: float) -> None:
-    facts = catalog.find(name).facts(engine)
+    facts = lookup.find(name).facts(engine)
     assert facts.kv_bytes_per_token() == kv_bytes
     assert facts.weights_bytes / 2**30 == pytest.approx(weights_gib, rel=0.02)
-    assert facts.layers == catalog.find(name).layers
+    assert facts.layers == lookup.find(name).layers
 
 
 def test_an_estimate_is_near_the_size_of_the_files() -> None:
@@ -222,30 +223,28 @@ def test_an_estimate_is_near_the_size_of_the_files() -> None:
     ],
 )
 def test_other_spellings_mean_the_same(typed: str, meant: str) -> None:
-    assert catalog.canonical(typed) == meant
-    assert catalog.find(meant) == catalog.find(typed)
-    assert catalog.look(typed) == catalog.find(typed)
+    assert lookup.canonical(typed) == meant
+    assert lookup.find(meant) == lookup.find(typed)
+    assert lookup.get(typed) == lookup.find(typed)
 
 
 def test_no_spelling_of_ours_fits_two_entries() -> None:
-    both = {
-        spelling: found for spelling, found in catalog._load(catalog.user_file()).spellings.items() if len(found) > 1
-    }
+    both = {spelling: found for spelling, found in lookup._load(lookup.user_file()).spellings.items() if len(found) > 1}
     assert both == {}
 
 
 def test_every_family_has_a_default_that_is_there() -> None:
     for family in {entry.family for entry in ENTRIES.values()}:
-        assert catalog.find(family).family == family
+        assert lookup.find(family).family == family
 
 
 @pytest.mark.parametrize("entry", OF_THE_HUB, ids=ids)
 def test_every_quantization_can_be_named(entry: CatalogEntry) -> None:
-    for engine in catalog.ENGINES:
+    for engine in lookup.ENGINES:
         for quant in entry.quants(engine):
             named = with_quant(CatalogName(entry.name), quant)
             assert isinstance(named, CatalogName)
-            found = catalog.find(named.name)
+            found = lookup.find(named.name)
             assert (found.name, plain_quant(found.quant)) == (entry.name, plain_quant(quant))
             assert found.chosen(engine) == quant
 
@@ -261,16 +260,16 @@ def test_every_quantization_can_be_named(entry: CatalogEntry) -> None:
 )
 def test_an_unknown_name_brings_the_near_ones(typed: str, near: str) -> None:
     with pytest.raises(ModelNotFound) as failure:
-        catalog.find(typed)
+        lookup.find(typed)
     assert failure.value.message == f"no model is called `{typed}`"
     assert failure.value.hint.startswith("did you mean ")
     assert near in failure.value.hint
-    assert catalog.look(typed) is None
+    assert lookup.get(typed) is None
 
 
 def test_a_name_that_is_near_to_nothing() -> None:
     with pytest.raises(ModelNotFound) as failure:
-        catalog.find("zzz")
+        lookup.find("zzz")
     assert failure.value.hint == "`llmdeploy models catalog` lists the names"
 
 
@@ -315,7 +314,7 @@ def test_what_is_not_of_the_catalog_is_ollamas() -> None:
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     monkeypatch.setenv("LLMDEPLOY_CONFIG", str(tmp_path / "config.toml"))
-    return lambda text: void(catalog.user_file().write_text(text, encoding="utf-8"))
+    return lambda text: void(lookup.user_file().write_text(text, encoding="utf-8"))
 
 
 def void(_: object) -> None: ...
@@ -327,20 +326,20 @@ def test_the_users_entries_win(own: Callable[[str], None]) -> None:
         '[models."house:1b"]\nollama = "house"\nhub = { bf16 = "me/house" }\n'
         '[models.local.gguf]\nfile = "/models/x.gguf"\nquants = ["Q4_K_M"]\n'
     )
-    assert (catalog.find("qwen3:8b").hub, catalog.find("qwen3:8b").ollama) == ("me/mine", None)
-    assert catalog.find("house") == catalog.find("house:1b")
-    assert catalog.find("local").weights == Path("/models/x.gguf")
-    assert catalog.names()[:3] == ["qwen3:8b", "house:1b", "local"]
-    assert catalog.find("house").own
-    assert not catalog.find("qwen3:4b").own
+    assert (lookup.find("qwen3:8b").hub, lookup.find("qwen3:8b").ollama) == ("me/mine", None)
+    assert lookup.find("house") == lookup.find("house:1b")
+    assert lookup.find("local").weights == Path("/models/x.gguf")
+    assert lookup.names()[:3] == ["qwen3:8b", "house:1b", "local"]
+    assert lookup.find("house").own
+    assert not lookup.find("qwen3:4b").own
     with pytest.raises(ModelNotFound, match="does not tell the shapes of `house:1b`"):
-        catalog.find("house").facts("vllm")
+        lookup.find("house").facts("vllm")
 
 
 def test_a_spelling_that_fits_two_entries_is_refused_with_both(own: Callable[[str], None]) -> None:
     own('[models."house:1b"]\nollama = "a"\n[models."house:2b"]\nollama = "b"\n')
     with pytest.raises(ModelNotFound) as failure:
-        catalog.find("house")
+        lookup.find("house")
     assert failure.value.message == "`house` may be `house:1b` or `house:2b`"
     assert failure.value.hint == "say which: `llmdeploy models show house:1b house:2b`"
 
@@ -374,8 +373,8 @@ def test_a_spelling_that_fits_two_entries_is_refused_with_both(own: Callable[[st
 def test_a_wrong_file_of_the_users(own: Callable[[str], None], text: str, said: str, hint: str) -> None:
     own(text)
     with pytest.raises(ConfigError) as failure:
-        catalog.find("qwen3:8b")
-    assert failure.value.message.startswith(f"`{catalog.user_file()}`")
+        lookup.find("qwen3:8b")
+    assert failure.value.message.startswith(f"`{lookup.user_file()}`")
     assert said in failure.value.message
     assert hint in failure.value.hint
     assert isinstance(failure.value, errors.LlmdeployError)
@@ -396,7 +395,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("name", ["qwen2.5-vl:7b", *TWENTY])
 def test_three_artefacts_without_a_network(name: str) -> None:
-    for offer in offers(CatalogName(name)):
+    for offer in availability(CatalogName(name)):
         assert offer.artefact, offer
         assert all(isinstance(parse(one), HubFile | HubRepo | OllamaTag) for one in offer.artefact)
         assert (offer.bytes > 0, offer.here, offer.lacks) == (True, False, "")
@@ -413,16 +412,16 @@ def test_what_is_here_is_known_by_its_files(tmp_path: Path, monkeypatch: pytest.
     manifest = tmp_path / "ollama" / "manifests" / "registry.ollama.ai" / "library" / "qwen3" / "8b"
     manifest.parent.mkdir(parents=True)
     manifest.touch()
-    assert [offer.here for offer in offers(CatalogName("qwen3:8b"))] == [True, True, False]
+    assert [offer.here for offer in availability(CatalogName("qwen3:8b"))] == [True, True, False]
     cached(
         tmp_path / "hub", "Qwen/Qwen3-8B", "model.safetensors.index.json", '{"weight_map": {"a": "one.safetensors"}}'
     )
-    assert not offers(CatalogName("qwen3:8b"))[2].here
+    assert not availability(CatalogName("qwen3:8b"))[2].here
     cached(tmp_path / "hub", "Qwen/Qwen3-8B", "one.safetensors")
-    assert not offers(CatalogName("qwen3:8b"))[2].here
+    assert not availability(CatalogName("qwen3:8b"))[2].here
     cached(tmp_path / "hub", "Qwen/Qwen3-8B", "tokenizer.json")
-    assert offers(CatalogName("qwen3:8b"))[2].here
-    assert [offer.here for offer in offers(CatalogName("qwen3:8b-q8_0"))] == [False, False, False]
+    assert availability(CatalogName("qwen3:8b"))[2].here
+    assert [offer.here for offer in availability(CatalogName("qwen3:8b-q8_0"))] == [False, False, False]
 
 
 @pytest.mark.usefixtures("no_network")
@@ -432,14 +431,14 @@ def test_repositories_that_are_here_have_a_size(tmp_path: Path, monkeypatch: pyt
         cached(tmp_path / "hub", "a/x-GGUF", file, "1234")
     cached(tmp_path / "hub", "a/x-GGUF", "mmproj-x-f16.gguf", "12")
     for name in ("a/x-GGUF", "a/x-GGUF:q8_0", "hf://a/x-GGUF/x-Q8_0.gguf", "hf.co/a/x-GGUF:Q8_0"):
-        llamacpp = offers(parse(name))[0]
+        llamacpp = availability(parse(name))[0]
         assert (llamacpp.bytes, llamacpp.exact, llamacpp.here) == (6, True, True), name
     for name in ("a/x-GGUF:Q5_0", "a/x-GGUF:F16", "hf://a/x-GGUF/y.gguf", "b/x-GGUF"):
-        assert (offers(parse(name))[0].bytes, offers(parse(name))[0].here) == (0, False), name
+        assert (availability(parse(name))[0].bytes, availability(parse(name))[0].here) == (0, False), name
     cached(tmp_path / "hub", "a/x", "config.json")
     cached(tmp_path / "hub", "a/x", "tokenizer.json")
     cached(tmp_path / "hub", "a/x", "model.safetensors", "123")
-    assert (offers(parse("a/x"))[2].bytes, offers(parse("a/x"))[2].here) == (3, True)
+    assert (availability(parse("a/x"))[2].bytes, availability(parse("a/x"))[2].here) == (3, True)
 
 
 @pytest.mark.usefixtures("no_network")
@@ -447,15 +446,15 @@ def test_a_name_is_shown_at_the_source_it_comes_from(tmp_path: Path, monkeypatch
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "ms"))
     name = CatalogName("qwen3:8b")
-    assert offers(name)[2].artefact == ("hf://Qwen/Qwen3-8B",)
-    assert offers(name, "modelscope")[2].artefact == ("ms://Qwen/Qwen3-8B",)
-    assert offers(name, "modelscope")[0].artefact == ("ms://Qwen/Qwen3-8B-GGUF/Qwen3-8B-Q4_K_M.gguf",)
+    assert availability(name)[2].artefact == ("hf://Qwen/Qwen3-8B",)
+    assert availability(name, "modelscope")[2].artefact == ("ms://Qwen/Qwen3-8B",)
+    assert availability(name, "modelscope")[0].artefact == ("ms://Qwen/Qwen3-8B-GGUF/Qwen3-8B-Q4_K_M.gguf",)
     snapshot = tmp_path / "ms" / "models" / "Qwen--Qwen3-8B" / "snapshots" / "master"
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").touch()
     (snapshot / "tokenizer.json").touch()
     (snapshot / "model.safetensors").write_text("123")
-    assert (offers(name)[2].artefact, offers(name)[2].here) == (("ms://Qwen/Qwen3-8B",), True)
+    assert (availability(name)[2].artefact, availability(name)[2].here) == (("ms://Qwen/Qwen3-8B",), True)
 
 
 def cached(cache: Path, repo: str, file: str, text: str = "") -> None:
@@ -480,14 +479,14 @@ def cached(cache: Path, repo: str, file: str, text: str = "") -> None:
     ],
 )
 def test_what_is_known_of_other_references(reference: str, engines: set[str]) -> None:
-    found = offers(parse(reference))
-    assert [offer.engine for offer in found] == list(catalog.ENGINES)
+    found = availability(parse(reference))
+    assert [offer.engine for offer in found] == list(lookup.ENGINES)
     assert {offer.engine for offer in found if offer.artefact} == engines
     assert all(bool(offer.artefact) != bool(offer.lacks) for offer in found)
 
 
 def test_names_for_the_completion_load_nothing_heavy() -> None:
-    code = "import sys; from llmdeploy.models import catalog_names; catalog_names.shipped(); print(*sys.modules)"
+    code = "import sys; from llmdeploy.models.catalog import names; names.shipped(); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     heavy = {
         "numpy",
@@ -558,9 +557,9 @@ def test_show_of_an_unknown_name(world: World) -> None:
 
 def test_catalog_lists_the_names(world: World) -> None:
     result = world.run("models", "catalog")
-    assert (result.status, [line.split()[0] for line in result.stdout.splitlines()[1:]]) == (0, catalog.names())
+    assert (result.status, [line.split()[0] for line in result.stdout.splitlines()[1:]]) == (0, lookup.names())
     documents: list[dict[str, Any]] = json.loads(world.run("models", "catalog", "--json").stdout)["models"]
-    assert [document["name"] for document in documents] == catalog.names()
+    assert [document["name"] for document in documents] == lookup.names()
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,9 @@ def test_two_chats_at_once_with_nothing_served_are_both_answered_by_one_server(w
     assert [(chat.returncode, stdout) for chat, (stdout, _) in zip(chats, ends, strict=True)] == [
         (0, b"1 2 3\n")
     ] * 2, ends
-    servers = [process for process in world.processes() if "llmdeploy.engines.llamacpp_server" in process.cmdline()[:4]]
+    servers = [
+        process for process in world.processes() if "llmdeploy.engines.llamacpp.server_program" in process.cmdline()[:4]
+    ]
     assert [server.pid for server in servers] == [json.loads(world.run("status", "--json").stdout)["server_pid"]]
 
 

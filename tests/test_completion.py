@@ -17,7 +17,7 @@ from llmdeploy.cli import complete
 from llmdeploy.cli.app import COMMANDS, build
 from llmdeploy.cli.main import run
 from llmdeploy.config import ENGINE_NAMES, keys
-from llmdeploy.models import catalog
+from llmdeploy.models.catalog import lookup
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ["_llmdeploy", "llmdeploy.bash", "llmdeploy.fish", "llmdeploy.ps1"]
@@ -114,10 +114,10 @@ def test_every_help_is_one_line() -> None:
         ("llmdeploy st", ["status", "stop"]),
         ("llmdeploy --vers", ["--version"]),
         ("llmdeploy --quiet st", ["status", "stop"]),
-        ("llmdeploy serve ", catalog.names()),
+        ("llmdeploy serve ", lookup.names()),
         ("llmdeploy serve qwen3:8", ["qwen3:8b"]),
         ("llmdeploy models ", ["catalog", "show", "rm"]),
-        ("llmdeploy models show ", catalog.names()),
+        ("llmdeploy models show ", lookup.names()),
         ("llmdeploy models show qwen3:8b self", ["selftest"]),
         ("llmdeploy serve --eng", ["--engine"]),
         ("llmdeploy serve --engine ", list(ENGINE_NAMES)),
@@ -328,7 +328,7 @@ _llmdeploy_completion llmdeploy
         (["serve", "--engine", ""], 3, list(ENGINE_NAMES)),
         (["serve", "--engine", "="], 3, list(ENGINE_NAMES)),
         (["serve", "--engine", "=", "llama"], 4, ["llamacpp"]),
-        (["serve", "--engine", "=", "llamacpp", ""], 5, catalog.names()),
+        (["serve", "--engine", "=", "llamacpp", ""], 5, lookup.names()),
         (["serve", "qwq"], 2, ["qwq:32b"]),
         (["serve", "qwq", ":"], 3, ["32b"]),
         (["serve", "qwen3", ":", "8"], 4, ["8b"]),
@@ -394,7 +394,7 @@ def test_typing_with_tab(typed: Path, shell: str, flags: list[str]) -> None:
         ("llmdeploy ", list(COMMANDS)),
         ("llmdeploy serve qwen3:8", ["qwen3:8b"]),
         ("llmdeploy models ", ["catalog", "rm", "show"]),
-        ("llmdeploy models show ", catalog.names()),
+        ("llmdeploy models show ", lookup.names()),
         ("llmdeploy models show qwen3:8b self", ["selftest"]),
         ("llmdeploy serve --engine=", [f"--engine={name}" for name in ENGINE_NAMES]),
         ("llmdeploy config get ", KEYS),

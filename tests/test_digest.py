@@ -72,9 +72,9 @@ def test_a_changed_file_is_read_again(file: Path, change: str) -> None:
 def test_a_file_whose_time_another_program_has_set(file: Path) -> None:
     found, _ = computed(file)
     os.utime(file, ns=(1, 1))
-    digest.remember(file, found)
+    digest.save(file, found)
     assert computed(file) == (found, False)
-    digest.remember(file.with_name("gone"), found)  # it went away meanwhile: nothing to remember
+    digest.save(file.with_name("gone"), found)  # it went away meanwhile: nothing to remember
     assert digest.known(file.with_name("gone")) is None
 
 

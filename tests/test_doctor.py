@@ -22,12 +22,13 @@ from typing import Any
 
 import pytest
 
-from llmdeploy import checks, engines, hardware, paths
-from llmdeploy.checks import Check
+from llmdeploy import doctor, hardware, paths
+from llmdeploy.doctor import Check
+from llmdeploy.engines import registry
 from llmdeploy.engines.base import EngineStatus
-from llmdeploy.engines.llamacpp import LlamaCpp
+from llmdeploy.engines.llamacpp.engine import LlamaCpp
 from llmdeploy.hardware import Gpu, Hardware
-from llmdeploy.models import catalog
+from llmdeploy.models.catalog import lookup
 from llmdeploy.units import GIB, MIB
 from tests import machines
 from tests.conftest import ROOT, World
@@ -181,7 +182,7 @@ def look(monkeypatch: pytest.MonkeyPatch) -> Look:
 
     def look(machine: Hardware) -> dict[str, Check]:
         monkeypatch.setattr(hardware, "detect", lambda: machine)
-        report = checks.examine()
+        report = doctor.examine()
         assert report.hardware is machine
         assert report.ok == all(check.status != "fail" for check in report.checks)
         return {check.name: check for check in report.checks}
@@ -269,7 +270,7 @@ def test_a_machine_that_tells_nothing(look: Look, monkeypatch: pytest.MonkeyPatc
         def status(self) -> EngineStatus:
             return EngineStatus(False, None, "")
 
-    monkeypatch.setattr(engines, "every", lambda settings: [Silent(settings)])
+    monkeypatch.setattr(registry, "every", lambda settings: [Silent(settings)])
     found = look(Hardware("", "", "", 0, 0, 0, 0, (Gpu(0, "", None, None), Gpu(1, "", 0, None))))
     assert list(found) == [name for name in NAMES if name not in {"ollama", "vllm"}]
     assert found["memory"].detail == "0 B of 0 B free"
@@ -287,7 +288,7 @@ def test_models(world: World) -> None:
         "hint: `llmdeploy models show NAME` tells what each engine would get of one, from where, how large\n",
     )
     rows = {line.split()[0]: line for line in result.stdout.splitlines()}
-    assert list(rows) == ["NAME", *catalog.names()]
+    assert list(rows) == ["NAME", *lookup.names()]
     assert re.sub(" +", " ", rows["selftest"]) == "selftest text, image 8192 2 MiB yes"
     assert re.sub(" +", " ", rows["qwen2.5-vl:7b"]) == "qwen2.5-vl:7b text, image 128000 5.2 GiB no"
 
@@ -296,7 +297,7 @@ def test_models_as_json(world: World) -> None:
     result = world.run("models", "--json")
     assert (result.status, result.stderr) == (0, "")
     models = {model["name"]: model for model in json.loads(result.stdout)["models"]}
-    assert list(models) == catalog.names()
+    assert list(models) == lookup.names()
     shipped = "[ROOT]/llmdeploy/selftest"
     own = [f"{shipped}/selftest-f16.gguf", f"{shipped}/mmproj-selftest-f16.gguf"]
     selftest, vl = models["selftest"], models["qwen2.5-vl:7b"]
@@ -339,7 +340,7 @@ def on_terminal(world: World, columns: int, *arguments: str) -> list[str]:
 def test_models_on_a_narrow_terminal(world: World, columns: int) -> None:
     lines = on_terminal(world, columns, "models", "catalog")
     assert max(map(len, lines)) <= columns
-    assert [name for name in catalog.names() if not any(line.startswith(f"{name} ") for line in lines)] == []
+    assert [name for name in lookup.names() if not any(line.startswith(f"{name} ") for line in lines)] == []
     assert "…" not in "".join(lines)
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 import llmdeploy
-from llmdeploy import connection, errors
+from llmdeploy import endpoint, errors
 from llmdeploy.cli import shells
-from llmdeploy.connection import Connection, connect
+from llmdeploy.endpoint import Connection, connect
 from llmdeploy.service import state
 from llmdeploy.service.process import identify
 from llmdeploy.service.state import Record
@@ -272,7 +272,7 @@ def test_connect_raises_where_nothing_is(monkeypatch: pytest.MonkeyPatch, tmp_pa
     with pytest.raises(errors.NotServing, match=r"^`qwen3:8b` is no longer served\n") as caught:
         connect()
     assert caught.value.hint == "`llmdeploy status` tells why"
-    assert connection.NO_KEY == "none"
+    assert endpoint.NO_KEY == "none"
 
 
 def python(code: str, world: World) -> subprocess.CompletedProcess[str]:
@@ -306,7 +306,7 @@ def test_what_is_lazy_is_there_and_nothing_else(world: World) -> None:
         "import sys, llmdeploy\n"
         "print([it for it in sys.modules if it.startswith('llmdeploy.')])\n"
         "from llmdeploy import *\n"
-        "print(connect.__name__, Connection.__name__, 'llmdeploy.connection' in sys.modules)\n"
+        "print(connect.__name__, Connection.__name__, 'llmdeploy.endpoint' in sys.modules)\n"
         "print(hasattr(llmdeploy, 'conect'))\n",
         world,
     )
@@ -319,6 +319,6 @@ def test_a_type_checker_knows_it(tmp_path: Path) -> None:
     file.write_text("import llmdeploy\n\nreveal_type(llmdeploy.connect())\nllmdeploy.connect().base_ulr\n")
     command = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "--config-file=", str(file)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert 'Revealed type is "llmdeploy.connection.Connection"' in done.stdout
+    assert 'Revealed type is "llmdeploy.endpoint.Connection"' in done.stdout
     assert '"Connection" has no attribute "base_ulr"' in done.stdout
     assert done.stdout.count("error:") == 1, done.stdout

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from llmdeploy.config import Settings
-from llmdeploy.engines import llamacpp
-from llmdeploy.engines.failures import Diagnosis
+from llmdeploy.engines.diagnosis import Diagnosis
+from llmdeploy.engines.llamacpp import engine
 from tests.conftest import SELFTEST, World, copy_selftest, free_port
 
 WEIGHTS, MMPROJ = SELFTEST / "selftest-f16.gguf", SELFTEST / "mmproj-selftest-f16.gguf"
@@ -89,7 +89,7 @@ def run_llama_cpp(
         [
             sys.executable,
             "-m",
-            "llmdeploy.engines.llamacpp_server",
+            "llmdeploy.engines.llamacpp.server_program",
             *(str(word) for pair in flags.items() for word in pair),
         ],
         stdout=subprocess.PIPE,
@@ -103,7 +103,7 @@ def run_llama_cpp(
 
 
 def diagnosis(log: list[str], status: int) -> Diagnosis | None:
-    return llamacpp.engine(Settings()).diagnose(log, status)
+    return engine.engine(Settings()).diagnose(log, status)
 
 
 WEIGHTS_CASES = [

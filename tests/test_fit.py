@@ -19,12 +19,12 @@ from llmdeploy.config import Settings
 from llmdeploy.engines.base import EngineStatus
 from llmdeploy.errors import DoesNotFit, DownloadFailed, ModelInvalid
 from llmdeploy.hardware import Hardware
-from llmdeploy.models import ranges
-from llmdeploy.models.need import Need, NeededFile
+from llmdeploy.models import remote_file
 from llmdeploy.models.reference import CatalogName
+from llmdeploy.models.requirements import RequiredFile, Requirements
 from llmdeploy.plan import Plan, Setting, Wishes
-from llmdeploy.service.candidate import Candidate, Order
-from llmdeploy.service.room import Held
+from llmdeploy.service.launch import Launch, Order
+from llmdeploy.service.placement import HeldMemory
 from tests.conftest import SELFTEST, World
 from tests.hub_server import Hub, serve
 
@@ -100,7 +100,7 @@ class Elsewhere:
 
     name = "played"
 
-    def __init__(self, need: Need) -> None:
+    def __init__(self, need: Requirements) -> None:
         self.machines: list[Hardware] = []
         self.did: list[str] = []
         self.need = lambda artefact: need
@@ -120,33 +120,33 @@ class Elsewhere:
         self.did.append("pull")
 
 
-def looked(folder: Path, need: Need, spare: Held | None = None) -> tuple[Elsewhere, list[dict[str, Any]]]:
+def looked(folder: Path, need: Requirements, spare: HeldMemory | None = None) -> tuple[Elsewhere, list[dict[str, Any]]]:
     """What a candidate did and told on its way to weights that are elsewhere."""
     played, told = Elsewhere(need), []
     order = Order(CatalogName("x"), Settings())
-    Candidate(order, cast("Any", played), told.append, folder / "log").look(spare)
+    Launch(order, cast("Any", played), told.append, folder / "log").look(spare)
     return played, [event for event in told if event["event"] == "fetching"]
 
 
 def test_what_the_old_server_gives_back_counts_before_the_weights_are_fetched(tmp_path: Path) -> None:
     """A switch to a model that fits once the old one is gone is not refused."""
-    need = Need("hf://o/r", tmp_path, (NeededFile("x", 1000, here=400),))
+    need = Requirements("hf://o/r", tmp_path, (RequiredFile("x", 1000, here=400),))
     machine = hardware.detect()
-    played, told = looked(tmp_path, need, Held(memory=2**60))
+    played, told = looked(tmp_path, need, HeldMemory(memory=2**60))
     assert played.machines[0].memory_available == machine.memory_total
     assert played.did == ["pull"]
     assert told == [{"event": "fetching", "source": "hf://o/r", "bytes": 600, "reason": ""}]
 
 
 def test_a_size_that_nobody_knows_is_told_and_keeps_nothing_back(tmp_path: Path) -> None:
-    need = Need("ollama://x", tmp_path, (), unknown="the registry does not answer")
+    need = Requirements("ollama://x", tmp_path, (), unknown="the registry does not answer")
     played, told = looked(tmp_path, need)
     assert played.did == ["pull"]
     assert (told[0]["bytes"], told[0]["reason"]) == (0, "the registry does not answer")
 
 
 def test_a_disk_without_room_keeps_it_from_the_first_byte(tmp_path: Path) -> None:
-    need = Need("hf://o/r", tmp_path, (NeededFile("x", 2**60),))
+    need = Requirements("hf://o/r", tmp_path, (RequiredFile("x", 2**60),))
     with pytest.raises(DownloadFailed) as caught:
         looked(tmp_path, need)
     assert caught.value.code == "disk_full"
@@ -164,7 +164,7 @@ def test_a_model_that_memory_cannot_hold_is_not_fetched(asking: World, hub: Hub)
     assert error.startswith(f"error: `{HUGE}` needs 4096.")
     assert error.endswith(" is free")
     assert "fetching" not in result.stderr
-    assert hub.sent_bytes() <= ranges.FIRST
+    assert hub.sent_bytes() <= remote_file.FIRST
     assert cached(asking) == []
 
 
@@ -175,7 +175,7 @@ def test_a_model_that_the_disk_cannot_hold_is_not_fetched(asking: World, hub: Hu
     assert result.status == 1, result.text
     error = json.loads(result.stdout)["error"]
     assert error["code"] == "disk_full"
-    assert hub.sent_bytes() <= ranges.FIRST
+    assert hub.sent_bytes() <= remote_file.FIRST
     assert cached(asking) == []
 
 
@@ -183,7 +183,7 @@ def test_a_context_that_the_model_cannot_have_is_told_before_it_is_fetched(askin
     hub.files["owner/model"] = {"x.gguf": WEIGHTS.read_bytes() + os.urandom(3_000_000)}
     result = asking.run("serve", "hf://owner/model/x.gguf", "--context", "8193")
     assert "error: a context of 8193 tokens is longer than the model's own, 8192" in result.stderr
-    assert hub.sent_bytes() <= ranges.FIRST
+    assert hub.sent_bytes() <= remote_file.FIRST
 
 
 def test_a_model_of_hugging_face_form_is_weighed_where_it_is(hub: Hub, asking: World) -> None:
@@ -209,7 +209,7 @@ print(plan.needed_bytes)
     )
     assert done.returncode == 0, done.stderr
     assert 2**43 < int(done.stdout) < 2**44
-    assert hub.sent_bytes("model.safetensors") <= ranges.FIRST
+    assert hub.sent_bytes("model.safetensors") <= remote_file.FIRST
 
 
 def test_what_fits_says_how_much_is_fetched_from_where(asking: World, hub: Hub) -> None:
@@ -240,5 +240,5 @@ def test_a_switch_to_what_cannot_fit_fetches_nothing(asking: World, hub: Hub) ->
     assert result.status == 1
     assert "the switch failed at the step `check`: " in result.stderr
     assert " is free" in result.stderr
-    assert hub.sent_bytes() <= ranges.FIRST
+    assert hub.sent_bytes() <= remote_file.FIRST
     assert cached(asking) == []

@@ -15,8 +15,8 @@ from unittest.mock import patch
 import pytest
 
 from llmdeploy.errors import LlmdeployError
-from llmdeploy.gateway.client import _LINGERING as LINGERING
-from llmdeploy.gateway.gateway import Exchange, Gateway, Limits, Target
+from llmdeploy.gateway.downstream import _LINGERING as LINGERING
+from llmdeploy.gateway.gateway import ControlRequest, Gateway, Limits, Target
 from llmdeploy.gateway.upstream import Upstream
 from tests.gateway_world import (
     CHAT,
@@ -1232,7 +1232,7 @@ async def test_half_a_close_ends_what_is_not_answered_and_loses_nothing_that_is(
 
 @on_loops
 async def test_a_command_is_answered_by_its_handler() -> None:
-    async def control(exchange: Exchange) -> None:
+    async def control(exchange: ControlRequest) -> None:
         assert exchange.is_local
         told = {"method": exchange.method, "path": exchange.path, "token": exchange.headers["x-token"]}
         await exchange.answer(201, {**told, "body": exchange.body.decode()})
@@ -1251,7 +1251,7 @@ async def test_a_command_is_answered_by_its_handler() -> None:
 async def test_a_command_may_answer_with_a_stream() -> None:
     go_on = asyncio.Event()
 
-    async def control(exchange: Exchange) -> None:
+    async def control(exchange: ControlRequest) -> None:
         await exchange.begin()
         await exchange.event({"step": 1})
         await go_on.wait()
@@ -1273,7 +1273,7 @@ async def test_a_command_may_answer_with_a_stream() -> None:
 async def test_a_handler_hears_that_its_client_has_gone() -> None:
     left = asyncio.Event()
 
-    async def control(exchange: Exchange) -> None:
+    async def control(exchange: ControlRequest) -> None:
         await exchange.begin()
         await exchange.left
         left.set()
@@ -1293,7 +1293,7 @@ async def test_a_handler_hears_that_its_client_has_gone() -> None:
 def test_a_handler_that_fails_is_a_clear_error_and_is_not_lost(loop: str) -> None:
     reported: list[dict[str, Any]] = []
 
-    async def control(exchange: Exchange) -> None:
+    async def control(exchange: ControlRequest) -> None:
         if exchange.path.endswith("late"):
             await exchange.begin()
             await exchange.event(1)
@@ -1319,7 +1319,7 @@ def test_a_handler_that_fails_is_a_clear_error_and_is_not_lost(loop: str) -> Non
 async def test_a_command_does_not_run_ahead_of_a_slow_reader() -> None:
     sent = 0
 
-    async def control(exchange: Exchange) -> None:
+    async def control(exchange: ControlRequest) -> None:
         nonlocal sent
         await exchange.begin()
         for _ in range(1000):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from llmdeploy.gateway import heads
-from llmdeploy.gateway.heads import answered, asked
-from llmdeploy.wire import BadFraming, parse_request, parse_response
+from llmdeploy.gateway import header_cache
+from llmdeploy.gateway.header_cache import answered, asked
+from llmdeploy.http1 import BadFraming, parse_request, parse_response
 
 ASKED = (
     b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %b\r\nX-A: b\r\nAuthorization: Bearer s\r\n\r\n"
@@ -15,23 +15,23 @@ ANSWERED = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %b\r\nx-a: b
 
 
 def test_a_head_is_read_once_whatever_its_length() -> None:
-    heads._asked.cache_clear()
+    header_cache._asked.cache_clear()
     for length in (0, 7, 123456, 7):
         head = ASKED % str(length).encode()
         assert asked(head).head == parse_request(head)._replace(fields=asked(head).head.fields)
         assert asked(head).head.length == length
         assert asked(head).onward == b"x-a: b\r\n"
-    assert heads._asked.cache_info().misses == 1
+    assert header_cache._asked.cache_info().misses == 1
 
 
 def test_an_answer_is_read_once_whatever_its_length() -> None:
-    heads._answered.cache_clear()
+    header_cache._answered.cache_clear()
     for length in (0, 7, 123456, 7):
         head = ANSWERED % (b"text/event-stream; charset=utf-8", str(length).encode())
         assert answered(head).head == parse_response(head)._replace(fields=answered(head).head.fields)
         assert answered(head).head.length == length
         assert answered(head).is_stream
-    assert heads._answered.cache_info().misses == 1
+    assert header_cache._answered.cache_info().misses == 1
     assert not answered(ANSWERED % (b"application/json", b"1")).is_stream
 
 
@@ -73,7 +73,7 @@ def test_a_head_without_a_length_is_not_one_with_an_empty_one() -> None:
 
 
 def test_a_long_head_is_not_remembered() -> None:
-    size = heads._asked.cache_info().currsize
+    size = header_cache._asked.cache_info().currsize
     long = asked(b"GET / HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * 3000 + b"\r\n\r\n")
     assert len(long.onward) > 3000
-    assert heads._asked.cache_info().currsize == size
+    assert header_cache._asked.cache_info().currsize == size

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from llmdeploy.engines.ollama.dialect import adapt
 from llmdeploy.gateway.errors import Refused
-from llmdeploy.gateway.requests import CHAT, COMPLETIONS, EMBEDDINGS, prepared
 from llmdeploy.gateway.target import Target
+from llmdeploy.gateway.validation import CHAT, COMPLETIONS, EMBEDDINGS, prepared
 
 TARGET = Target("llamacpp", "selftest", "127.0.0.1", 1, ("text", "image"), 8192)
 BLIND = replace(TARGET, capabilities=("text",))

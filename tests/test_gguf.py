@@ -11,7 +11,8 @@ import pytest
 
 from llmdeploy.config import Settings
 from llmdeploy.errors import ModelNotFound
-from llmdeploy.models import catalog, gguf
+from llmdeploy.models import gguf
+from llmdeploy.models.catalog import lookup
 from llmdeploy.models.gguf import GgufModel
 from llmdeploy.models.reference import CatalogName, HubFile, OllamaTag, parse
 from tests.conftest import SELFTEST, copy_selftest
@@ -57,7 +58,7 @@ def test_a_name_of_the_catalog() -> None:
     facts = gguf.find(CatalogName("selftest")).facts()
     assert (facts.context_length, "image" in facts.capabilities) == (8192, True)
     for name in ("qwen3:8b", "qwen2.5-vl:7b-q8_0"):
-        entry = catalog.find(name)
+        entry = lookup.find(name)
         assert gguf.find(CatalogName(name)) == GgufModel(entry.weights, entry.mmproj)
     with pytest.raises(ModelNotFound, match="no model is called `selftst`") as caught:
         gguf.find(CatalogName("selftst"))

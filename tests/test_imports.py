@@ -17,9 +17,9 @@ PACKAGE = Path(__file__).parents[1] / "llmdeploy"
 
 # Programs of their own, which are run and never imported: they have a stdout and an exit status of their own.
 PROGRAMS = {
-    "llmdeploy.service.guard",
-    "llmdeploy.engines.llamacpp_server",
-    "llmdeploy.engines.vllm.look",
+    "llmdeploy.service.watchdog",
+    "llmdeploy.engines.llamacpp.server_program",
+    "llmdeploy.engines.vllm.inspect_python",
     "llmdeploy.selftest.train",
 }
 FACE = {"llmdeploy.__main__", "llmdeploy.cli"}
@@ -28,7 +28,7 @@ FACE = {"llmdeploy.__main__", "llmdeploy.cli"}
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"checks", "connection"},
+    {"doctor", "endpoint"},
     {"service"},
     {"gateway"},
     {"engines", "fit", "plan"},
@@ -36,17 +36,16 @@ LAYERS = [
     {"api_key", "config_edit"},
     {
         "address",
-        "api_key",
-        "atomic",
+        "atomic_file",
+        "background",
         "config",
         "config_rules",
-        "deadline",
         "dotenv",
         "errors",
+        "http1",
         "paths",
         "tls",
         "units",
-        "wire",
         "__init__",
     },
 ]
@@ -56,7 +55,7 @@ ONLY_IN: dict[str, set[str]] = {
     "huggingface_hub": {"llmdeploy.models.hub"},
     "hf_xet": {"llmdeploy.models.hub"},
     "ollama": {"llmdeploy.engines.ollama.connection"},
-    "xllamacpp": {"llmdeploy.engines.llamacpp_server"},
+    "xllamacpp": {"llmdeploy.engines.llamacpp.server_program"},
     "vllm": set(),
     "torch": {"llmdeploy.selftest.train"},
 }

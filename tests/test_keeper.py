@@ -13,33 +13,34 @@ from typing import Any, cast
 
 import pytest
 
-from llmdeploy import engines, hardware
+from llmdeploy import hardware
+from llmdeploy.background import in_thread
 from llmdeploy.config import Settings
+from llmdeploy.engines import registry
 from llmdeploy.engines.base import ServerSpec
 from llmdeploy.errors import DoesNotFit, LlmdeployError, PortInUse, Remedy, ServerDied, StartFailed
 from llmdeploy.gateway.target import Target
 from llmdeploy.models.reference import CatalogName
 from llmdeploy.plan import Setting
-from llmdeploy.service import history, keeper
-from llmdeploy.service.candidate import Abandoned, Candidate, Event, Order
-from llmdeploy.service.keeper import Keeper
-from llmdeploy.service.room import Held
+from llmdeploy.service import history, supervisor
+from llmdeploy.service.launch import Abandoned, Event, Launch, Order
+from llmdeploy.service.placement import HeldMemory
+from llmdeploy.service.supervisor import Supervisor
 from llmdeploy.service.switch import holds
-from llmdeploy.service.threads import in_thread
 from llmdeploy.units import GIB
 
 
-def a_keeper(folder: Path, events: list[Event]) -> Keeper:
+def a_keeper(folder: Path, events: list[Event]) -> Supervisor:
     """Made inside a loop: it tells what happens there."""
     order = Order(CatalogName("selftest"), Settings())
-    return Keeper(order, engines.get("llamacpp", Settings()), events.append, folder / "server.log")
+    return Supervisor(order, registry.get("llamacpp", Settings()), events.append, folder / "server.log")
 
 
 @pytest.mark.parametrize("kind", [StartFailed, DoesNotFit, PortInUse])
 def test_a_server_that_served_long_and_starts_no_more_is_given_up(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: type[LlmdeployError]
 ) -> None:
-    monkeypatch.setattr(keeper, "STEADY", -1)  # whatever served, served long
+    monkeypatch.setattr(supervisor, "STEADY", -1)  # whatever served, served long
     delays = []
 
     async def serve(_: object) -> None:
@@ -54,8 +55,8 @@ def test_a_server_that_served_long_and_starts_no_more_is_given_up(
     async def keep() -> None:
         await a_keeper(tmp_path, []).keep()
 
-    monkeypatch.setattr(Keeper, "_serve", serve)
-    monkeypatch.setattr(Keeper, "_restart", restart)
+    monkeypatch.setattr(Supervisor, "_serve", serve)
+    monkeypatch.setattr(Supervisor, "_restart", restart)
     with pytest.raises(ServerDied, match="the server ended 5 times in a row; at last: it does not start"):
         asyncio.run(keep())
     assert delays == [0.5, 1, 2, 4]
@@ -65,7 +66,7 @@ def test_what_went_by_the_memory_of_the_moment_is_not_taken_over(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     kept: list[history.Start] = []
-    monkeypatch.setattr(history, "remember", lambda kind, start: kept.append(start))
+    monkeypatch.setattr(history, "save", lambda kind, start: kept.append(start))
 
     class Starts:
         version = "1"
@@ -88,7 +89,7 @@ def test_what_went_by_the_memory_of_the_moment_is_not_taken_over(
 def test_a_server_of_anothers_that_is_away_is_told_and_so_is_its_return(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(keeper, "WATCH", 0.01)
+    monkeypatch.setattr(supervisor, "WATCH", 0.01)
     events: list[Event] = []
 
     class Another:
@@ -153,14 +154,14 @@ def test_what_a_start_took_of_a_gpu_stays_known(monkeypatch: pytest.MonkeyPatch,
     asyncio.run(start())
 
 
-class Waits(Candidate):
+class Waits(Launch):
     """One whose preparing lasts until it is stopped, as that of one that waits for a daemon does."""
 
-    def __init__(self, given: Candidate) -> None:
+    def __init__(self, given: Launch) -> None:
         vars(self).update(vars(given))
         self.begun, self.stopped = threading.Event(), threading.Event()
 
-    def look(self, spare: Held | None = None) -> None:
+    def look(self, spare: HeldMemory | None = None) -> None:
         self.begun.set()
         assert self.stopped.wait(10), "it was not stopped"
         raise StartFailed("the daemon ended", "")
@@ -192,7 +193,7 @@ def test_two_who_stop_a_server_give_back_once_what_it_took(tmp_path: Path) -> No
         released.append(served_name)
         slow.wait(0.2)  # never set: giving back takes its time
 
-    one = Candidate(
+    one = Launch(
         Order(CatalogName("selftest"), Settings()), cast("Any", SimpleNamespace(progress=list)), print, tmp_path / "log"
     )
     ended: Future[int] = Future()
@@ -210,8 +211,11 @@ def test_two_who_stop_a_server_give_back_once_what_it_took(tmp_path: Path) -> No
 
 def test_a_download_that_is_called_off_ends_with_its_next_piece(tmp_path: Path) -> None:
     events: list[Event] = []
-    candidate = Candidate(
-        Order(CatalogName("selftest"), Settings()), engines.get("llamacpp", Settings()), events.append, tmp_path / "log"
+    candidate = Launch(
+        Order(CatalogName("selftest"), Settings()),
+        registry.get("llamacpp", Settings()),
+        events.append,
+        tmp_path / "log",
     )
     candidate._tell("download", file="x", done=1, total=2)
     candidate.abandon()

@@ -13,17 +13,18 @@ from typing import Any
 import psutil
 import pytest
 
-from llmdeploy import config, engines, hardware
+from llmdeploy import config, hardware
 from llmdeploy.config import Settings
+from llmdeploy.engines import registry
 from llmdeploy.engines.base import Engine, EngineStatus, ServerSpec
-from llmdeploy.engines.llamacpp import LlamaCpp
+from llmdeploy.engines.llamacpp.engine import LlamaCpp
 from llmdeploy.errors import DoesNotFit, EngineMissing
 from llmdeploy.models.facts import ModelFacts, read_gguf
 from llmdeploy.models.gguf import GgufModel
 from llmdeploy.models.reference import HubFile, ModelRef, parse, served_name
 from llmdeploy.models.source import OnProgress
 from llmdeploy.plan import Plan, Wishes
-from llmdeploy.service.candidate import Candidate, Event, Order
+from llmdeploy.service.launch import Event, Launch, Order
 from tests import machines
 from tests.conftest import SELFTEST
 
@@ -65,7 +66,7 @@ def no_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # The server, as data
 
-EMBEDDED = (sys.executable, "-P", "-m", "llmdeploy.engines.llamacpp_server")
+EMBEDDED = (sys.executable, "-P", "-m", "llmdeploy.engines.llamacpp.server_program")
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,7 @@ def test_a_configured_program_beats_the_one_on_the_path(tmp_path: Path, monkeypa
     own = program(tmp_path / "own", 'echo "version: 1 (own)" >&2')
     monkeypatch.setenv("LLMDEPLOY_ENGINES_LLAMACPP_SERVER", str(own))
     detail = f"llama-server 1 (own) at `{own}`, set by `engines.llamacpp.server`"
-    assert looked(engines.get("llamacpp", config.load())) == (True, "1 (own)", detail, True)
+    assert looked(registry.get("llamacpp", config.load())) == (True, "1 (own)", detail, True)
 
 
 def test_a_configured_program_that_is_gone_is_not_replaced_in_silence(tmp_path: Path) -> None:
@@ -218,12 +219,12 @@ class Stub(LlamaCpp):
         return super().server(artefact, plan, served_name=served_name, port=port)
 
 
-def candidate(engine: Engine[Any], folder: Path, on_plan: Callable[[Event], None]) -> Candidate:
+def candidate(engine: Engine[Any], folder: Path, on_plan: Callable[[Event], None]) -> Launch:
     def tell(event: Event) -> None:
         if event["event"] == "plan":
             on_plan(event)
 
-    return Candidate(Order(HubFile("owner/repo", "x.gguf"), Settings()), engine, tell, folder / "server.log")
+    return Launch(Order(HubFile("owner/repo", "x.gguf"), Settings()), engine, tell, folder / "server.log")
 
 
 def test_a_model_that_does_not_fit_this_machine_is_not_started(tmp_path: Path) -> None:

@@ -10,18 +10,18 @@ import pytest
 from llmdeploy.config import Settings
 from llmdeploy.errors import ConfigError, DownloadFailed, ModelNotFound
 from llmdeploy.models import gguf, hf_model, lock
-from llmdeploy.models.need import Need, NeededFile
 from llmdeploy.models.reference import CatalogName, HubFile, HubRepo
+from llmdeploy.models.requirements import RequiredFile, Requirements
 
 HERE = Settings()
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-NEED = Need(
+NEED = Requirements(
     source="hf://Qwen/Qwen3-8B-GGUF",
     revision=COMMIT,
     folder=None,
     files=(
-        NeededFile("Qwen3-8B-Q4_K_M.gguf", 5_027_783_488, digest="ab" * 32),
-        NeededFile("a.json", 2, digest="c" * 40),
+        RequiredFile("Qwen3-8B-Q4_K_M.gguf", 5_027_783_488, digest="ab" * 32),
+        RequiredFile("a.json", 2, digest="c" * 40),
     ),
 )
 
@@ -96,13 +96,13 @@ def test_a_model_is_taken_from_the_hub_that_it_was_locked_at() -> None:
 
 def test_what_is_needed_must_be_what_is_locked() -> None:
     locked = lock.pin("qwen3:8b", "llamacpp", NEED)
-    lock.demand_same(locked, NEED)
+    lock.require_same(locked, NEED)
     with pytest.raises(DownloadFailed) as other_commit:
-        lock.demand_same(locked, replace(NEED, revision="f" * 40))
+        lock.require_same(locked, replace(NEED, revision="f" * 40))
     assert other_commit.value.message == f"`hf://Qwen/Qwen3-8B-GGUF` is not what `llmdeploy.lock` names, {'f' * 40} now"
     forged = replace(NEED.files[0], digest="cd" * 32)
     with pytest.raises(DownloadFailed) as other_bytes:
-        lock.demand_same(locked, replace(NEED, files=(forged, NEED.files[1])))
+        lock.require_same(locked, replace(NEED, files=(forged, NEED.files[1])))
     assert other_bytes.value.message.endswith("is not what `llmdeploy.lock` names: `Qwen3-8B-Q4_K_M.gguf`")
     assert other_bytes.value.hint == "`llmdeploy pull qwen3:8b --engine llamacpp --lock` takes it as it is now"
     assert other_bytes.value.code == "lock_differs"
@@ -144,6 +144,6 @@ def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> Non
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("llmdeploy.atomic.replace", full)
+    monkeypatch.setattr("llmdeploy.atomic_file.replace", full)
     with pytest.raises(ConfigError, match=r"`llmdeploy\.lock` cannot be written: No space left on device"):
         lock.write([])

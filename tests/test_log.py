@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from llmdeploy.service import log
-from llmdeploy.service.log import BACKUPS, TAIL_LINES, ServerLog
+from llmdeploy.service import server_log
+from llmdeploy.service.server_log import BACKUPS, TAIL_LINES, ServerLog
 from tests.conftest import World, until
 
 
@@ -56,7 +56,7 @@ def test_a_start_that_wrote_nothing_pushes_none_out(tmp_path: Path) -> None:
 
 
 def test_a_log_that_grows_is_rotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log, "MAX_BYTES", 100)
+    monkeypatch.setattr(server_log, "MAX_BYTES", 100)
     write(tmp_path / "server.log", *(f"line {number:03}" for number in range(60)))
     kept = files(tmp_path)
     assert list(kept) == ["server.log", "server.log.1", "server.log.2", "server.log.3"]

@@ -24,7 +24,7 @@ from llmdeploy.errors import LlmdeployError, NotPermitted
 from llmdeploy.models.reference import HubRepo
 from llmdeploy.models.store import Store
 from llmdeploy.models.stores import folders
-from llmdeploy.models.stores.held import Held
+from llmdeploy.models.stores.installed import InstalledModel
 from llmdeploy.service.process import ProcessId
 from llmdeploy.service.state import Record, Situation
 from tests.conftest import OwnOllama, Result, World, until
@@ -281,7 +281,7 @@ def test_of_a_folder_goes_what_was_put_there(machine: World, monkeypatch: pytest
     monkeypatch.setenv("LLMDEPLOY_DATA_DIR", str(data))
     machine.environment["LLMDEPLOY_DATA_DIR"] = str(data)
     here = machine.folder / "here"
-    folders.remember(here, HubRepo(GGUF), ["sub/x-F16.gguf", "x-Q8_0.gguf"])
+    folders.save(here, HubRepo(GGUF), ["sub/x-F16.gguf", "x-Q8_0.gguf"])
     for name in ("sub/x-F16.gguf", "x-Q8_0.gguf.incomplete", "mine.txt"):
         put(here / name, b"x")
     assert str(here / "sub" / "x-F16.gguf") in stored(machine)
@@ -333,7 +333,7 @@ def test_a_real_ollama_removes_its_own(machine: World, daemon: OwnOllama) -> Non
 def test_what_starts_or_is_switched_to_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No receipt tells yet which files it takes."""
     one, other, third = (
-        Held(HubRepo(f"owner/{name}"), "hub", tmp_path, (tmp_path / name,), ("vllm",), 0.0) for name in "xyz"
+        InstalledModel(HubRepo(f"owner/{name}"), "hub", tmp_path, (tmp_path / name,), ("vllm",), 0.0) for name in "xyz"
     )
     found = Store((one, other, third), ())
     record = Record("starting", "load", "owner/x", "x", "vllm", "", "", service=ProcessId(1, 1.0))

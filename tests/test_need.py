@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from llmdeploy.errors import DownloadFailed
-from llmdeploy.models import need
+from llmdeploy.models import requirements
 from llmdeploy.models.hub.cache import held
-from llmdeploy.models.need import Need, NeededFile, demand_room
 from llmdeploy.models.reference import HubRepo
+from llmdeploy.models.requirements import RequiredFile, Requirements, require_room
 from llmdeploy.units import MIB
 
-ONE = NeededFile("x.gguf", 100 * MIB)
+ONE = RequiredFile("x.gguf", 100 * MIB)
 
 
 @pytest.fixture
@@ -50,24 +50,24 @@ def others(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_file_that_two_engines_need_takes_its_room_once(disk: Path) -> None:
-    llamacpp = Need("hf://o/r", disk, (ONE,), "c" * 40)
+    llamacpp = Requirements("hf://o/r", disk, (ONE,), "c" * 40)
     ollama = replace(llamacpp, copies=40 * MIB)
-    demand_room([llamacpp, ollama])
+    require_room([llamacpp, ollama])
     with pytest.raises(DownloadFailed) as full:
-        demand_room([llamacpp, replace(ollama, copies=60 * MIB)])
+        require_room([llamacpp, replace(ollama, copies=60 * MIB)])
     assert full.value.message == f"`hf://o/r` needs 160 MiB more, and the disk of `{disk}` has 150 MiB left"
 
 
 def test_different_files_of_two_engines_are_added_up(disk: Path) -> None:
-    llamacpp = Need("hf://o/r", disk, (ONE,), "c" * 40)
+    llamacpp = Requirements("hf://o/r", disk, (ONE,), "c" * 40)
     for other in (replace(llamacpp, source="hf://o/q"), replace(llamacpp, revision="d" * 40)):
         with pytest.raises(DownloadFailed, match="200 MiB more"):
-            demand_room([llamacpp, other])
+            require_room([llamacpp, other])
     here = replace(llamacpp, source="hf://o/q", files=(replace(ONE, here=ONE.size),), copies=500 * MIB)
-    demand_room([llamacpp, here])
+    require_room([llamacpp, here])
 
 
 def test_a_folder_of_another_users_is_no_crash(others: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert others.is_relative_to(need.existing(others / "hub" / "x"))
+    assert others.is_relative_to(requirements.existing(others / "hub" / "x"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(others / "hub"))
     assert held(HubRepo("o/r", "a" * 40)) == ()

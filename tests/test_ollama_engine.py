@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from llmdeploy import hardware
 from llmdeploy.config import Settings
 from llmdeploy.engines.base import ServerSpec
-from llmdeploy.engines.ollama import Ollama, Tag
 from llmdeploy.engines.ollama.dialect import adapt
+from llmdeploy.engines.ollama.engine import Ollama, Tag
 from llmdeploy.errors import AlreadyServing, EngineMissing, LlmdeployError, ModelInvalid, NotPermitted
 from llmdeploy.models import gguf
 from llmdeploy.models.gguf import GgufModel

@@ -14,15 +14,16 @@ import pytest
 
 from llmdeploy import hardware
 from llmdeploy.config import Settings
-from llmdeploy.engines.ollama import Ollama, Tag, stored
+from llmdeploy.engines.ollama import stored
 from llmdeploy.engines.ollama.documents import Installed
+from llmdeploy.engines.ollama.engine import Ollama, Tag
 from llmdeploy.engines.ollama.registry import Layer, Manifest
 from llmdeploy.engines.ollama.registry import Registry as Asked
 from llmdeploy.errors import DownloadFailed, UsageError
-from llmdeploy.models import digest, gguf, lock, ranges
+from llmdeploy.models import digest, gguf, lock, remote_file
 from llmdeploy.models.gguf import GgufModel
-from llmdeploy.models.need import Need, NeededFile
 from llmdeploy.models.reference import parse
+from llmdeploy.models.requirements import RequiredFile, Requirements
 from llmdeploy.models.stores.ollama import parts
 from llmdeploy.plan import Wishes
 from llmdeploy.tls import trusting
@@ -87,7 +88,7 @@ def test_facts_are_in_the_header_of_the_weights(registry: Registry) -> None:
     assert facts.weights_bytes == manifest.size, "as Ollama's daemon tells it"
     assert replace(facts, weights_bytes=here.weights_bytes, source=here.source, mmproj_bytes=here.mmproj_bytes) == here
     assert facts.source.startswith("header of `localhost:")
-    assert registry.sent == ranges.FIRST
+    assert registry.sent == remote_file.FIRST
     assert len(registry.requests) == 3, "the manifest, the blob, and where that leads to"
 
 
@@ -196,11 +197,11 @@ def test_a_tag_is_locked_by_its_digest_whether_it_is_here_or_not(trusted: Regist
     x = tag(trusted, "library/x:7b")
     need = empty.need(x)
     locked = lock.pin("x", "ollama", need)
-    lock.demand_same(locked, need)
+    lock.require_same(locked, need)
     here = Installed(x.name, need.size, (), None, digest=need.revision)
-    lock.demand_same(locked, stored.complete(here, None))
+    lock.require_same(locked, stored.complete(here, None))
     with pytest.raises(DownloadFailed) as moved:
-        lock.demand_same(locked, stored.complete(replace(here, digest="ab" * 32), None))
+        lock.require_same(locked, stored.complete(replace(here, digest="ab" * 32), None))
     assert moved.value.code == "lock_differs"
 
 
@@ -251,7 +252,7 @@ def test_a_disk_without_room_is_told_before_the_daemon_is_asked(
     trusted: Registry, empty: Ollama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trusted.add("library/x:7b", model=WEIGHTS)
-    monkeypatch.setattr(Need, "free", lambda need: 1000)
+    monkeypatch.setattr(Requirements, "free", lambda need: 1000)
     with pytest.raises(DownloadFailed) as caught:
         empty.pull(tag(trusted, "library/x:7b"), lambda *_: pytest.fail("pulled"))
     assert caught.value.code == "disk_full"
@@ -265,7 +266,7 @@ def test_what_the_registry_does_not_tell_is_no_reason_to_fail(trusted: Registry,
     need = empty.need(x)
     assert (need.files, need.present) == ((), False)
     assert need.unknown.endswith("it answers with status 401")
-    need.demand_room()
+    need.require_room()
     with pytest.raises(DownloadFailed):
         empty.facts(x)
     assert len(trusted.requests) == 1, "asked once"
@@ -335,7 +336,7 @@ def test_files_that_are_copied_into_the_store_need_its_room(
     write(tmp_path / first, {"split.count": 2, "split.no": 0})
     write(tmp_path / second, {"split.count": 2, "split.no": 1}, tensors=3)
     size = sum(path.stat().st_size for path in tmp_path.glob("*.gguf"))
-    monkeypatch.setattr(Need, "free", lambda need: 2 * size - 1)
+    monkeypatch.setattr(Requirements, "free", lambda need: 2 * size - 1)
     with pytest.raises(DownloadFailed) as caught:
         empty.pull(GgufModel(tmp_path / first), lambda *_: pytest.fail("given"))
     assert caught.value.code == "disk_full"
@@ -343,7 +344,7 @@ def test_files_that_are_copied_into_the_store_need_its_room(
 
 
 def test_files_of_the_hub_are_counted_with_their_copies_on_one_disk(tmp_path: Path) -> None:
-    files = Need("hf://o/r", tmp_path / "hub", (NeededFile("x.gguf", 1000, here=400),))
+    files = Requirements("hf://o/r", tmp_path / "hub", (RequiredFile("x.gguf", 1000, here=400),))
     taken = stored.imported("hf://o/r", 1000, tmp_path / "models")
     assert (taken.missing, taken.copies) == (1000, 1000), "a copy, and what Ollama writes of it"
     assert stored.with_copies(files, taken).copies == 2000
@@ -371,7 +372,7 @@ def test_a_tag_that_cannot_fit_is_refused_before_its_first_byte(trusted: Registr
     assert "needs 8192." in result.stderr, result.text
     assert " is free" in result.stderr
     assert "fetching" not in result.stderr
-    assert trusted.sent <= ranges.FIRST
+    assert trusted.sent <= remote_file.FIRST
 
 
 def test_a_pull_is_the_first_command_there_is(world: World, tmp_path: Path) -> None:

@@ -23,11 +23,11 @@ import pytest
 from openai import OpenAI
 
 from llmdeploy.config import Settings
-from llmdeploy.engines.ollama import Ollama as Engine
 from llmdeploy.engines.ollama.api import Daemon
+from llmdeploy.engines.ollama.engine import Ollama as Engine
 from llmdeploy.engines.ollama.imports import Import
 from llmdeploy.models.gguf import GgufModel
-from llmdeploy.service.control import STOP_DEADLINE
+from llmdeploy.service.client import STOP_DEADLINE
 from tests.conftest import EXAMPLES, SELFTEST, Ollama, OwnOllama, World, copy_selftest, free_port, read_until, until
 from tests.ollama_replay import closed_port
 from tests.tls_world import CERTIFICATE, reverse_proxy

@@ -31,7 +31,7 @@ def test_the_wheel_carries_the_model_and_the_catalog(built: Path) -> None:
     [wheel] = built.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f"llmdeploy/selftest/{name}" for name in MODEL} <= names
-    assert {"llmdeploy/models/catalog.toml", "llmdeploy/py.typed"} <= names
+    assert {"llmdeploy/models/catalog/catalog.toml", "llmdeploy/py.typed"} <= names
     assert not [name for name in names if name.startswith("tests")]
 
 
@@ -75,7 +75,7 @@ def test_changelog_and_package_agree() -> None:
 
 def test_the_shipped_model_is_whole() -> None:
     """The three forms are the same weights; the catalog's sizes are the files'."""
-    catalog = tomllib.loads((ROOT / "llmdeploy" / "models" / "catalog.toml").read_text())["models"]["selftest"]["gguf"]
+    catalog = tomllib.loads((ROOT / "llmdeploy" / "models" / "catalog" / "catalog.toml").read_text())["models"]["selftest"]["gguf"]
     folder = ROOT / "llmdeploy" / "selftest"
     assert (folder / "selftest-f16.gguf").stat().st_size == catalog["bytes"]["f16"]
     assert (folder / catalog["mmproj"]).stat().st_size == catalog["mmproj_bytes"]

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmdeploy.config import Settings
-from llmdeploy.engines.llamacpp import LlamaCpp, Program
+from llmdeploy.engines.llamacpp.engine import LlamaCpp, Program
 from llmdeploy.errors import DoesNotFit
 from llmdeploy.hardware import Gpu, Hardware
-from llmdeploy.models import catalog
+from llmdeploy.models.catalog import lookup
 from llmdeploy.models.facts import ModelFacts, read_gguf
 from llmdeploy.plan import RESERVE_BYTES, MemoryPart, Plan, Setting, Wishes
 from llmdeploy.units import GIB, MIB, in_gib
@@ -34,8 +34,8 @@ WEIGHTS, MMPROJ = SELFTEST / "selftest-f16.gguf", SELFTEST / "mmproj-selftest-f1
 SELFTEST_FACTS = read_gguf(WEIGHTS, MMPROJ)
 
 
-QWEN_VL = catalog.find("qwen2.5-vl:7b").facts("llamacpp")
-QWEN3 = catalog.find("qwen3:8b").facts("llamacpp")
+QWEN_VL = lookup.find("qwen2.5-vl:7b").facts("llamacpp")
+QWEN3 = lookup.find("qwen3:8b").facts("llamacpp")
 
 
 def with_free(memory: int) -> Hardware:
@@ -57,7 +57,7 @@ def test_the_defaults_fit_every_machine(name: str, facts: ModelFacts, needed: st
     assert plan.settings["threads"] == Setting(machine.usable_cores, "physical cores that this process may use")
     assert plan.settings["gpu_layers"] == Setting(-1, "the engine offloads what fits")
     assert plan.fits
-    plan.demand_fit("x")
+    plan.require_fit("x")
     assert in_gib(plan.needed_bytes) == needed
 
 
@@ -144,7 +144,7 @@ def test_nothing_fits(gib: int, wishes: Wishes, message: str, hint: str) -> None
     plan = make_plan(QWEN3, with_free(gib * GIB), wishes)
     assert not plan.fits
     with pytest.raises(DoesNotFit) as caught:
-        plan.demand_fit("my model.gguf")
+        plan.require_fit("my model.gguf")
     assert (caught.value.message, caught.value.hint) == (message, hint)
 
 
@@ -319,11 +319,11 @@ def test_any_plan_fits_or_says_so(model: ModelFacts, ram: int, gpu: int | None, 
     needed = model.weights_bytes + model.mmproj_bytes + model.kv_bytes_per_token() * context * parallel
     there = ram + (gpu or 0 if on_gpu else 0)
     if plan.fits:
-        plan.demand_fit("any")
+        plan.require_fit("any")
         assert needed < there
     else:
         with pytest.raises(DoesNotFit):
-            plan.demand_fit("any")
+            plan.require_fit("any")
 
 
 @given(facts(), memories, memories)

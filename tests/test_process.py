@@ -16,7 +16,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from llmdeploy.service.child import GUARD, Child
 from llmdeploy.service.process import (
     ProcessId,
     alive,
@@ -27,6 +26,7 @@ from llmdeploy.service.process import (
     terminate,
     wait_gone,
 )
+from llmdeploy.service.server_process import GUARD, Child
 from tests.conftest import until
 
 GRACE = 0.3

@@ -11,9 +11,9 @@ import pytest
 from llmdeploy.config import Settings
 from llmdeploy.engines.base import EngineStatus
 from llmdeploy.errors import DoesNotFit, DownloadFailed, LlmdeployError, ModelNotFound, UsageError
-from llmdeploy.models.need import Need, NeededFile
 from llmdeploy.models.reference import HubRepo
-from llmdeploy.service.candidate import Order
+from llmdeploy.models.requirements import RequiredFile, Requirements
+from llmdeploy.service.launch import Order
 from llmdeploy.service.pull import Asked, Pull, Pulls
 from llmdeploy.units import GIB
 
@@ -26,7 +26,7 @@ class Engine:
 
     def __init__(self, name: str, folder: Path, size: int, usable: bool = True, fits: bool = True) -> None:
         self.name, self._folder, self._usable, self._fits = name, folder, usable, fits
-        self._file = NeededFile(f"{name}.gguf", size, digest="ab" * 32)
+        self._file = RequiredFile(f"{name}.gguf", size, digest="ab" * 32)
         self.wanted: bool | None = None
 
     def status(self) -> EngineStatus:
@@ -42,25 +42,25 @@ class Engine:
 
     def saved(self, artefact: object) -> None: ...
 
-    def need(self, artefact: object, folder: Path | None) -> Need:
-        return Need("hf://o/r", self._folder, (self._file,), COMMIT)
+    def need(self, artefact: object, folder: Path | None) -> Requirements:
+        return Requirements("hf://o/r", self._folder, (self._file,), COMMIT)
 
     def facts(self, artefact: object) -> str:
         return "facts"
 
     def plan(self, *_: object) -> Any:
-        def demand_fit(model: str) -> None:
+        def require_fit(model: str) -> None:
             if not self._fits:
                 raise DoesNotFit(f"`{model}` needs more", "take a smaller one")
 
-        return SimpleNamespace(demand_fit=demand_fit)
+        return SimpleNamespace(require_fit=require_fit)
 
 
 @pytest.fixture
 def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Engine]:
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10 * GIB))
     found: dict[str, Engine] = {}
-    monkeypatch.setattr("llmdeploy.engines.get", lambda name, settings: found[name])
+    monkeypatch.setattr("llmdeploy.engines.registry.get", lambda name, settings: found[name])
     found["llamacpp"] = Engine("llamacpp", tmp_path, 6 * GIB)
     found["ollama"] = Engine("ollama", tmp_path, 3 * GIB)
     return found
@@ -119,6 +119,6 @@ def test_only_a_pull_that_does_not_say_what_exactly_takes_the_files_of_others(
 
 
 def test_what_cannot_be_locked_is_told_before_it_is_fetched(engines: dict[str, Engine]) -> None:
-    engines["llamacpp"]._file = NeededFile("x", 1)
+    engines["llamacpp"]._file = RequiredFile("x", 1)
     with pytest.raises(DownloadFailed, match="cannot be locked"):
         look(asked("llamacpp", exact=True))

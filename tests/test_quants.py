@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmdeploy.errors import ModelNotFound
-from llmdeploy.models.quants import Choice, belonging, choose, quant_of
+from llmdeploy.models.quantization import Choice, belonging, choose, quant_of
 
 # As unsloth, bartowski, ggml-org, Qwen and mradermacher name theirs.
 UNSLOTH = [

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmdeploy.errors import ModelInvalid
-from llmdeploy.models import gguf_header, ranges
+from llmdeploy.models import gguf_header, remote_file
 from tests.conftest import SELFTEST
 from tests.hub_server import Hub, Refusal, closed_port, serve
 from tests.test_facts import write
@@ -38,7 +38,7 @@ class Store:
         return self.content[start:end]
 
     def open(self, name: str = "x.gguf") -> Any:
-        return ranges.opened(self.get, self.size, name)
+        return remote_file.opened(self.get, self.size, name)
 
     @property
     def fetched(self) -> int:
@@ -68,7 +68,7 @@ def test_each_request_that_goes_on_asks_for_twice_as_much() -> None:
             pass
     lengths = [end - start for start, end in store.asked]
     assert lengths[:7] == [2**18, 2**19, 2**20, 2**21, 2**22, 2**23, 2**23]
-    assert max(lengths) == ranges.LARGEST
+    assert max(lengths) == remote_file.LARGEST
     assert store.fetched == 40_000_000, "nothing twice"
     assert len(lengths) == 9
 
@@ -79,7 +79,7 @@ def test_a_jump_fetches_little() -> None:
         file.read(8)
         file.seek(30_000_000)
         file.read(8)
-    assert store.fetched == 2 * ranges.FIRST
+    assert store.fetched == 2 * remote_file.FIRST
 
 
 def test_what_is_said_to_be_without_end_is_given_up() -> None:
@@ -93,7 +93,7 @@ def test_what_is_said_to_be_without_end_is_given_up() -> None:
     store = Endless(b"", 2**43)
     with store.open() as file, pytest.raises(OSError, match="it does not end within 268,435,456 bytes"):
         file.read(2**30)
-    assert store.fetched <= ranges.MOST
+    assert store.fetched <= remote_file.MOST
 
 
 def test_an_answer_that_is_too_short_is_no_end_of_the_file() -> None:
@@ -113,7 +113,7 @@ def test_a_header_is_the_same_from_elsewhere() -> None:
     there = gguf_header.read_remote("hf://o/r/x.gguf", store.open())
     here = gguf_header.read(path)
     assert (there.name, there.fields, there.tensor_bytes) == ("hf://o/r/x.gguf", here.fields, here.tensor_bytes)
-    assert store.asked == [(0, ranges.FIRST)]
+    assert store.asked == [(0, remote_file.FIRST)]
 
 
 def test_a_large_vocabulary_takes_a_handful_of_requests(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_field_that_is_said_to_be_huge_fills_no_memory(tmp_path: Path) -> None
     content = bytearray(write(tmp_path / "x.gguf", {"general.name": "N" * 20}).read_bytes())
     at = content.index(b"N" * 20) - 8
     content[at : at + 8] = (2**40).to_bytes(8, "little")
-    store = Store(bytes(content) + bytes(ranges.FIRST), claimed=2**43)
+    store = Store(bytes(content) + bytes(remote_file.FIRST), claimed=2**43)
     with pytest.raises(ModelInvalid, match="a field of its header is said to have 1,099,511,627,776 bytes"):
         gguf_header.read_remote("x.gguf", store.open())
 

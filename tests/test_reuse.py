@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from llmdeploy import engines
 from llmdeploy.config import DEFAULT, Settings
-from llmdeploy.engines.llamacpp import LlamaCpp
-from llmdeploy.engines.ollama import Ollama as OllamaEngine
-from llmdeploy.engines.ollama import Tag
+from llmdeploy.engines import registry
+from llmdeploy.engines.llamacpp.engine import LlamaCpp
+from llmdeploy.engines.ollama.engine import Ollama as OllamaEngine
+from llmdeploy.engines.ollama.engine import Tag
 from llmdeploy.errors import ModelNotFound
-from llmdeploy.models import catalog, digest, reuse
+from llmdeploy.models import digest, reuse
+from llmdeploy.models.catalog import lookup
 from llmdeploy.models.gguf import GgufModel
 from llmdeploy.models.reference import CatalogName, HubFile, HubRepo, OllamaTag
 from llmdeploy.models.stores import folders
@@ -92,15 +93,15 @@ def test_a_revision_that_was_asked_for_is_fetched(ollama_store: Path) -> None:
 
 
 def test_the_same_file_of_lm_studio_and_of_a_folder(tmp_path: Path) -> None:
-    folders.remember(tmp_path / "mine", HubRepo(REPO), ["selftest-f16.gguf", "mmproj-f16.gguf"])
+    folders.save(tmp_path / "mine", HubRepo(REPO), ["selftest-f16.gguf", "mmproj-f16.gguf"])
     mine = put(tmp_path / "mine" / "selftest-f16.gguf", WEIGHTS)
     assert reuse.of_files(WITH_EYES, ()) is None, "the projector is not there"
     put(tmp_path / "mine" / "mmproj-f16.gguf", MMPROJ)
     assert reuse.of_files(WITH_EYES, ()) is not None, "a folder's record is of a folder that is there"
     folders.forget(tmp_path / "mine", [mine])
-    folders.remember(tmp_path / "mine", HubRepo(REPO, "v2"), ["selftest-f16.gguf"])
+    folders.save(tmp_path / "mine", HubRepo(REPO, "v2"), ["selftest-f16.gguf"])
     assert reuse.of_files(WANTED, ()) is None, "it is of another revision"
-    folders.remember(tmp_path / "mine", HubRepo(REPO), ["selftest-f16.gguf"])
+    folders.save(tmp_path / "mine", HubRepo(REPO), ["selftest-f16.gguf"])
     theirs = lmstudio(Path.home(), REPO, selftest_f16=WEIGHTS)
     found = reuse.of_files(WANTED, ())
     assert found is not None
@@ -121,7 +122,7 @@ def llamacpp() -> LlamaCpp:
 
 
 def test_a_name_of_the_catalog_on_llamacpp_is_ollamas_file_where_that_is_here(ollama_store: Path) -> None:
-    entry = catalog.find("qwen3:8b")
+    entry = lookup.find("qwen3:8b")
     engine = llamacpp()
     ordinary = engine.artefact(CatalogName("qwen3:8b"))
     assert ordinary.weights == entry.weights
@@ -157,7 +158,7 @@ def test_what_our_configuration_names_is_the_store(tmp_path: Path) -> None:
 
 
 def test_ollama_takes_the_catalogs_file_where_it_has_not_the_tag(tmp_path: Path) -> None:
-    weights = catalog.find("qwen3:8b").weights
+    weights = lookup.find("qwen3:8b").weights
     assert isinstance(weights, HubFile)
     with replay("tags") as recorded:  # it has `selftest`, and no `qwen3:8b`
         engine = OllamaEngine(Settings(ollama_host=recorded.url))
@@ -173,7 +174,7 @@ def test_ollama_takes_the_catalogs_file_where_it_has_not_the_tag(tmp_path: Path)
 
 def test_another_quantization_than_ollamas_tag_is_left_alone(tmp_path: Path) -> None:
     """Ollama's `mistral-nemo:12b` is Q4_0, and the catalog's GGUF file Q4_K_M."""
-    entry = catalog.find("mistral-nemo:12b")
+    entry = lookup.find("mistral-nemo:12b")
     weights = entry.weights
     assert isinstance(weights, HubFile)
     assert entry.chosen("ollama") != entry.chosen("llamacpp")
@@ -183,7 +184,7 @@ def test_another_quantization_than_ollamas_tag_is_left_alone(tmp_path: Path) -> 
 
 
 def test_a_model_of_the_catalog_without_a_gguf_file_is_ollamas_tag() -> None:
-    name = next((name for name, entry in catalog.load().items() if entry.tag and entry.gguf_files is None), None)
+    name = next((name for name, entry in lookup.load().items() if entry.tag and entry.gguf_files is None), None)
     if name is None:
         pytest.skip("the catalog has none")
     with replay("tags") as recorded:
@@ -192,7 +193,7 @@ def test_a_model_of_the_catalog_without_a_gguf_file_is_ollamas_tag() -> None:
 
 @pytest.mark.parametrize("name", ["llamacpp", "vllm"])
 def test_what_ships_spares_nothing(name: str) -> None:
-    engine = engines.get(name, Settings())
+    engine = registry.get(name, Settings())
     assert not engine.saved(engine.artefact(CatalogName("selftest")))
 
 
@@ -254,7 +255,7 @@ def test_a_tag_of_ollamas_on_llamacpp_sees_images(world: World) -> None:
 @pytest.mark.ollama
 def test_a_real_ollama_takes_a_file_of_the_hubs_cache(world: World, daemon: OwnOllama) -> None:
     """As a link: nothing is fetched, and nothing is copied."""
-    entry = catalog.find("qwen3:8b")
+    entry = lookup.find("qwen3:8b")
     assert isinstance(entry.weights, HubFile)
     with serve(Hub(files={entry.weights.repo: {entry.weights.file: as_quantized()}})) as hub:
         fetch(hub.url, world.folder / "hf", entry.weights.repo, entry.weights.file)

@@ -11,9 +11,9 @@ import pytest
 from llmdeploy.hardware import Gpu, Hardware
 from llmdeploy.models.facts import ModelFacts
 from llmdeploy.plan import MemoryPart, Plan, Wishes, make_plan
-from llmdeploy.service import room
+from llmdeploy.service import placement
+from llmdeploy.service.placement import HeldMemory
 from llmdeploy.service.process import identify
-from llmdeploy.service.room import Held
 from llmdeploy.units import GIB
 
 MACHINE = Hardware(
@@ -45,43 +45,43 @@ def plan_with(free: int, **wishes: Any) -> Plan:
 
 
 def test_side_by_side_where_it_costs_the_new_one_nothing() -> None:
-    found = room.decide(plan_with(40 * GIB), plan_with(60 * GIB), shares=False)
+    found = placement.decide(plan_with(40 * GIB), plan_with(60 * GIB), shares=False)
     assert found.beside
     assert found.reason == "both fit side by side: 12.5 GiB needed, 40.0 GiB free"
 
 
 def test_one_after_the_other_where_both_do_not_fit() -> None:
-    found = room.decide(plan_with(6 * GIB), plan_with(14 * GIB), shares=False)
+    found = placement.decide(plan_with(6 * GIB), plan_with(14 * GIB), shares=False)
     assert not found.beside
     assert found.plan == plan_with(14 * GIB)
     assert found.reason == "8.3 GiB needed and 6.0 GiB free beside it"
 
 
 def test_a_smaller_context_is_no_price_for_being_side_by_side() -> None:
-    found = room.decide(plan_with(9 * GIB), plan_with(20 * GIB), shares=False)
+    found = placement.decide(plan_with(9 * GIB), plan_with(20 * GIB), shares=False)
     assert not found.beside
     assert found.reason == "beside it 4096 tokens x 1 would fit, alone 8192 x 4"
 
 
 def test_two_of_one_daemon_are_never_side_by_side() -> None:
-    assert not room.decide(plan_with(40 * GIB), plan_with(60 * GIB), shares=True).beside
+    assert not placement.decide(plan_with(40 * GIB), plan_with(60 * GIB), shares=True).beside
 
 
 def test_the_machine_without_a_server_has_what_that_holds() -> None:
-    found = room.without(MACHINE, Held(3 * GIB, ((0, 18 * GIB), (2, GIB))))
+    found = placement.without(MACHINE, HeldMemory(3 * GIB, ((0, 18 * GIB), (2, GIB))))
     assert found.memory_available == 43 * GIB
     assert [gpu.memory_free for gpu in found.gpus] == [22 * GIB, 20 * GIB, None]
-    assert room.without(MACHINE, Held(100 * GIB)).memory_available == MACHINE.memory_total
+    assert placement.without(MACHINE, HeldMemory(100 * GIB)).memory_available == MACHINE.memory_total
 
 
 def test_what_gpus_hold_is_what_went_since_before_the_start() -> None:
     before = replace(MACHINE, gpus=(Gpu(0, "A", 24 * GIB, 23 * GIB), *MACHINE.gpus[1:]))
-    assert room.taken(before, MACHINE) == ((0, 19 * GIB),)
+    assert placement.taken(before, MACHINE) == ((0, 19 * GIB),)
 
 
 def test_a_server_that_takes_more_than_it_needs_is_not_beside_where_that_is_not_free() -> None:
     """vLLM told to take 0.9 of a GPU does not start where less is free, however little its model needs."""
-    found = room.decide(replace(plan_with(40 * GIB), takes=72 * GIB), plan_with(78 * GIB), shares=False)
+    found = placement.decide(replace(plan_with(40 * GIB), takes=72 * GIB), plan_with(78 * GIB), shares=False)
     assert not found.beside
     assert found.reason == "72.0 GiB needed and 40.0 GiB free beside it"
 
@@ -89,9 +89,9 @@ def test_a_server_that_takes_more_than_it_needs_is_not_beside_where_that_is_not_
 def test_a_process_holds_what_it_has_written() -> None:
     itself = identify(os.getpid())
     assert itself is not None
-    before = room.held(itself, ()).memory
+    before = placement.held_memory(itself, ()).memory
     written = bytearray(os.urandom(1)) * (200 * 2**20)
-    after = room.held(itself, ()).memory
+    after = placement.held_memory(itself, ()).memory
     assert len(written) * 0.9 < after - before < len(written) * 1.5
 
 
@@ -99,4 +99,4 @@ def test_a_process_holds_what_it_has_written() -> None:
 def test_memory_is_free_when_nearly_all_of_it_is(free: int, enough: bool) -> None:
     wanted = replace(MACHINE, gpus=(Gpu(0, "A", 24 * GIB, 22 * GIB), *MACHINE.gpus[1:]))
     now = replace(MACHINE, gpus=(Gpu(0, "A", 24 * GIB, free), *MACHINE.gpus[1:]))
-    assert room.is_free(now, wanted) is enough
+    assert placement.is_free(now, wanted) is enough

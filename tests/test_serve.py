@@ -19,9 +19,9 @@ import psutil
 import pytest
 from openai import OpenAI
 
-from llmdeploy.engines.llamacpp import PHASES
-from llmdeploy.service import control, state
-from llmdeploy.service.candidate import STOP_GRACE
+from llmdeploy.engines.llamacpp.engine import PHASES
+from llmdeploy.service import client, state
+from llmdeploy.service.launch import STOP_GRACE
 from tests import hub_server
 from tests.conftest import EMBEDDED, SELFTEST, World, copy_selftest, free_port, llama_server, read_until, until
 from tests.hub_server import Hub
@@ -714,8 +714,8 @@ def test_a_suspended_service_is_stopped(world: World, way: str) -> None:
 def test_a_service_that_ignores_sigterm_is_ended(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     service = serve_until_ready(world, preexec_fn=lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN))
     monkeypatch.setenv("LLMDEPLOY_STATE_DIR", str(world.state))
-    monkeypatch.setattr(control, "STOP_DEADLINE", 0.5)
-    control.stop(state.observe())
+    monkeypatch.setattr(client, "STOP_DEADLINE", 0.5)
+    client.stop(state.observe())
     service.communicate(timeout=WITHIN)
     assert service.returncode == -signal.SIGKILL
     until(lambda: not world.processes(), WITHIN)

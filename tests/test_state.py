@@ -16,7 +16,7 @@ import pytest
 
 from llmdeploy.errors import AlreadyServing, LlmdeployError, StateUnwritable
 from llmdeploy.service import state
-from llmdeploy.service.leftover import end_leftover
+from llmdeploy.service.cleanup import end_leftover
 from llmdeploy.service.process import ProcessId, identify, wait_gone
 from llmdeploy.service.state import Claim, Record, Situation
 from tests.conftest import World

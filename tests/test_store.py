@@ -15,7 +15,7 @@ from llmdeploy.errors import LlmdeployError, ModelNotFound
 from llmdeploy.models import removal, store
 from llmdeploy.models.reference import CatalogName, HubRepo, OllamaTag, parse
 from llmdeploy.models.stores import folders, hub_cache, lmstudio, modelscope, ollama
-from llmdeploy.models.stores.held import Held, total
+from llmdeploy.models.stores.installed import InstalledModel, total
 from llmdeploy.models.stores.repository import groups
 from tests import model_places
 from tests.hub_server import COMMIT, Hub, serve
@@ -55,12 +55,12 @@ def cache(fetched: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(fetched, tmp_path / "hf" / "hub", symlinks=True))
 
 
-def by_name(models: object) -> dict[str, Held]:
+def by_name(models: object) -> dict[str, InstalledModel]:
     assert isinstance(models, tuple)
     return {str(model.reference): model for model in models}
 
 
-def names(found: Held) -> set[str]:
+def names(found: InstalledModel) -> set[str]:
     return {file.name for file in found.files}
 
 
@@ -122,7 +122,7 @@ def test_parts_of_a_download_are_told_with_their_size(cache: Path) -> None:
 
 
 def test_a_cache_that_is_not_there_and_one_that_may_not_be_read(tmp_path: Path) -> None:
-    assert hub_cache.read(tmp_path / "none") == hub_cache.Shelf()
+    assert hub_cache.read(tmp_path / "none") == hub_cache.StoreListing()
     [note] = hub_cache.read(put(tmp_path / "file", b"x")).notes
     assert "cannot be read" in note
 
@@ -207,7 +207,7 @@ def test_a_damaged_store_is_no_reason_to_fail(ollama_store: Path) -> None:
     put(ollama_store / "manifests" / "registry.ollama.ai" / "library" / "odd" / "1", b'{"layers": [1], "config": {}}')
     put(ollama_store / "manifests" / ".DS_Store", b"x")
     assert len(ollama.read(ollama_store).held) == 5
-    assert ollama.read(ollama_store / "none") == ollama.Shelf()
+    assert ollama.read(ollama_store / "none") == ollama.StoreListing()
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
@@ -226,7 +226,7 @@ def test_a_header_is_read_once_for_each_manifest(ollama_store: Path, monkeypatch
     monkeypatch.setattr(ollama.gguf_header, "read", read.append)
     assert by_name(ollama.read(ollama_store).held)["ollama://qwen3:8b"].engines == ("llamacpp", "ollama")
     assert read == []
-    monkeypatch.setattr(ollama.upstream, "RULES", 10**6)
+    monkeypatch.setattr(ollama.ollama_compat, "RULES", 10**6)
     with pytest.raises(AttributeError):  # read again, by newer rules: here to nothing
         ollama.read(ollama_store)
 
@@ -256,9 +256,9 @@ def test_a_folder_that_a_model_was_put_into(tmp_path: Path) -> None:
     for name in ("x-Q4_K_M.gguf", "mine.gguf"):
         put(here / name, WEIGHTS)
     put(here / "x-Q8_0.gguf.incomplete", b"half")
-    folders.remember(gone, HubRepo(HF), ["model.safetensors"])
-    folders.remember(here, HubRepo(GGUF), ["x-Q4_K_M.gguf"])
-    folders.remember(here, HubRepo(GGUF), ["x-Q8_0.gguf"])
+    folders.save(gone, HubRepo(HF), ["model.safetensors"])
+    folders.save(here, HubRepo(GGUF), ["x-Q4_K_M.gguf"])
+    folders.save(here, HubRepo(GGUF), ["x-Q8_0.gguf"])
     assert [one.folder for one in folders.filled()] == [here]
     found = by_name(folders.read().held)
     assert found.keys() == {str(here / "x-Q4_K_M.gguf"), "selftest"}, "the user's own file is not ours to show"
@@ -314,7 +314,7 @@ def test_what_cannot_be_removed_is_told_with_its_place(
         raise OSError(errno.EROFS, "Read-only file system", file)
 
     monkeypatch.setattr(removal, "WAYS", {"hub": refuse})
-    held = Held(HubRepo("a/b"), "hub", tmp_path, (), (), 0)
+    held = InstalledModel(HubRepo("a/b"), "hub", tmp_path, (), (), 0)
     with pytest.raises(LlmdeployError) as caught:
         removal.remove(store.Store((held,), ()), [held])
     assert caught.value.message.startswith(message.format(root=tmp_path))
@@ -335,7 +335,7 @@ def test_a_name_of_the_catalog_means_what_came_from_modelscope(tmp_path: Path) -
 def everything(cache: Path, ollama_store: Path, monkeypatch: pytest.MonkeyPatch) -> store.Store:
     monkeypatch.setenv("OLLAMA_MODELS", str(ollama_store))
     monkeypatch.setattr(store.source, "origin", lambda source: type("Hub", (), {"cache": staticmethod(lambda: cache)}))
-    return store.look()
+    return store.scan()
 
 
 def test_one_view_of_all_places(everything: store.Store) -> None:

@@ -20,12 +20,11 @@ import psutil
 import pytest
 
 from llmdeploy import config
-from llmdeploy.cli import start
 from llmdeploy.cli import switch as words
 from llmdeploy.config import Settings
 from llmdeploy.models.reference import CatalogName
-from llmdeploy.service import control, previous
-from llmdeploy.service.previous import Previous
+from llmdeploy.service import client, previous
+from llmdeploy.service.previous import PreviousDeployment
 from llmdeploy.service.process import identify
 from llmdeploy.service.state import Record
 from tests.conftest import EMBEDDED, SELFTEST, Result, World, copy_selftest, read_until, until, write_server
@@ -58,7 +57,7 @@ def switching(world: World) -> Iterator[World]:
 
 def servers(world: World) -> list[psutil.Process]:
     """The engines that run in this world, as processes that lead their group."""
-    return [it for it in world.processes() if "guard.py" not in " ".join(it.cmdline()) and is_engine(it)]
+    return [it for it in world.processes() if "watchdog.py" not in " ".join(it.cmdline()) and is_engine(it)]
 
 
 def is_engine(process: psutil.Process) -> bool:
@@ -345,7 +344,7 @@ def test_a_service_that_is_killed_comes_back_with_the_old_or_the_new(switching: 
 def test_service_and_guards_killed_together_leave_servers_that_the_next_start_ends(switching: World, step: str) -> None:
     command = begun(switching, "llamacpp", "--context", "4096")
     read_until(command, step)
-    for process in [it for it in switching.processes() if not is_engine(it) or "guard.py" in " ".join(it.cmdline())]:
+    for process in [it for it in switching.processes() if not is_engine(it) or "watchdog.py" in " ".join(it.cmdline())]:
         if process.pid != command.pid:
             process.kill()
     command.communicate(timeout=20)
@@ -579,8 +578,8 @@ def test_what_was_asked_of_serve_is_kept(flags: dict[str, Any], model: str | Non
 
 def test_the_way_back_takes_a_deadline(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     document = config.document(Settings(timeout=600, context=2048))
-    found = Previous("selftest", "llamacpp", document, "/config.toml", {})
-    monkeypatch.setattr(previous, "recall", lambda: found)
+    found = PreviousDeployment("selftest", "llamacpp", document, "/config.toml", {})
+    monkeypatch.setattr(previous, "load", lambda: found)
     assert words._back(5).settings.timeout == 5
     assert words._back(None).settings.context == 2048
 
@@ -613,9 +612,9 @@ def test_who_interrupts_leaves_first_and_is_told_the_truth(
         if event["event"] == "note":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(control, "switch", events)
-    monkeypatch.setattr(control, "wait_switched", lambda: happened.append("waited"))
-    monkeypatch.setattr(start.AsText, "tell", tell)
+    monkeypatch.setattr(client, "switch", events)
+    monkeypatch.setattr(client, "wait_switched", lambda: happened.append("waited"))
+    monkeypatch.setattr(events.AsText, "tell", tell)
     target = words.Target(CatalogName("selftest"), Settings(), Path("/config.toml"), {}, repair=True)
     with pytest.raises(KeyboardInterrupt):
         words._switch(target, served(), hold=True, beside=True, as_json=False)

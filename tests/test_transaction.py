@@ -19,13 +19,13 @@ from llmdeploy.gateway.gateway import Gateway, Limits
 from llmdeploy.gateway.target import Target
 from llmdeploy.models.reference import CatalogName
 from llmdeploy.plan import Plan, Setting
-from llmdeploy.service import deployment, state
+from llmdeploy.service import service, state
 from llmdeploy.service import switch as switching
-from llmdeploy.service.candidate import Event, Order
-from llmdeploy.service.deployment import Service
-from llmdeploy.service.keeper import Keeper
-from llmdeploy.service.room import Held
-from llmdeploy.service.switch import Switch, Wanted
+from llmdeploy.service.launch import Event, Order
+from llmdeploy.service.placement import HeldMemory
+from llmdeploy.service.service import Service
+from llmdeploy.service.supervisor import Supervisor
+from llmdeploy.service.switch import Switch, SwitchOrder
 from llmdeploy.units import GIB
 
 PLAN = Plan(Setting(4096, ""), Setting(1, ""), (), None)
@@ -64,7 +64,7 @@ class Played:
         self.did.append(what)
         await asyncio.sleep(0)
 
-    async def look(self, spare: Held) -> None:
+    async def look(self, spare: HeldMemory) -> None:
         await self._do("look")
 
     async def settle(self, plan: Plan | None) -> None:
@@ -113,7 +113,7 @@ class World:
         service.keep()
         self.file = folder / "config.toml"
         self.file.write_text(CONFIG)
-        self.switch = Switch(service, Wanted(self.new.order, self.file, {"model": "new"}, beside=beside))
+        self.switch = Switch(service, SwitchOrder(self.new.order, self.file, {"model": "new"}, beside=beside))
 
     @property
     def points_to(self) -> str | None:
@@ -134,7 +134,7 @@ class World:
     def client_leaves(self) -> None:
         self.switch.call_off(self.running)
 
-    async def demand_old(self) -> None:
+    async def require_old(self) -> None:
         """All is as it was."""
         assert self.points_to == "old"
         assert self.old.kept == 1
@@ -148,9 +148,9 @@ class World:
 
 @pytest.fixture(autouse=True)
 def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(switching, "prove", lambda *_: None)
-    monkeypatch.setattr(switching, "holds", lambda *_: Held())
-    monkeypatch.setattr(deployment, "receipt", lambda *_: {})
+    monkeypatch.setattr(switching, "run_smoke_test", lambda *_: None)
+    monkeypatch.setattr(switching, "holds", lambda *_: HeldMemory())
+    monkeypatch.setattr(service, "provenance", lambda *_: {})
 
 
 def play(folder: Path, work: Callable[[World], Awaitable[None]], *, beside: bool = True) -> None:
@@ -195,7 +195,7 @@ def test_a_step_that_fails_is_undone(tmp_path: Path, step: str, beside: bool) ->
         error = await world.run()
         assert error is not None
         assert error.message.endswith(": no luck; `old` on llamacpp serves as before")
-        await world.demand_old()
+        await world.require_old()
 
     play(tmp_path, work, beside=beside)
 
@@ -211,7 +211,7 @@ def test_who_leaves_while_it_is_undone_does_not_keep_the_old_server_from_coming_
 
         world.old.again = left  # type: ignore[method-assign]
         assert "no luck" in str(await world.run())
-        await world.demand_old()
+        await world.require_old()
 
     play(tmp_path, work, beside=False)
 
@@ -221,7 +221,7 @@ def test_who_leaves_as_the_old_server_is_let_go_of_leaves_it_kept(tmp_path: Path
         world.old.when_left = world.client_leaves
         assert await world.run() is None
         assert world.running.cancelled()
-        await world.demand_old()
+        await world.require_old()
 
     play(tmp_path, work, beside=False)
 
@@ -269,7 +269,7 @@ def test_a_disk_that_is_full_after_the_commit_stops_nothing(monkeypatch: pytest.
         write(record)
 
     monkeypatch.setattr(state, "write", written)
-    monkeypatch.setattr(deployment, "RECORD_WATCH", 0.01)
+    monkeypatch.setattr(service, "RECORD_WATCH", 0.01)
 
     async def work(world: World) -> None:
         target = world.new.target
@@ -304,7 +304,7 @@ def test_a_full_disk_does_not_end_a_server_that_was_started_again(
 
     async def work(world: World) -> None:
         monkeypatch.setattr(state, "write", full)
-        service, keeper = world.service, cast("Keeper", world.old)
+        service, keeper = world.service, cast("Supervisor", world.old)
         service.hear(keeper, {"event": "down", "error": StartFailed("it ended", "")})
         assert world.points_to is None
         service.hear(keeper, {"event": "started"})
@@ -328,7 +328,7 @@ def test_what_a_daemon_lets_go_by_itself_is_not_counted_twice(tmp_path: Path, at
         world.old.candidate.attached = attached
         world.new.engine.side_by_side = False
         world.new.candidate.plan_for = plan_for
-        world.switch._new, world.switch._holds = cast("Any", world.new), Held(0, ((0, GIB),))
+        world.switch._new, world.switch._holds = cast("Any", world.new), HeldMemory(0, ((0, GIB),))
         assert not world.switch._room_for(machine).beside
 
     play(tmp_path, work)
@@ -338,14 +338,14 @@ def test_what_a_daemon_lets_go_by_itself_is_not_counted_twice(tmp_path: Path, at
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"settings": [], "model": "x"}', b'{"settings": {}, "model": 5}'])
 def test_an_order_that_makes_no_sense_is_refused(body: bytes) -> None:
     with pytest.raises(UsageError, match="does not understand"):
-        Wanted.read(body)
+        SwitchOrder.read(body)
 
 
 def test_a_service_that_stops_begins_nothing(tmp_path: Path) -> None:
     async def work(world: World) -> None:
-        world.service.orders._demand_turn()
+        world.service.orders._require_turn()
         world.service.stopping = True
         with pytest.raises(AlreadyServing, match="the service is stopping"):
-            world.service.orders._demand_turn()
+            world.service.orders._require_turn()
 
     play(tmp_path, work)

@@ -9,7 +9,7 @@ import pytest
 
 from llmdeploy.models import gguf_header
 from llmdeploy.models.gguf_header import Header
-from llmdeploy.models.upstream import MARKS, projector_reason, reason
+from llmdeploy.models.ollama_compat import MARKS, projector_reason, reason
 from tests.model_places import MMPROJ, WEIGHTS
 
 MAIN_TENSORS = ("token_embd.weight", "blk.0.attn_q.weight", "output_norm.weight")

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from llmdeploy.config import Settings
 from llmdeploy.engines.base import EngineStatus
-from llmdeploy.engines.vllm import Vllm, consent, fit, flags
+from llmdeploy.engines.vllm import consent, fit, flags
+from llmdeploy.engines.vllm.engine import Vllm
 from llmdeploy.engines.vllm.environment import Contents, Environment, Found
 from llmdeploy.errors import ConfigError, DoesNotFit, EngineMissing, ModelInvalid, NotPermitted, Remedy
 from llmdeploy.models.facts import ModelFacts
@@ -99,7 +100,7 @@ def test_the_gpus_of_a_pipeline_are_no_more_than_there_are() -> None:
 def test_a_model_that_no_gpu_holds_is_refused_with_the_numbers() -> None:
     plan = planned("1x4090", QWEN_72B)
     with pytest.raises(DoesNotFit, match=r"needs 139\.\d GiB .* and 22\.\d GiB is free"):
-        plan.demand_fit("big")
+        plan.require_fit("big")
 
 
 def test_unified_memory_counts_where_nvml_reports_none() -> None:
@@ -460,7 +461,7 @@ def test_a_configuration_of_odd_values_is_no_accident(tmp_path: Path, name: str,
     odd = HfModel(tmp_path)
     assert odd.remote_code() == ()
     with contextlib.suppress(DoesNotFit):
-        fit.plan(odd.facts(), machines.load("cpu-only"), Wishes(), {}, "cpu").demand_fit("odd")
+        fit.plan(odd.facts(), machines.load("cpu-only"), Wishes(), {}, "cpu").require_fit("odd")
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from llmdeploy.cli.app import COMMANDS
 from llmdeploy.config import keys
-from llmdeploy.engines import failures
-from llmdeploy.engines.failures import Diagnosis
+from llmdeploy.engines import diagnosis
+from llmdeploy.engines.diagnosis import Diagnosis
 from llmdeploy.engines.vllm.failures import LAST_WORDS, VLLM, diagnose, telling_lines
 from llmdeploy.errors import Remedy
 from tests.vllm_messages_machine import MACHINE, MODEL, NEWER
@@ -229,15 +229,15 @@ def test_the_commands_of_the_hints_are_there() -> None:
 
 
 def test_every_row_is_told_by_some_case(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[failures.Failure] = []
-    original = failures._told
+    told: list[diagnosis.Failure] = []
+    original = diagnosis._told
 
-    def spy(failure: failures.Failure, *rest: object) -> Diagnosis | None:
+    def spy(failure: diagnosis.Failure, *rest: object) -> Diagnosis | None:
         found = original(failure, *rest)  # type: ignore[arg-type]
         told.extend([failure] if found else [])
         return found
 
-    monkeypatch.setattr(failures, "_told", spy)
+    monkeypatch.setattr(diagnosis, "_told", spy)
     for name in RECORDED:
         diagnose(recording(f"{name}.log"), 1)
     for message, _ in MESSAGES:
@@ -372,4 +372,4 @@ def test_a_cause_that_was_named_goes_before_the_signal_by_which_vllm_ends_itself
     assert by_itself is not None
     assert "truncated" in by_itself.cause
     old = [*log, *["(APIServer pid=1) INFO:     127.0.0.1:5 - GET /health 200"] * LAST_WORDS]
-    assert diagnose(old, -9) == failures.killed(-9), "what was said long before is no cause"
+    assert diagnose(old, -9) == diagnosis.killed(-9), "what was said long before is no cause"

@@ -20,9 +20,9 @@ import psutil
 import pytest
 
 from llmdeploy import hardware
-from llmdeploy.engines.vllm import cpu_build, environment, install, tool
+from llmdeploy.engines.vllm import cpu_build, environment, install, package_installer
 from llmdeploy.engines.vllm.install import Size
-from llmdeploy.engines.vllm.tool import Step
+from llmdeploy.engines.vllm.package_installer import Step
 from llmdeploy.errors import InstallFailed, UsageError
 from tests import machines, tiny_wheels
 from tests.conftest import Result, World, until
@@ -372,7 +372,7 @@ def test_a_warning_before(machine: hardware.Hardware, version: str | None, cpu: 
     ],
 )
 def test_a_failure_in_words(said: list[str], cause: str) -> None:
-    failure = tool.failure(Step("installing", ("pip",)), said, Path("/log"))
+    failure = package_installer.failure(Step("installing", ("pip",)), said, Path("/log"))
     assert cause in failure.message
     assert failure.hint
 
@@ -397,14 +397,14 @@ def test_a_failure_in_words(said: list[str], cause: str) -> None:
     ],
 )
 def test_what_is_news(line: str, news: str) -> None:
-    assert tool.news(line) == news
+    assert package_installer.news(line) == news
 
 
 def test_a_silent_tool_is_at_it_still(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tool, "SILENCE_SECONDS", 0.1)
+    monkeypatch.setattr(package_installer, "SILENCE_SECONDS", 0.1)
     told: list[tuple[str, str]] = []
     step = Step("waiting", (sys.executable, "-c", "import time; time.sleep(0.5); print('Installed 3 packages')"))
-    tool.run(step, tmp_path / "log", lambda *it: told.append(it))
+    package_installer.run(step, tmp_path / "log", lambda *it: told.append(it))
     assert told[:2] == [("waiting", ""), ("waiting", "")]
     assert told[-1] == ("waiting", "Installed 3 packages")
     assert (tmp_path / "log").read_text() == "Installed 3 packages\n"
@@ -412,7 +412,7 @@ def test_a_silent_tool_is_at_it_still(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 def test_what_a_tool_started_ends_with_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """pip starts programs of its own: an interruption ends them too."""
-    monkeypatch.setattr(tool, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(package_installer, "GRACE_SECONDS", 0.5)
     step = Step("building", ("/bin/sh", "-c", "trap '' TERM; sleep 300 & echo Installed $! packages; wait; wait"))
     pids: list[int] = []
 
@@ -423,18 +423,18 @@ def test_what_a_tool_started_ends_with_it(monkeypatch: pytest.MonkeyPatch, tmp_p
 
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        tool.run(step, tmp_path / "log", interrupt)
-    assert time.monotonic() - began < tool.GRACE_SECONDS + 3
+        package_installer.run(step, tmp_path / "log", interrupt)
+    assert time.monotonic() - began < package_installer.GRACE_SECONDS + 3
     until(lambda: not psutil.pid_exists(pids[0]) or psutil.Process(pids[0]).status() == psutil.STATUS_ZOMBIE)
 
 
 def test_a_tool_that_is_gone(tmp_path: Path) -> None:
     with pytest.raises(InstallFailed, match="`/no/uv` cannot be run: No such file or directory"):
-        tool.run(Step("installing", ("/no/uv",)), tmp_path / "log", lambda *_: None)
+        package_installer.run(Step("installing", ("/no/uv",)), tmp_path / "log", lambda *_: None)
 
 
 def test_variables_that_lead_astray() -> None:
-    assert tool.clean({"PYTHONPATH": "/x", "PIP_USER": "1", "PATH": "/bin"}) == {"PATH": "/bin"}
+    assert package_installer.clean({"PYTHONPATH": "/x", "PIP_USER": "1", "PATH": "/bin"}) == {"PATH": "/bin"}
 
 
 def test_a_stamp_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmdeploy import wire
-from llmdeploy.wire import BadFraming, Body, Chunked, Length, UntilClose, parse_request, parse_response
+from llmdeploy import http1
+from llmdeploy.http1 import BadFraming, Body, Chunked, Length, UntilClose, parse_request, parse_response
 
 HEAD = b"POST /a?b=c HTTP/1.1\r\nHost: x:1\r\nContent-Length: 3\r\nX-Y:  z \r\nEmpty:\r\n\r\n"
 
@@ -48,19 +48,19 @@ def test_a_target_may_be_an_address() -> None:
 
 
 def test_headers_are_put_together_without_those_that_end_here() -> None:
-    assert wire.lines(parse_request(HEAD).fields, frozenset({b"host", b"content-length"})) == b"x-y: z\r\nempty: \r\n"
+    assert http1.lines(parse_request(HEAD).fields, frozenset({b"host", b"content-length"})) == b"x-y: z\r\nempty: \r\n"
 
 
 @pytest.mark.parametrize("head", [b"\x16\x03\x01", b"\0", b"get", b"GET/", b"GET / HTTP/1.1\n", b"GET\n", b" GET "])
 def test_what_cannot_become_a_head_is_known_at_once(head: bytes) -> None:
     with pytest.raises(BadFraming):
-        wire.check_beginning(head)
+        http1.check_beginning(head)
 
 
 def test_every_beginning_of_a_head_is_waited_for() -> None:
     for end in range(1, len(HEAD)):
-        wire.check_beginning(HEAD[:end])
-        wire.check_beginning(bytearray(HEAD[:end]))
+        http1.check_beginning(HEAD[:end])
+        http1.check_beginning(bytearray(HEAD[:end]))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_chunk_may_be_put_in_between_two_only() -> None:
 def test_a_chunk_reads_as_it_was_written() -> None:
     payload: list[bytes] = []
     chunks = Chunked()
-    chunks.feed(wire.chunk(b"a" * 300) + wire.LAST_CHUNK, payload)
+    chunks.feed(http1.chunk(b"a" * 300) + http1.LAST_CHUNK, payload)
     assert (chunks.done, payload) == (True, [b"a" * 300])
 
 
@@ -154,7 +154,7 @@ def test_a_head_is_read_or_refused(text: bytes) -> None:
         except BadFraming:
             continue
         assert not (request.chunked and request.length)
-        onward = wire.lines(request.fields, frozenset())
+        onward = http1.lines(request.fields, frozenset())
         assert onward.count(b"\r") == onward.count(b"\n") == onward.count(b"\r\n") == len(request.fields)
         assert b"\0" not in onward
 
@@ -167,5 +167,5 @@ def test_a_response_head_is_read_or_refused(text: bytes) -> None:
         except BadFraming:
             continue
         assert not (response.chunked and response.length is not None)
-        onward = wire.lines(response.fields, frozenset())
+        onward = http1.lines(response.fields, frozenset())
         assert onward.count(b"\r") == onward.count(b"\n") == onward.count(b"\r\n") == len(response.fields)

@@ -5,7 +5,7 @@ The model or the machine is at fault here. Most come of GPUs, drivers and cluste
 
 from __future__ import annotations
 
-from llmdeploy.engines.failures import Diagnosis
+from llmdeploy.engines.diagnosis import Diagnosis
 
 NEWER = "take a newer one: `pip install --upgrade vllm`"
 DRIVER = "update the driver, or install the vLLM that suits it: `uv pip install --upgrade vllm --torch-backend=auto`"

@@ -5,7 +5,7 @@ Other settings mend these. Most come of GPUs, which no test run has.
 
 from __future__ import annotations
 
-from llmdeploy.engines.failures import Diagnosis
+from llmdeploy.engines.diagnosis import Diagnosis
 from llmdeploy.errors import Remedy
 
 

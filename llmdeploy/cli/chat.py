@@ -131,8 +131,8 @@ def _served(model: str | None, settings: Settings) -> Record:
 
 def _found(settings: Settings) -> Record | None:
     """The deployment that is there, waited for while it starts."""
-    from llmdeploy.cli.start import say_phase
-    from llmdeploy.service.control import Watch
+    from llmdeploy.cli.events import say_phase
+    from llmdeploy.service.client import Watch
 
     deadline = time.monotonic() + settings.timeout
     watch = Watch(say_phase)

@@ -96,15 +96,15 @@ def _values(kind: str) -> list[Candidate]:
 
 def _names() -> list[str]:
     """The models of the catalog; none where the user's own file is wrong, which a command will tell."""
-    from llmdeploy.models import catalog_names
+    from llmdeploy.models.catalog import names
 
-    if not catalog_names.user_file().exists():
-        return catalog_names.shipped()
+    if not names.user_file().exists():
+        return names.shipped()
     from llmdeploy.errors import ConfigError
-    from llmdeploy.models import catalog
+    from llmdeploy.models.catalog import lookup
 
     try:
-        return catalog.names()
+        return lookup.names()
     except ConfigError:
         return []
 

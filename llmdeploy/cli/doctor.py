@@ -13,7 +13,7 @@ from llmdeploy.cli.output import harmless, out
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llmdeploy.checks import Check
+    from llmdeploy.doctor import Check
 
 EPILOG = """Examples:
 
@@ -27,9 +27,9 @@ def register(app: typer.Typer, summary: str) -> None:
 
 
 def doctor(json: options.Json = False) -> None:
-    from llmdeploy import checks
+    from llmdeploy import doctor
 
-    report = checks.examine()
+    report = doctor.examine()
     if json:
         out.document({"ok": report.ok, **asdict(report)})
     else:

@@ -42,9 +42,9 @@ def register(app: typer.Typer, summary: str) -> None:
 
 
 def list_(json: options.Json = False) -> None:
-    from llmdeploy import engines
+    from llmdeploy.engines import registry
 
-    found = {engine.name: engine.status() for engine in engines.every(config.load())}
+    found = {engine.name: engine.status() for engine in registry.every(config.load())}
     if json:
         out.document({"engines": [{"name": name, **asdict(it)} for name, it in found.items()]})
     else:

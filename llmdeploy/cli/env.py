@@ -10,11 +10,11 @@ from typing import Annotated
 
 import typer
 
-from llmdeploy import config, connection
+from llmdeploy import config, endpoint
 from llmdeploy.cli import options, shells
 from llmdeploy.cli.output import out
 from llmdeploy.config_rules import Text
-from llmdeploy.connection import Connection
+from llmdeploy.endpoint import Connection
 from llmdeploy.errors import UsageError
 from llmdeploy.service import state
 from llmdeploy.service.state import Situation
@@ -47,7 +47,7 @@ def env(
     situation = state.observe()
     settings = config.load()
     record = situation.record if situation.state in {"starting", "ready"} else None
-    found = connection.to_record(record, settings) if record else connection.to_configured(settings)
+    found = endpoint.to_record(record, settings) if record else endpoint.to_configured(settings)
     if dotenv is not None:
         _write(dotenv, found)
     if json:
@@ -97,7 +97,7 @@ def _write(file: Path, found: Connection) -> None:
 
     dotenv.write(file, _variables(found))
     out.note(f"{', '.join(_variables(found))} are in `{file}`")
-    if found.api_key != connection.NO_KEY and os.name == "posix" and file.stat().st_mode & 0o077:
+    if found.api_key != endpoint.NO_KEY and os.name == "posix" and file.stat().st_mode & 0o077:
         out.warn(f"others can read the API key in it: `chmod 600 {quote(str(file))}`")
 
 

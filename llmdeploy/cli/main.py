@@ -9,7 +9,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from llmdeploy import __version__
-from llmdeploy.cli.streams import make_safe
+from llmdeploy.cli.stdio import make_safe
 
 if TYPE_CHECKING:
     from llmdeploy.errors import LlmdeployError

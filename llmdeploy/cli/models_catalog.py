@@ -35,7 +35,7 @@ def catalog(json: options.Json = False) -> None:
 def rows() -> list[dict[str, Any]]:
     """One document for each model."""
     from llmdeploy.cli.models_show import document
-    from llmdeploy.models import catalog
+    from llmdeploy.models.catalog import lookup
 
     hub = config.load().hub
-    return [document(name, hub) for name in catalog.names()]
+    return [document(name, hub) for name in lookup.names()]

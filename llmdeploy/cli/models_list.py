@@ -13,7 +13,7 @@ from llmdeploy.units import in_gib
 
 if TYPE_CHECKING:
     from llmdeploy.models.store import Store
-    from llmdeploy.models.stores.held import Held
+    from llmdeploy.models.stores.installed import InstalledModel
 
 HEADINGS = ("NAME", "SIZE", "ENGINES", "PLACE", "LAST USED")
 PLACES = {"hub": "Hub", "modelscope": "ModelScope", "ollama": "Ollama", "folder": "folder", "lmstudio": "LM Studio"}
@@ -25,7 +25,7 @@ def show() -> None:
     """Print what is here as a table, or where that is too wide as a few lines each."""
     from llmdeploy.models import store
 
-    found = store.look(config.load().ollama_models)
+    found = store.scan(config.load().ollama_models)
     rows = [_row(model) for model in _sorted(found)]
     widths = [max(map(len, column)) for column in zip(HEADINGS, *rows, strict=True)]
     if sys.stdout.isatty() and sum(widths) + 2 * len(widths) > columns():
@@ -40,9 +40,9 @@ def show() -> None:
 def stored() -> dict[str, Any]:
     """The same for `--json`: fields are only ever added."""
     from llmdeploy.models import store
-    from llmdeploy.models.stores.held import total
+    from llmdeploy.models.stores.installed import total
 
-    found = store.look(config.load().ollama_models)
+    found = store.scan(config.load().ollama_models)
     return {
         "stored": [document(found, model) for model in _sorted(found)],
         "stored_bytes": total(found.held),
@@ -50,7 +50,7 @@ def stored() -> dict[str, Any]:
     }
 
 
-def document(found: Store, model: Held) -> dict[str, Any]:
+def document(found: Store, model: InstalledModel) -> dict[str, Any]:
     """One model of it."""
     used = datetime.fromtimestamp(model.last_used, UTC).isoformat(timespec="seconds") if model.last_used else None
     return {
@@ -68,13 +68,13 @@ def document(found: Store, model: Held) -> dict[str, Any]:
     }
 
 
-def _sorted(found: Store) -> list[Held]:
+def _sorted(found: Store) -> list[InstalledModel]:
     """By place, then by name; what has nothing but parts of a download last."""
     places = list(PLACES)
     return sorted(found.held, key=lambda it: (not it.files, places.index(it.place), str(it.reference)))
 
 
-def _row(model: Held) -> tuple[str, ...]:
+def _row(model: InstalledModel) -> tuple[str, ...]:
     engines = ", ".join(model.engines) or ("none" if model.files else "unfinished")
     size = in_gib(model.size if model.files else model.unfinished)
     return (harmless(str(model.reference)), size, engines, PLACES[model.place], _ago(model.last_used))
@@ -85,14 +85,14 @@ def _ago(seconds: float) -> str:
     return "today" if days < 1 else "yesterday" if days == 1 else f"{days} days ago"
 
 
-def _pull(model: Held) -> str:
+def _pull(model: InstalledModel) -> str:
     """The command that fetches it, for an engine that runs its form: GGUF files tell so in their repository's name."""
     gguf = "llamacpp" in model.engines or "gguf" in str(model.reference).lower()
     return f"llmdeploy pull {model.reference}{'' if gguf else ' --engine vllm'}"
 
 
 def _tell(found: Store) -> None:
-    from llmdeploy.models.stores.held import total
+    from llmdeploy.models.stores.installed import total
 
     out.note(f"{in_gib(total(found.held))} in all")
     for model in found.held:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from llmdeploy.models.store import Store
-    from llmdeploy.models.stores.held import Held
+    from llmdeploy.models.stores.installed import InstalledModel
 
 EPILOG = """Examples:
 
@@ -38,9 +38,9 @@ def rm(
     from llmdeploy.models import removal, store
 
     settings = config.load()
-    found = store.look(settings.ollama_models)
+    found = store.scan(settings.ollama_models)
     going = _chosen(found, names)
-    removal.demand_at_rest(going)
+    removal.require_at_rest(going)
     _require_idle(found, going)
     freed = found.freed(*going)
     if dry_run:
@@ -55,11 +55,11 @@ def rm(
     _tell(found, going, freed, as_json=json, dry_run=False)
 
 
-def _chosen(found: Store, names: Sequence[str]) -> list[Held]:
+def _chosen(found: Store, names: Sequence[str]) -> list[InstalledModel]:
     """What the names mean, each once. Raises what stands in the way where nothing of a name may be removed."""
     from llmdeploy.models import removal
 
-    going: dict[int, Held] = {}
+    going: dict[int, InstalledModel] = {}
     for name in names:
         models = found.named(name)
         refusals = {id(model): removal.refusal(model) for model in models}
@@ -73,7 +73,7 @@ def _chosen(found: Store, names: Sequence[str]) -> list[Held]:
     return list(going.values())
 
 
-def _require_idle(found: Store, going: Sequence[Held]) -> None:
+def _require_idle(found: Store, going: Sequence[InstalledModel]) -> None:
     """What serves now, or starts to, must keep its files. Raises LlmdeployError."""
     from llmdeploy.models import removal
     from llmdeploy.service import state
@@ -93,14 +93,14 @@ def _require_idle(found: Store, going: Sequence[Held]) -> None:
             raise LlmdeployError(f"`{model.reference}` is served now", "`llmdeploy stop` ends that", code="not_removed")
 
 
-def _means(found: Store, name: str, model: Held) -> bool:
+def _means(found: Store, name: str, model: InstalledModel) -> bool:
     try:
         return model in found.named(name)
     except LlmdeployError:
         return False
 
 
-def _remove(found: Store, going: Sequence[Held]) -> None:
+def _remove(found: Store, going: Sequence[InstalledModel]) -> None:
     from llmdeploy.models import removal
 
     tags = {it.reference.name: it.revisions[0] for it in going if isinstance(it.reference, OllamaTag)}
@@ -113,7 +113,7 @@ def _remove(found: Store, going: Sequence[Held]) -> None:
     removal.remove(found, going)
 
 
-def _described(found: Store, going: Sequence[Held], freed: int) -> list[str]:
+def _described(found: Store, going: Sequence[InstalledModel], freed: int) -> list[str]:
     lines = []
     for model in going:
         lines.append(f"`{model.reference}`, {in_gib(model.size + model.unfinished)}, in `{model.root}`")
@@ -122,7 +122,7 @@ def _described(found: Store, going: Sequence[Held], freed: int) -> list[str]:
     return [*lines, f"frees {in_gib(freed)}{shared}"]
 
 
-def _files(found: Store, going: Sequence[Held], model: Held) -> list[Path]:
+def _files(found: Store, going: Sequence[InstalledModel], model: InstalledModel) -> list[Path]:
     """What goes of one of them."""
     from llmdeploy.models import removal
 
@@ -134,7 +134,7 @@ def _within(file: Path, root: Path) -> str:
     return str(file.relative_to(root)) if file.is_relative_to(root) else str(file)
 
 
-def _tell(found: Store, going: Sequence[Held], freed: int, *, as_json: bool, dry_run: bool) -> None:
+def _tell(found: Store, going: Sequence[InstalledModel], freed: int, *, as_json: bool, dry_run: bool) -> None:
     if as_json:
         removed = [
             {

@@ -14,8 +14,8 @@ from llmdeploy.cli import options
 from llmdeploy.cli.output import columns, harmless, out
 
 if TYPE_CHECKING:
-    from llmdeploy.models.catalog_entry import CatalogEntry
-    from llmdeploy.models.offers import Offer
+    from llmdeploy.models.availability import Availability
+    from llmdeploy.models.catalog.entry import CatalogEntry
 
 Names = Annotated[
     list[str], typer.Argument(metavar="MODEL...", help="Names of the catalog, repositories, tags, files or folders.")
@@ -37,17 +37,17 @@ def document(asked: str, hub: str) -> dict[str, Any]:
 
     Raises UsageError, ModelNotFound, ConfigError.
     """
-    from llmdeploy.models import catalog
-    from llmdeploy.models.offers import offers
+    from llmdeploy.models.availability import availability
+    from llmdeploy.models.catalog import lookup
     from llmdeploy.models.reference import CatalogName, parse
 
     reference = parse(asked)
-    entry = catalog.find(reference.name) if isinstance(reference, CatalogName) else None
+    entry = lookup.find(reference.name) if isinstance(reference, CatalogName) else None
     return {
         "name": str(entry or reference),
         "asked": asked,
         **(_facts(entry) if entry else {}),
-        "engines": {offer.engine: _fields(offer) for offer in offers(reference, hub)},
+        "engines": {offer.engine: _fields(offer) for offer in availability(reference, hub)},
     }
 
 
@@ -62,7 +62,7 @@ def _facts(entry: CatalogEntry) -> dict[str, Any]:
     }
 
 
-def _fields(offer: Offer) -> dict[str, Any]:
+def _fields(offer: Availability) -> dict[str, Any]:
     fields = {name: value for name, value in asdict(offer).items() if name != "engine"}
     return fields | {"bytes": offer.bytes or None, "quant": offer.quant or None, "lacks": offer.lacks or None}
 

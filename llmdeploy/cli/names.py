@@ -13,9 +13,9 @@ def understood(text: str) -> ModelRef:
     """The reference; a spelling that the catalog knows by another name is told. Raises UsageError, ConfigError."""
     reference = parse(text)
     if isinstance(reference, CatalogName) and TICKET not in os.environ:  # in the background nobody listens
-        from llmdeploy.models import catalog
+        from llmdeploy.models.catalog import lookup
 
-        entry = catalog.look(reference.name)
+        entry = lookup.get(reference.name)
         if entry is not None and str(entry) != reference.name:
             out.note(f"`{reference.name}` is `{entry}`")
     return reference

@@ -22,7 +22,7 @@ from llmdeploy.units import in_gib
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from llmdeploy.service.candidate import Event
+    from llmdeploy.service.launch import Event
     from llmdeploy.service.pull import Asked, Pull
 
 ALL = "all"
@@ -111,7 +111,7 @@ def _reference(text: str, quant: str | None, revision: str | None, settings: Set
 def _asked(
     reference: ModelRef, engines: tuple[str, ...], settings: Settings, folder: Path | None, lock: bool
 ) -> list[Asked]:
-    from llmdeploy.service.candidate import Order
+    from llmdeploy.service.launch import Order
     from llmdeploy.service.pull import Asked
 
     return [Asked(Order(reference, replace(settings, engine=name)), None, folder, lock) for name in engines]
@@ -119,7 +119,7 @@ def _asked(
 
 def _locked(model: str | None, engine: str | None, settings: Settings, folder: Path | None) -> list[Asked]:
     from llmdeploy.models import lock
-    from llmdeploy.service.candidate import Order
+    from llmdeploy.service.launch import Order
     from llmdeploy.service.pull import Asked
 
     pins = lock.named(None if model is None else str(parse(model)), () if engine in {None, ALL} else (settings.engine,))

@@ -124,19 +124,19 @@ def refuse_foreign(flags: dict[str, Any], engine: str, instead: str = "add `--en
 
 def start(arguments: list[str]) -> Record:
     """Serve in the background and wait until it is ready, saying each phase."""
-    from llmdeploy.cli.start import INDENT, say_phase
-    from llmdeploy.service import control
+    from llmdeploy.cli.events import INDENT, say_phase
+    from llmdeploy.service import client
 
-    record = control.start_in_background(arguments).wait(say_phase)
+    record = client.start_in_background(arguments).wait(say_phase)
     for note in record.notes:
         out.note(f"{INDENT}{note}")
     return record
 
 
 def _serve_here(reference: ModelRef, settings: Settings, *, repair: bool, as_json: bool) -> None:
-    from llmdeploy.cli.start import AsJson, AsText
-    from llmdeploy.service.candidate import Order
-    from llmdeploy.service.deployment import serve as run
+    from llmdeploy.cli.events import AsJson, AsText
+    from llmdeploy.service.launch import Order
+    from llmdeploy.service.service import serve as run
     from llmdeploy.service.signals import Terminated
 
     # In the background the record tells what happens, and the command that started it wants one answer.

@@ -20,14 +20,14 @@ def register(app: typer.Typer, summary: str) -> None:
 
 
 def stop(json: options.Json = False) -> None:
-    from llmdeploy.service import control
+    from llmdeploy.service import client
 
     situation = state.observe()
     record = situation.record
     runs = record is not None and situation.state in {"starting", "ready"}
     if record is not None and runs:
         out.note(f"stopping `{record.served_name}` (process {record.service.pid})")
-    control.stop(situation)
+    client.stop(situation)
     if json:
         out.document({"stopped": runs, "model": record.served_name if record and runs else None})
     elif record is None:

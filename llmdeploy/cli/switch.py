@@ -22,8 +22,8 @@ from llmdeploy.models.reference import ModelRef, parse, served_name
 from llmdeploy.service import state
 
 if TYPE_CHECKING:
-    from llmdeploy.service.candidate import Event, Order
-    from llmdeploy.service.rehearse import Rehearsal
+    from llmdeploy.service.dry_run import Rehearsal
+    from llmdeploy.service.launch import Event, Order
     from llmdeploy.service.state import Record
 
 EPILOG = """Examples:
@@ -61,7 +61,7 @@ class Target:
 
     @property
     def order(self) -> Order:
-        from llmdeploy.service.candidate import Order
+        from llmdeploy.service.launch import Order
 
         return Order(self.reference, self.settings, self.repair)
 
@@ -207,7 +207,7 @@ def _file() -> Path:
 def _back(timeout: float | None) -> Target:
     from llmdeploy.service import previous
 
-    found = previous.recall()
+    found = previous.load()
     if found is None:
         raise UsageError("there was no switch to return from", "`llmdeploy switch ENGINE` makes one")
     settings = config.from_document(found.settings)
@@ -230,7 +230,7 @@ def _served_settings(document: dict[str, Any] | None) -> dict[str, Any]:
 def _rehearse(target: Target, record: Record | None, *, dry_run: bool, hold: bool, beside: bool, as_json: bool) -> None:
     """Nothing serves, or nothing is to be touched: check what can be checked; write, unless it is a dry run."""
     from llmdeploy import config_edit
-    from llmdeploy.service.rehearse import rehearse
+    from llmdeploy.service.dry_run import rehearse
 
     rehearsal = rehearse(target.order, record, beside=beside)
     diff = config_edit.diff(config_edit.edited(target.file, target.changes))
@@ -275,14 +275,14 @@ def _write(target: Target) -> None:
     """Where no service makes the switch, this command writes it down."""
     from llmdeploy import config_edit
     from llmdeploy.service import previous
-    from llmdeploy.service.previous import Previous
+    from llmdeploy.service.previous import PreviousDeployment
 
     before = config.load()
     old = config_edit.texts(target.file, target.changes)
     if old == target.changes:
         return
     config_edit.write(config_edit.edited(target.file, target.changes))
-    previous.remember(Previous(before.model, before.engine, config.document(before), str(target.file), old))
+    previous.save(PreviousDeployment(before.model, before.engine, config.document(before), str(target.file), old))
 
 
 def _warn_of_variables() -> None:
@@ -293,11 +293,11 @@ def _warn_of_variables() -> None:
 
 
 def _switch(target: Target, record: Record, *, hold: bool, beside: bool, as_json: bool) -> None:
-    from llmdeploy.cli.start import AsJson, AsText
-    from llmdeploy.service import control, signals
-    from llmdeploy.service.switch import Wanted
+    from llmdeploy.cli.events import AsJson, AsText
+    from llmdeploy.service import client, signals
+    from llmdeploy.service.switch import SwitchOrder
 
-    order = Wanted(target.order, target.file, target.changes, hold, beside).written()
+    order = SwitchOrder(target.order, target.file, target.changes, hold, beside).written()
     began = time.monotonic()
     step = ""
     style = AsJson if as_json else AsText
@@ -305,7 +305,7 @@ def _switch(target: Target, record: Record, *, hold: bool, beside: bool, as_json
         with (
             style(lambda record: announce(record, as_json=as_json)) as notices,
             signals.interrupting(),
-            closing(control.switch(record, order)) as events,  # to leave is to call it off
+            closing(client.switch(record, order)) as events,  # to leave is to call it off
         ):
             for event in events:
                 step = event.get("step", step)
@@ -323,8 +323,8 @@ def _switch(target: Target, record: Record, *, hold: bool, beside: bool, as_json
 
 def _interrupted(step: str) -> None:
     """Called off, unless it is done; what serves is waited for."""
-    from llmdeploy.service import control
+    from llmdeploy.service import client
 
     out.note("interrupted: it is switched already" if step in DONE else "interrupted: the switch is undone")
-    if record := control.wait_switched():
+    if record := client.wait_switched():
         out.note(f"`{record.served_name}` on {record.engine} serves")

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from llmdeploy.engines.failures import Diagnosis
+from llmdeploy.engines.diagnosis import Diagnosis
 from llmdeploy.errors import Remedy
 from llmdeploy.hardware import Hardware
 from llmdeploy.models.facts import ModelFacts
-from llmdeploy.models.need import Need
 from llmdeploy.models.reference import ModelRef
+from llmdeploy.models.requirements import Requirements
 from llmdeploy.models.source import OnProgress
 from llmdeploy.plan import Plan, Wishes
 
@@ -125,7 +125,7 @@ class Engine(Protocol[A]):
         """Whether all of it is where the engine finds it. Touches no network beyond the daemon."""
         ...
 
-    def need(self, artefact: A, folder: Path | None = None) -> Need:
+    def need(self, artefact: A, folder: Path | None = None) -> Requirements:
         """What it needs, file by file, and what of it is missing; asks the source, and goes without where all is here.
 
         `folder`: to be put there and not into the source's cache. Raises DownloadFailed, ModelNotFound.

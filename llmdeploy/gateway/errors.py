@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from llmdeploy.gateway.meanings import meaning_of
+from llmdeploy.gateway.engine_errors import meaning_of
 from llmdeploy.gateway.target import Target
 
 INVALID = "invalid_request_error"

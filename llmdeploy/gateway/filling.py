@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llmdeploy.gateway.client import Client
+    from llmdeploy.gateway.downstream import Downstream
 
 _STEP = bytes(256 * 1024)
 """A body grows by so much: memory follows what came, not what was announced."""
@@ -18,7 +18,7 @@ class Filling(asyncio.BufferedProtocol):
 
     __slots__ = ("_body", "_client", "_filled", "_length")
 
-    def __init__(self, client: Client, length: int, begun: bytes) -> None:
+    def __init__(self, client: Downstream, length: int, begun: bytes) -> None:
         self._client = client
         self._length = length
         self._body = bytearray(begun)

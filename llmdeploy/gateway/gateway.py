@@ -10,19 +10,19 @@ from contextlib import suppress
 from typing import Any
 
 from llmdeploy.errors import LlmdeployError
-from llmdeploy.gateway import answers, routes
-from llmdeploy.gateway.call import Call
-from llmdeploy.gateway.client import Client
-from llmdeploy.gateway.exchange import Exchange
+from llmdeploy.gateway import responses, routes
+from llmdeploy.gateway.control import ControlRequest
+from llmdeploy.gateway.downstream import Downstream
 from llmdeploy.gateway.limits import Limits
 from llmdeploy.gateway.metrics import Labels, Metrics
 from llmdeploy.gateway.pool import Pool
+from llmdeploy.gateway.relay import Relay
 from llmdeploy.gateway.target import Target
-from llmdeploy.wire import Request
+from llmdeploy.http1 import Request
 
-__all__ = ["Control", "Exchange", "Gateway", "Limits", "Metrics", "Target"]
+__all__ = ["Control", "ControlRequest", "Gateway", "Limits", "Metrics", "Target"]
 
-Control = Callable[[Exchange], Awaitable[None]]
+Control = Callable[[ControlRequest], Awaitable[None]]
 """Answers requests whose path begins with `/llmdeploy/`; it checks who asks."""
 
 BACKLOG = 1024
@@ -42,7 +42,7 @@ class Gateway:
         self.control = control
         self.host = ""
         self.metrics = Metrics()
-        self.clients: set[Client] = set()
+        self.clients: set[Downstream] = set()
         self.buffered = 0
         """Bytes of request bodies in memory."""
         self._pool: Pool | None = None
@@ -53,8 +53,8 @@ class Gateway:
         self._error: LlmdeployError | None = None
         self._last: Target | None = None
         self._last_since = 0
-        self._held: dict[Call, None] = {}
-        self._lost: dict[Call, None] = {}
+        self._held: dict[Relay, None] = {}
+        self._lost: dict[Relay, None] = {}
         """Requests whose server cannot be reached, while nobody has said yet that it is gone."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._servers: list[asyncio.Server] = []
@@ -74,8 +74,8 @@ class Gateway:
                 self._servers.append(await loop.create_server(self._client, "::1", self.port, backlog=BACKLOG))
         self._sweep()
 
-    def _client(self) -> Client:
-        return Client(self)
+    def _client(self) -> Downstream:
+        return Downstream(self)
 
     # Where requests go
 
@@ -106,7 +106,7 @@ class Gateway:
         self._gather_lost()
         held, self._held = self._held, {}
         for call in held:
-            call.refuse(answers.unavailable(error))
+            call.refuse(responses.unavailable(error))
 
     def _leave_target(self) -> None:
         previous, self._pool = self._pool, None
@@ -127,7 +127,7 @@ class Gateway:
         if pool is not self._pool:
             pool.retire()
         if await pool.until_empty(seconds):
-            cut: list[Call] = []
+            cut: list[Relay] = []
         else:
             cut = list(pool.calls)
             for call in cut:
@@ -138,18 +138,18 @@ class Gateway:
 
     # Requests
 
-    def relay(self, call: Call) -> None:
+    def relay(self, call: Relay) -> None:
         """Sends a request to the server of now, or has it wait."""
         if self._pool is not None and not self._held:
             call.send(self._pool)
         elif self._error is not None:
-            call.refuse(answers.unavailable(self._error))
+            call.refuse(responses.unavailable(self._error))
         elif self._pool is None and self.held >= self.limits.held:
-            call.refuse(answers.too_many_wait(self.held, self._reason))
+            call.refuse(responses.too_many_wait(self.held, self._reason))
         else:
             self._hold(call)
 
-    def _hold(self, call: Call) -> None:
+    def _hold(self, call: Relay) -> None:
         call.deadline = time.monotonic() + self.limits.hold_seconds
         self._held[call] = None
 
@@ -166,7 +166,7 @@ class Gateway:
             self._letting_go = True
             asyncio.get_running_loop().call_soon(self._let_go)
 
-    def lost(self, call: Call, pool: Pool) -> None:
+    def lost(self, call: Relay, pool: Pool) -> None:
         """The server of a request cannot be reached. Who keeps it will soon say so."""
         if pool is self._pool:
             call.deadline = time.monotonic() + self.limits.lost_seconds
@@ -182,20 +182,20 @@ class Gateway:
         if lost:
             self._hold_again(lost)
 
-    def _hold_again(self, calls: Iterable[Call]) -> None:
+    def _hold_again(self, calls: Iterable[Relay]) -> None:
         """Requests that have waited before stand where they stood: before those that came later."""
         for call in calls:
             self._hold(call)
         self._held = dict.fromkeys(sorted(self._held, key=lambda it: it.received))
 
-    def forget(self, call: Call) -> None:
+    def forget(self, call: Relay) -> None:
         """The client of a request has left."""
         self._held.pop(call, None)
         self._lost.pop(call, None)
 
-    def exchange(self, client: Client, head: Request, body: bytes) -> Exchange:
+    def exchange(self, client: Downstream, head: Request, body: bytes) -> ControlRequest:
         """Has somebody else answer a request."""
-        exchange = Exchange(self, client, head, body)
+        exchange = ControlRequest(self, client, head, body)
         handler = self.control if head.path.startswith(routes.CONTROL) else self._answer_metrics
         assert handler is not None
         task = asyncio.get_running_loop().create_task(exchange.run(handler))
@@ -216,7 +216,7 @@ class Gateway:
             return 503, {"status": "failed", "reason": self._error.message, "hint": self._error.hint}
         return 503, {"status": "waiting", "reason": self._reason}
 
-    async def _answer_metrics(self, exchange: Exchange) -> None:
+    async def _answer_metrics(self, exchange: ControlRequest) -> None:
         in_flight: Counter[Labels] = Counter()
         for pool in self._pools.values():
             in_flight[pool.target.engine, pool.target.model] += len(pool.calls)
@@ -255,7 +255,7 @@ class Gateway:
                 self._retire(pool)
         for call in [it for it in self._held if it.deadline < now]:
             del self._held[call]
-            call.refuse(answers.waited_too_long(limits.hold_seconds, self._reason))
+            call.refuse(responses.waited_too_long(limits.hold_seconds, self._reason))
         for call in [it for it in self._lost if it.deadline < now]:
             del self._lost[call]
             call.give_up()
@@ -275,7 +275,7 @@ class Gateway:
         self._gather_lost()
         held, self._held = self._held, {}
         for call in held:
-            call.refuse(answers.closing())
+            call.refuse(responses.closing())
         for pool in list(self._pools.values()):
             for call in list(pool.calls):
                 call.cut()

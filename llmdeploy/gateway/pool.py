@@ -11,7 +11,7 @@ from llmdeploy.gateway.upstream import Upstream
 from llmdeploy.tls import trusting
 
 if TYPE_CHECKING:
-    from llmdeploy.gateway.call import Call
+    from llmdeploy.gateway.relay import Relay
 
 IDLE_SECONDS = 4.0
 """vLLM closes a connection that is idle for 5 s; a request must not meet that."""
@@ -27,16 +27,16 @@ class Pool:
         self.target = target
         self.host = target.authority.encode()
         self.prefix = target.prefix.encode()
-        self.calls: set[Call] = set()
+        self.calls: set[Relay] = set()
         self.retired = False
         """Whether the server is leaving: no connection is kept for later."""
         self._idle: list[Upstream] = []
-        self._wanting: dict[Call, None] = {}
+        self._wanting: dict[Relay, None] = {}
         """Requests that wait for a connection to be made, or to become free; in their order."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._until_empty: list[asyncio.Future[None]] = []
 
-    def serve(self, call: Call) -> None:
+    def serve(self, call: Relay) -> None:
         """Finds a connection for a request: a free one, or the next that becomes free or is made."""
         upstream = self._take()
         if upstream is not None:
@@ -45,7 +45,7 @@ class Pool:
             self._wanting[call] = None
             self._connect(None)
 
-    def serve_anew(self, call: Call) -> None:
+    def serve_anew(self, call: Relay) -> None:
         """Makes a connection for this request alone."""
         self._connect(call)
 
@@ -58,12 +58,12 @@ class Pool:
             upstream.drop()
         return None
 
-    def _connect(self, only: Call | None) -> None:
+    def _connect(self, only: Relay | None) -> None:
         task = asyncio.get_running_loop().create_task(self._make(only))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _make(self, only: Call | None) -> None:
+    async def _make(self, only: Relay | None) -> None:
         upstream = await self._made()
         if upstream is not None and not upstream.closing and (only is None or only not in self.calls):
             self.give_back(upstream)
@@ -91,7 +91,7 @@ class Pool:
             return None
         return upstream
 
-    def _first_wanting(self) -> Call | None:
+    def _first_wanting(self) -> Relay | None:
         call = next(iter(self._wanting), None)
         if call is not None:
             del self._wanting[call]
@@ -113,7 +113,7 @@ class Pool:
         if upstream in self._idle:
             self._idle.remove(upstream)
 
-    def remove(self, call: Call) -> None:
+    def remove(self, call: Relay) -> None:
         """A request is over, or goes elsewhere."""
         self.calls.discard(call)
         if self._wanting:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, cast
 
-from llmdeploy.gateway.heads import answered
-from llmdeploy.wire import END_OF_HEAD, MAX_HEAD, BadFraming, Body, Chunked, Length, Response, UntilClose
+from llmdeploy.gateway.header_cache import answered
+from llmdeploy.http1 import END_OF_HEAD, MAX_HEAD, BadFraming, Body, Chunked, Length, Response, UntilClose
 
 if TYPE_CHECKING:
-    from llmdeploy.gateway.call import Call
     from llmdeploy.gateway.pool import Pool
+    from llmdeploy.gateway.relay import Relay
 
 JOINED = 16 * 1024
 """Up to so many bytes a body is copied behind its head, to be written at once."""
@@ -40,7 +40,7 @@ class Upstream(asyncio.Protocol):
         self.idle_since = 0.0
         self.is_reused = False
         self.closing = False
-        self._call: Call | None = None
+        self._call: Relay | None = None
         self._head = b""
         self._response: Response | None = None
         self._body: Body | None = None
@@ -50,7 +50,7 @@ class Upstream(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
 
-    def send(self, call: Call, head: bytes, body: bytes) -> None:
+    def send(self, call: Relay, head: bytes, body: bytes) -> None:
         """Puts a request on this connection."""
         self._call = call
         if len(body) <= JOINED:
@@ -80,7 +80,7 @@ class Upstream(asyncio.Protocol):
         except BadFraming:
             self._break()
 
-    def _take_head(self, call: Call, data: bytes) -> None:
+    def _take_head(self, call: Relay, data: bytes) -> None:
         if self._head:
             data = self._head + data
         while True:
@@ -115,7 +115,7 @@ class Upstream(asyncio.Protocol):
             if body.done:
                 self._finish(call, whole < len(rest))
 
-    def _take_decoded(self, call: Call, body: Body, data: bytes) -> None:
+    def _take_decoded(self, call: Relay, body: Body, data: bytes) -> None:
         payload: list[bytes] = []
         end = body.feed(data, payload)
         for piece in payload:
@@ -123,7 +123,7 @@ class Upstream(asyncio.Protocol):
         if body.done and self._call is call:
             self._finish(call, end < len(data))
 
-    def _finish(self, call: Call, has_more: bool) -> None:
+    def _finish(self, call: Relay, has_more: bool) -> None:
         """The answer is whole. A connection with more bytes, or one that has not sent all, is not reused."""
         response = self._response
         self._call = self._response = self._body = None

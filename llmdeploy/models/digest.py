@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from llmdeploy import atomic
+from llmdeploy import atomic_file
 from llmdeploy.errors import ModelInvalid
 from llmdeploy.models.gguf_header import command
 from llmdeploy.paths import state_dir
@@ -63,7 +63,7 @@ def earlier(path: Path) -> str | None:
     return digest
 
 
-def remember(path: Path, digest: str) -> None:
+def save(path: Path, digest: str) -> None:
     """The file has that digest as it is now: another program has set its time."""
     with suppress(OSError):
         file = path.resolve(strict=True)
@@ -97,4 +97,4 @@ def _store(digests: dict[str, Any]) -> None:
     """To lose it costs the time to compute it again, so what goes wrong here is not told."""
     with suppress(OSError):
         _file().parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        atomic.replace(_file(), json.dumps(digests).encode())
+        atomic_file.replace(_file(), json.dumps(digests).encode())

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from llmdeploy.config import DEFAULT, Settings
 from llmdeploy.errors import DownloadFailed, ModelNotFound
-from llmdeploy.models import catalog, facts, lock, quants, source, transfer
+from llmdeploy.models import facts, lock, quantization, source, transfer
+from llmdeploy.models.catalog import lookup
 from llmdeploy.models.mmproj import find_mmproj
-from llmdeploy.models.need import Need
-from llmdeploy.models.quants import Choice
+from llmdeploy.models.quantization import Choice
 from llmdeploy.models.reference import HUB_HOSTS, CatalogName, HubFile, HubRepo, ModelRef, OllamaTag
+from llmdeploy.models.requirements import Requirements
 from llmdeploy.models.source import Listing, OnProgress, RemoteFile
 
 
@@ -41,7 +42,7 @@ class GgufModel:
         """Whether all of it is on this machine. Touches no network."""
         return self._located is not None
 
-    def need(self, folder: Path | None = None) -> Need:
+    def need(self, folder: Path | None = None) -> Requirements:
         """What of it is missing: in the cache, or in `folder`. Raises DownloadFailed, ModelNotFound."""
         try:
             if self._home:
@@ -124,10 +125,10 @@ class GgufModel:
         if isinstance(self.weights, HubRepo):
             if not any(path.lower().endswith(".gguf") for path in paths):
                 raise self._no_gguf(any(path.endswith(".safetensors") for path in paths))
-            choice = quants.choose(paths, self.weights.quant, f"`{self.weights.repo}`")
+            choice = quantization.choose(paths, self.weights.quant, f"`{self.weights.repo}`")
         else:
             assert isinstance(self.weights, HubFile)
-            choice = quants.belonging(self.weights.file, paths)
+            choice = quantization.belonging(self.weights.file, paths)
         match self.mmproj:
             case Path():
                 return replace(choice, mmproj=None)
@@ -174,7 +175,7 @@ def _files(model: ModelRef, settings: Settings) -> GgufModel:
         case HubRepo() | HubFile():
             return GgufModel(lock.pinned(model, model, settings))
         case CatalogName():
-            entry = catalog.find(model.name)
+            entry = lookup.find(model.name)
             weights, mmproj = entry.weights, entry.mmproj
             if isinstance(weights, Path):
                 return GgufModel(weights, mmproj)

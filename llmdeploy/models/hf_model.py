@@ -13,12 +13,13 @@ from pathlib import Path
 
 from llmdeploy.config import DEFAULT, Settings
 from llmdeploy.errors import DownloadFailed, ModelInvalid, ModelNotFound
-from llmdeploy.models import catalog, hf_facts, lock, source, transfer
+from llmdeploy.models import hf_facts, lock, source, transfer
+from llmdeploy.models.catalog import lookup
 from llmdeploy.models.facts import ModelFacts
 from llmdeploy.models.hf_facts import CONFIG
 from llmdeploy.models.hf_facts import json_object as _json
-from llmdeploy.models.need import Need
 from llmdeploy.models.reference import CatalogName, HubFile, HubRepo, ModelRef, OllamaTag
+from llmdeploy.models.requirements import Requirements
 from llmdeploy.models.safetensors import INDEX, indexed
 from llmdeploy.models.source import Listing, OnProgress, RemoteFile
 from llmdeploy.paths import selftest_dir
@@ -42,7 +43,7 @@ class HfModel:
             return True
         return self._cached(CONFIG) is not None and self._has_weights() and _has_tokenizer(_names(self.folder))
 
-    def need(self, folder: Path | None = None) -> Need:
+    def need(self, folder: Path | None = None) -> Requirements:
         """What of it is missing: in the cache, or in `folder`. Raises DownloadFailed, ModelNotFound."""
         try:
             if isinstance(self.location, HubRepo):
@@ -124,7 +125,7 @@ def find(model: ModelRef, settings: Settings = DEFAULT) -> HfModel:
     """What the user named, in Hugging Face form. Raises ModelNotFound."""
     match model:
         case CatalogName():
-            entry = catalog.find(model.name)
+            entry = lookup.find(model.name)
             if entry.hf_folder:
                 return HfModel(selftest_dir() / entry.hf_folder)
             if entry.hub:

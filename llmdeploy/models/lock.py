@@ -15,14 +15,15 @@ import msgspec
 
 from llmdeploy.config import permissions_hint
 from llmdeploy.errors import ConfigError, DownloadFailed, ModelNotFound
-from llmdeploy.models import catalog, source
+from llmdeploy.models import source
+from llmdeploy.models.catalog import lookup
 from llmdeploy.models.reference import HubFile, HubRepo, OllamaTag, parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from llmdeploy.config import Settings
-    from llmdeploy.models.need import Need
+    from llmdeploy.models.requirements import Requirements
 
 LOCK = Path("llmdeploy.lock")
 HEAD = "Written by `llmdeploy pull --lock`. `llmdeploy pull --locked` gets exactly this."
@@ -75,7 +76,7 @@ def write(pins: Iterable[Pin], file: Path = LOCK) -> None:
     """Replace the file. Raises ConfigError."""
     import tomlkit
 
-    from llmdeploy import atomic
+    from llmdeploy import atomic_file
 
     document = tomlkit.document()
     document.add(tomlkit.comment(HEAD))
@@ -89,7 +90,7 @@ def write(pins: Iterable[Pin], file: Path = LOCK) -> None:
             files.append(row)
         tables.append(tomlkit.item({**msgspec.to_builtins(pin), "files": files}))
     try:
-        atomic.replace(file, tomlkit.dumps(document).encode())
+        atomic_file.replace(file, tomlkit.dumps(document).encode())
         file.chmod(0o644)  # it belongs to the project, and holds nothing private
     except OSError as error:
         hint = permissions_hint(file.absolute().parent)
@@ -101,7 +102,7 @@ def with_pins(pins: Iterable[Pin], new: Iterable[Pin]) -> tuple[Pin, ...]:
     return tuple({(pin.model, pin.engine): pin for pin in (*pins, *new)}.values())
 
 
-def pin(model: str, engine: str, need: Need) -> Pin:
+def pin(model: str, engine: str, need: Requirements) -> Pin:
     """What is needed, as a pin. Raises DownloadFailed where the source does not tell what it is exactly."""
     if not need.revision or not all(file.digest for file in need.files):
         raise DownloadFailed(
@@ -144,7 +145,7 @@ def hubs(model: object, reference: R, settings: Settings) -> tuple[str, ...]:
     return tuple(hub for hub in order if _pin_of(model, source.at(reference, hub), settings)) or order
 
 
-def demand_same(locked: Pin, need: Need) -> None:
+def require_same(locked: Pin, need: Requirements) -> None:
     """Raises DownloadFailed, before anything is fetched, where what is needed is not what is locked."""
     found = pin(locked.model, locked.engine, need)
     if found.revision == locked.revision and set(found.files) == set(locked.files):
@@ -168,7 +169,7 @@ def _pin_of(model: object, reference: HubRepo | HubFile, settings: Settings) -> 
 
 
 def _spelled(model: str) -> str:
-    return str(catalog.look(model) or model)
+    return str(lookup.get(model) or model)
 
 
 def _write_again(file: Path) -> str:

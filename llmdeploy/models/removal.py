@@ -17,11 +17,11 @@ from llmdeploy.errors import LlmdeployError
 from llmdeploy.models.reference import HubFile, HubRepo
 from llmdeploy.models.store import Store
 from llmdeploy.models.stores import folders, modelscope
-from llmdeploy.models.stores.held import Held, Place
+from llmdeploy.models.stores.installed import InstalledModel, Place
 from llmdeploy.paths import selftest_dir
 
 
-def refusal(model: Held) -> LlmdeployError | None:
+def refusal(model: InstalledModel) -> LlmdeployError | None:
     """Why it is not removed, with what the user can do; None where it may be."""
     if model.root == selftest_dir():
         return LlmdeployError(
@@ -37,7 +37,7 @@ def refusal(model: Held) -> LlmdeployError | None:
     return None
 
 
-def demand_at_rest(going: Sequence[Held]) -> None:
+def require_at_rest(going: Sequence[InstalledModel]) -> None:
     """Raises LlmdeployError for a model of the Hub's cache of which some program fetches files now."""
     for model in going:
         if model.place == "hub" and (folder := _folder(model)):
@@ -51,7 +51,7 @@ def demand_at_rest(going: Sequence[Held]) -> None:
                 )
 
 
-def remove(store: Store, going: Sequence[Held]) -> None:
+def remove(store: Store, going: Sequence[InstalledModel]) -> None:
     """Remove models from the caches and folders: what no other model of `store` needs. Raises LlmdeployError."""
     for place, way in WAYS.items():
         if here := [model for model in going if model.place == place]:
@@ -65,13 +65,13 @@ def remove(store: Store, going: Sequence[Held]) -> None:
                 ) from error
 
 
-def _what(error: OSError, models: Sequence[Held]) -> str:
+def _what(error: OSError, models: Sequence[InstalledModel]) -> str:
     """What cannot be done: of whole folders an error tells only the name of a file within."""
     file = os.fsdecode(error.filename or "")
     return f"`{file}` cannot be removed" if os.path.isabs(file) else f"`{models[0].root}` cannot be changed"
 
 
-def _from_hub(store: Store, going: Sequence[Held]) -> None:
+def _from_hub(store: Store, going: Sequence[InstalledModel]) -> None:
     _unlink(part for model in going for part in model.parts)
     whole = _left_by_all(store, going)
     files = going_files(store, going)
@@ -81,7 +81,7 @@ def _from_hub(store: Store, going: Sequence[Held]) -> None:
         removal.remove(files, whole)
 
 
-def _from_modelscope(store: Store, going: Sequence[Held]) -> None:
+def _from_modelscope(store: Store, going: Sequence[InstalledModel]) -> None:
     _unlink((*going_files(store, going), *(part for model in going for part in model.parts)))
     stays = {_repository(model) for model in store.held if model.place == "modelscope" and model not in going}
     for model in going:
@@ -90,7 +90,7 @@ def _from_modelscope(store: Store, going: Sequence[Held]) -> None:
                 shutil.rmtree(folder)
 
 
-def _from_folder(store: Store, going: Sequence[Held]) -> None:
+def _from_folder(store: Store, going: Sequence[InstalledModel]) -> None:
     for root in {model.root for model in going}:
         here = [model for model in going if model.root == root]
         files = [*going_files(store, here), *(part for model in here for part in model.parts)]
@@ -101,18 +101,18 @@ def _from_folder(store: Store, going: Sequence[Held]) -> None:
                 folder.rmdir()
 
 
-WAYS: Mapping[Place, Callable[[Store, Sequence[Held]], None]] = MappingProxyType(
+WAYS: Mapping[Place, Callable[[Store, Sequence[InstalledModel]], None]] = MappingProxyType(
     {"hub": _from_hub, "modelscope": _from_modelscope, "folder": _from_folder}
 )
 
 
-def going_files(store: Store, going: Sequence[Held]) -> list[Path]:
+def going_files(store: Store, going: Sequence[InstalledModel]) -> list[Path]:
     """The files that go, links as links: not what a model needs which stays, such as a projector."""
     kept = {file for model in store.everything if model not in going for file in model.files}
     return [file for file in dict.fromkeys(file for model in going for file in model.files) if file not in kept]
 
 
-def _folder(model: Held) -> Path | None:
+def _folder(model: InstalledModel) -> Path | None:
     """The folder of its repository in the Hub's cache."""
     for file in (*model.files, *model.parts):
         with suppress(ValueError):
@@ -120,11 +120,11 @@ def _folder(model: Held) -> Path | None:
     return None
 
 
-def _repository(model: Held) -> str:
+def _repository(model: InstalledModel) -> str:
     return model.reference.repo if isinstance(model.reference, HubRepo | HubFile) else ""
 
 
-def _left_by_all(store: Store, going: Sequence[Held]) -> list[Path]:
+def _left_by_all(store: Store, going: Sequence[InstalledModel]) -> list[Path]:
     """The folders of repositories of which nothing stays."""
     stays = {_folder(model) for model in store.held if model not in going}
     return [folder for folder in dict.fromkeys(map(_folder, going)) if folder and folder not in stays]

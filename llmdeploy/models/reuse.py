@@ -13,12 +13,13 @@ from pathlib import Path
 
 from llmdeploy.config import Settings
 from llmdeploy.errors import LlmdeployError, ModelNotFound
-from llmdeploy.models import catalog, facts, gguf, gguf_header, quants
-from llmdeploy.models.catalog_entry import plain_quant
+from llmdeploy.models import facts, gguf, gguf_header, quantization
+from llmdeploy.models.catalog import lookup
+from llmdeploy.models.catalog.entry import plain_quant
 from llmdeploy.models.gguf import GgufModel
 from llmdeploy.models.reference import HUB_HOSTS, MAIN, CatalogName, HubFile, HubRepo, ModelRef, OllamaTag
 from llmdeploy.models.stores import folders, lmstudio, ollama
-from llmdeploy.models.stores.held import is_whole, walk
+from llmdeploy.models.stores.installed import is_whole, walk
 from llmdeploy.units import in_gib
 
 
@@ -44,7 +45,7 @@ class Found:
 
 def tags(model: ModelRef) -> tuple[str, ...]:
     """The names at Ollama of a model of the catalog, in all quantizations."""
-    entry = catalog.look(model.name) if isinstance(model, CatalogName) else None
+    entry = lookup.get(model.name) if isinstance(model, CatalogName) else None
     return tuple(filter(None, (entry.tag, *entry.tags.values()))) if entry else ()
 
 
@@ -78,11 +79,11 @@ def of_tag(name: str, ollama_models: str | None = None) -> Found | None:
 
 def for_ollama(model: CatalogName, settings: Settings) -> GgufModel | None:
     """The catalog's GGUF files of a model, where all are on this machine and of the quantization of Ollama's tag."""
-    entry = catalog.look(model.name)
+    entry = lookup.get(model.name)
     if entry is None:
         return None
     try:
-        if plain_quant(entry.chosen("ollama") or quants.FIRST[0]) != plain_quant(entry.chosen("llamacpp")):
+        if plain_quant(entry.chosen("ollama") or quantization.FIRST[0]) != plain_quant(entry.chosen("llamacpp")):
             return None
         wanted = gguf.find(model, settings)
         if wanted.present():
@@ -115,9 +116,9 @@ def _in_folder(wanted: GgufModel, folder: Path, paths: Sequence[str], whose: str
     paths = [path for path in paths if is_whole(folder / path)]
     try:
         if isinstance(wanted.weights, HubFile):
-            choice = quants.belonging(wanted.weights.file, paths)
+            choice = quantization.belonging(wanted.weights.file, paths)
         else:
-            choice = quants.choose(paths, quant_of(wanted))
+            choice = quantization.choose(paths, quant_of(wanted))
     except ModelNotFound:
         return None
     mmproj = wanted.mmproj.file if isinstance(wanted.mmproj, HubFile) else choice.mmproj
@@ -150,8 +151,8 @@ def _home(wanted: GgufModel) -> HubRepo | None:
 def quant_of(wanted: GgufModel) -> str:
     """The quantization that is wanted, in capitals: of a repository the one that would be fetched by default."""
     if isinstance(wanted.weights, HubRepo):
-        return wanted.weights.quant.upper() or quants.FIRST[0]
-    return quants.quant_of(str(wanted.weights))
+        return wanted.weights.quant.upper() or quantization.FIRST[0]
+    return quantization.quant_of(str(wanted.weights))
 
 
 def _fits(packed: ollama.Packed, found: Found, wanted: GgufModel, quant: str) -> bool:

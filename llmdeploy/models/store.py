@@ -10,35 +10,36 @@ from functools import cached_property
 from pathlib import Path
 
 from llmdeploy.errors import ModelNotFound
-from llmdeploy.models import catalog, quants, source
+from llmdeploy.models import quantization, source
+from llmdeploy.models.catalog import lookup
 from llmdeploy.models.reference import CatalogName, HubFile, HubRepo, ModelRef, OllamaTag, parse
 from llmdeploy.models.stores import folders, hub_cache, lmstudio, modelscope, ollama
-from llmdeploy.models.stores.held import Held, Ledger, Shelf
+from llmdeploy.models.stores.installed import DiskUsage, InstalledModel, StoreListing
 
 
 @dataclass(frozen=True)
 class Store:
     """What is here, in all places."""
 
-    everything: tuple[Held, ...]
+    everything: tuple[InstalledModel, ...]
     """Hidden names too."""
     notes: tuple[str, ...]
     """What could not be read."""
 
     @property
-    def held(self) -> tuple[Held, ...]:
+    def held(self) -> tuple[InstalledModel, ...]:
         """The models, for people."""
         return tuple(one for one in self.everything if not one.hidden)
 
     @cached_property
-    def _ledger(self) -> Ledger:
-        return Ledger(self.everything)
+    def _ledger(self) -> DiskUsage:
+        return DiskUsage(self.everything)
 
-    def freed(self, *going: Held) -> int:
+    def freed(self, *going: InstalledModel) -> int:
         """Bytes that removing these frees."""
         return self._ledger.freed(going)
 
-    def named(self, text: str) -> list[Held]:
+    def named(self, text: str) -> list[InstalledModel]:
         """The models that a name means: one place's, or all places' for a name of the catalog. Raises ModelNotFound."""
         wanted = _meanings(parse(text))
         if found := [one for one in self.held if any(_is(one, reference) for reference in wanted)]:
@@ -55,12 +56,12 @@ class Store:
         return "`llmdeploy models` shows what is here"
 
 
-def look(ollama_models: str | None = None) -> Store:
+def scan(ollama_models: str | None = None) -> Store:
     """What is here now. Touches no network and asks no daemon.
 
     `ollama_models`: Ollama's store, where our configuration names one.
     """
-    shelves: list[Shelf] = [
+    shelves: list[StoreListing] = [
         hub_cache.read(source.origin("hf").cache()),
         modelscope.read(source.origin("ms").cache()),
         *(ollama.read(store) for store in ollama.stores(ollama_models)),
@@ -76,7 +77,7 @@ def _meanings(reference: ModelRef) -> list[ModelRef]:
     """What a name of the catalog stands for at each engine; any other reference itself."""
     if not isinstance(reference, CatalogName):
         return [reference]
-    entry = catalog.look(reference.name)
+    entry = lookup.get(reference.name)
     if entry is None:
         return [reference, OllamaTag(reference.name)]
     found: list[ModelRef] = [CatalogName(str(entry))]
@@ -92,7 +93,7 @@ def _meanings(reference: ModelRef) -> list[ModelRef]:
     return found
 
 
-def _is(model: Held, wanted: ModelRef) -> bool:
+def _is(model: InstalledModel, wanted: ModelRef) -> bool:
     """Whether a reference means this model, or the repository or folder that it is of."""
     mine = model.reference
     match wanted:
@@ -102,7 +103,7 @@ def _is(model: Held, wanted: ModelRef) -> bool:
             return isinstance(mine, OllamaTag) and ollama.full_name(mine.name) == ollama.full_name(wanted.name)
         case HubRepo():
             return _same_repository(mine, wanted) and (
-                not wanted.quant or any(quants.quant_of(it) == wanted.quant.upper() for it in _weights(model))
+                not wanted.quant or any(quantization.quant_of(it) == wanted.quant.upper() for it in _weights(model))
             )
         case HubFile():
             return _same_repository(mine, wanted) and any(
@@ -118,7 +119,7 @@ def _same_repository(mine: ModelRef, wanted: HubRepo | HubFile) -> bool:
     return (mine.source, mine.repo.lower(), mine.revision) == (wanted.source, wanted.repo.lower(), wanted.revision)
 
 
-def _weights(model: Held) -> Iterable[str]:
+def _weights(model: InstalledModel) -> Iterable[str]:
     if isinstance(model.reference, HubRepo) and model.reference.quant:
         return (f"x-{model.reference.quant}.gguf",)
     return tuple(str(file) for file in model.files[:1])

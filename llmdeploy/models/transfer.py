@@ -23,8 +23,8 @@ from llmdeploy.errors import DownloadFailed, ModelNotFound
 from llmdeploy.models import digest
 from llmdeploy.models.checksum import Checksum, checksum
 from llmdeploy.models.hub.cache import commit_of
-from llmdeploy.models.need import Need, NeededFile
 from llmdeploy.models.reference import HubFile
+from llmdeploy.models.requirements import RequiredFile, Requirements
 from llmdeploy.models.source import CACHE_VARIABLES, Listing, OnProgress, Origin, RemoteFile, origin
 from llmdeploy.paths import state_dir
 
@@ -42,7 +42,7 @@ TRIES = 2
 """A part may have gone wrong on the disk: fetched anew, the file is as it should be."""
 
 
-def need(listing: Listing, files: Sequence[RemoteFile], folder: Path | None = None) -> Need:
+def need(listing: Listing, files: Sequence[RemoteFile], folder: Path | None = None) -> Requirements:
     """What these files need on the disk of their source's cache, or of `folder`."""
     homes = [_home(listing, file, folder) for file in files]
     where = (
@@ -50,10 +50,10 @@ def need(listing: Listing, files: Sequence[RemoteFile], folder: Path | None = No
         if folder
         else f"set `{CACHE_VARIABLES[listing.repo.source]}` to a folder on another disk"
     )
-    return Need(
+    return Requirements(
         source=f"{listing.repo.source}://{listing.repo.repo}",
         folder=folder or origin(listing.repo.source).cache(),
-        files=tuple(NeededFile(home.file.path, home.file.size, home.here(), home.file.digest) for home in homes),
+        files=tuple(RequiredFile(home.file.path, home.file.size, home.here(), home.file.digest) for home in homes),
         revision=listing.commit,
         remedy=f"free some space, or {where}",
     )
@@ -66,7 +66,7 @@ def fetch(listing: Listing, files: Sequence[RemoteFile], on_progress: OnProgress
     so does Ctrl-C, at once.
     """
     needed = need(listing, files, folder)
-    needed.demand_room()
+    needed.require_room()
     for file in needed.files:
         on_progress(file.name, file.here, file.size)
     homes = [_home(listing, file, folder) for file in files]
@@ -80,22 +80,22 @@ def fetch(listing: Listing, files: Sequence[RemoteFile], on_progress: OnProgress
         )
 
 
-def here(source: str, paths: Sequence[Path]) -> Need:
+def here(source: str, paths: Sequence[Path]) -> Requirements:
     """Of files that are all on this machine: nothing is missing. The Hub's cache names them by their digests.
 
     Raises ModelNotFound where one is gone.
     """
     commit = commit_of(paths) or ""
-    return Need(source, paths[0].parent, tuple(_file_here(path, commit) for path in paths), commit)
+    return Requirements(source, paths[0].parent, tuple(_file_here(path, commit) for path in paths), commit)
 
 
-def _file_here(path: Path, commit: str) -> NeededFile:
+def _file_here(path: Path, commit: str) -> RequiredFile:
     try:
         blob, size = path.resolve().name, path.stat().st_size
     except OSError as error:
         raise ModelNotFound(f"`{path}` cannot be read: {error.strerror}", "check the path") from error
     within = path.as_posix().partition(f"/snapshots/{commit}/")[2] if commit else ""
-    return NeededFile(within or path.name, size, size, blob if _DIGEST.fullmatch(blob) else "")
+    return RequiredFile(within or path.name, size, size, blob if _DIGEST.fullmatch(blob) else "")
 
 
 # --- Where a file goes
@@ -173,7 +173,7 @@ def _is_same(file: RemoteFile, path: Path) -> bool:
 def _move(file: RemoteFile, path: Path, part: Path) -> None:
     part.replace(path)
     if file.sha256:
-        digest.remember(path, file.sha256)
+        digest.save(path, file.sha256)
 
 
 # --- How it comes

@@ -25,7 +25,7 @@ class Start:
     """The settings that had to be changed for it, in order."""
 
 
-def recall(key: str) -> Start | None:
+def load(key: str) -> Start | None:
     """The last start of that kind."""
     try:
         found = _read()[key]
@@ -34,7 +34,7 @@ def recall(key: str) -> Start | None:
         return None
 
 
-def remember(key: str, start: Start) -> None:
+def save(key: str, start: Start) -> None:
     """To lose it costs an estimate, or the failed tries of a start: what goes wrong here is not told."""
     starts = {**{name: it for name, it in _read().items() if name != key}, key: asdict(start)}
     newest = dict(list(starts.items())[-KEPT:])

@@ -13,7 +13,7 @@ from llmdeploy.service.state import open_private
 
 
 @dataclass(frozen=True)
-class Previous:
+class PreviousDeployment:
     model: str
     engine: str
     settings: dict[str, Any]
@@ -24,7 +24,7 @@ class Previous:
     """The keys that it changed, with what they were; None for one that was not there."""
 
 
-def remember(previous: Previous) -> None:
+def save(previous: PreviousDeployment) -> None:
     """To lose it costs the way back by one word, so what goes wrong here is not told."""
     temporary = _file().with_suffix(".new")
     with suppress(OSError):
@@ -35,11 +35,11 @@ def remember(previous: Previous) -> None:
         temporary.replace(_file())
 
 
-def recall() -> Previous | None:
+def load() -> PreviousDeployment | None:
     """None where there was no switch."""
     try:
         content = json.loads(_file().read_text())
-        return Previous(
+        return PreviousDeployment(
             str(content["model"]),
             str(content["engine"]),
             dict(content["settings"]),

@@ -8,21 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmdeploy import engines, fit, hardware
+from llmdeploy import fit, hardware
+from llmdeploy.engines import registry
 from llmdeploy.errors import DoesNotFit, EngineMissing, LlmdeployError, ModelNotFound, UsageError
-from llmdeploy.models import lock, need
+from llmdeploy.models import lock, requirements
 from llmdeploy.models.reference import HubRepo, parse
 from llmdeploy.models.stores import folders
 from llmdeploy.paths import state_dir
-from llmdeploy.service.candidate import Candidate
+from llmdeploy.service.launch import Launch
 from llmdeploy.service.ports import free_port
 
 if TYPE_CHECKING:
     from llmdeploy.hardware import Hardware
     from llmdeploy.models.lock import Pin
-    from llmdeploy.models.need import Need
+    from llmdeploy.models.requirements import Requirements
     from llmdeploy.plan import Plan
-    from llmdeploy.service.candidate import Order, Tell
+    from llmdeploy.service.launch import OnEvent, Order
 
 LOG = "pull.log"
 """Of a daemon that is started only to fetch."""
@@ -51,16 +52,16 @@ class Asked:
 class Pull:
     """One model for one engine: `look`, `fit`, `fetch`, and in any case `close`."""
 
-    need: Need
+    need: Requirements
     plan: Plan | None = None
 
-    def __init__(self, asked: Asked, tell: Tell) -> None:
+    def __init__(self, asked: Asked, tell: OnEvent) -> None:
         self.order = asked.order
         self.asked = asked
-        self.engine = engines.get(asked.order.settings.engine, asked.order.settings)
+        self.engine = registry.get(asked.order.settings.engine, asked.order.settings)
         self._artefact: Any = None
         self._tell = tell
-        self._candidate = Candidate(asked.order, self.engine, tell, state_dir() / LOG)
+        self._candidate = Launch(asked.order, self.engine, tell, state_dir() / LOG)
 
     def look(self, *, start: bool) -> None:
         """Find what is needed, and what of it is missing; asks the source.
@@ -82,18 +83,18 @@ class Pull:
         if self.asked.exact:
             lock.pin(str(self.order.model), self.engine.name, self.need)
         if self.asked.pin:
-            lock.demand_same(self.asked.pin, self.need)
+            lock.require_same(self.asked.pin, self.need)
 
     def fit(self, machine: Hardware) -> None:
         """See that the machine's memory holds it, where its sizes can be had. Raises DoesNotFit, ModelInvalid."""
         self.plan = fit.foreseen(self.engine, self._artefact, machine, self.order.wishes)
         if self.plan is not None:
-            self.plan.demand_fit(str(self.order.model))
+            self.plan.require_fit(str(self.order.model))
 
     def fetch(self) -> bool:
         """Fetch what is missing; whether anything was. Raises DownloadFailed."""
         if self.asked.folder and isinstance(repo := parse(self.need.source), HubRepo):
-            folders.remember(self.asked.folder, repo, [file.name for file in self.need.files])
+            folders.save(self.asked.folder, repo, [file.name for file in self.need.files])
         if self.need.present and (self.asked.folder or self.engine.present(self._artefact)):
             return False
         self.engine.pull(
@@ -123,7 +124,7 @@ class Pull:
 class Pulls:
     """Several pulls, of which none fetches a byte before all are known to be possible."""
 
-    def __init__(self, tell: Tell, left_out: LeftOut | None = None) -> None:
+    def __init__(self, tell: OnEvent, left_out: LeftOut | None = None) -> None:
         """`left_out`: told of engines that cannot be used for it; None: that is an error."""
         self._tell = tell
         self._left_out = left_out
@@ -152,7 +153,7 @@ class Pulls:
             found.append(pull)
         if not found:
             raise ModelNotFound("no engine here can use it", "name an engine with `--engine`: its error tells more")
-        need.demand_room([pull.need for pull in found])
+        requirements.require_room([pull.need for pull in found])
         return found
 
     def _check(self, pull: Pull, machine: Hardware | None, *, start: bool) -> None:

@@ -61,7 +61,7 @@ class Record:
     switch: dict[str, Any] | None = None
     """The other deployment that is under way: `engine`, `model`, `step`; where it is that far `url`, `server`."""
     receipt: dict[str, Any] | None = None
-    """What exactly serves: service/receipt.py."""
+    """What exactly serves: service/provenance.py."""
     progress: str = ""
     """How far the phase is, where that is known: a download's percentage, a server's last line."""
     notes: tuple[str, ...] = ()

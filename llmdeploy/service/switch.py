@@ -14,20 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmdeploy import config, config_edit, hardware
+from llmdeploy.background import in_thread
 from llmdeploy.errors import LlmdeployError, StartFailed, UsageError
 from llmdeploy.models.reference import parse
-from llmdeploy.service import previous, room
-from llmdeploy.service.candidate import Event, Order
-from llmdeploy.service.previous import Previous
-from llmdeploy.service.prove import prove
-from llmdeploy.service.room import Held, Room
-from llmdeploy.service.threads import in_thread
+from llmdeploy.service import placement, previous
+from llmdeploy.service.launch import Event, Order
+from llmdeploy.service.placement import HeldMemory, Placement
+from llmdeploy.service.previous import PreviousDeployment
+from llmdeploy.service.smoke_test import run_smoke_test
 
 if TYPE_CHECKING:
     from llmdeploy.gateway.target import Target
     from llmdeploy.hardware import Hardware
-    from llmdeploy.service.deployment import Service
-    from llmdeploy.service.keeper import Keeper
+    from llmdeploy.service.service import Service
+    from llmdeploy.service.supervisor import Supervisor
 
 RELEASE_SECONDS = 10.0
 """For a server's memory to be free once it has ended."""
@@ -35,7 +35,7 @@ POLL = 0.25
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SwitchOrder:
     """What is to serve, and what is then written."""
 
     order: Order
@@ -49,7 +49,7 @@ class Wanted:
     """Whether the new server may start beside the old one."""
 
     @classmethod
-    def read(cls, body: bytes) -> Wanted:
+    def read(cls, body: bytes) -> SwitchOrder:
         """From the order of a command. Raises UsageError, ConfigError."""
         try:
             content = json.loads(body)
@@ -79,7 +79,7 @@ class Wanted:
 class Switch:
     """One transaction, run once."""
 
-    def __init__(self, service: Service, wanted: Wanted) -> None:
+    def __init__(self, service: Service, wanted: SwitchOrder) -> None:
         self._service = service
         self._wanted = wanted
         self._old = service.current
@@ -121,21 +121,21 @@ class Switch:
         self._enter("check")
         edit = config_edit.edited(self._wanted.file, self._wanted.changes)
         if edit.after != edit.before:
-            config_edit.demand_writable(self._wanted.file)
+            config_edit.require_writable(self._wanted.file)
         self._holds = await in_thread(lambda: holds(self._old))
         await self._new.look(self._given)
         machine = await in_thread(hardware.detect)
         self._holds = await in_thread(lambda: holds(self._old))  # the fetching may have taken hours
         self._room = await in_thread(lambda: self._room_for(machine))
-        self._room.plan.demand_fit(str(self._wanted.order.model))
+        self._room.plan.require_fit(str(self._wanted.order.model))
         self._service.tell({"event": "room", "beside": self._room.beside, "reason": self._room.reason})
 
-    def _room_for(self, machine: Hardware) -> Room:
+    def _room_for(self, machine: Hardware) -> Placement:
         """Whether both fit, as the engine plans them. Raises DoesNotFit."""
         new = self._new
         beside = new.candidate.plan_for(machine)
-        alone = new.candidate.plan_for(room.without(machine, self._given))
-        return room.decide(beside, alone, shares=self._shares, allowed=self._wanted.beside)
+        alone = new.candidate.plan_for(placement.without(machine, self._given))
+        return placement.decide(beside, alone, shares=self._shares, allowed=self._wanted.beside)
 
     @property
     def _shares(self) -> bool:
@@ -143,9 +143,9 @@ class Switch:
         return self._new.engine.name == self._old.engine.name and not self._new.engine.side_by_side
 
     @property
-    def _given(self) -> Held:
+    def _given(self) -> HeldMemory:
         """What the old server gives back when it goes; a daemon of another's counts what it lets go itself."""
-        return Held() if self._shares and self._old.candidate.attached else self._holds
+        return HeldMemory() if self._shares and self._old.candidate.attached else self._holds
 
     async def _prepare(self) -> None:
         """Start the new server: beside the old one, or once that one is gone."""
@@ -171,8 +171,8 @@ class Switch:
         await self._old.stop()
         service.update(server=None, server_url="")
         deadline = time.monotonic() + RELEASE_SECONDS
-        expected = room.without(before, self._holds)
-        while not room.is_free(await in_thread(hardware.detect), expected) and time.monotonic() < deadline:
+        expected = placement.without(before, self._holds)
+        while not placement.is_free(await in_thread(hardware.detect), expected) and time.monotonic() < deadline:
             await asyncio.sleep(POLL)
 
     async def _drain(self, target: Target) -> None:
@@ -185,7 +185,7 @@ class Switch:
     async def _prove(self) -> None:
         self._enter("prove")
         new = self._new.candidate
-        await in_thread(lambda: prove(self._new.engine, new))
+        await in_thread(lambda: run_smoke_test(self._new.engine, new))
         new.raise_if_over()
 
     def _commit(self) -> None:
@@ -196,8 +196,8 @@ class Switch:
         config_edit.write(config_edit.edited(wanted.file, wanted.changes))
         self._decided = True
         order = self._old.order
-        previous.remember(
-            Previous(
+        previous.save(
+            PreviousDeployment(
                 model=str(order.model),
                 engine=order.settings.engine,
                 settings=config.document(order.settings),
@@ -273,7 +273,7 @@ class Switch:
             if not self._decided:
                 raise  # after the commit a full disk stops nothing
 
-    def _hear(self, keeper: Keeper, event: Event) -> None:
+    def _hear(self, keeper: Supervisor, event: Event) -> None:
         """Of the new deployment: on record by its switch, until it is adopted."""
         if event["event"] == "started" and not self._decided:
             server = keeper.candidate.server
@@ -284,6 +284,6 @@ class Switch:
         self._service.hear(keeper, event)
 
 
-def holds(keeper: Keeper) -> Held:
+def holds(keeper: Supervisor) -> HeldMemory:
     """What a keeper's server holds of the machine."""
-    return room.held(keeper.candidate.server, keeper.gpus)
+    return placement.held_memory(keeper.candidate.server, keeper.gpus)

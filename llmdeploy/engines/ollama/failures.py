@@ -13,10 +13,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from llmdeploy.engines.ollama.failure_rules import AGAIN, TABLE, Row
 from llmdeploy.engines.ollama.places import places
-from llmdeploy.engines.ollama.table import AGAIN, TABLE, Row
 from llmdeploy.errors import DownloadFailed, EngineMissing, LlmdeployError, RequestFailed, TimedOut
-from llmdeploy.models import catalog
+from llmdeploy.models.catalog import lookup
 
 _LONGEST = 300
 """Characters of Ollama's own words in a message: a crash brings pages."""
@@ -160,16 +160,16 @@ def _versions(context: Context) -> dict[str, str]:
 
 def _fetch(model: str, known: Sequence[str]) -> str:
     """A hint for a model that the server lacks: the registry has it, or it may be another's name."""
-    in_registry = any(model in {entry.tag, *entry.tags.values()} for entry in catalog.load().values())
+    in_registry = any(model in {entry.tag, *entry.tags.values()} for entry in lookup.load().values())
     return f"fetch it: `ollama pull {model}`" if in_registry else _near(model, known)
 
 
 def _near(model: str, known: Sequence[str]) -> str:
     """A hint with names that are like a missing one: of the catalog, and of what the server has."""
-    meant = catalog.look(model)
+    meant = lookup.get(model)
     if meant and meant.tag and not meant.quant and meant.tag != model:
         return f"did you mean `{meant.tag}`?"
-    names = [] if meant else [entry.tag for entry in catalog.load().values() if entry.tag]
+    names = [] if meant else [entry.tag for entry in lookup.load().values() if entry.tag]
     candidates = dict.fromkeys(name.removesuffix(":latest") for name in [*names, *known])
     candidates.pop(model, None)
     near = difflib.get_close_matches(model.lower().removesuffix(":latest"), candidates, n=3, cutoff=0.7)

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 from llmdeploy.engines.ollama import failures
 from llmdeploy.engines.ollama.documents import same_name
 from llmdeploy.models import digest, facts, gguf_header
-from llmdeploy.models.need import existing
 from llmdeploy.models.reference import served_name
+from llmdeploy.models.requirements import existing
 from llmdeploy.models.stores.ollama import LAYER, NAMESPACE, REGISTRY
 
 if TYPE_CHECKING:
     from llmdeploy.engines.ollama.api import Daemon
     from llmdeploy.models.gguf import GgufModel
-    from llmdeploy.models.need import Need
+    from llmdeploy.models.requirements import Requirements
     from llmdeploy.models.source import OnProgress
 
 CONFIG = "application/vnd.docker.container.image.v1+json"
@@ -72,7 +72,7 @@ class Import:
                 self.daemon.push_blob(path, f"sha256:{sha256}", on_progress)
         self.daemon.create_from_files(name, {path.name: f"sha256:{sha256}" for path, sha256 in files.items()})
 
-    def can_link(self, need: Need) -> bool:
+    def can_link(self, need: Requirements) -> bool:
         """Whether what the model needs can be linked into the store, once it is here."""
         if any(_PART.search(file.name) for file in need.files):
             return False

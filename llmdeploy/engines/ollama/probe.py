@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from llmdeploy.deadline import within
+from llmdeploy.background import within
 from llmdeploy.engines.ollama.connection import Connection
 from llmdeploy.engines.ollama.failures import one_line
 

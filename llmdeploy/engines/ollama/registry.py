@@ -18,7 +18,7 @@ from llmdeploy.engines.ollama.connection import Connection
 from llmdeploy.engines.ollama.imports import MANIFEST
 from llmdeploy.errors import DownloadFailed, EngineMissing, ModelInvalid
 from llmdeploy.models import facts as model_facts
-from llmdeploy.models import gguf_header, ranges
+from llmdeploy.models import gguf_header, remote_file
 from llmdeploy.models.facts import ModelFacts
 from llmdeploy.models.stores.ollama import LAYER, parts
 
@@ -83,7 +83,7 @@ class Registry(Connection):
                     raise self._refused(f"it answers with status {response.status_code} where a range was asked for")
                 return _read(response, end - start)
 
-        return ranges.opened(get, layer.size, self._name)
+        return remote_file.opened(get, layer.size, self._name)
 
     def facts(self, manifest: Manifest) -> ModelFacts:
         """By the header of its weights; `weights_bytes` is the size of all its files, as Ollama's daemon tells it."""

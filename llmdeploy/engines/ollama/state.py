@@ -15,7 +15,7 @@ from threading import Thread
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from llmdeploy.deadline import within
+from llmdeploy.background import within
 from llmdeploy.engines.base import EngineStatus
 from llmdeploy.engines.ollama import failures, host
 from llmdeploy.engines.ollama.api import Daemon

@@ -7,38 +7,38 @@ from pathlib import Path
 
 from llmdeploy.engines.ollama.documents import Installed
 from llmdeploy.engines.ollama.registry import Layer, Manifest
-from llmdeploy.models.need import Need, NeededFile, existing
 from llmdeploy.models.reference import OllamaTag
+from llmdeploy.models.requirements import RequiredFile, Requirements, existing
 
 REMEDY = "free some space there; another folder: set `OLLAMA_MODELS`, here and where Ollama is started"
 
 
-def need(manifest: Manifest, store: Path | None) -> Need:
+def need(manifest: Manifest, store: Path | None) -> Requirements:
     """The layers of a manifest against the store; None: it is another machine's."""
-    files = [NeededFile(layer.digest[:12], layer.size, here(layer, store), layer.digest) for layer in manifest.layers]
-    return Need(str(OllamaTag(manifest.name)), store, tuple(files), manifest.digest, remedy=REMEDY)
+    files = [RequiredFile(layer.digest[:12], layer.size, here(layer, store), layer.digest) for layer in manifest.layers]
+    return Requirements(str(OllamaTag(manifest.name)), store, tuple(files), manifest.digest, remedy=REMEDY)
 
 
-def complete(model: Installed, store: Path | None) -> Need:
+def complete(model: Installed, store: Path | None) -> Requirements:
     """Of a model that the daemon has."""
-    file = NeededFile(model.name, model.size, model.size, model.digest)
-    return Need(str(OllamaTag(model.name)), store, (file,), revision=model.digest, remedy=REMEDY)
+    file = RequiredFile(model.name, model.size, model.size, model.digest)
+    return Requirements(str(OllamaTag(model.name)), store, (file,), revision=model.digest, remedy=REMEDY)
 
 
-def imported(source: str, size: int, store: Path | None) -> Need:
+def imported(source: str, size: int, store: Path | None) -> Requirements:
     """Of GGUF files that Ollama is given: they are copied into its store, and there written once more."""
-    return Need(source, store, (NeededFile("its copy in Ollama's store", size),), copies=size, remedy=REMEDY)
+    return Requirements(source, store, (RequiredFile("its copy in Ollama's store", size),), copies=size, remedy=REMEDY)
 
 
-def with_copies(files: Need, store: Need | None) -> Need:
+def with_copies(files: Requirements, store: Requirements | None) -> Requirements:
     """What is fetched, with what the store takes of it, where that is on the same disk."""
     if store is None or not files.missing or not _on_one_disk(files.folder, store.folder):
         return files
     return replace(files, copies=files.copies + store.missing + store.copies)
 
 
-def unknown(name: str, store: Path | None, why: str) -> Need:
-    return Need(str(OllamaTag(name)), store, (), unknown=why, remedy=REMEDY)
+def unknown(name: str, store: Path | None, why: str) -> Requirements:
+    return Requirements(str(OllamaTag(name)), store, (), unknown=why, remedy=REMEDY)
 
 
 def here(layer: Layer, store: Path | None) -> int:

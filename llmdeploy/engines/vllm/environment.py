@@ -28,7 +28,7 @@ SECONDS = 1.9
 """All that a look may take."""
 LOOK_SECONDS = 1.4
 """What one Python may take to tell what is beside it: 0.1 s, and more on a cold disk."""
-LOOK = Path(__file__).with_name("look.py")
+LOOK = Path(__file__).with_name("inspect_python.py")
 
 STAMP = "llmdeploy.json"
 """Written into an environment of ours when it is whole."""
@@ -44,7 +44,7 @@ DRIVERS = {11: "450", 12: "525", 13: "580"}
 
 @dataclass(frozen=True)
 class Contents:
-    """What is installed beside a Python, as `look.py` tells it."""
+    """What is installed beside a Python, as `inspect_python.py` tells it."""
 
     python_version: str
     folders: list[str]

@@ -10,11 +10,11 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from llmdeploy.engines import failures
-from llmdeploy.engines.failures import Diagnosis, Failure
+from llmdeploy.engines import diagnosis
+from llmdeploy.engines.diagnosis import Diagnosis, Failure
+from llmdeploy.engines.vllm.failure_rules_machine import ENDS, MACHINE, MODEL
+from llmdeploy.engines.vllm.failure_rules_settings import MEMORY, SETTINGS
 from llmdeploy.engines.vllm.log import Line, parse
-from llmdeploy.engines.vllm.table_machine import ENDS, MACHINE, MODEL
-from llmdeploy.engines.vllm.table_settings import MEMORY, SETTINGS
 
 CAUSES = (*MEMORY, *SETTINGS, *MODEL, *MACHINE)
 VLLM = (*CAUSES, *ENDS)
@@ -49,19 +49,19 @@ def diagnose(log: Sequence[str], exit_status: int) -> Diagnosis | None:
 
     None when nothing in it tells.
     """
-    if by_signal := failures.killed(exit_status):
+    if by_signal := diagnosis.killed(exit_status):
         # A vLLM whose start fails kills what is left of itself, so a cause that it named goes before.
         return _first(CAUSES, log[-LAST_WORDS:]) or by_signal
     ended = [f"vLLM ended (exit code: {exit_status})"]  # in the words of a worker's end: the same rows hold for it
     for texts in (*_by_depth(log), ended):
-        if found := failures.first(VLLM, texts, log):
+        if found := diagnosis.first(VLLM, texts, log):
             return found
     words = telling_lines(log) if exit_status > 0 else ()
     return Diagnosis(f"vLLM says: {'; '.join(words)}", "`llmdeploy logs` has the rest") if words else None
 
 
 def _first(table: Sequence[Failure], log: Sequence[str]) -> Diagnosis | None:
-    return next((found for texts in _by_depth(log) if (found := failures.first(table, texts, log))), None)
+    return next((found for texts in _by_depth(log) if (found := diagnosis.first(table, texts, log))), None)
 
 
 def telling_lines(log: Sequence[str]) -> tuple[str, ...]:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmdeploy.config import permissions_hint
-from llmdeploy.engines.vllm import environment, tool
+from llmdeploy.engines.vllm import environment, package_installer
 from llmdeploy.engines.vllm.environment import INSTALL, OTHER_ENGINE, STAMP, Environment
-from llmdeploy.engines.vllm.tool import OnProgress, Step
+from llmdeploy.engines.vllm.package_installer import OnProgress, Step
 from llmdeploy.errors import InstallFailed, UsageError
 from llmdeploy.hardware import disk_free
 from llmdeploy.paths import state_dir
@@ -176,7 +176,7 @@ def carry_out(plan: Installation, on_progress: OnProgress) -> Environment:
         clear(plan.folder)
         try:
             for step in plan.steps:
-                tool.run(step, log, on_progress)
+                package_installer.run(step, log, on_progress)
             if plan.cpu:
                 _mend(plan, on_progress)
             on_progress("testing it", "")
@@ -215,7 +215,7 @@ def test(plan: Installation) -> Environment:
 
     found = environment.read(plan.environment, TEST_SECONDS)
     if found.problem:
-        raise InstallFailed(f"what was installed is not whole: {found.problem}", tool.hint(log_file()))
+        raise InstallFailed(f"what was installed is not whole: {found.problem}", package_installer.hint(log_file()))
     if environment.judge(found, hardware.detect()).usable:
         _require_version(plan.folder / "bin" / "vllm")
     return found
@@ -230,14 +230,14 @@ def _require_version(program: Path) -> None:
             errors="replace",
             timeout=TEST_SECONDS,
             stdin=subprocess.DEVNULL,
-            env=tool.clean(os.environ),
+            env=package_installer.clean(os.environ),
             cwd="/",
         )
     except (OSError, subprocess.SubprocessError) as error:
-        raise InstallFailed(f"what was installed does not run: {error}", tool.hint(log_file())) from error
+        raise InstallFailed(f"what was installed does not run: {error}", package_installer.hint(log_file())) from error
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-        raise InstallFailed(f"what was installed does not run: {last}", tool.hint(log_file()))
+        raise InstallFailed(f"what was installed does not run: {last}", package_installer.hint(log_file()))
 
 
 def remove() -> int:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import urlsplit
 
 from llmdeploy.errors import DownloadFailed
-from llmdeploy.models import ranges
-from llmdeploy.models.hub.copying import NoBar
+from llmdeploy.models import remote_file
+from llmdeploy.models.hub.download import NoBar
 from llmdeploy.models.hub.failures import explaining
 from llmdeploy.models.reference import HubFile
 
@@ -21,7 +21,7 @@ def open(file: HubFile) -> BinaryIO:
     remote = _Remote(file)
     with explaining(file):
         remote.look()
-    return ranges.opened(remote.get, remote.size, str(file))
+    return remote_file.opened(remote.get, remote.size, str(file))
 
 
 class _Remote:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from llmdeploy.errors import DownloadFailed
-from llmdeploy.models import ranges
+from llmdeploy.models import remote_file
 from llmdeploy.models.modelscope import api, layout
 from llmdeploy.models.modelscope.layout import cache, repositories
 from llmdeploy.models.modelscope.names import at_modelscope
@@ -122,7 +122,7 @@ def open(file: HubFile) -> BinaryIO:
     def get(start: int, end: int) -> bytes:
         with api.content(file, start, end) as response:
             first, _ = api.extent(response)
-            if first != start and end > ranges.LARGEST:
+            if first != start and end > remote_file.LARGEST:
                 raise DownloadFailed(
                     f"`{api.endpoint()}` sends `{file}` only as a whole, too much to look at its header",
                     "a proxy that drops `Range` is in the way: check `env | grep -i proxy`",
@@ -134,7 +134,7 @@ def open(file: HubFile) -> BinaryIO:
                     break
             return bytes(content[start - first : end - first])
 
-    return ranges.opened(get, size, str(file))
+    return remote_file.opened(get, size, str(file))
 
 
 def _any(repo: HubRepo) -> HubFile:

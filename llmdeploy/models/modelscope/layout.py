@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from llmdeploy import atomic
+from llmdeploy import atomic_file
 from llmdeploy.models.reference import MAIN, HubFile, HubRepo
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -71,7 +71,7 @@ def name(repo: HubRepo, commit: str) -> None:
     ref = _ref(repo)
     if repo.revision != commit and _named(ref) != commit:
         ref.parent.mkdir(parents=True, exist_ok=True)
-        atomic.replace(ref, commit.encode())
+        atomic_file.replace(ref, commit.encode())
 
 
 def share(file: Path, into: Path) -> None:

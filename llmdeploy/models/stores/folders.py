@@ -12,11 +12,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmdeploy import atomic
+from llmdeploy import atomic_file
 from llmdeploy.errors import UsageError
 from llmdeploy.models.reference import CatalogName, HubRepo, parse
 from llmdeploy.models.safetensors import INDEX, indexed
-from llmdeploy.models.stores.held import Held, Shelf, is_whole, last_used, walk
+from llmdeploy.models.stores.installed import InstalledModel, StoreListing, is_whole, last_used, walk
 from llmdeploy.models.stores.repository import groups
 from llmdeploy.paths import data_dir, selftest_dir
 
@@ -34,7 +34,7 @@ class Filled:
     """Paths within the folder, as within the repository."""
 
 
-def remember(folder: Path, repo: HubRepo, files: Sequence[str]) -> None:
+def save(folder: Path, repo: HubRepo, files: Sequence[str]) -> None:
     """Note that these files of a repository are put into a folder: before the first byte, so that parts are ours too.
 
     A folder that is gone meanwhile is dropped. To lose the record loses a line of a list, so nothing is raised.
@@ -63,19 +63,19 @@ def filled() -> list[Filled]:
     return []
 
 
-def read() -> Shelf:
+def read() -> StoreListing:
     """The models in them, and the one that ships with the package."""
-    return Shelf((*(held for one in filled() for held in _models(one)), _shipped()))
+    return StoreListing((*(held for one in filled() for held in _models(one)), _shipped()))
 
 
-def _models(one: Filled) -> Iterator[Held]:
+def _models(one: Filled) -> Iterator[InstalledModel]:
     files = {path: one.folder / path for path in one.files if is_whole(one.folder / path)}
     parts = tuple(part for path in one.files if (part := one.folder / f"{path}{PART}").is_file())
     found = groups(one.repo, list(files), indexed(files.get(INDEX)))
     for group in found:
         paths = tuple(files[path] for path in group.files)
         whole = group.files and not group.files[0].endswith(".gguf")
-        yield Held(
+        yield InstalledModel(
             one.folder if whole else paths[0],
             "folder",
             one.folder,
@@ -86,13 +86,15 @@ def _models(one: Filled) -> Iterator[Held]:
             detail=group.detail or f"from `{one.repo}`",
         )
     if parts and len(found) != 1:
-        yield Held(one.folder, "folder", one.folder, (), (), last_used(parts), parts=parts, detail=f"from `{one.repo}`")
+        yield InstalledModel(
+            one.folder, "folder", one.folder, (), (), last_used(parts), parts=parts, detail=f"from `{one.repo}`"
+        )
 
 
-def _shipped() -> Held:
+def _shipped() -> InstalledModel:
     files = tuple(file for file in walk(selftest_dir()) if file.suffix in {".gguf", ".safetensors", ".json", ".jinja"})
     engines = ("llamacpp", "ollama", "vllm")
-    return Held(
+    return InstalledModel(
         CatalogName("selftest"),
         "folder",
         selftest_dir(),
@@ -120,4 +122,4 @@ def _write(folders: list[Filled]) -> None:
     content = [{"folder": str(one.folder), "repo": str(one.repo), "files": list(one.files)} for one in folders]
     with suppress(OSError):
         _record().parent.mkdir(parents=True, exist_ok=True)
-        atomic.replace(_record(), json.dumps({"folders": content}, indent=2).encode())
+        atomic_file.replace(_record(), json.dumps({"folders": content}, indent=2).encode())

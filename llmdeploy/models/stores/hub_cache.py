@@ -15,24 +15,24 @@ from pathlib import Path
 
 from llmdeploy.models.reference import MAIN, HubRepo
 from llmdeploy.models.safetensors import INDEX, indexed
-from llmdeploy.models.stores.held import Held, Shelf, is_whole, joined, last_used, walk
+from llmdeploy.models.stores.installed import InstalledModel, StoreListing, is_whole, joined, last_used, walk
 from llmdeploy.models.stores.repository import groups
 
 PREFIX = "models--"
 
 
-def read(cache: Path) -> Shelf:
+def read(cache: Path) -> StoreListing:
     """The models in it."""
     try:
         folders = sorted(it for it in cache.iterdir() if it.name.startswith(PREFIX))
     except FileNotFoundError:
-        return Shelf()
+        return StoreListing()
     except OSError as error:
-        return Shelf(notes=(f"the Hub's cache `{cache}` cannot be read: {error.strerror}",))
-    return Shelf(tuple(model for folder in folders for model in _repository(cache, folder)))
+        return StoreListing(notes=(f"the Hub's cache `{cache}` cannot be read: {error.strerror}",))
+    return StoreListing(tuple(model for folder in folders for model in _repository(cache, folder)))
 
 
-def _repository(cache: Path, folder: Path) -> list[Held]:
+def _repository(cache: Path, folder: Path) -> list[InstalledModel]:
     repo = folder.name.removeprefix(PREFIX).replace("--", "/")
     found = joined(
         model
@@ -45,7 +45,7 @@ def _repository(cache: Path, folder: Path) -> list[Held]:
         return models
     if len(models) == 1:
         return [replace(models[0], parts=parts)]
-    left = Held(HubRepo(repo), "hub", cache, (), (), last_used(parts), parts=parts)
+    left = InstalledModel(HubRepo(repo), "hub", cache, (), (), last_used(parts), parts=parts)
     return [*models, _named(left)]
 
 
@@ -62,10 +62,10 @@ def _revisions(folder: Path) -> dict[str, str]:
     return {}
 
 
-def _revision(cache: Path, snapshot: Path, repo: HubRepo) -> list[Held]:
+def _revision(cache: Path, snapshot: Path, repo: HubRepo) -> list[InstalledModel]:
     files = {file.relative_to(snapshot).as_posix(): file for file in walk(snapshot) if is_whole(file)}
     return [
-        Held(
+        InstalledModel(
             group.reference,
             "hub",
             cache,
@@ -79,7 +79,7 @@ def _revision(cache: Path, snapshot: Path, repo: HubRepo) -> list[Held]:
     ]
 
 
-def _named(model: Held) -> Held:
+def _named(model: InstalledModel) -> InstalledModel:
     """An old repository has no owner, and no address that could be typed: it is served by its folder."""
     if isinstance(model.reference, HubRepo) and "/" not in model.reference.repo:
         folder = model.files[0].parent if model.files else model.root / f"{PREFIX}{model.reference.repo}"

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from llmdeploy.models.reference import HubRepo
-from llmdeploy.models.stores.held import Held, Shelf, last_used, walk
+from llmdeploy.models.stores.installed import InstalledModel, StoreListing, last_used, walk
 from llmdeploy.models.stores.repository import groups
 
 POINTER = ".lmstudio-home-pointer"
@@ -25,16 +25,18 @@ def roots() -> tuple[Path, ...]:
     return tuple(dict.fromkeys(place / "models" for place in places if place.is_absolute()))
 
 
-def read(root: Path) -> Shelf:
+def read(root: Path) -> StoreListing:
     """The models in one of them."""
-    return Shelf(tuple(held for repo in sorted(root.glob("*/*")) if repo.is_dir() for held in _repository(root, repo)))
+    return StoreListing(
+        tuple(held for repo in sorted(root.glob("*/*")) if repo.is_dir() for held in _repository(root, repo))
+    )
 
 
-def _repository(root: Path, folder: Path) -> list[Held]:
+def _repository(root: Path, folder: Path) -> list[InstalledModel]:
     files = {file.relative_to(folder).as_posix(): file for file in walk(folder) if file.suffix == ".gguf"}
     repo = HubRepo(folder.relative_to(root).as_posix())
     return [
-        Held(
+        InstalledModel(
             files[group.files[0]],
             "lmstudio",
             root,

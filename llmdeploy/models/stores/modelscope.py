@@ -8,7 +8,7 @@ from pathlib import Path
 from llmdeploy.models.modelscope import layout
 from llmdeploy.models.reference import HubRepo
 from llmdeploy.models.safetensors import INDEX, indexed
-from llmdeploy.models.stores.held import Held, Shelf, is_whole, joined, last_used, walk
+from llmdeploy.models.stores.installed import InstalledModel, StoreListing, is_whole, joined, last_used, walk
 from llmdeploy.models.stores.repository import groups
 
 OWN = (".msc", ".mdl", ".mv", ".lock")
@@ -16,10 +16,12 @@ OWN = (".msc", ".mdl", ".mv", ".lock")
 TEMPORARY = "._____temp"
 
 
-def read(root: Path) -> Shelf:
+def read(root: Path) -> StoreListing:
     """The models in it: each once, with its files at all revisions, most of which are links to the same."""
     repositories = layout.repositories(root)
-    return Shelf(tuple(joined(model for repo, folder in repositories for model in _revision(root, repo, folder))))
+    return StoreListing(
+        tuple(joined(model for repo, folder in repositories for model in _revision(root, repo, folder)))
+    )
 
 
 def folders(root: Path, name: str) -> tuple[Path, ...]:
@@ -28,14 +30,14 @@ def folders(root: Path, name: str) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(it.parents[1] if it.parent.name == "snapshots" else it for it in found))
 
 
-def _revision(root: Path, repo: HubRepo, folder: Path) -> list[Held]:
+def _revision(root: Path, repo: HubRepo, folder: Path) -> list[InstalledModel]:
     every = {file.relative_to(folder).as_posix(): file for file in walk(folder) if is_whole(file)}
     parts = tuple(file for path, file in every.items() if TEMPORARY in path or path.endswith(layout.PARTS))
     files = {path: file for path, file in every.items() if file not in parts and not path.endswith(OWN)}
     place = root / "hub" if (root / "hub") in folder.parents else root
     revisions = (repo.revision,) if layout.COMMIT.fullmatch(repo.revision) else ()
     models = [
-        Held(
+        InstalledModel(
             group.reference,
             "modelscope",
             place,
@@ -51,4 +53,4 @@ def _revision(root: Path, repo: HubRepo, folder: Path) -> list[Held]:
         return models
     if len(models) == 1:
         return [replace(models[0], parts=parts)]
-    return [*models, Held(repo, "modelscope", place, (), (), last_used(parts), parts=parts)]
+    return [*models, InstalledModel(repo, "modelscope", place, (), (), last_used(parts), parts=parts)]

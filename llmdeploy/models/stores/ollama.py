@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmdeploy import atomic
+from llmdeploy import atomic_file
 from llmdeploy.errors import LlmdeployError
-from llmdeploy.models import gguf_header, upstream
+from llmdeploy.models import gguf_header, ollama_compat
 from llmdeploy.models.reference import OllamaTag
-from llmdeploy.models.stores.held import Held, Shelf, is_whole, walk
+from llmdeploy.models.stores.installed import InstalledModel, StoreListing, is_whole, walk
 from llmdeploy.paths import state_dir
 from llmdeploy.units import in_gib
 
@@ -79,21 +79,21 @@ def stores(named: str | None = None) -> tuple[Path, ...]:
     return tuple(dict.fromkeys([Path(own), *map(Path, others)]))
 
 
-def read(store: Path) -> Shelf:
+def read(store: Path) -> StoreListing:
     """The models in a store; a name of ours for what is served now is hidden."""
     try:
         os.scandir(store / "manifests").close()
     except (FileNotFoundError, NotADirectoryError):
-        return Shelf()
+        return StoreListing()
     except OSError as error:
-        return Shelf(notes=(f"Ollama's store `{store}` cannot be read: {error.strerror}",))
+        return StoreListing(notes=(f"Ollama's store `{store}` cannot be read: {error.strerror}",))
     models = tuple(_held(packed) for packed in packages(store))
     parts = [file for file in walk(store / "blobs") if "-partial" in file.name]
     size = sum(_allocated(file) for file in parts)
     if not size:
-        return Shelf(models)
+        return StoreListing(models)
     note = f"Ollama's store `{store}` has {in_gib(size)} of unfinished downloads, which `ollama pull` goes on with"
-    return Shelf(models, (note,))
+    return StoreListing(models, (note,))
 
 
 def packages(store: Path) -> Iterator[Packed]:
@@ -150,9 +150,9 @@ def _reason(packed: Packed) -> str | None:
         return "it is not one GGUF file"
     header = gguf_header.read(models[0])
     kinds = {kind for kind, _ in packed.layers}
-    found = upstream.reason(header, kinds, packed.model_format, packed.stops())
+    found = ollama_compat.reason(header, kinds, packed.model_format, packed.stops())
     projectors = (gguf_header.read(file) for file in packed.files("projector"))
-    return found or next(filter(None, map(upstream.projector_reason, projectors)), None)
+    return found or next(filter(None, map(ollama_compat.projector_reason, projectors)), None)
 
 
 def _package(store: Path, file: Path) -> Packed | None:
@@ -175,11 +175,11 @@ def _package(store: Path, file: Path) -> Packed | None:
     return Packed(store, name, file, digest, layers, config if isinstance(config, dict) else {})
 
 
-def _held(packed: Packed) -> Held:
+def _held(packed: Packed) -> InstalledModel:
     files = packed.files()
     engines, detail = _engines(packed)
     imported = packed.name.startswith(f"{NAMESPACE}/")
-    return Held(
+    return InstalledModel(
         OllamaTag(packed.name),
         "ollama",
         packed.store,
@@ -232,7 +232,7 @@ def _verdicts() -> dict[str, str | None]:
     """Digest of a manifest -> the reason, or None."""
     with suppress(OSError, ValueError, AttributeError):
         content = json.loads(_verdict_file().read_bytes())
-        if content.get("rules") == upstream.RULES:
+        if content.get("rules") == ollama_compat.RULES:
             return dict(content["verdicts"])
     return {}
 
@@ -241,4 +241,4 @@ def _remember(verdicts: dict[str, str | None]) -> None:
     """To lose it costs the time to read them again, so what goes wrong here is not told."""
     with suppress(OSError):
         _verdict_file().parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        atomic.replace(_verdict_file(), json.dumps({"rules": upstream.RULES, "verdicts": verdicts}).encode())
+        atomic_file.replace(_verdict_file(), json.dumps({"rules": ollama_compat.RULES, "verdicts": verdicts}).encode())

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from llmdeploy.models import quants
+from llmdeploy.models import quantization
 from llmdeploy.models.reference import HubFile, HubRepo
 
 WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".onnx", ".npz")
@@ -45,11 +45,11 @@ def groups(repo: HubRepo, paths: Sequence[str], needed: Collection[str] = ()) ->
 
 def _gguf_groups(repo: HubRepo, paths: Sequence[str]) -> list[Group]:
     """One for each model file, its other parts and its projector with it."""
-    firsts = sorted(quants.models(paths))
-    named = Counter(map(quants.quant_of, firsts))
+    firsts = sorted(quantization.models(paths))
+    named = Counter(map(quantization.quant_of, firsts))
     found = []
     for first in firsts:
-        quant, choice = quants.quant_of(first), quants.belonging(first, paths)
+        quant, choice = quantization.quant_of(first), quantization.belonging(first, paths)
         missing = set(choice.weights) - set(paths)
         found.append(
             Group(

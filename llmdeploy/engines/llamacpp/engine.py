@@ -1,0 +1,232 @@
+"""llama.cpp: the embedded default. A `llama-server` of the user's own is preferred, else the xllamacpp wheel serves."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from llmdeploy.engines import diagnosis
+from llmdeploy.engines.base import EngineStatus, ServerSpec
+from llmdeploy.engines.phases import Phase, Phases
+from llmdeploy.errors import EngineMissing, Remedy
+from llmdeploy.models import gguf, hub, reuse
+from llmdeploy.models.gguf import GgufModel
+from llmdeploy.models.reference import OllamaTag
+from llmdeploy.plan import MemoryPart, Plan, Setting, Wishes, free_memory, make_plan
+from llmdeploy.units import MIB
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from llmdeploy.config import Settings
+    from llmdeploy.hardware import Hardware
+    from llmdeploy.models.facts import ModelFacts
+    from llmdeploy.models.reference import ModelRef
+    from llmdeploy.models.requirements import Requirements
+    from llmdeploy.models.source import OnProgress
+
+VERSION_TIMEOUT = 1.5
+"""Seconds a `llama-server --version` may take: a GPU build that looks for its devices needs some."""
+
+MICRO_BATCH = 512
+"""Tokens computed in one step: llama.cpp's default `--ubatch-size`."""
+PROMPT_CACHE_BYTES = 512 * MIB
+"""Given to llama.cpp's cache of earlier prompts, whose own limit of 8 GiB would take a laptop's memory over time."""
+
+PHASES = (
+    Phase("loading the weights", "loading model"),
+    Phase("allocating the KV cache", "initializing, n_slots"),
+)
+OTHER_PROGRAM_HINT = (
+    "install it again, or name another: `llmdeploy config set engines.llamacpp.server /path/to/llama-server`"
+)
+INSTALL_HINT = "`pip install xllamacpp`, or put a `llama-server` on PATH"
+
+
+def engine(settings: Settings) -> LlamaCpp:
+    return LlamaCpp(settings)
+
+
+@dataclass(frozen=True)
+class Program:
+    """What would run: the start of a command line, its version, and a sentence on both."""
+
+    argv: tuple[str, ...]
+    version: str | None
+    detail: str
+    on_gpu: bool
+    """Whether it may use the GPUs of this machine: the wheel is a CPU build, but for Apple's."""
+
+
+class LlamaCpp:
+    name = "llamacpp"
+    side_by_side = True
+    lacks: Mapping[str, tuple[str, ...]] = MappingProxyType({"/v1/completions": ("best_of", "echo", "logprobs")})
+    adapt = None
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def status(self) -> EngineStatus:
+        if isinstance(self._program, Program):
+            hint = "" if self._program.version else f"see why: `{shlex.join(self._program.argv)} --version`"
+            return EngineStatus(True, self._program.version, self._program.detail, hint)
+        configured = self._settings.server is not None
+        return EngineStatus(False, None, self._program.message, self._program.hint, installed=configured)
+
+    def daemon(self, wishes: Wishes, port: int) -> ServerSpec | None:
+        return None
+
+    def artefact(self, model: ModelRef, *, anywhere: bool = True) -> GgufModel:
+        mmproj, ollama = self._settings.mmproj, self._settings.ollama_models
+        if anywhere and isinstance(model, OllamaTag) and (tagged := reuse.of_tag(model.name, ollama)):
+            return tagged.model(mmproj)
+        wanted = gguf.find(model, self._settings)
+        found = reuse.of_files(wanted, reuse.tags(model), ollama) if anywhere and not wanted.present() else None
+        return found.model(mmproj) if found else wanted
+
+    def present(self, artefact: GgufModel) -> bool:
+        return artefact.present()
+
+    def need(self, artefact: GgufModel, folder: Path | None = None) -> Requirements:
+        return artefact.need(folder)
+
+    def pull(self, artefact: GgufModel, on_progress: OnProgress, folder: Path | None = None) -> None:
+        artefact.pull(on_progress, folder)
+
+    def facts(self, artefact: GgufModel) -> ModelFacts:
+        return artefact.facts()
+
+    def saved(self, artefact: GgufModel) -> str | None:
+        return artefact.saved or None
+
+    def files(self, artefact: GgufModel) -> tuple[Path, ...]:
+        return artefact.local_files()
+
+    def revision(self, artefact: GgufModel) -> str | None:
+        return hub.commit_of(artefact.local_files())
+
+    def plan(self, facts: ModelFacts, hardware: Hardware, wishes: Wishes) -> Plan:
+        threads, gpu_layers = self._settings.threads, self._settings.gpu_layers
+        on_gpu = isinstance(self._program, Program) and self._program.on_gpu
+        return make_plan(
+            facts,
+            wishes,
+            free_memory(hardware, on_gpu=on_gpu and gpu_layers != 0),
+            overhead=(compute_buffer(facts), MemoryPart("prompt cache", PROMPT_CACHE_BYTES, "its limit")),
+            settings={
+                "threads": Setting(hardware.usable_cores, "physical cores that this process may use")
+                if threads is None
+                else Setting(threads, "as asked for"),
+                "gpu_layers": Setting(-1, "the engine offloads what fits")
+                if gpu_layers is None
+                else Setting(gpu_layers, "as asked for"),
+            },
+        )
+
+    def server(self, artefact: GgufModel, plan: Plan, *, served_name: str, port: int) -> ServerSpec:
+        if not isinstance(self._program, Program):
+            raise self._program
+        weights, mmproj = artefact.paths()
+        argv = [*self._program.argv, "--model", str(weights)]
+        if mmproj:
+            argv += ["--mmproj", str(mmproj)]
+        # llama.cpp divides its context by its slots; the plan's is what one request may use.
+        argv += ["--ctx-size", str(plan.context.value * plan.parallel.value), "--parallel", str(plan.parallel.value)]
+        argv += ["--threads", str(plan.settings["threads"].value)]
+        if (layers := plan.settings["gpu_layers"].value) >= 0:
+            argv += ["--n-gpu-layers", str(layers)]
+        argv += ["--host", "127.0.0.1", "--port", str(port), "--alias", served_name, "--metrics"]
+        return ServerSpec(
+            argv=tuple(argv),
+            base_url=f"http://127.0.0.1:{port}",
+            health_path="/health",
+            served_name=served_name,
+            # By variable: builds from before the flag ignore it, where an unknown flag would end them.
+            # Where gdb is installed, a failed assertion would bury its own words under a backtrace of seconds.
+            env={"LLAMA_ARG_CACHE_RAM": str(PROMPT_CACHE_BYTES // MIB), "GGML_NO_BACKTRACE": "1"},
+        )
+
+    def progress(self) -> Phases:
+        return Phases(PHASES)
+
+    def repaired(self, remedy: Remedy) -> None:
+        """It names no numbers that another try could take."""
+
+    async def load(self, spec: ServerSpec) -> None:
+        """Its server loads its model in its start."""
+
+    async def keep(self, spec: ServerSpec) -> None:
+        """It never lets its model go."""
+
+    def release(self, base_url: str, served_name: str) -> None:
+        """Its memory is free when its process is gone."""
+
+    def diagnose(self, log: Sequence[str], exit_status: int) -> diagnosis.Diagnosis | None:
+        last_resort = (diagnosis.LLAMACPP_ERROR,) if exit_status > 0 else ()
+        return diagnosis.diagnose((*diagnosis.LLAMACPP, *last_resort), log, exit_status)
+
+    @cached_property
+    def _program(self) -> Program | EngineMissing:
+        if self._settings.server:
+            return _llama_server(self._settings.server, "set by `engines.llamacpp.server`")
+        on_path = shutil.which("llama-server")
+        if on_path is None or not os.path.isabs(on_path):  # Windows looks into the current folder too
+            return _wheel("")
+        program = _llama_server(on_path, "found on PATH")
+        # A build that cannot start must not stand in the way of one that can.
+        return program if isinstance(program, Program) else _wheel(f"; {program.message}")
+
+
+def _llama_server(path: str, why: str) -> Program | EngineMissing:
+    """The program at `path` if it starts: a build whose libraries are gone does not."""
+    try:
+        done = subprocess.run(
+            [path, "--version"],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=VERSION_TIMEOUT,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:  # a GPU build on a cold disk: slow is not broken
+        return Program((path,), None, f"llama-server at `{path}`, {why}, slow to tell its version", on_gpu=True)
+    except OSError as error:
+        return EngineMissing(f"`{path}` ({why}) cannot be run: {error.strerror}", OTHER_PROGRAM_HINT)
+    output = f"{done.stdout}\n{done.stderr}".strip().splitlines() or ["no output"]
+    if done.returncode != 0:
+        return EngineMissing(f"`{path}` ({why}) cannot be run: {output[-1]}", OTHER_PROGRAM_HINT)
+    line = next((line for line in output if line.startswith("version:")), None)
+    if line is None:
+        return EngineMissing(f"`{path}` ({why}) is no `llama-server`: it tells no version", OTHER_PROGRAM_HINT)
+    version = line.removeprefix("version:").strip()
+    return Program((path,), version, f"llama-server {version} at `{path}`, {why}", on_gpu=True)
+
+
+def _wheel(otherwise: str) -> Program | EngineMissing:
+    if find_spec("xllamacpp") is None:
+        return EngineMissing(f"no llama.cpp on this machine{otherwise}", INSTALL_HINT)
+    from importlib.metadata import version
+
+    installed = version("xllamacpp")
+    # -P: the folder a user stands in must not lend its modules to the server.
+    argv = (sys.executable, "-P", "-m", "llmdeploy.engines.llamacpp.server_program")
+    return Program(argv, installed, f"xllamacpp {installed}, the embedded build{otherwise}", sys.platform == "darwin")
+
+
+def compute_buffer(facts: ModelFacts) -> MemoryPart:
+    """What a step of the computation takes: `n_ubatch x (n_vocab + 2 n_embd) x 4` bytes with flash attention.
+
+    Within 5 % on 30 of 44 start-up logs of fully offloaded models.
+    """
+    size = MICRO_BATCH * (facts.vocabulary_size + 2 * facts.embedding_length) * 4
+    return MemoryPart("compute", size, f"{MICRO_BATCH} x (vocabulary + 2 x embedding) x 4 bytes")

@@ -1,0 +1,172 @@
+"""vLLM: the engine for production on NVIDIA GPUs. It is run as a program of its own environment, never imported."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from llmdeploy import paths
+from llmdeploy.engines.base import EngineStatus, ServerSpec
+from llmdeploy.engines.vllm import consent, environment, failures, fit, flags, log
+from llmdeploy.engines.vllm.environment import Found
+from llmdeploy.errors import EngineMissing
+from llmdeploy.models import hf_model, hub
+from llmdeploy.models.hf_model import HfModel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from llmdeploy.config import Settings
+    from llmdeploy.engines.diagnosis import Diagnosis
+    from llmdeploy.errors import Remedy
+    from llmdeploy.hardware import Hardware
+    from llmdeploy.models.facts import ModelFacts
+    from llmdeploy.models.reference import ModelRef
+    from llmdeploy.models.requirements import Requirements
+    from llmdeploy.models.source import OnProgress
+    from llmdeploy.plan import Plan, Wishes
+
+TOOLS = "--enable-auto-tool-choice"
+"""Without it vLLM refuses tools, whatever the model knows."""
+
+
+def engine(settings: Settings) -> Vllm:
+    return Vllm(settings)
+
+
+class Vllm:
+    name = "vllm"
+    side_by_side = True
+    lacks: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    adapt = None
+
+    def __init__(self, settings: Settings, repairs: Mapping[str, Any] | None = None) -> None:
+        """`repairs`: settings that a start which failed asked for; they beat the user's."""
+        self._settings = settings
+        self._repairs = repairs or {}
+
+    def status(self) -> EngineStatus:
+        return self._found.status
+
+    @cached_property
+    def _found(self) -> Found:
+        return environment.look(self._settings)
+
+    @property
+    def _device(self) -> str:
+        found = self._found.environment
+        return (found and found.device) or "cuda"
+
+    def daemon(self, wishes: Wishes, port: int) -> None:
+        """Its server starts with its model."""
+
+    def artefact(self, model: ModelRef, *, anywhere: bool = True) -> HfModel:
+        return hf_model.find(model, self._settings)
+
+    def present(self, artefact: HfModel) -> bool:
+        return artefact.present()
+
+    def need(self, artefact: HfModel, folder: Path | None = None) -> Requirements:
+        return artefact.need(folder)
+
+    def pull(self, artefact: HfModel, on_progress: OnProgress, folder: Path | None = None) -> None:
+        artefact.pull(on_progress, folder)
+
+    def facts(self, artefact: HfModel) -> ModelFacts:
+        artefact.require_tokenizer()
+        facts = artefact.facts()
+        if not any(argument.replace("_", "-").startswith(TOOLS) for argument in self._settings.vllm_extra_args or ()):
+            return facts
+        return replace(facts, capabilities=(*facts.capabilities, "tools"))
+
+    def saved(self, artefact: HfModel) -> None:
+        """No other program keeps models in this form elsewhere."""
+
+    def files(self, artefact: HfModel) -> tuple[Path, ...]:
+        return artefact.local_files()
+
+    def revision(self, artefact: HfModel) -> str | None:
+        return hub.commit_of(artefact.local_files())
+
+    def plan(self, facts: ModelFacts, hardware: Hardware, wishes: Wishes) -> Plan:
+        return fit.plan(facts, hardware, wishes, self._wanted, self._device)
+
+    @property
+    def _wanted(self) -> dict[str, Any]:
+        """vLLM's settings under its own names: the user's, and what repairs have made of them."""
+        return {**fit.named(self._settings), **self._repairs}
+
+    def server(self, artefact: HfModel, plan: Plan, *, served_name: str, port: int) -> ServerSpec:
+        found = self._found.environment
+        if found is None or not self._found.status.usable:
+            raise EngineMissing(self._found.status.detail, self._found.status.hint)
+        ours = {"model": str(artefact.folder), "served_model_name": served_name, "host": "127.0.0.1", "port": port}
+        chosen = {"max_model_len": plan.context.value, **{name: it.value for name, it in plan.settings.items()}}
+        content: dict[str, Any] = {**chosen, **self._wanted, **ours}
+        if consent.given(artefact, found, trust=self._settings.trust_remote_code):
+            content["trust_remote_code"] = True
+        extra = tuple(self._settings.vllm_extra_args or ())
+        flags.check(content, extra, found)
+        config = paths.state_dir() / "vllm.yaml"
+        return ServerSpec(
+            argv=(found.python, *_module(found), "--config", str(config), *extra),
+            base_url=f"http://127.0.0.1:{port}",
+            health_path="/health",
+            served_name=served_name,
+            env=_variables(self._device, self._settings.timeout),
+            files={config: flags.yaml(content)},
+        )
+
+    def progress(self) -> log.Progress:
+        return log.Progress()
+
+    def repaired(self, remedy: Remedy) -> Vllm | None:
+        if self._repairs.get(remedy.key) == remedy.value:
+            return None
+        repaired = Vllm(self._settings, {**self._repairs, remedy.key: remedy.value})
+        vars(repaired)["_found"] = self._found  # to look again takes a second
+        return repaired
+
+    async def load(self, spec: ServerSpec) -> None:
+        """Its server loads its model in its start."""
+
+    async def keep(self, spec: ServerSpec) -> None:
+        """It never lets its model go."""
+
+    def release(self, base_url: str, served_name: str) -> None:
+        """Its memory is free when its processes are gone."""
+
+    def diagnose(self, log: Sequence[str], exit_status: int) -> Diagnosis | None:
+        return failures.diagnose(log, exit_status)
+
+
+def _module(found: environment.Environment) -> tuple[str, ...]:
+    """What is run. The command `vllm serve` needs metadata of that name, which repackaged builds lack."""
+    if found.contents is not None and found.contents.name == "vllm":
+        return "-m", "vllm.entrypoints.cli.main", "serve"
+    return "-m", "vllm.entrypoints.openai.api_server"
+
+
+def _variables(device: str, timeout: float) -> dict[str, str]:
+    variables = {
+        "VLLM_NO_USAGE_STATS": "1",
+        # A key of the user's for another server would keep us out of this one, which loopback alone reaches.
+        "VLLM_API_KEY": "",
+        "DO_NOT_TRACK": "1",
+        # The weights are here; a look at the Hub would only cost time.
+        "HF_HUB_OFFLINE": "1",
+        # The folder a user stands in must not lend its modules to the server.
+        "PYTHONSAFEPATH": "1",
+        # It does not give up before llmdeploy does.
+        "VLLM_ENGINE_READY_TIMEOUT_S": str(math.ceil(max(timeout, 600))),
+        "PYTHONUNBUFFERED": "1",
+        "NO_COLOR": "1",
+        # The first GPU of the plan is the first of vLLM's; CUDA alone counts the fastest first.
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+    }
+    return {**variables, "VLLM_TARGET_DEVICE": "cpu"} if device == "cpu" else variables

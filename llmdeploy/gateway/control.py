@@ -1,0 +1,113 @@
+"""A request that somebody else answers: a command that talks to the service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from llmdeploy.gateway import responses
+from llmdeploy.gateway.errors import Refused, body_of
+from llmdeploy.http1 import LAST_CHUNK, Request, chunk
+
+if TYPE_CHECKING:
+    from llmdeploy.gateway.downstream import Downstream
+    from llmdeploy.gateway.gateway import Gateway
+
+NDJSON = b"application/x-ndjson"
+
+
+class ControlRequest:
+    """One request and its answer: one document, or a stream of them."""
+
+    def __init__(self, gateway: Gateway, client: Downstream, head: Request, body: bytes) -> None:
+        self.method = head.method
+        self.path = head.path
+        self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in head.fields}
+        self.headers.pop("content-length", None)  # `body` tells
+        self.body = bytes(body)
+        self.is_local = client.is_local
+        self.left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when the client has gone."""
+        self._gateway = gateway
+        self._client = client
+        self._head = head
+        self._has_begun = False
+        self._has_ended = False
+
+    async def answer(self, status: int, document: Any) -> None:
+        """Answers with one document."""
+        await self.answer_bytes(status, msgspec.json.encode(document), responses.JSON)
+
+    async def answer_bytes(self, status: int, body: bytes, content_type: bytes) -> None:
+        self._end(status)
+        if not self.left.done():
+            self._client.answer(status, body, content_type)
+
+    async def begin(self) -> None:
+        """Begins a stream of documents, one a line."""
+        self._has_begun = True
+        framing = b"transfer-encoding: chunked\r\n" if self._head.is_1_1 else b""
+        head = responses.head(200, NDJSON, framing, close=not self._head.keep_alive)
+        if not self.left.done():
+            self._client.transport.write(head)
+
+    async def event(self, document: Any) -> None:
+        """Sends one document; waits for a client that does not keep up."""
+        if self.left.done():
+            return
+        line = msgspec.json.encode(document) + b"\n"
+        self._client.transport.write(chunk(line) if self._head.is_1_1 else line)
+        await self._client.writable()
+
+    async def end(self) -> None:
+        """The stream is whole."""
+        self._end(200)
+        if not self.left.done():
+            if self._head.is_1_1:
+                self._client.transport.write(LAST_CHUNK)
+            self._client.done()
+
+    async def run(self, handler: Callable[[ControlRequest], Awaitable[None]]) -> None:
+        """Has the handler answer. What it leaves open is never taken for whole."""
+        try:
+            await handler(self)
+            if not self._has_ended:
+                raise RuntimeError(f"`{self.path}` was not answered")
+        except Exception as error:
+            self._gateway.report(error)
+            self._fail(responses.bug(error))
+        except asyncio.CancelledError:
+            self._fail(responses.closing())
+            raise
+
+    def _fail(self, refused: Refused) -> None:
+        if self._has_ended:
+            return
+        self._end(refused.status)
+        if self.left.done():
+            return
+        if self._has_begun:
+            self._client.break_off(reset=not self._head.is_1_1)
+        else:
+            self._client.answer(refused.status, body_of(refused))
+
+    def _end(self, status: int) -> None:
+        if self._has_ended:
+            raise RuntimeError("the request was answered already")
+        self._has_ended = True
+        self._gateway.metrics.answered("", "", self.path, status)
+
+    # What a connection tells its request
+
+    def abandon(self) -> None:
+        if not self.left.done():
+            self.left.set_result(None)
+
+    def pause(self) -> None:
+        """`event` waits."""
+
+    def resume(self) -> None:
+        """`event` goes on."""

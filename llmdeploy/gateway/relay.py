@@ -1,0 +1,360 @@
+"""One relayed request, from its whole body to the end of its answer."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from llmdeploy.gateway import responses
+from llmdeploy.gateway.errors import Refused, body_of, explained
+from llmdeploy.gateway.header_cache import Answered, Asked
+from llmdeploy.gateway.pool import Pool
+from llmdeploy.gateway.routes import PASSED
+from llmdeploy.gateway.upstream import Upstream
+from llmdeploy.gateway.validation import prepared
+from llmdeploy.http1 import LAST_CHUNK, Response, chunk
+
+if TYPE_CHECKING:
+    from llmdeploy.gateway.downstream import Downstream
+    from llmdeploy.gateway.gateway import Gateway
+
+MAX_ERROR = 2**20
+"""Bytes of an engine's error answer that are looked at."""
+
+# vLLM refuses a body that is not called JSON, as curl's is not.
+_HEAD = b"POST %b%b HTTP/1.1\r\nhost: %b\r\n%bcontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+_EVENT = b"data: {"
+_FAILURE = b'data: {"error"'
+"""In a stream it is the engine's own: in a text of the model's the quotes are escaped."""
+
+_SPLICED, _COLLECTED, _WRAPPED, _BARE = range(4)
+
+
+class Relay:
+    """One relayed request. It is with one server until its answer is whole; never are two answers mixed."""
+
+    __slots__ = (
+        "_answer",
+        "_body",
+        "_client",
+        "_collected",
+        "_ended",
+        "_events",
+        "_first",
+        "_gateway",
+        "_head",
+        "_is_stream",
+        "_mode",
+        "_onward",
+        "_pool",
+        "_sent",
+        "_sent_head",
+        "_size",
+        "_status",
+        "_tail",
+        "_unsent",
+        "_upstream",
+        "_was_lost",
+        "_was_retried",
+        "_write",
+        "deadline",
+        "received",
+    )
+
+    def __init__(self, gateway: Gateway, client: Downstream, asked: Asked, body: bytes) -> None:
+        self._gateway = gateway
+        self._client = client
+        self._head = asked.head
+        self._onward = asked.onward
+        self._body = body
+        self.received = time.monotonic()
+        self.deadline = 0.0
+        """While it waits."""
+        self._pool: Pool | None = None
+        self._upstream: Upstream | None = None
+        self._was_retried = False
+        self._was_lost = False
+        self._ended = False
+        self._sent = b""
+        self._sent_head = b""
+        self._answer: Response | None = None
+        self._status = 0
+        self._mode = _SPLICED
+        self._is_stream = False
+        self._unsent = b""
+        self._collected: list[bytes] = []
+        self._size = 0
+        self._first = 0.0
+        self._events = 0
+        self._tail = b""
+        self._write = client.transport.write
+
+    # Out to the server
+
+    def send(self, pool: Pool) -> None:
+        """Goes to that server."""
+        self._pool = pool
+        pool.calls.add(self)
+        target = pool.target
+        try:
+            self._sent = prepared(self._head.path, self._body, target).body
+        except Refused as refused:
+            self.refuse(refused)
+            return
+        except Exception as error:
+            self._gateway.report(error)
+            self.refuse(responses.bug(error))
+            return
+        self._sent_head = _HEAD % (
+            pool.prefix,
+            self._head.target,
+            pool.host,
+            self._onward,
+            len(self._sent),
+        )
+        pool.serve(self)
+
+    def go(self, upstream: Upstream) -> None:
+        """Goes out on that connection."""
+        self._upstream = upstream
+        if self._client.is_blocked:
+            upstream.pause()
+        upstream.send(self, self._sent_head, self._sent)
+
+    # In from the server
+
+    def begin(self, answered: Answered) -> bool:
+        """The head of the answer has come. Whether the body is wanted without its framing."""
+        response = answered.head
+        self._answer = response
+        self._status = response.status
+        self._body = self._sent = b""  # there is no going back
+        self._client.release_body()
+        if response.status >= 400:
+            self._mode = _COLLECTED
+            return True
+        is_1_1 = self._head.is_1_1
+        if response.length is not None:
+            framing = b"content-length: %d\r\n" % response.length
+        elif response.status in (204, 304):
+            framing = b""
+        elif not is_1_1:
+            framing, self._mode = b"", _BARE
+        else:
+            framing = b"transfer-encoding: chunked\r\n"
+            self._mode = _SPLICED if response.chunked else _WRAPPED
+        self._is_stream = answered.is_stream
+        self._unsent = b"HTTP/1.1 %d %b\r\n%b%bx-llmdeploy-engine: %b\r\n%b\r\n" % (
+            response.status,
+            response.reason,
+            answered.onward,
+            framing,
+            self._engine.encode(),
+            b"" if self._head.keep_alive else b"connection: close\r\n",
+        )
+        return self._mode != _SPLICED
+
+    def forward(self, data: bytes) -> None:
+        """A piece of the answer as the server framed it."""
+        if self._is_stream and data:
+            if _FAILURE in data:
+                self._fail(data)
+                return
+            self._events += data.count(_EVENT)
+            self._tail = data
+            if not self._first:
+                self._began()
+        if self._unsent:
+            data = self._unsent + data
+            self._unsent = b""
+        if data:
+            self._write(data)
+
+    def _fail(self, data: bytes) -> None:
+        """The engine tells in its stream that it has failed. vLLM goes on to a clean end, as if all were well."""
+        assert self._pool is not None
+        at = data.find(_FAILURE)
+        event = data[at : data.find(b"\n", at)].removeprefix(b"data: ")
+        _, error = explained(500, event, self._pool.target)
+        end = b"\n\n\r\n" if self._mode != _BARE else b"\n\n"
+        can_tell = not self._tail or self._tail.endswith(end)
+        if self._unsent:
+            self._write(self._unsent)
+        self._end_open(error, "engine_failed", can_tell=can_tell)
+
+    def take(self, payload: bytes) -> None:
+        """A piece of the answer without its framing."""
+        mode = self._mode
+        if mode != _COLLECTED:
+            self.forward(chunk(payload) if mode == _WRAPPED else payload)
+            return
+        if self._size < MAX_ERROR:
+            self._collected.append(payload)
+            self._size += len(payload)
+            if self._size >= MAX_ERROR:
+                self._let_go()
+                self.finished()
+
+    def finished(self) -> None:
+        """The answer is whole."""
+        if self._ended:
+            return
+        if self._mode == _COLLECTED:
+            self._explain()
+            return
+        if self._mode == _WRAPPED:
+            self._write(LAST_CHUNK)
+        if self._is_stream:
+            self._measure()
+        self._end(self._status)
+        self._client.done()
+
+    def _explain(self) -> None:
+        """An error of the engine's, in the shape that errors have here."""
+        assert self._pool is not None
+        body = b"".join(self._collected)[:MAX_ERROR]
+        target = self._pool.target
+        status = self._status
+        try:
+            if status == 404 and self._head.path in PASSED and b"model" not in body:
+                status, text = 404, body_of(responses.no_such_route(target.engine, self._head.path), target.engine)
+            else:
+                status, text = explained(status, body, target)
+        except Exception as error:
+            self._gateway.report(error)
+            status, text = 502, body_of(responses.bug(error), target.engine)
+        self._reply(status, text, _retry_after(status, self._answer))
+
+    def _began(self) -> None:
+        self._first = time.monotonic()
+        self._gateway.metrics.first_token(self._engine, self._model, self._first - self.received)
+
+    def _measure(self) -> None:
+        seconds = time.monotonic() - self._first
+        if self._events > 1 and seconds > 0:
+            self._gateway.metrics.streamed(self._engine, self._model, (self._events - 1) / seconds)
+
+    # Ends before the end
+
+    def lost(self, upstream: Upstream, *, answered: bool) -> None:
+        """The connection to the server has ended before the answer was whole."""
+        assert self._pool is not None
+        self._upstream = None
+        if self._answer is not None:
+            if self._mode == _COLLECTED:
+                self.refuse(responses.broke_off(self._engine))
+            else:
+                self._break_off(responses.broke_off(self._engine), upstream)
+        elif answered:
+            self.refuse(responses.broke_off(self._engine))
+        elif upstream.is_reused and not self._was_retried:
+            self._was_retried = True  # the server had closed the connection for being idle
+            self._pool.serve_anew(self)
+        else:
+            self.unreachable()
+
+    def unreachable(self) -> None:
+        """The server is gone, and no byte of an answer came: another server may do, once."""
+        assert self._pool is not None
+        self._upstream = None
+        if self._was_lost:
+            self.refuse(responses.unreachable(self._engine))
+            return
+        self._was_lost = True
+        pool = self._pool
+        pool.remove(self)
+        self._gateway.lost(self, pool)
+
+    def give_up(self) -> None:
+        """No other server came."""
+        self.refuse(responses.unreachable(self._engine))
+
+    def cut(self) -> None:
+        """The server is stopped under it."""
+        refused = responses.switched_off(self._engine)
+        upstream = self._upstream
+        if self._answer is None or self._mode == _COLLECTED or upstream is None:
+            self._let_go()
+            self.refuse(refused)
+        else:
+            self._break_off(refused, upstream)
+
+    def _break_off(self, refused: Refused, upstream: Upstream) -> None:
+        """Ends an answer that has begun so that nobody takes it for whole: an event tells, the framing stays open."""
+        if self._unsent:
+            self._write(self._unsent)
+        can_tell = upstream.at_boundary() if self._mode == _SPLICED else True
+        self._end_open(body_of(refused, self._engine), refused.code or "", can_tell=can_tell)
+
+    def _end_open(self, error: bytes, code: str, *, can_tell: bool) -> None:
+        if self._is_stream and can_tell:
+            event = responses.event_of(error)
+            payload = self._tail if self._mode == _BARE else self._tail.removesuffix(b"\r\n")
+            if payload and not payload.endswith(b"\n\n"):
+                event = b"\n\n" + event
+            self._write(event if self._mode == _BARE else chunk(event))
+        self._let_go()
+        self._gateway.metrics.failed(self._engine, code)
+        self._end(self._status)
+        self._client.break_off(reset=self._mode == _BARE and not self._is_stream)
+
+    def refuse(self, refused: Refused) -> None:
+        """Answers with an error of the gateway's."""
+        self._gateway.metrics.failed(self._engine, refused.code or "")
+        more = responses.RETRY_AFTER if refused.status == 503 else b""
+        self._reply(refused.status, body_of(refused, self._engine or None), more)
+
+    def _reply(self, status: int, body: bytes, more: bytes) -> None:
+        if self._engine:
+            more += b"x-llmdeploy-engine: %b\r\n" % self._engine.encode()
+        self._end(status)
+        self._client.answer(status, body, more=more)
+
+    def abandon(self) -> None:
+        """The client has left: nobody works for it any more."""
+        if self._ended:
+            return
+        self._gateway.forget(self)
+        self._let_go()
+        self._gateway.metrics.failed(self._engine, "client_left")
+        self._end(self._status or 499)
+
+    def _let_go(self) -> None:
+        """Ends what runs for this request at the server."""
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.drop()
+
+    def _end(self, status: int) -> None:
+        self._ended = True
+        self._body = self._sent = b""
+        self._upstream = None
+        self._gateway.metrics.answered(self._engine, self._model, self._head.path, status)
+        if self._pool is not None:
+            self._pool.remove(self)
+
+    # Back-pressure
+
+    def pause(self) -> None:
+        """The client does not keep up."""
+        if self._upstream is not None:
+            self._upstream.pause()
+
+    def resume(self) -> None:
+        if self._upstream is not None:
+            self._upstream.resume()
+
+    @property
+    def _engine(self) -> str:
+        return "" if self._pool is None else self._pool.target.engine
+
+    @property
+    def _model(self) -> str:
+        return "" if self._pool is None else self._pool.target.model
+
+
+def _retry_after(status: int, response: Response | None) -> bytes:
+    value = None if response is None else response.get(b"retry-after")
+    if value is None:
+        return responses.RETRY_AFTER if status == 503 else b""
+    return b"retry-after: %b\r\n" % value

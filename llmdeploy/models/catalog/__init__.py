@@ -1,0 +1,1 @@
+"""The catalog: models by name, for every engine."""

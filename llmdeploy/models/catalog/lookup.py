@@ -1,0 +1,159 @@
+"""The catalog: models by name. The facts are in catalog.toml; the user's own, beside the configuration file, win.
+
+    entry     = family [":" size]                  qwen2.5-vl:7b, the name as the catalog has it
+    spelling  = entry, in any case, with any of `-` `_` `.` `:` or none     Qwen2.5_VL-7B
+              | family                             its default size: qwen2.5-vl
+              | Ollama's name for it               qwen2.5vl, qwen2.5vl:7b, qwen2.5vl:latest
+              | the Hub's, without the owner       Qwen2.5-VL-7B-Instruct, Qwen2.5-VL-7B-Instruct-AWQ
+    name      = spelling ["-" quantization]        qwen3:8b-q8_0, qwen3:8b-awq, qwen3:8b-fp8
+
+A spelling that fits two entries is refused with both.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+
+from llmdeploy.errors import ModelNotFound
+from llmdeploy.models.catalog import reader
+from llmdeploy.models.catalog.entry import CatalogEntry, plain_quant
+from llmdeploy.models.catalog.names import SHIPPED, user_file
+from llmdeploy.models.catalog.reader import Document
+from llmdeploy.models.reference import QUANT
+
+__all__ = ["ENGINES", "CatalogEntry", "canonical", "find", "get", "load", "names", "user_file"]
+
+ENGINES = ("llamacpp", "ollama", "vllm")
+
+_SEPARATORS = re.compile(r"[-_.:]+")
+_QUANT = re.compile(rf"(?P<name>.+?)[-_.:](?P<quant>{QUANT}|awq|gptq(?:-int[48])?|int[48])", re.IGNORECASE)
+
+
+def load() -> Mapping[str, CatalogEntry]:
+    """All entries by name, in the order of the files, the user's first. Raises ConfigError where theirs is wrong."""
+    return _load(user_file()).entries
+
+
+def names() -> list[str]:
+    return list(load())
+
+
+def find(name: str) -> CatalogEntry:
+    """The entry that a name means, in the quantization it says.
+
+    Raises ModelNotFound: for a name that is unknown, with those near it; for one that fits two entries, with both; for
+    a quantization that no engine has of it, with those there are. Raises ConfigError for a wrong file of the user's.
+    """
+    if found := _found(name):
+        return found
+    near = difflib.get_close_matches(name.lower(), names(), n=3)
+    hint = (
+        f"did you mean {' or '.join(f'`{one}`' for one in near)}?"
+        if near
+        else "`llmdeploy models catalog` lists the names"
+    )
+    raise ModelNotFound(f"no model is called `{name}`", hint)
+
+
+def get(name: str) -> CatalogEntry | None:
+    """The entry that a name means, or None. Raises ConfigError for a wrong file of the user's."""
+    try:
+        return _found(name)
+    except ModelNotFound:
+        return None
+
+
+def canonical(name: str) -> str:
+    """The name as the catalog has it: what a command tells where the user spelled it another way. Raises as `find`."""
+    return str(find(name))
+
+
+@dataclass(frozen=True)
+class _Catalog:
+    entries: Mapping[str, CatalogEntry]
+    spellings: Mapping[str, tuple[CatalogEntry, ...]]
+
+
+@cache
+def _load(own: Path) -> _Catalog:
+    import tomllib
+
+    shipped = tomllib.loads(SHIPPED.read_text(encoding="utf-8"))
+    theirs = _read(own) if own.exists() else {}
+    entries = reader.entries(theirs, own=True)
+    entries |= {name: entry for name, entry in reader.entries(shipped).items() if name not in entries}
+    defaults = {
+        family: f"{family}:{table['default']}"
+        for document in (shipped, theirs)
+        for family, table in document.get("families", {}).items()
+        if "default" in table
+    }
+    spellings: dict[str, dict[str, CatalogEntry]] = {}
+    for entry in entries.values():
+        for spelling, meant in _spellings(entry, is_default=defaults.get(entry.family, entry.name) == entry.name):
+            # A quantization that is said wins over a tag that only happens to be the default's.
+            found = spellings.setdefault(_plain(spelling), {}) if spelling else {}
+            if meant.quant or entry.name not in {one.name for one in found.values()}:
+                found.pop(entry.name, None)
+                found[str(meant)] = meant
+    return _Catalog(MappingProxyType(entries), {key: tuple(found.values()) for key, found in spellings.items()})
+
+
+def _read(file: Path) -> Document:
+    from llmdeploy.models.catalog import schema
+
+    return schema.read(file)
+
+
+def _spellings(entry: CatalogEntry, *, is_default: bool) -> Iterator[tuple[str, CatalogEntry]]:
+    for name in (entry.name, entry.tag, *entry.aliases):
+        yield name, entry
+    if is_default:
+        yield entry.family, entry
+        yield entry.tag.partition(":")[0], entry
+    for at, (quant, repository) in enumerate(entry.repositories.items()):
+        yield repository.partition("/")[2], replace(entry, quant=quant.lower()) if at else entry
+    for quant, tag in entry.tags.items():
+        yield tag, replace(entry, quant=quant.lower()) if tag.endswith(quant) else entry
+
+
+def _found(name: str) -> CatalogEntry | None:
+    if entry := load().get(name):
+        return entry
+    name = name.removesuffix(":latest")
+    if entry := _spelled(name):
+        return entry
+    match = _QUANT.fullmatch(name)
+    entry = _spelled(match["name"]) if match else None
+    if match is None or entry is None:
+        return None
+    return _in_quant(entry, match["quant"])
+
+
+def _spelled(name: str) -> CatalogEntry | None:
+    """The entry that is spelled so. Raises ModelNotFound where there are two."""
+    found = _load(user_file()).spellings.get(_plain(name), ())
+    if len(found) < 2:
+        return found[0] if found else None
+    both = " or ".join(f"`{entry}`" for entry in found)
+    raise ModelNotFound(f"`{name}` may be {both}", f"say which: `llmdeploy models show {' '.join(map(str, found))}`")
+
+
+def _in_quant(entry: CatalogEntry, quant: str) -> CatalogEntry:
+    there = {plain_quant(one): one for engine in ENGINES for one in entry.quants(engine)}
+    if plain_quant(quant) in there and not entry.quant:
+        return replace(entry, quant=quant.lower())
+    raise ModelNotFound(
+        f"the catalog has no `{quant.lower()}` of `{entry.name}`",
+        f"it has {', '.join(f'`{one.lower()}`' for one in there.values())}",
+    )
+
+
+def _plain(spelling: str) -> str:
+    return _SEPARATORS.sub("", spelling.lower())

@@ -1,0 +1,138 @@
+"""The keys of a catalog file, and what is right: the same for the one that comes with llmdeploy and for the user's."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct, ValidationError, convert
+
+from llmdeploy import config
+from llmdeploy.errors import ConfigError, UsageError
+from llmdeploy.models.catalog.reader import Document, whole
+from llmdeploy.models.reference import CatalogName, parse
+
+Text = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f]+$")]
+Count = Annotated[int, Meta(ge=1, le=10**15)]
+Repository = Annotated[str, Meta(pattern=r"^[\w.-]+/[\w.-]+$")]
+GgufPath = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f]+\.gguf$")]
+Layers = Annotated[int, Meta(ge=1, le=10_000)]
+
+
+class Gguf(Struct, forbid_unknown_fields=True):
+    file: GgufPath
+    quants: list[Text] | Text
+    repo: Repository | None = None
+    bytes: dict[Text, Count] = {}
+    mmproj: GgufPath | None = None
+    mmproj_bytes: Count | None = None
+
+
+class Model(Struct, forbid_unknown_fields=True):
+    license: Text | None = None
+    gated: bool = False
+    capabilities: list[Literal["text", "image", "audio", "tools", "thinking"]] = []
+    aliases: list[Text] = []
+    context: Count | None = None
+    ollama: Text | None = None
+    ollama_quants: list[Text] = []
+    ollama_tags: Text | None = None
+    hub: dict[Text, Repository] = {}
+    gguf: Gguf | None = None
+    shipped: bool = False
+    hf_folder: Text | None = None
+    parameters: Count | None = None
+    active: Count | None = None
+    vision: Count | None = None
+    layers: Layers | None = None
+    heads: Count | None = None
+    kv_heads: Count | None = None
+    head_size: Count | None = None
+    embedding: Count | None = None
+    vocabulary: Count | None = None
+    tied: bool = False
+    kv_layers: Layers | None = None
+    latent: Count | None = None
+    window: Count | None = None
+    window_layers: Layers | None = None
+
+
+class Family(Model, forbid_unknown_fields=True):
+    default: Text | None = None
+
+
+class File(Struct, forbid_unknown_fields=True):
+    models: dict[str, dict[str, Any]] = {}
+    families: dict[str, dict[str, Any]] = {}
+    quantizations: dict[str, list[Text]] = {}
+
+
+def read(file: Path) -> Document:
+    """A file of the user's. Raises ConfigError where it cannot be read or something in it is wrong."""
+    document = config.parse(config.read(file, str(file)) or "", str(file))
+    check(document, str(file))
+    return document
+
+
+def check(document: Document, shown: str) -> None:
+    """Raises ConfigError for what is wrong, with the file, the entry and the nearest key."""
+    _check(document, File, f"`{shown}`")
+    for family, table in document.get("families", {}).items():
+        _check(table, Family, f'`{shown}`, `families."{family}"`')
+    for name, table in document.get("models", {}).items():
+        where = f'`{shown}`, `models."{name}"`'
+        _check(table, Model, where)
+        if wrong := _wrong(name, document):
+            raise ConfigError(f"{where}: {wrong[0]}", wrong[1])
+
+
+def _check(table: Any, kind: type[Struct], where: str) -> None:
+    try:
+        convert(table, kind)
+    except ValidationError as error:
+        raise _explained(str(error), kind, where) from None
+
+
+def _explained(message: str, kind: type[Struct], where: str) -> ConfigError:
+    """msgspec's words, such as "Expected `int`, got `str` - at `$.layers`", as ours."""
+    words, _, path = message.replace(" | null", "").partition(" - at ")
+    place = path.strip("`").removeprefix("$").strip(".")
+    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", words, re.DOTALL):
+        names = (Gguf if place == "gguf" else kind).__struct_fields__
+        near = difflib.get_close_matches(unknown[1], names, n=1, cutoff=0)
+        key = f"{place}.{unknown[1]}" if place else unknown[1]
+        return ConfigError(f"{where}: there is no key `{key}`", f"the nearest is `{near[0]}`")
+    if "matching regex" in words:
+        form = "`owner/name`" if place.endswith("repo") or place.startswith("hub") else "a text in one line"
+        words = f"expected {'a path that ends in `.gguf`' if 'gguf$' in words else form}"
+    key = f"`{place}`: " if place else ""
+    return ConfigError(f"{where}: {key}{words[:1].lower()}{words[1:]}", "correct it in that file")
+
+
+def _wrong(name: str, document: Document) -> tuple[str, str] | None:
+    """What is right key by key and wrong as a whole, as message and hint."""
+    table = whole(document, name)
+    if not _can_be_typed(name):
+        return "that is no name that can be typed", "letters, digits, `.`, `-` and one `:`, as in `name:7b`"
+    if not any(table.get(key) for key in ("ollama", "hub", "gguf", "hf_folder")):
+        return "it names nothing that an engine could take", "add `ollama`, `hub` or `gguf`"
+    if "gguf" not in table:
+        return None
+    gguf, sets = table["gguf"], document.get("quantizations", {})
+    quants = sets.get(gguf["quants"]) if isinstance(gguf["quants"], str) else gguf["quants"]
+    if not quants:
+        return f"`gguf.quants` names no list of `quantizations`: `{gguf['quants']}`", "write the list itself"
+    if len(quants) > 1 and "{quant}" not in gguf["file"]:
+        return "`gguf.file` is one file for several quantizations", "write `{quant}` where its name has them"
+    if stray := set(gguf.get("bytes", {})) - set(quants):
+        return f"`gguf.bytes` has `{min(stray)}`, which is not in `gguf.quants`", "add it there"
+    return None
+
+
+def _can_be_typed(name: str) -> bool:
+    try:
+        return parse(name) == CatalogName(name)
+    except UsageError:
+        return False
