@@ -1,17 +1,44 @@
-"""A file replaced whole or not at all."""
+"""Files that are replaced in one step: a reader finds the old content or the new, never a mixture."""
 
 from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
 
-if TYPE_CHECKING:
-    from pathlib import Path
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class JsonFile:
+    """A small JSON document that llmdeploy keeps for itself, such as a state file."""
+
+    path: Path
+    indent: int | None = None
+    """Spaces of each level; None: the whole document on one line."""
+
+    def read(self, default: T) -> T:
+        """Return the document, or `default` if the file is missing, unreadable, damaged, or of another JSON type."""
+        import json
+
+        try:
+            content = json.loads(self.path.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return default
+        return content if isinstance(content, type(default)) else default
+
+    def write(self, value: Any) -> None:
+        """Replace the file. A new one, and a new folder for it, only this user may read. Raises OSError."""
+        import json
+
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        replace(self.path, json.dumps(value, indent=self.indent).encode())
 
 
 def replace(file: Path, content: bytes) -> None:
-    """Give a file its content in one step, which a crash does not undo; a new one is private. Raises OSError."""
+    """Replace the content of a file in one step that a crash does not undo. A new file is private. Raises OSError."""
     import stat
     import tempfile
 
@@ -33,7 +60,7 @@ def replace(file: Path, content: bytes) -> None:
 
 
 def _sync(folder: str) -> None:
-    """Have the disk know the new name, on systems where a folder is a file."""
+    """Write the folder's entry to the disk, on systems where a folder can be opened as a file."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

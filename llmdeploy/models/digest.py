@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from llmdeploy import atomic_file
+from llmdeploy.atomic_file import JsonFile
 from llmdeploy.errors import ModelInvalid
 from llmdeploy.models.gguf_header import command
 from llmdeploy.paths import state_dir
@@ -31,7 +30,7 @@ def sha256(path: Path, on_progress: Callable[[str, int, int], None]) -> str:
         raise ModelInvalid(
             f"`{path}` cannot be read: {error.strerror}", f"check it: `{command('ls -l', path)}`"
         ) from error
-    _store({**_remembered(), str(file): [status.st_size, status.st_mtime_ns, digest]})
+    _save({**_known(), str(file): [status.st_size, status.st_mtime_ns, digest]})
     return digest
 
 
@@ -44,7 +43,7 @@ def known(path: Path) -> str | None:
         return None
     if digest := _by_name(file):
         return digest
-    size, time, digest = _remembered().get(str(file), (None, None, None))
+    size, time, digest = _known().get(str(file), (None, None, None))
     return digest if (size, time) == (status.st_size, status.st_mtime_ns) else None
 
 
@@ -59,7 +58,7 @@ def _by_name(file: Path) -> str | None:
 
 def earlier(path: Path) -> str | None:
     """The digest that it had when it was last computed, in whatever state the file is now."""
-    digest: str | None = _remembered().get(str(path.resolve()), (None, None, None))[2]
+    digest: str | None = _known().get(str(path.resolve()), (None, None, None))[2]
     return digest
 
 
@@ -68,7 +67,7 @@ def save(path: Path, digest: str) -> None:
     with suppress(OSError):
         file = path.resolve(strict=True)
         status = file.stat()
-        _store({**_remembered(), str(file): [status.st_size, status.st_mtime_ns, digest]})
+        _save({**_known(), str(file): [status.st_size, status.st_mtime_ns, digest]})
 
 
 def _computed(file: Path, size: int, on_progress: Callable[[str, int, int], None]) -> str:
@@ -80,21 +79,20 @@ def _computed(file: Path, size: int, on_progress: Callable[[str, int, int], None
     return digest.hexdigest()
 
 
-def _file() -> Path:
-    return state_dir() / "digests.json"
-
-
-def _remembered() -> dict[str, Any]:
-    """Path -> size, time of its last change, digest."""
+def _known() -> dict[str, Any]:
+    """Return what was computed before: path -> size in bytes, time of the last change in nanoseconds, digest."""
+    content: dict[str, Any] = _state_file().read({})
     try:
-        content = json.loads(_file().read_text())
         return {name: value for name, value in content.items() if len(value) == 3 and _SHA256.fullmatch(value[2])}
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (TypeError, LookupError):
         return {}
 
 
-def _store(digests: dict[str, Any]) -> None:
-    """To lose it costs the time to compute it again, so what goes wrong here is not told."""
+def _save(digests: dict[str, Any]) -> None:
+    """Write the state file. A failure is ignored: it costs only the time to compute the digests again."""
     with suppress(OSError):
-        _file().parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        atomic_file.replace(_file(), json.dumps(digests).encode())
+        _state_file().write(digests)
+
+
+def _state_file() -> JsonFile:
+    return JsonFile(state_dir() / "digests.json")

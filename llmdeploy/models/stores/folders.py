@@ -5,14 +5,13 @@ The record tells what was put there: only that is ours to remove.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmdeploy import atomic_file
+from llmdeploy.atomic_file import JsonFile
 from llmdeploy.errors import UsageError
 from llmdeploy.models.reference import CatalogName, HubRepo, parse
 from llmdeploy.models.safetensors import INDEX, indexed
@@ -58,7 +57,7 @@ def forget(folder: Path, files: Sequence[Path]) -> None:
 def filled() -> list[Filled]:
     """Those that are still there; none where the record cannot be read."""
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        found = [_filled(one) for one in json.loads(_record().read_bytes())["folders"]]
+        found = [_filled(one) for one in _record().read({})["folders"]]
         return [one for one in found if one and one.folder.is_dir()]
     return []
 
@@ -105,8 +104,8 @@ def _shipped() -> InstalledModel:
     )
 
 
-def _record() -> Path:
-    return data_dir() / "folders.json"
+def _record() -> JsonFile:
+    return JsonFile(data_dir() / "folders.json", indent=2)
 
 
 def _filled(document: dict[str, object]) -> Filled | None:
@@ -121,5 +120,5 @@ def _filled(document: dict[str, object]) -> Filled | None:
 def _write(folders: list[Filled]) -> None:
     content = [{"folder": str(one.folder), "repo": str(one.repo), "files": list(one.files)} for one in folders]
     with suppress(OSError):
-        _record().parent.mkdir(parents=True, exist_ok=True)
-        atomic_file.replace(_record(), json.dumps({"folders": content}, indent=2).encode())
+        data_dir().mkdir(parents=True, exist_ok=True)  # not private: other users may run the environments in it
+        _record().write({"folders": content})

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmdeploy import atomic_file
+from llmdeploy.atomic_file import JsonFile
 from llmdeploy.errors import LlmdeployError
 from llmdeploy.models import gguf_header, ollama_compat
 from llmdeploy.models.reference import OllamaTag
@@ -138,7 +138,7 @@ def reason(packed: Packed) -> str | None:
     if packed.digest not in known:
         verdict = _reason(packed)
         known[packed.digest] = verdict
-        _remember(known)
+        _save_verdicts(known)
     return known[packed.digest]
 
 
@@ -224,21 +224,18 @@ def _allocated(file: Path) -> int:
 # --- Verdicts that are known: to read a header with a vocabulary of 150,000 takes a tenth of a second
 
 
-def _verdict_file() -> Path:
-    return state_dir() / "upstream.json"
+def _verdict_file() -> JsonFile:
+    return JsonFile(state_dir() / "upstream.json")
 
 
 def _verdicts() -> dict[str, str | None]:
-    """Digest of a manifest -> the reason, or None."""
-    with suppress(OSError, ValueError, AttributeError):
-        content = json.loads(_verdict_file().read_bytes())
-        if content.get("rules") == ollama_compat.RULES:
-            return dict(content["verdicts"])
-    return {}
+    """Return the verdicts of earlier runs: digest of a manifest -> the reason, or None."""
+    content: dict[str, Any] = _verdict_file().read({})
+    verdicts = content.get("verdicts")
+    return verdicts if content.get("rules") == ollama_compat.RULES and isinstance(verdicts, dict) else {}
 
 
-def _remember(verdicts: dict[str, str | None]) -> None:
-    """To lose it costs the time to read them again, so what goes wrong here is not told."""
+def _save_verdicts(verdicts: dict[str, str | None]) -> None:
+    """Write the verdicts. A failure is ignored: it costs only the time to read the headers again."""
     with suppress(OSError):
-        _verdict_file().parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        atomic_file.replace(_verdict_file(), json.dumps({"rules": ollama_compat.RULES, "verdicts": verdicts}).encode())
+        _verdict_file().write({"rules": ollama_compat.RULES, "verdicts": verdicts})
