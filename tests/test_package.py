@@ -75,7 +75,9 @@ def test_changelog_and_package_agree() -> None:
 
 def test_the_shipped_model_is_whole() -> None:
     """The three forms are the same weights; the catalog's sizes are the files'."""
-    catalog = tomllib.loads((ROOT / "llmdeploy" / "models" / "catalog" / "catalog.toml").read_text())["models"]["selftest"]["gguf"]
+    catalog = tomllib.loads((ROOT / "llmdeploy" / "models" / "catalog" / "catalog.toml").read_text())["models"][
+        "selftest"
+    ]["gguf"]
     folder = ROOT / "llmdeploy" / "selftest"
     assert (folder / "selftest-f16.gguf").stat().st_size == catalog["bytes"]["f16"]
     assert (folder / catalog["mmproj"]).stat().st_size == catalog["mmproj_bytes"]
