@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llmdeploy.atomic_file import JsonFile
 from llmdeploy.errors import UsageError
@@ -57,7 +58,8 @@ def forget(folder: Path, files: Sequence[Path]) -> None:
 def filled() -> list[Filled]:
     """Those that are still there; none where the record cannot be read."""
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        found = [_filled(one) for one in _record().read({})["folders"]]
+        document: dict[str, Any] = _record().read({})
+        found = [_filled(one) for one in document["folders"]]
         return [one for one in found if one and one.folder.is_dir()]
     return []
 
