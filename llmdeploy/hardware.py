@@ -87,7 +87,7 @@ def disk_free(path: Path) -> int:
 
 
 @dataclass(frozen=True)
-class Group:
+class ControlGroup:
     """A Linux control group: bytes of memory and cores of CPU time. None: no limit of its own."""
 
     memory_limit: int | None = None
@@ -101,7 +101,7 @@ def usable_cores(physical: int, affinity: int | None, quotas: Iterable[float | N
     return max(1, int(min([physical, *(limit for limit in limits if limit is not None)])))
 
 
-def limited_memory(total: int, available: int, groups: Iterable[Group]) -> tuple[int, int]:
+def limited_memory(total: int, available: int, groups: Iterable[ControlGroup]) -> tuple[int, int]:
     """Total and available bytes under the limits of all `groups`: the smallest wins."""
     for group in groups:
         if group.memory_limit is not None:
@@ -136,7 +136,7 @@ def _group_mounts(mountinfo: str) -> Iterator[tuple[PurePosixPath, PurePosixPath
             yield PurePosixPath(place[3]), PurePosixPath(place[4]), kind[2] if kind[0] == "cgroup" else ""
 
 
-def parse_group(files: Mapping[str, str]) -> Group:
+def parse_group(files: Mapping[str, str]) -> ControlGroup:
     """A group from the text of its files, of version 1 or 2; a missing file is an empty text."""
     limit = (files.get("memory.max") or files.get("memory.limit_in_bytes", "")).strip()
     used = (files.get("memory.current") or files.get("memory.usage_in_bytes", "")).strip()
@@ -144,7 +144,7 @@ def parse_group(files: Mapping[str, str]) -> Group:
     cache = dict(re.findall(r"^(?:total_)?((?:in)?active_file) (\d+)$", files.get("memory.stat", ""), re.MULTILINE))
     cpu = files.get("cpu.max") or f"{files.get('cpu.cfs_quota_us', '')} {files.get('cpu.cfs_period_us', '')}"
     times = [int(word) for word in cpu.split() if word.isdecimal()]  # only one where the quota is `max` or -1
-    return Group(
+    return ControlGroup(
         memory_limit=int(limit) if limit.isdecimal() else None,
         memory_held=max(0, int(used) - sum(map(int, cache.values()))) if used.isdecimal() else 0,
         quota=times[0] / times[1] if len(times) == 2 else None,
@@ -157,7 +157,7 @@ _GROUP_FILES = (
 )
 
 
-def _groups() -> list[Group]:
+def _groups() -> list[ControlGroup]:
     """The groups that hold this process; none where there is no such thing."""
     folders = group_folders(_read("/proc/self/cgroup"), _read("/proc/self/mountinfo"))
     return [parse_group({name: _read(f"{folder}/{name}") for name in _GROUP_FILES}) for folder in folders]

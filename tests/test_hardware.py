@@ -15,7 +15,7 @@ import pynvml
 import pytest
 
 from llmdeploy import hardware
-from llmdeploy.hardware import Device, Gpu, Group
+from llmdeploy.hardware import ControlGroup, Device, Gpu
 from tests import machines
 
 if TYPE_CHECKING:
@@ -86,18 +86,18 @@ def test_usable_cores(physical: int, affinity: int | None, quotas: list[float | 
     ("groups", "expected"),
     [
         ([], (32 * GIB, 20 * GIB)),
-        ([Group()], (32 * GIB, 20 * GIB)),
-        ([Group(memory_limit=8 * GIB, memory_held=GIB)], (8 * GIB, 7 * GIB)),
+        ([ControlGroup()], (32 * GIB, 20 * GIB)),
+        ([ControlGroup(memory_limit=8 * GIB, memory_held=GIB)], (8 * GIB, 7 * GIB)),
         # The machine has less free than the group may take.
-        ([Group(memory_limit=30 * GIB, memory_held=GIB)], (30 * GIB, 20 * GIB)),
+        ([ControlGroup(memory_limit=30 * GIB, memory_held=GIB)], (30 * GIB, 20 * GIB)),
         # Version 1 writes "no limit" as a number beyond all machines.
-        ([Group(memory_limit=9223372036854771712, memory_held=GIB)], (32 * GIB, 20 * GIB)),
+        ([ControlGroup(memory_limit=9223372036854771712, memory_held=GIB)], (32 * GIB, 20 * GIB)),
         # The parent is smaller, and others of its children fill it.
-        ([Group(8 * GIB, GIB), Group(6 * GIB, 5 * GIB), Group()], (6 * GIB, GIB)),
-        ([Group(memory_limit=GIB, memory_held=2 * GIB)], (GIB, 0)),
+        ([ControlGroup(8 * GIB, GIB), ControlGroup(6 * GIB, 5 * GIB), ControlGroup()], (6 * GIB, GIB)),
+        ([ControlGroup(memory_limit=GIB, memory_held=2 * GIB)], (GIB, 0)),
     ],
 )
-def test_limited_memory(groups: list[Group], expected: tuple[int, int]) -> None:
+def test_limited_memory(groups: list[ControlGroup], expected: tuple[int, int]) -> None:
     assert hardware.limited_memory(32 * GIB, 20 * GIB, groups) == expected
 
 
@@ -138,8 +138,8 @@ def test_group_folders(cgroup: str, mountinfo: str, expected: list[str]) -> None
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        ({}, Group()),
-        ({"memory.max": "max\n", "memory.current": "500\n", "cpu.max": "max 100000\n"}, Group(None, 500, None)),
+        ({}, ControlGroup()),
+        ({"memory.max": "max\n", "memory.current": "500\n", "cpu.max": "max 100000\n"}, ControlGroup(None, 500, None)),
         (
             {
                 "memory.max": "1000\n",
@@ -147,7 +147,7 @@ def test_group_folders(cgroup: str, mountinfo: str, expected: list[str]) -> None
                 "memory.stat": "anon 300\nfile 390\ninactive_file 250\nactive_file 50\n",
                 "cpu.max": "250000 100000\n",
             },
-            Group(1000, 400, 2.5),
+            ControlGroup(1000, 400, 2.5),
         ),
         (
             {
@@ -157,14 +157,14 @@ def test_group_folders(cgroup: str, mountinfo: str, expected: list[str]) -> None
                 "cpu.cfs_quota_us": "400000\n",
                 "cpu.cfs_period_us": "100000\n",
             },
-            Group(1000, 400, 4.0),
+            ControlGroup(1000, 400, 4.0),
         ),
-        ({"cpu.cfs_quota_us": "-1\n", "cpu.cfs_period_us": "100000\n"}, Group()),
+        ({"cpu.cfs_quota_us": "-1\n", "cpu.cfs_period_us": "100000\n"}, ControlGroup()),
         # The counters are read one after the other and need not agree.
-        ({"memory.current": "100\n", "memory.stat": "active_file 200\n"}, Group()),
+        ({"memory.current": "100\n", "memory.stat": "active_file 200\n"}, ControlGroup()),
     ],
 )
-def test_parse_group(files: dict[str, str], expected: Group) -> None:
+def test_parse_group(files: dict[str, str], expected: ControlGroup) -> None:
     assert hardware.parse_group(files) == expected
 
 

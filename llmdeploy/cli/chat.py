@@ -16,7 +16,6 @@ import typer
 
 from llmdeploy import api_key, config
 from llmdeploy.cli import options
-from llmdeploy.cli.names import understood
 from llmdeploy.cli.output import out
 from llmdeploy.errors import AlreadyServing, LlmdeployError, TimedOut, UsageError
 from llmdeploy.models.reference import parse, served_name
@@ -151,7 +150,7 @@ def _found(settings: Settings) -> Record | None:
 def _start(model: str | None, settings: Settings) -> Record:
     from llmdeploy.cli.serve import start
 
-    reference = understood(settings.model if model is None else model)
+    reference = options.resolve_model(settings.model if model is None else model)
     out.note(f"nothing is served; starting `{served_name(reference)}` on {settings.engine} in the background")
     record = start([str(reference), f"--timeout={settings.timeout:g}"])
     out.note(f"`{record.served_name}` stays up at {record.url}/v1; `llmdeploy stop` ends it")

@@ -16,12 +16,12 @@ BREAKS = (":", "=")
 """Where bash breaks words, of the characters that ours hold."""
 
 
-class Candidate(NamedTuple):
+class Completion(NamedTuple):
     text: str
     help: str = ""
 
 
-class Line(NamedTuple):
+class CommandLine(NamedTuple):
     words: list[str]
     """The whole words before the cursor, without the program."""
     current: str
@@ -35,7 +35,7 @@ def answer(environment: Mapping[str, str]) -> int:
     shell = environment["_LLMDEPLOY_COMPLETE"].removeprefix("complete_")
     line = _line(shell, environment)
     found = [
-        Candidate(it.text[line.kept :], it.help)
+        Completion(it.text[line.kept :], it.help)
         for it in candidates(line.words, line.current)
         if it.text.startswith(line.current)
     ]
@@ -47,7 +47,7 @@ def answer(environment: Mapping[str, str]) -> int:
     return 0
 
 
-def candidates(words: list[str], current: str) -> list[Candidate]:
+def candidates(words: list[str], current: str) -> list[Completion]:
     """What may stand at the cursor: options where a dash is typed or nothing else is known. None: files are offered."""
     options, subcommands = GLOBAL_OPTIONS, TABLE
     arguments: list[str] = []
@@ -65,32 +65,32 @@ def candidates(words: list[str], current: str) -> list[Candidate]:
         return _values(waiting)
     option, equals, _ = current.partition("=")
     if equals and option in options:
-        return [Candidate(f"{option}={it.text}", it.help) for it in _values(options[option][1])]
+        return [Completion(f"{option}={it.text}", it.help) for it in _values(options[option][1])]
     found = []
     if not current.startswith("-"):
-        found += [Candidate(name, entry[0]) for name, entry in subcommands.items()]
+        found += [Completion(name, entry[0]) for name, entry in subcommands.items()]
         found += _values(arguments[0]) if arguments else []
     if not found:
-        found += [Candidate(name, help) for name, (help, _) in options.items()]
+        found += [Completion(name, help) for name, (help, _) in options.items()]
     return found
 
 
-def _values(kind: str) -> list[Candidate]:
+def _values(kind: str) -> list[Completion]:
     """What an option or argument takes, by the word that help shows for it."""
     if kind.startswith("MODEL"):
-        return [Candidate(name) for name in _names()]
+        return [Completion(name) for name in _names()]
     if kind == "ENGINE":
         from llmdeploy.config import ENGINE_NAMES
 
-        return [Candidate(name) for name in ENGINE_NAMES]
+        return [Completion(name) for name in ENGINE_NAMES]
     if kind == "SHELL":
         from llmdeploy.cli.shells import ASSIGNMENTS
 
-        return [Candidate(name) for name in ASSIGNMENTS]
+        return [Completion(name) for name in ASSIGNMENTS]
     if kind == "KEY":
         from llmdeploy.config import keys
 
-        return [Candidate(key.name, key.help) for key in keys()]
+        return [Completion(key.name, key.help) for key in keys()]
     return []
 
 
@@ -109,19 +109,19 @@ def _names() -> list[str]:
         return []
 
 
-def _line(shell: str, environment: Mapping[str, str]) -> Line:
+def _line(shell: str, environment: Mapping[str, str]) -> CommandLine:
     if shell == "bash":
         return _bash_line(environment.get("COMP_WORDS", ""), environment.get("COMP_CWORD", ""))
     text = environment.get("_TYPER_COMPLETE_ARGS", "")
     if "powershell" in shell or shell == "pwsh":
         words, current = _split(text)[1:], environment.get("_TYPER_COMPLETE_WORD_TO_COMPLETE", "")
-        return Line(words[:-1] if current else words, current)
+        return CommandLine(words[:-1] if current else words, current)
     cursor = "\0"  # makes a word of its own after a blank, and belongs to the last word otherwise
     *words, current = _split(text + cursor)
-    return Line(words[1:], current.removesuffix(cursor))
+    return CommandLine(words[1:], current.removesuffix(cursor))
 
 
-def _bash_line(lines: str, position: str) -> Line:
+def _bash_line(lines: str, position: str) -> CommandLine:
     """The line of bash: one word on each line, broken at colons and equals signs too."""
     words = ["".join(_split(word)) for word in lines.split("\n")]
     at = int(position) if position.isdecimal() else len(words)
@@ -134,7 +134,7 @@ def _bash_line(lines: str, position: str) -> Line:
             whole.append(word)
     *before, current = whole
     kept = 0 if current == broken else max(current.rfind(mark) for mark in BREAKS) + 1
-    return Line(before, current, kept)
+    return CommandLine(before, current, kept)
 
 
 def _split(text: str) -> list[str]:
@@ -151,11 +151,11 @@ def _split(text: str) -> list[str]:
     return words
 
 
-def _bash(found: list[Candidate]) -> str:
+def _bash(found: list[Completion]) -> str:
     return "\n".join(it.text for it in found)
 
 
-def _zsh(found: list[Candidate]) -> str:
+def _zsh(found: list[Completion]) -> str:
     if not found:
         return "_files"
     lines = [f'"{_zsh_word(it.text)}":"{_zsh_word(it.help)}"' if it.help else f'"{_zsh_word(it.text)}"' for it in found]
@@ -168,11 +168,11 @@ def _zsh_word(text: str) -> str:
     return text
 
 
-def _fish(found: list[Candidate]) -> str:
+def _fish(found: list[Completion]) -> str:
     return "\n".join(f"{it.text}\t{it.help}" if it.help else it.text for it in found)
 
 
-def _powershell(found: list[Candidate]) -> str:
+def _powershell(found: list[Completion]) -> str:
     return "\n".join(f"{it.text}:::{it.help or ' '}" for it in found)
 
 

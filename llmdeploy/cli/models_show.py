@@ -81,11 +81,13 @@ def _print(model: dict[str, Any]) -> None:
 
 
 def _sizes(model: dict[str, Any]) -> list[str]:
+    from llmdeploy.units import in_words
+
     sizes = []
     if count := model["parameters"]:
         used = model["active_parameters"]
         active = f" ({used / 1e9:.2g} used for a token)" if used < count else ""
-        sizes.append(f"{count / 1e9:.3g} billion parameters{active}")
+        sizes.append(f"{in_words(count)} parameters{active}")
     if model["context"]:
         sizes.append(f"context {model['context']}")
     return sizes

@@ -1,11 +1,17 @@
-"""Options that several commands share: the same words and the same meaning everywhere."""
+"""Options that several commands share, with the same help and the same meaning, and the MODEL argument."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from llmdeploy.cli.output import out
+
+if TYPE_CHECKING:
+    from llmdeploy.models.reference import ModelRef
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
@@ -67,3 +73,18 @@ Timeout = Annotated[
     float | None,
     typer.Option(min=0.001, metavar="SECONDS", help="How long to wait before giving up.", show_default=False),
 ]
+
+
+def resolve_model(text: str) -> ModelRef:
+    """Parse a model name as typed; say so when the catalog knows it by another name. Raises UsageError, ConfigError."""
+    from llmdeploy.models.reference import CatalogName, parse
+    from llmdeploy.service.state import TICKET
+
+    reference = parse(text)
+    if isinstance(reference, CatalogName) and TICKET not in os.environ:  # a background service has no terminal
+        from llmdeploy.models.catalog import lookup
+
+        entry = lookup.get(reference.name)
+        if entry is not None and str(entry) != reference.name:
+            out.note(f"`{reference.name}` is `{entry}`")
+    return reference

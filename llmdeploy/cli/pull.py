@@ -11,7 +11,6 @@ import typer
 
 from llmdeploy import config
 from llmdeploy.cli import options
-from llmdeploy.cli.names import understood
 from llmdeploy.cli.output import out
 from llmdeploy.config import ENGINE_NAMES, Settings
 from llmdeploy.errors import LlmdeployError, UsageError
@@ -100,7 +99,7 @@ def pull(
 
 
 def _reference(text: str, quant: str | None, revision: str | None, settings: Settings) -> ModelRef:
-    reference = understood(text)
+    reference = options.resolve_model(text)
     if quant is not None:
         reference = with_quant(reference, quant)
     if isinstance(reference, HubRepo | HubFile) and settings.source("source") == "--source":

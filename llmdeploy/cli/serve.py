@@ -13,7 +13,6 @@ import typer
 
 from llmdeploy import api_key, config
 from llmdeploy.cli import options
-from llmdeploy.cli.names import understood
 from llmdeploy.cli.output import out
 from llmdeploy.cli.status import document
 from llmdeploy.config import Settings, keys
@@ -76,7 +75,7 @@ def serve(
     )
     refuse_foreign(flags, settings.engine)
     api_key.require(settings.host, api_key.read(settings))
-    reference = understood(settings.model if model is None else model)
+    reference = options.resolve_model(settings.model if model is None else model)
 
     def run(settings: Settings) -> None:
         if detach:

@@ -1,4 +1,7 @@
-"""How each shell sets a variable, and which shell it is that asks."""
+"""The shells that `llmdeploy env` writes for: how each sets a variable, and which one runs this command.
+
+shellingham, which Typer brings, does not know mksh and BusyBox, so the shell is found with psutil.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ def _fish(name: str, value: str) -> str:
 
 
 def _powershell(name: str, value: str) -> str:
-    for quote in "'\u2018\u2019\u201a\u201b":  # curly ones end a text too
+    for quote in "'\u2018\u2019\u201a\u201b":  # PowerShell takes curly quotes for the end of a string too
         value = value.replace(quote, quote * 2)
     return f"$Env:{name} = '{value}'"
 
@@ -37,20 +40,20 @@ PROGRAMS |= dict.fromkeys(("dash", "ash", "ksh", "mksh", "busybox"), "sh") | {"p
 
 
 def applied(shell: str, command: str) -> str:
-    """What a user types so that the assignments that a command prints hold in their shell."""
+    """Return the line that runs `command` in this shell and applies the assignments that it prints."""
     if shell == "fish":
         return f"{command} | source"
     return f"{command} | Out-String | Invoke-Expression" if shell == "powershell" else f'eval "$({command})"'
 
 
 def guess() -> str:
-    """The nearest shell above this process; else the user's own."""
+    """Return the nearest shell among the parent processes, or else the user's login shell."""
     import psutil
 
     with suppress(psutil.Error, OSError):
         for process in psutil.Process().parents():
             names = [process.name()]
-            with suppress(psutil.Error, OSError):  # a script's name is the script's; its program is the shell
+            with suppress(psutil.Error, OSError):  # a script has its own name; its executable is the shell
                 names.append(process.exe())
             if found := next(filter(None, map(_shell, names)), None):
                 return found

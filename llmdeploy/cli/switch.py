@@ -13,7 +13,6 @@ import typer
 
 from llmdeploy import config
 from llmdeploy.cli import options
-from llmdeploy.cli.names import understood
 from llmdeploy.cli.output import out
 from llmdeploy.cli.serve import announce, refuse_foreign
 from llmdeploy.config import ENGINE_NAMES, Settings
@@ -169,7 +168,7 @@ def _target(
     engine = given.get("engine") or (record and record.engine)
     settings = replace(config.load({**flags, "engine": engine}), **others)
     refuse_foreign(flags, settings.engine, "name its engine: `llmdeploy switch {}`")
-    reference = parse(record.model if record else settings.model) if model is None else understood(model)
+    reference = parse(record.model if record else settings.model) if model is None else options.resolve_model(model)
     if record and record.settings:
         served = config.from_document(record.settings)
         settings = _as_served(settings, served, same_model=str(reference) == record.model)
