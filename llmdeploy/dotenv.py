@@ -10,8 +10,8 @@ import re
 from typing import TYPE_CHECKING
 
 from llmdeploy import atomic_file
-from llmdeploy.config import permissions_hint
 from llmdeploy.errors import LlmdeployError, UsageError
+from llmdeploy.text import permissions_hint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from llmdeploy import api_key, config
+from llmdeploy import config
 from llmdeploy.address import local_url
+from llmdeploy.config import api_key
 from llmdeploy.errors import NotServing
 from llmdeploy.models.reference import parse, served_name
 from llmdeploy.service import state

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from llmdeploy import api_key, paths
-from llmdeploy.config import Settings, keys
+from llmdeploy import paths
+from llmdeploy.config import Settings, api_key, keys
 from llmdeploy.errors import ConfigError
 
 KEYS = "`llmdeploy config show` lists the keys"

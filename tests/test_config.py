@@ -12,10 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmdeploy import config, config_edit, paths
+from llmdeploy import config, paths
 from llmdeploy.address import local_url
 from llmdeploy.config import Key, Settings, Value, keys
-from llmdeploy.config_rules import Absolute, Arguments, Fraction, Host, Positive, Switch, Whole
+from llmdeploy.config import edit as config_edit
+from llmdeploy.config.toml_file import line_of
+from llmdeploy.config_types import Absolute, Arguments, Fraction, Host, Positive, Switch, Whole
 from llmdeploy.errors import ConfigError, UsageError
 
 KEYS = "`llmdeploy config show` lists the keys"
@@ -580,7 +582,7 @@ def test_what_is_set_is_loaded(assignments: list[tuple[str, object]], before: st
 )
 def test_the_line_of_a_key(text: str, key: str, line: int | None) -> None:
     assert tomllib.loads(text)
-    assert config.line_of(text, tuple(key.split("."))) == line
+    assert line_of(text, tuple(key.split("."))) == line
 
 
 def test_importing_it_loads_nothing_heavy() -> None:

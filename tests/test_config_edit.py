@@ -14,8 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmdeploy import config, config_edit
-from llmdeploy.config_edit import Edit, diff, edited, write
+from llmdeploy import config
+from llmdeploy.config import edit as config_edit
+from llmdeploy.config.check import leaves
+from llmdeploy.config.edit import Edit, diff, edited, write
 from llmdeploy.errors import ConfigError, UsageError
 
 BOTH = """\
@@ -171,7 +173,7 @@ def test_a_file_that_went_or_broke_meanwhile(file: Path) -> None:
 SETS = """
 import sys
 from pathlib import Path
-from llmdeploy.config_edit import set_value
+from llmdeploy.config.edit import set_value
 for number in range(1, 41):
     set_value(sys.argv[1], str(number), Path(sys.argv[2]))
 """
@@ -183,7 +185,7 @@ def test_commands_at_the_same_time_lose_nothing_of_each_other(file: Path) -> Non
     keys = ["port", "parallel", "gateway.max_held", "engines.llamacpp.threads"]
     writers = [subprocess.Popen([sys.executable, "-c", SETS, key, file]) for key in keys]
     assert [writer.wait(60) for writer in writers] == [0, 0, 0, 0]
-    values = dict(config.leaves(tomllib.loads(file.read_text())))
+    values = dict(leaves(tomllib.loads(file.read_text())))
     assert values == {tuple(key.split(".")): 40 for key in keys}
     assert file.read_text().startswith("# kept\n")
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmdeploy import api_key, config
+from llmdeploy import config
 from llmdeploy.cli import options
 from llmdeploy.cli.output import out
+from llmdeploy.config import api_key
 from llmdeploy.errors import AlreadyServing, LlmdeployError, TimedOut, UsageError
 from llmdeploy.models.reference import parse, served_name
 from llmdeploy.service import state

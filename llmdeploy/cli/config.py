@@ -11,7 +11,7 @@ from llmdeploy import config, paths
 from llmdeploy.cli import options
 from llmdeploy.cli.output import out
 from llmdeploy.config import Settings, keys
-from llmdeploy.config_edit import set_value
+from llmdeploy.config.edit import set_value
 from llmdeploy.errors import ConfigError
 
 Project = Annotated[bool, typer.Option("--project", help="The file `./llmdeploy.toml` instead of your own.")]

@@ -15,6 +15,7 @@ from llmdeploy.cli import options
 from llmdeploy.cli.output import harmless, out
 from llmdeploy.config import ENGINE_NAMES
 from llmdeploy.errors import InstallFailed, UsageError
+from llmdeploy.text import plain
 
 if TYPE_CHECKING:
     from llmdeploy.engines.base import EngineStatus
@@ -108,7 +109,7 @@ def _require_vllm(engine: str, verb: str) -> None:
     if engine == "vllm":
         return
     if engine not in ENGINE_NAMES:
-        raise UsageError(f"no engine is called `{config.plain(engine)}`", "`llmdeploy engines list` shows them")
+        raise UsageError(f"no engine is called `{plain(engine)}`", "`llmdeploy engines list` shows them")
     if engine == "ollama":
         from llmdeploy.engines.ollama.places import places
 

@@ -13,11 +13,12 @@ import typer
 from llmdeploy import config, endpoint
 from llmdeploy.cli import options, shells
 from llmdeploy.cli.output import out
-from llmdeploy.config_rules import Text
+from llmdeploy.config_types import Text
 from llmdeploy.endpoint import Connection
 from llmdeploy.errors import UsageError
 from llmdeploy.service import state
 from llmdeploy.service.state import Situation
+from llmdeploy.text import must_be, plain
 
 EPILOG = """Examples:
 
@@ -63,7 +64,7 @@ def _check(shell: str | None, *, prints: bool) -> None:
         return
     rule = Text(*shells.ASSIGNMENTS)
     if not rule.accepts(shell):
-        raise UsageError(config.must_be("`--shell`", rule, f"`{config.plain(shell)}`"), "`llmdeploy env --help`")
+        raise UsageError(must_be("`--shell`", rule, f"`{plain(shell)}`"), "`llmdeploy env --help`")
     if not prints:
         raise UsageError("`--shell` says how to print for a shell, and nothing is printed for one", "leave it out")
 

@@ -11,11 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
-from llmdeploy import api_key, config
+from llmdeploy import config
 from llmdeploy.cli import options
 from llmdeploy.cli.output import out
 from llmdeploy.cli.status import document
-from llmdeploy.config import Settings, keys
+from llmdeploy.config import Settings, api_key, keys
 from llmdeploy.errors import LlmdeployError, UsageError
 from llmdeploy.models.reference import ModelRef
 from llmdeploy.service import state

@@ -228,7 +228,7 @@ def _served_settings(document: dict[str, Any] | None) -> dict[str, Any]:
 
 def _rehearse(target: Target, record: Record | None, *, dry_run: bool, hold: bool, beside: bool, as_json: bool) -> None:
     """Nothing serves, or nothing is to be touched: check what can be checked; write, unless it is a dry run."""
-    from llmdeploy import config_edit
+    from llmdeploy.config import edit as config_edit
     from llmdeploy.service.dry_run import rehearse
 
     rehearsal = rehearse(target.order, record, beside=beside)
@@ -272,7 +272,7 @@ def _show(target: Target, rehearsal: Rehearsal, diff: str, *, hold: bool) -> Non
 
 def _write(target: Target) -> None:
     """Where no service makes the switch, this command writes it down."""
-    from llmdeploy import config_edit
+    from llmdeploy.config import edit as config_edit
     from llmdeploy.service import previous
     from llmdeploy.service.previous import PreviousDeployment
 

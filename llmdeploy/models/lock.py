@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from llmdeploy.config import permissions_hint
 from llmdeploy.errors import ConfigError, DownloadFailed, ModelNotFound
 from llmdeploy.models import source
 from llmdeploy.models.catalog import lookup
 from llmdeploy.models.reference import HubFile, HubRepo, OllamaTag, parse
+from llmdeploy.text import permissions_hint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

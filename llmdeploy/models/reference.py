@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote
 
-from llmdeploy.config import plain
 from llmdeploy.errors import UsageError
+from llmdeploy.text import plain
 
 Source = Literal["hf", "ms"]
 """Where repositories are: the Hugging Face Hub, ModelScope."""

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 
-from llmdeploy import api_key
+from llmdeploy.config import api_key
 from llmdeploy.errors import NotPermitted
 from llmdeploy.service.process import ProcessId, identify, kill_group
 

@@ -13,9 +13,10 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
-from llmdeploy import api_key, config
+from llmdeploy import config
 from llmdeploy.address import local_url
 from llmdeploy.background import in_thread
+from llmdeploy.config import api_key
 from llmdeploy.engines import registry
 from llmdeploy.errors import LlmdeployError, PortInUse
 from llmdeploy.gateway.gateway import Gateway, Limits

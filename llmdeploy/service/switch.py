@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmdeploy import config, config_edit, hardware
+from llmdeploy import config, hardware
 from llmdeploy.background import in_thread
+from llmdeploy.config import edit as config_edit
 from llmdeploy.errors import LlmdeployError, StartFailed, UsageError
 from llmdeploy.models.reference import parse
 from llmdeploy.service import placement, previous

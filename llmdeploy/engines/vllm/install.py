@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmdeploy.config import permissions_hint
 from llmdeploy.engines.vllm import environment, package_installer
 from llmdeploy.engines.vllm.environment import INSTALL, OTHER_ENGINE, STAMP, Environment
 from llmdeploy.engines.vllm.package_installer import OnProgress, Step
 from llmdeploy.errors import InstallFailed, UsageError
 from llmdeploy.hardware import disk_free
 from llmdeploy.paths import state_dir
+from llmdeploy.text import permissions_hint
 from llmdeploy.units import in_gib
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, ValidationError, convert
 
-from llmdeploy import config
+from llmdeploy.config import toml_file
 from llmdeploy.errors import ConfigError, UsageError
 from llmdeploy.models.catalog.reader import Document, whole
 from llmdeploy.models.reference import CatalogName, parse
@@ -71,7 +71,7 @@ class File(Struct, forbid_unknown_fields=True):
 
 def read(file: Path) -> Document:
     """A file of the user's. Raises ConfigError where it cannot be read or something in it is wrong."""
-    document = config.parse(config.read(file, str(file)) or "", str(file))
+    document = toml_file.parse(toml_file.read(file, str(file)) or "", str(file))
     check(document, str(file))
     return document
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any, cast
 
+Words = tuple[str, ...]
+"""A dotted key, split."""
+
 LARGEST = 2**63 - 1  # TOML promises no larger integer
 
 

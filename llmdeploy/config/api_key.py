@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from llmdeploy import paths
 from llmdeploy.address import is_loopback
-from llmdeploy.config import permissions_hint
 from llmdeploy.errors import ConfigError
+from llmdeploy.text import permissions_hint
 
 if TYPE_CHECKING:
-    from llmdeploy.config import Settings
+    from llmdeploy.config.settings import Settings
 
 VARIABLE = "LLMDEPLOY_API_KEY"
 LONGEST = 4096  # characters: servers take no longer headers than 8 KiB

@@ -14,26 +14,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmdeploy import atomic_file, paths
-from llmdeploy.config import (
-    check,
-    help_hint,
-    key_named,
-    leaves,
-    line_of,
-    must_be,
-    not_in_project,
-    parse,
-    permissions_hint,
-    plain,
-    read,
-)
+from llmdeploy.config.check import check, help_hint, leaves, not_in_project
+from llmdeploy.config.settings import key_named
+from llmdeploy.config.toml_file import line_of, parse, read
 from llmdeploy.errors import ConfigError, UsageError
+from llmdeploy.text import must_be, permissions_hint, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from llmdeploy.config import Words
+    from llmdeploy.config_types import Words
 
     Values = dict[Words, object]
 

@@ -1,0 +1,78 @@
+"""The text of a configuration file: read with a limit, parsed with messages that name the line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmdeploy.errors import ConfigError
+from llmdeploy.text import permissions_hint, plain
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from llmdeploy.config_types import Words
+
+LARGEST_FILE = 2**20
+"""Bytes of a configuration file that are read at most: a device may have no end."""
+LONGEST_SEARCH = 500
+"""Lines that `line_of` reads at most: each step parses all lines before it."""
+
+
+def read(file: Path, shown: str) -> str | None:
+    """Return the text of a file; None if there is no such file. Raises ConfigError."""
+    try:
+        if file.is_fifo():  # opening it waits until somebody writes to it
+            raise ConfigError(f"`{shown}` is a pipe", "move it away: a configuration file is TOML text")
+        with file.open("rb") as stream:
+            content = stream.read(LARGEST_FILE + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise ConfigError(f"`{shown}` cannot be read: {error.strerror}", permissions_hint(file)) from None
+    if len(content) > LARGEST_FILE:
+        raise ConfigError(f"`{shown}` is larger than 1 MiB", "a configuration file is a few lines of TOML text")
+    try:
+        return content.decode("utf-8-sig")  # Windows editors write a byte order mark
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"`{shown}`, line {line}: not UTF-8 text", "save it as UTF-8 in an editor") from None
+
+
+def parse(text: str, shown: str) -> dict[str, object]:
+    """Return the content of a TOML text from the file `shown`. Raises ConfigError."""
+    import re
+    import tomllib
+
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ConfigError(f"`{shown}` is nested too deeply", "the file needs no arrays inside arrays") from None
+    except ValueError as error:  # also what Python says to an integer of thousands of digits
+        reason, place = str(error), ""
+        if match := re.fullmatch(r"(.*) \(at (line \d+, column \d+|end of document)\)", reason, re.DOTALL):
+            reason, place = match[1], f", {match[2]}"
+        message = f"`{shown}`{place}: {plain(reason[:1].lower() + reason[1:])}"
+        raise ConfigError(message, "the file is TOML: `key = value` lines, texts in double quotes") from None
+
+
+def line_of(text: str, words: Words) -> int | None:
+    """Return the number of the line, from 1, that first sets a key of a valid TOML text; None if unsure.
+
+    Text that is cut inside a value does not parse, so the statement that adds the key starts on the line after the
+    longest start of the text that parses without it.
+    """
+    import tomllib
+
+    lines = text.replace("\r\n", "\n").split("\n")
+    complete = 0
+    for count in range(1, min(len(lines), LONGEST_SEARCH) + 1):
+        try:
+            found: object = tomllib.loads("\n".join(lines[:count]))
+        except (ValueError, RecursionError):
+            continue
+        for word in words:
+            found = found.get(word) if isinstance(found, dict) else None
+        if found is not None:
+            return complete + 1
+        complete = count
+    return None
