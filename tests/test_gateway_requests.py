@@ -202,6 +202,7 @@ def test_a_wrong_field_is_named(fields: dict[str, Any], param: str, message: str
         (body() + b" x", "the body is no JSON: trailing characters"),
         (body(temperature=float("nan")), "the body is no JSON: invalid character"),
         (b'{"model":"selftest","messages":[{"role":"user","content":"\xff"}]}', "the body is no JSON: it is not UTF-8"),
+        ('{"model": "selftest"}'.encode("utf-16"), "the body is no JSON: it is not UTF-8"),
         (
             b'{"model":"selftest","messages":[{"role":"user","content":"\\ud83d !"}]}',
             "the body is no JSON: unexpected end of escaped utf-16 surrogate pair",

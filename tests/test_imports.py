@@ -46,6 +46,7 @@ LAYERS = [
         "text",
         "tls",
         "units",
+        "validation_messages",
         "__init__",
     },
 ]

@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import UNSET
 
-from llmdeploy.gateway.complaints import complaint
 from llmdeploy.gateway.engine_errors import NO_TOOLS, SEES_NOT
 from llmdeploy.gateway.errors import Refused
 from llmdeploy.gateway.schema import Chat, Completion, Embedding, Foreign, Message, Part, Sampled
 from llmdeploy.gateway.target import Target
+from llmdeploy.validation_messages import is_utf8, violation
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -46,6 +46,17 @@ FETCHED = {
     "video_url": "video_url",
 }
 """In other APIs: the types of content that name an address, and where."""
+
+_WORDS = {
+    "int": "an integer",
+    "float": "a number",
+    "str": "a string",
+    "bool": "true or false",
+    "array": "an array",
+    "object": "an object",
+    "null": "null",
+}
+"""The types of JSON in words, by msgspec's names for them."""
 
 Changes = dict[str, Any]
 """Top-level fields of the body; None removes one."""
@@ -227,8 +238,35 @@ def _decoded(decode: Callable[[bytes], Shape], body: bytes) -> Shape:
     try:
         return decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        param, message = complaint(error, body)
+        param, message = _complaint(error, body)
         raise Refused(400, message, code="invalid_value" if param else "invalid_json", param=param) from None
+
+
+def _complaint(error: Exception, body: bytes) -> tuple[str | None, str]:
+    """The field that is wrong, None where it is the whole body, and a sentence."""
+    if isinstance(error, RecursionError):
+        return None, "the body is nested too deeply"
+    if isinstance(error, msgspec.ValidationError):
+        return _broken_rule(error)
+    if not body.strip():
+        return None, "the body is empty: a JSON object is expected"
+    if not is_utf8(body):
+        return None, "the body is no JSON: it is not UTF-8"
+    return None, f"the body is no JSON: {str(error).removeprefix('JSON is malformed: ')}"
+
+
+def _broken_rule(error: msgspec.ValidationError) -> tuple[str | None, str]:
+    found = violation(error)
+    place = f"`{found.path}`" if found.path else "the body"
+    if found.is_missing:
+        message = f"{place} is missing"
+    elif found.expected:
+        expected = " or ".join(_WORDS.get(word, word) for word in found.expected)
+        got = f", not {_WORDS.get(found.got, found.got)}" if found.got else ""
+        message = f"{place} must be {expected}{found.limit}{got}"
+    else:
+        message = f"{place}: {found.text}"
+    return found.path or None, message
 
 
 def _invalid(param: str, message: str, code: str = "invalid_value", hint: str = "") -> Refused:

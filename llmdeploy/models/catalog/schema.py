@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +12,7 @@ from llmdeploy.config import toml_file
 from llmdeploy.errors import ConfigError, UsageError
 from llmdeploy.models.catalog.reader import Document, whole
 from llmdeploy.models.reference import CatalogName, parse
+from llmdeploy.validation_messages import Violation, violation
 
 Text = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f]+$")]
 Count = Annotated[int, Meta(ge=1, le=10**15)]
@@ -92,23 +92,36 @@ def _check(table: Any, kind: type[Struct], where: str) -> None:
     try:
         convert(table, kind)
     except ValidationError as error:
-        raise _explained(str(error), kind, where) from None
+        raise _unknown_key(table, kind, where) or _explained(violation(error), where) from None
 
 
-def _explained(message: str, kind: type[Struct], where: str) -> ConfigError:
-    """msgspec's words, such as "Expected `int`, got `str` - at `$.layers`", as ours."""
-    words, _, path = message.replace(" | null", "").partition(" - at ")
-    place = path.strip("`").removeprefix("$").strip(".")
-    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", words, re.DOTALL):
-        names = (Gguf if place == "gguf" else kind).__struct_fields__
-        near = difflib.get_close_matches(unknown[1], names, n=1, cutoff=0)
-        key = f"{place}.{unknown[1]}" if place else unknown[1]
-        return ConfigError(f"{where}: there is no key `{key}`", f"the nearest is `{near[0]}`")
-    if "matching regex" in words:
-        form = "`owner/name`" if place.endswith("repo") or place.startswith("hub") else "a text in one line"
-        words = f"expected {'a path that ends in `.gguf`' if 'gguf$' in words else form}"
-    key = f"`{place}`: " if place else ""
+def _unknown_key(table: Any, kind: type[Struct], where: str, prefix: str = "") -> ConfigError | None:
+    """The error for a key that there is not, with the nearest one; None if there is no such key."""
+    if not isinstance(table, dict):
+        return None
+    for key, value in table.items():
+        if key not in kind.__struct_fields__:
+            near = difflib.get_close_matches(key, kind.__struct_fields__, n=1, cutoff=0)
+            return ConfigError(f"{where}: there is no key `{prefix}{key}`", f"the nearest is `{near[0]}`")
+        if key == "gguf" and (error := _unknown_key(value, Gguf, where, "gguf.")):
+            return error
+    return None
+
+
+def _explained(found: Violation, where: str) -> ConfigError:
+    """The error for a value of the wrong type or form."""
+    words = found.text.replace(" | null", "")
+    if found.limit and not found.got and "str" in found.expected:
+        words = f"expected {_form(found.path)}"
+    key = f"`{found.path}`: " if found.path else ""
     return ConfigError(f"{where}: {key}{words[:1].lower()}{words[1:]}", "correct it in that file")
+
+
+def _form(key: str) -> str:
+    """The form that a text under this key must have."""
+    if key in ("gguf.file", "gguf.mmproj"):
+        return "a path that ends in `.gguf`"
+    return "`owner/name`" if key.endswith("repo") or key.startswith("hub") else "a text in one line"
 
 
 def _wrong(name: str, document: Document) -> tuple[str, str] | None:
