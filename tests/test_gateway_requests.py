@@ -98,6 +98,13 @@ def test_an_engine_gets_its_dialect() -> None:
     assert document == expected
 
 
+@pytest.mark.parametrize("fields", [{"messages": [None]}, {"tools": [None], "tool_choice": {"function": None}}])
+def test_a_dialect_never_meets_chat_fields_of_a_completion(fields: dict[str, Any]) -> None:
+    content = body(**{"messages": ..., "prompt": "la", **fields})
+    document = sent(content, replace(TARGET, adapt=adapt), COMPLETIONS)
+    assert document == {"model": "selftest", "prompt": "la", "max_tokens": 16}
+
+
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
 def test_nobody_gets_more_tokens_than_the_context(name: str) -> None:
     assert sent(body(**{name: 8193}))[name] == 8192

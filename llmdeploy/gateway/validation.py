@@ -57,6 +57,8 @@ _WORDS = {
     "null": "null",
 }
 """The types of JSON in words, by msgspec's names for them."""
+CHAT_ONLY = frozenset({"messages", "tools", "tool_choice"})
+"""Fields that have no meaning in a completion, and are not checked there: an engine's dialect must not meet them."""
 
 Changes = dict[str, Any]
 """Top-level fields of the body; None removes one."""
@@ -75,15 +77,17 @@ def prepared(path: str, body: bytes, target: Target) -> Prepared:
         body = body[len(BYTE_ORDER_MARK) :]
     stream, changes = _CHECKS.get(path, _foreign)(body, target)
     if changes or (target.adapt is not None and path in (CHAT, COMPLETIONS)):
-        body = _changed(body, changes, target)
+        body = _changed(path, body, changes, target)
     return Prepared(body, stream)
 
 
-def _changed(body: bytes, changes: Changes, target: Target) -> bytes:
+def _changed(path: str, body: bytes, changes: Changes, target: Target) -> bytes:
     document = came = _decoded(_anything, body)
     if changes:
         document = {name: value for name, value in {**came, **changes}.items() if changes.get(name, UNSET) is not None}
     if target.adapt is not None:
+        if path == COMPLETIONS and not CHAT_ONLY.isdisjoint(document):
+            document = {name: value for name, value in document.items() if name not in CHAT_ONLY}
         document = target.adapt(document)
     if document is came:
         return body
