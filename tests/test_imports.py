@@ -43,6 +43,7 @@ LAYERS = [
         "errors",
         "http1",
         "paths",
+        "rules",
         "text",
         "tls",
         "units",

@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from llmdeploy.engines.ollama import failures as ollama_failures
-from llmdeploy.engines.ollama.failures import TABLE, Context, explain, find, is_newer, one_line, unwrap
+from llmdeploy.engines.ollama.failures import RULES, Context, explain, find_rule, is_newer, one_line, unwrap
 from llmdeploy.errors import (
     DoesNotFit,
     DownloadFailed,
@@ -22,6 +21,7 @@ from llmdeploy.errors import (
     StartFailed,
     TimedOut,
 )
+from llmdeploy.rules import ErrorRule
 from tests.ollama_replay import exchanges
 
 HERE = Context(model="qwen3:8b", platform="linux")
@@ -573,14 +573,15 @@ def test_a_failure_has_its_sentence(words: str, kind: type[LlmdeployError], mess
 
 
 def test_every_row_has_a_case() -> None:
-    reached = {row for words, *_ in CASES if (row := find(one_line(unwrap(words)))[0])}
-    assert [row.pattern for row in TABLE if row not in reached] == []
+    reached = {found[0].pattern for words, *_ in CASES if (found := find_rule(one_line(unwrap(words))))}
+    assert [row.pattern for row in RULES if row.pattern not in reached] == []
 
 
-@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.pattern[:40])
+@pytest.mark.parametrize("row", RULES, ids=lambda row: row.pattern[:40])
 @pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])
-def test_a_row_speaks_on_every_system_with_nothing_known(row: ollama_failures.Row, platform: str) -> None:
-    words = next(words for words, *_ in CASES if find(one_line(unwrap(words)))[0] == row)
+def test_a_row_speaks_on_every_system_with_nothing_known(row: ErrorRule, platform: str) -> None:
+    rules = {words: find_rule(one_line(unwrap(words))) for words, *_ in CASES}
+    words = next(words for words, found in rules.items() if found and found[0] == row)
     error = explain(words, Context(platform=platform))
     for text in (error.message, error.hint):
         assert text

@@ -229,15 +229,15 @@ def test_the_commands_of_the_hints_are_there() -> None:
 
 
 def test_every_row_is_told_by_some_case(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[diagnosis.Failure] = []
-    original = diagnosis._told
+    told: list[diagnosis.FailureRule] = []
+    original = diagnosis._diagnosis
 
-    def spy(failure: diagnosis.Failure, *rest: object) -> Diagnosis | None:
+    def spy(failure: diagnosis.FailureRule, *rest: object) -> Diagnosis | None:
         found = original(failure, *rest)  # type: ignore[arg-type]
         told.extend([failure] if found else [])
         return found
 
-    monkeypatch.setattr(diagnosis, "_told", spy)
+    monkeypatch.setattr(diagnosis, "_diagnosis", spy)
     for name in RECORDED:
         diagnose(recording(f"{name}.log"), 1)
     for message, _ in MESSAGES:

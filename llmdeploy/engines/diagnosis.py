@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from llmdeploy.errors import Remedy
+from llmdeploy.rules import Rule, matches
 
 
 @dataclass(frozen=True)
@@ -18,102 +19,18 @@ class Diagnosis:
 
 
 @dataclass(frozen=True)
-class Failure:
-    """`pattern` is searched in each line; its groups fill `cause` and `fix`."""
+class FailureRule(Rule):
+    """A failure of an engine's server. The pattern is searched in each line of its log."""
 
-    pattern: str
     cause: str
     fix: str
     remedy: Callable[[Mapping[str, str]], Remedy | None] | None = None
-    """Works a remedy out of the groups; its value is `{value}` in `fix`. When none helps, the row is passed over."""
-    seen: str = ""
-    """What a line of the whole log must match too; its groups fill `cause` and `fix` as well."""
+    """Computes a remedy from the groups; its value fills `{value}` in `fix`. A rule whose remedy is None is skipped."""
+    log_pattern: str = ""
+    """What a line of the whole log must match too. Its groups fill `cause` and `fix` as well."""
 
 
-LLAMACPP = (
-    Failure(
-        r"unknown model architecture: '(?P<name>[^']*)'",
-        "this llama.cpp does not know the architecture `{name}`",
-        "take a newer one: `pip install --upgrade xllamacpp`, or put a newer `llama-server` on PATH",
-    ),
-    Failure(
-        r"wrong number of tensors; expected (?P<expected>\d+), got (?P<got>\d+)",
-        "the GGUF holds {expected} tensors where this architecture has {got}: it was made for another program",
-        "take a GGUF made by llama.cpp's own converter",
-    ),
-    Failure(
-        r"tensor '(?P<name>[^']*)' not found",
-        "the GGUF lacks the tensor `{name}`: it was made for another program",
-        "take a GGUF made by llama.cpp's own converter",
-    ),
-    Failure(
-        r"tensor '(?P<name>[^']*)' has wrong shape",
-        "the GGUF's tensor `{name}` has the wrong shape: it was made for another program",
-        "take a GGUF made by llama.cpp's own converter",
-    ),
-    Failure(
-        r"clip_init: .*failed to (?:seek for|read) tensor",
-        "the vision projector is truncated or damaged",
-        "fetch the file again",
-    ),
-    Failure(
-        r"unknown projector type: (?P<name>.+)",
-        "this llama.cpp does not know the vision projector's type `{name}`",
-        "take a newer one: `pip install --upgrade xllamacpp`, or put a newer `llama-server` on PATH",
-    ),
-    Failure(
-        r"mismatch between text model \(n_embd = (?P<model>\d+)\) and mmproj \(n_embd = (?P<mmproj>\d+)\)",
-        "the vision projector belongs to another model: it is {mmproj} wide and the model {model}",
-        "give the right one with `--mmproj`",
-    ),
-    Failure(
-        r"data is not within the file bounds|failed to read tensor|unexpectedly reached end of file",
-        "the GGUF is truncated or damaged",
-        "fetch the file again",
-    ),
-    Failure(
-        r"couldn't bind|[Aa]ddress already in use",
-        "the port was taken by another program while the server started",
-        "give another with `--port`",
-    ),
-    Failure(
-        r"insufficient memory|failed to allocate|out of memory|[Oo]utOfMemory|std::bad_alloc",
-        "llama.cpp could not get the memory it needs",
-        "ask for less: `--context 2048 --parallel 1`, or take a smaller model",
-    ),
-    Failure(
-        r"invalid argument: (?P<flag>\S+)",
-        "this `llama-server` does not know the flag `{flag}`: it is too old",
-        "update it, or set `engines.llamacpp.server` to another",
-    ),
-    Failure(
-        r"clip_init: failed to load model '[^']*': (?P<words>.+)",
-        "llama.cpp cannot load the vision projector: {words}",
-        "give another with `--mmproj`",
-    ),
-    Failure(
-        r"[Ff]ailed to load (?:CLIP|multimodal) model",
-        "llama.cpp cannot load the vision projector",
-        "give another with `--mmproj`",
-    ),
-    Failure(
-        r"error loading model: (?P<words>.+)", "llama.cpp cannot load the model: {words}", "try another GGUF of it"
-    ),
-    Failure(
-        r"(?P<words>GGML_ASSERT\(.+\) failed)",
-        "llama.cpp found an error of its own: {words}",
-        "`llmdeploy logs` has the rest; another GGUF or a newer llama.cpp may do",
-    ),
-)
-
-LLAMACPP_ERROR = Failure(
-    r"^[\d.]+ E (?:\w+ +)?(?P<words>\S.*)", "llama.cpp says: {words}", "`llmdeploy logs` has the rest"
-)
-"""Any line that llama.cpp calls an error. The first is the cause where it ended in order; after a crash it may be an
-old one of no weight."""
-
-
-def diagnose(table: Sequence[Failure], log: Sequence[str], exit_status: int) -> Diagnosis | None:
+def diagnose(table: Sequence[FailureRule], log: Sequence[str], exit_status: int) -> Diagnosis | None:
     """What the log of a server that ended with `exit_status` (negative: by that signal) says.
 
     None when no line is known and the status tells nothing.
@@ -126,28 +43,24 @@ def by_signal(exit_status: int) -> Diagnosis | None:
     return _lacks_instructions(exit_status) or killed(exit_status)
 
 
-def first(table: Sequence[Failure], lines: Sequence[str], log: Sequence[str] = ()) -> Diagnosis | None:
-    """What the first row says that matches one of `lines`; `log` is all that was written."""
-    for failure in table:
-        for line in lines:
-            if (match := re.search(failure.pattern, line)) and (found := _told(failure, match, log)):
-                return found
-    return None
+def first(table: Sequence[FailureRule], lines: Sequence[str], log: Sequence[str] = ()) -> Diagnosis | None:
+    """Return the diagnosis of the first rule that matches one of `lines`; `log` is all that the server wrote."""
+    return next(filter(None, (_diagnosis(rule, match, log) for rule, match in matches(table, lines))), None)
 
 
-def _told(failure: Failure, match: re.Match[str], log: Sequence[str]) -> Diagnosis | None:
-    words = match.groupdict("")
-    if failure.seen:
-        seen = next(filter(None, (re.search(failure.seen, line) for line in log)), None)
-        if seen is None:
+def _diagnosis(rule: FailureRule, match: re.Match[str], log: Sequence[str]) -> Diagnosis | None:
+    groups = match.groupdict("")
+    if rule.log_pattern:
+        found = next(filter(None, (re.search(rule.log_pattern, line) for line in log)), None)
+        if found is None:
             return None
-        words |= seen.groupdict("")
-    remedy = failure.remedy(words) if failure.remedy else None
+        groups |= found.groupdict("")
+    remedy = rule.remedy(groups) if rule.remedy else None
     if remedy is not None:
-        words["value"] = str(remedy.value)
-    elif failure.remedy:
+        groups["value"] = str(remedy.value)
+    elif rule.remedy:
         return None
-    return Diagnosis(failure.cause.format(**words), failure.fix.format(**words), remedy)
+    return Diagnosis(rule.cause.format(**groups), rule.fix.format(**groups), remedy)
 
 
 def killed(exit_status: int) -> Diagnosis | None:

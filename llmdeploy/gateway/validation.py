@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import UNSET
 
-from llmdeploy.gateway.engine_errors import NO_TOOLS, SEES_NOT
 from llmdeploy.gateway.errors import Refused
+from llmdeploy.gateway.failure_rules import NO_TOOLS, SEES_NOT
 from llmdeploy.gateway.schema import Chat, Completion, Embedding, Foreign, Message, Part, Sampled
 from llmdeploy.gateway.target import Target
 from llmdeploy.validation_messages import is_utf8, violation

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from llmdeploy.engines import diagnosis
 from llmdeploy.engines.base import EngineStatus, ServerSpec
+from llmdeploy.engines.llamacpp.failure_rules import ANY_ERROR, RULES
 from llmdeploy.engines.phases import Phase, Phases
 from llmdeploy.errors import EngineMissing, Remedy
 from llmdeploy.models import gguf, hub, reuse
@@ -172,8 +173,8 @@ class LlamaCpp:
         """Its memory is free when its process is gone."""
 
     def diagnose(self, log: Sequence[str], exit_status: int) -> diagnosis.Diagnosis | None:
-        last_resort = (diagnosis.LLAMACPP_ERROR,) if exit_status > 0 else ()
-        return diagnosis.diagnose((*diagnosis.LLAMACPP, *last_resort), log, exit_status)
+        last_resort = (ANY_ERROR,) if exit_status > 0 else ()
+        return diagnosis.diagnose((*RULES, *last_resort), log, exit_status)
 
     @cached_property
     def _program(self) -> Program | EngineMissing:

@@ -1,6 +1,6 @@
 """What Ollama's words and its silence mean: our errors.
 
-An error's text may itself be JSON, nested; it is unwrapped before the table (table.py) sees it.
+An error's text may itself be JSON, nested; it is unwrapped before the rules see it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from llmdeploy.engines.ollama.failure_rules import AGAIN, TABLE, Row
+from llmdeploy.engines.ollama.failure_rules_download import AGAIN, DOWNLOAD
+from llmdeploy.engines.ollama.failure_rules_model import LOAD, MEMORY, REQUEST, SERVE
 from llmdeploy.engines.ollama.places import places
 from llmdeploy.errors import DownloadFailed, EngineMissing, LlmdeployError, RequestFailed, TimedOut
 from llmdeploy.models.catalog import lookup
+from llmdeploy.rules import ErrorRule, first_match
 
+RULES = (*DOWNLOAD, *MEMORY, *LOAD, *SERVE, *REQUEST)
 _LONGEST = 300
 """Characters of Ollama's own words in a message: a crash brings pages."""
 
@@ -45,20 +48,18 @@ def explain(
     """What Ollama's `words` mean: a text, or what stood behind `error` in its JSON. `otherwise`: of unknown ones."""
     context = context or Context()
     text = one_line(unwrap(words))
-    row, match = find(text)
-    if row is None or match is None:
+    found = find_rule(text)
+    if found is None:
         fields = _fields({}, text, context)
         return otherwise(f"Ollama says: {_shortened(text)}", "{log} tells more".format(**fields))
+    rule, match = found
     fields = _fields(match.groupdict(), text, context)
-    return row.error(row.sentence.format(**fields), row.hint.format(**fields))
+    return rule.error(rule.cause.format(**fields), rule.fix.format(**fields))
 
 
-def find(text: str) -> tuple[Row | None, re.Match[str] | None]:
-    """The first row that matches words on one line."""
-    for row in TABLE:
-        if match := re.search(row.pattern, text, re.IGNORECASE):
-            return row, match
-    return None, None
+def find_rule(text: str) -> tuple[ErrorRule, re.Match[str]] | None:
+    """Return the first rule that matches a message on one line, with its match."""
+    return first_match(RULES, text, ignore_case=True)
 
 
 def unwrap(error: object) -> str:

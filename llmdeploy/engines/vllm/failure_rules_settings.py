@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 
-from llmdeploy.engines.diagnosis import Failure
+from llmdeploy.engines.diagnosis import FailureRule
 from llmdeploy.errors import Remedy
 
 Words = Mapping[str, str]
@@ -107,61 +107,61 @@ NEWER = "update vLLM: `pip install --upgrade vllm`"
 EXTRA_ARGS = "correct it in `engines.vllm.extra_args`"
 
 MEMORY = (
-    Failure(
+    FailureRule(
         KV_CACHE_NEEDED + r".*estimated maximum model length is (?P<estimate>\d{1,12})",
         "a context of {context} tokens needs {needed} GiB of KV cache and {available} GiB are left for it",
         "`--context {value}` fits; for more, " + _set("gpu_memory_utilization", "0.95") + " or "
         + _set("kv_cache_dtype", "fp8"),
         _estimated_context,
     ),
-    Failure(
+    FailureRule(
         KV_CACHE_NEEDED,
         "a context of {context} tokens needs {needed} GiB of KV cache and {available} GiB are left for it",
         "halve it: " + _set("kv_cache_dtype", "fp8") + "; or ask for less with `--context`",
         _half_as_wide,
     ),
-    Failure(
+    FailureRule(
         KV_CACHE_NEEDED,
         "a context of {context} tokens needs {needed} GiB of KV cache and {available} GiB are left for it",
         MORE_KV_MEMORY,
     ),
-    Failure(
+    FailureRule(
         r"max seq len \((?P<context>\d+)\) is larger than the maximum number of tokens that can be stored in "
         r"(?:the )?KV cache \((?P<tokens>\d{1,12})\)",
         "a context of {context} tokens is longer than the KV cache, {tokens} tokens",
         "`--context {value}` fits; for more, " + _set("gpu_memory_utilization", "0.95"),
         _number("max_model_len", "tokens"),
     ),
-    Failure(
+    FailureRule(
         r"No available memory for the cache blocks",
         "the weights and vLLM's work space leave no memory for the KV cache",
         MORE_KV_MEMORY,
-        seen=r"enforce_eager=True|'enforce_eager': True",
+        log_pattern=r"enforce_eager=True|'enforce_eager': True",
     ),
-    Failure(
+    FailureRule(
         r"No available memory for the cache blocks",
         "the weights and vLLM's work space leave no memory for the KV cache",
         "save the memory of CUDA graphs: " + _set("enforce_eager", "true") + "; or " + MORE_KV_MEMORY,
         _always("enforce_eager", True),
     ),
-    Failure(
+    FailureRule(
         r"Cannot auto-fit max_model_len",
         "the weights leave no memory for the KV cache of a single token",
         MORE_KV_MEMORY,
     ),
-    Failure(
+    FailureRule(
         FREE_ON_GPU,
         "{free} of the GPU's {total} GiB are free and vLLM wants {wanted} of them",
         "ask for less: " + _set("gpu_memory_utilization", "{value}") + ", or end what holds the rest: `nvidia-smi` "
         "lists it",
         _free_on_gpu,
     ),
-    Failure(
+    FailureRule(
         FREE_ON_GPU,
         "other programs hold the GPU: {free} of its {total} GiB are free",
         "end them (`nvidia-smi` lists them), or take another GPU with `CUDA_VISIBLE_DEVICES`",
     ),
-    Failure(
+    FailureRule(
         _numbers(
             r"Available memory on node \S+ \(#free/#total GiB\) on startup is less than desired "
             r"CPU memory utilization \(#utilization, #wanted GiB\)"
@@ -170,7 +170,7 @@ MEMORY = (
         "ask for less: " + _set("gpu_memory_utilization", "{value}") + " (on a CPU it is main memory)",
         _free_on_cpu,
     ),
-    Failure(
+    FailureRule(
         _numbers(
             r"Available memory on node \S+ \(#free/#total GiB\) on kv cache allocation is less than "
             r"requested memory for kv \(#kv/#requested GiB\)"
@@ -179,7 +179,7 @@ MEMORY = (
         _set("gpu_memory_utilization", "{value}") + " (on a CPU it is main memory)",
         _more_than_used,
     ),
-    Failure(
+    FailureRule(
         _numbers(
             r"Available memory on node \S+ \(#free/#total GiB\) on kv cache allocation is less than "
             r"requested memory for kv \(#kv GiB\)"
@@ -187,7 +187,7 @@ MEMORY = (
         "the KV cache is to have {kv} GiB and {free} GiB are free",
         "ask for less with `--kv-cache-memory-bytes` in `engines.vllm.extra_args`",
     ),
-    Failure(
+    FailureRule(
         _numbers(
             r"The worker already uses #used GiB.*more than the #reserved GiB of CPU memory reserved"
             r".*to more than #least"
@@ -196,7 +196,7 @@ MEMORY = (
         _set("gpu_memory_utilization", "{value}") + " (on a CPU it is main memory)",
         _beyond,
     ),
-    Failure(
+    FailureRule(
         _numbers(
             r"Error in memory profiling\. Initial free memory #before(?: GiB)?, current free memory "
             r"#after"
@@ -204,144 +204,144 @@ MEMORY = (
         "another program freed the GPU's memory while vLLM measured it ({before} before, {after} after)",
         "start it again",
     ),
-    Failure(
+    FailureRule(
         r"out of memory occurred when warming up (?:the )?\w+ with (?P<sequences>\d{1,9}) dummy requests",
         "the GPU's memory ran out with {sequences} requests at once",
         "answer fewer at once: " + _set("max_num_seqs", "{value}"),
         _fewer_sequences,
     ),
-    Failure(
+    FailureRule(
         r"max_num_seqs \((?P<sequences>\d+)\) exceeds available Mamba cache blocks \((?P<blocks>[1-9]\d{0,9})\)",
         "{sequences} requests at once need as many Mamba cache blocks and there are {blocks}",
         "answer fewer at once: " + _set("max_num_seqs", "{value}"),
         _number("max_num_seqs", "blocks"),
     ),
-    Failure(
+    FailureRule(
         r"CUDA Error: out of memory at \S*cumem_allocator",
         "the GPU's memory is taken by another server, so this one cannot wake up",
         "stop the other first: `llmdeploy stop`",
     ),
-    Failure(
+    FailureRule(
         r"[Oo]ut ?[Oo]f ?[Mm]emory",
         "the GPU's memory ran out, and CUDA graphs take a part of it",
         "do without them: " + _set("enforce_eager", "true"),
         _always("enforce_eager", True),
-        seen=r"Capturing (?:the model for )?(?:CUDA graph|cudagraph)",
+        log_pattern=r"Capturing (?:the model for )?(?:CUDA graph|cudagraph)",
     ),
-    Failure(
+    FailureRule(
         r"not enough GPU memory.*Tried to allocate (?P<more>\d{1,9}\.?\d* \wiB)\. GPU \d+ has a total capacity of "
         r"(?P<total>\d{1,9}\.?\d* GiB)",
         "the weights do not fit into the GPU's {total}: {more} more were asked for",
         SMALLER,
     ),
-    Failure(
+    FailureRule(
         r"Failed to load model - not enough GPU memory", "the weights do not fit into the GPU's memory", SMALLER
     ),
-    Failure(
+    FailureRule(
         r"OutOfMemoryError: .*Tried to allocate (?P<more>\d{1,9}\.?\d* \wiB)\. GPU \d+ has a total capacity of "
         r"(?P<total>\d{1,9}\.?\d* GiB) of which (?P<free>\d{1,9}\.?\d* \wiB) is free",
         "the GPU's memory ran out: {more} more were asked for and {free} of {total} were free",
         SMALLER,
     ),
-    Failure(r"OutOfMemoryError|CUDA out of memory|CUDA error: out of memory", "the GPU's memory ran out", SMALLER),
+    FailureRule(r"OutOfMemoryError|CUDA out of memory|CUDA error: out of memory", "the GPU's memory ran out", SMALLER),
 )  # fmt: skip
 
 SETTINGS = (
-    Failure(
+    FailureRule(
         r"User-specified max_model_len \((?P<context>\d+)\) is greater than the derived max_model_len "
         r"\(\w+=(?P<own>\d{1,9})",
         "a context of {context} tokens is longer than the model's own",
         "ask for at most that: `--context {value}`",
         _number("max_model_len", "own"),
     ),
-    Failure(
+    FailureRule(
         r"max_num_batched_tokens \((?P<tokens>[1-9]\d{0,9})\) must be greater than or equal to max_num_seqs "
         r"\((?P<sequences>\d+)\)",
         "`max_num_batched_tokens`, {tokens}, is less than one token for each of {sequences} requests",
         "answer fewer at once: " + _set("max_num_seqs", "{value}"),
         _number("max_num_seqs", "tokens"),
     ),
-    Failure(
+    FailureRule(
         r"Total number of attention heads \((?P<heads>\d{1,9})\) must be divisible by tensor parallel size "
         r"\((?P<gpus>\d{1,9})\)",
         "the model's {heads} attention heads cannot be shared evenly by {gpus} GPUs",
         _set("tensor_parallel_size", "{value}"),
         _dividing,
     ),
-    Failure(
+    FailureRule(
         r"World size \((?P<asked>\d+)\) is larger than the number of available GPUs \((?P<gpus>[1-9]\d{0,5})\)",
         "{asked} GPUs are asked for and this machine has {gpus}",
         _set("tensor_parallel_size", "{value}"),
         _number("tensor_parallel_size", "gpus"),
     ),
-    Failure(
+    FailureRule(
         r"Bfloat16 is only supported on GPUs.*Your (?P<gpu>.+) GPU has compute capability (?P<has>\d+\.\d+)",
         "this GPU ({gpu}, compute capability {has}) cannot compute in bfloat16",
         _set("dtype", "{value}"),
         _always("dtype", "half"),
     ),
-    Failure(
+    FailureRule(
         r"quantization method (?P<name>.+?) is not supported for the current GPU\. Minimum capability: "
         r"(?P<major>\d+)(?P<minor>\d)\b",
         "this GPU is too old for the quantisation `{name}`, which needs compute capability {major}.{minor}",
         "take the model in another quantisation",
     ),
-    Failure(
+    FailureRule(
         r"Cannot find the config file for (?P<name>\w+)",
         "the model is not quantised with `{name}`",
         "take `quantization` out of `engines.vllm`: vLLM sees a quantised model by itself",
     ),
-    Failure(
+    FailureRule(
         r"Quantization method specified in the model config \((?P<own>[^)]*)\) does not match.*\((?P<asked>[^)]*)\)",
         "the model is quantised with `{own}` and not with `{asked}`",
         "take `quantization` out of `engines.vllm`: vLLM sees a quantised model by itself",
     ),
-    Failure(
+    FailureRule(
         r"No common block size for (?P<size>\d+)",
         "the KV cache's blocks cannot hold {size} tokens on this device",
         "take `--block-size` out of `engines.vllm.extra_args`",
     ),
-    Failure(
+    FailureRule(
         r"error: unrecognized arguments: (?P<words>.+)",
         "this vLLM does not know `{words}`",
         "take it out of `engines.vllm.extra_args`, or " + NEWER,
     ),
-    Failure(
+    FailureRule(
         r"error: (?P<words>argument -.+)",
         "vLLM does not take its arguments: {words}",
         "`llmdeploy config show` tells where it is set",
     ),
-    Failure(
+    FailureRule(
         r"invalid tool call parser: (?P<name>\S+)",
         "this vLLM has no tool call parser `{name}`",
         EXTRA_ARGS + "; `vllm serve --help=tool-call-parser` lists them",
     ),
-    Failure(
+    FailureRule(
         r"--enable-auto-tool-choice requires --tool-call-parser",
         "`--enable-auto-tool-choice` needs the parser of the model's tool calls",
         "add `--tool-call-parser` to `engines.vllm.extra_args`",
     ),
-    Failure(
+    FailureRule(
         r"supplied chat template(?: string)? \((?P<file>.*?)\) (?:appears path-like|looks like a file path)",
         "there is no chat template `{file}`",
         EXTRA_ARGS,
     ),
-    Failure(
+    FailureRule(
         r"default chat template is no longer allowed",
         "the model's tokenizer has no chat template",
         "take the model's `-Instruct` version, or add `--chat-template` to `engines.vllm.extra_args`",
     ),
-    Failure(
+    FailureRule(
         r"Sleep mode is not supported on current platform",
         "vLLM's sleep mode needs a GPU",
         "take `--enable-sleep-mode` out of `engines.vllm.extra_args`",
     ),
-    Failure(
+    FailureRule(
         r"[Aa]ddress already in use|error while attempting to bind",
         "the port was taken by another program while the server started",
         "give another with `--port`",
     ),
-    Failure(
+    FailureRule(
         r"Timed out waiting for engine core processes to start.*Waited (?P<seconds>\d+)s",
         "vLLM gave up on its own start after {seconds} seconds",
         "give it longer: `llmdeploy serve --timeout 1800`",

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from llmdeploy.engines import diagnosis
-from llmdeploy.engines.diagnosis import Diagnosis, Failure
+from llmdeploy.engines.diagnosis import Diagnosis, FailureRule
 from llmdeploy.engines.vllm.failure_rules_machine import ENDS, MACHINE, MODEL
 from llmdeploy.engines.vllm.failure_rules_settings import MEMORY, SETTINGS
 from llmdeploy.engines.vllm.log import Line, parse
@@ -60,7 +60,7 @@ def diagnose(log: Sequence[str], exit_status: int) -> Diagnosis | None:
     return Diagnosis(f"vLLM says: {'; '.join(words)}", "`llmdeploy logs` has the rest") if words else None
 
 
-def _first(table: Sequence[Failure], log: Sequence[str]) -> Diagnosis | None:
+def _first(table: Sequence[FailureRule], log: Sequence[str]) -> Diagnosis | None:
     return next((found for texts in _by_depth(log) if (found := diagnosis.first(table, texts, log))), None)
 
 

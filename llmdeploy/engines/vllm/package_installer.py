@@ -13,6 +13,8 @@ from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
 
+from llmdeploy.engines import diagnosis
+from llmdeploy.engines.vllm.failure_rules_install import RULES
 from llmdeploy.errors import InstallFailed
 
 SILENCE_SECONDS = 15
@@ -119,37 +121,13 @@ def _end(child: subprocess.Popen[str]) -> None:
             return
 
 
-FAILURES = (
-    (r"No space left on device", "the disk is full", "`df -h` shows what is full"),
-    (r"ensurepip", "this Python cannot make environments", "`sudo apt install python3-venv`, or `pip install uv`"),
-    (
-        r"Retrying \(Retry|NewConnectionError|timed out|dns error|tcp connect error|Failed to fetch",
-        "the packages cannot be fetched",
-        "look at the network and at HTTPS_PROXY, and run it again: what was fetched is kept",
-    ),
-    (
-        r"(No matching distribution found for|no version of) torch==\S+\+cpu",
-        "your sources of packages do not have PyTorch's CPU build",
-        "`pip install uv`, which knows where it is, and run it again; "
-        "or set `PIP_EXTRA_INDEX_URL` to an index that has it",
-    ),
-    (
-        r"(No matching distribution found for|no version of) vllm",
-        "there is no such version for this Python",
-        "leave `--version` out",
-    ),
-)
-"""What a tool's last words mean: a piece of them, the cause, what to do."""
-
-
 def failure(step: Step, said: list[str], log: Path) -> InstallFailed:
     """Why a step failed, in one sentence."""
     text = "\n".join(said[-40:])
     errors = [line for line in said if re.match(r"error: .*[^:]$", line, re.IGNORECASE)]
     told = (errors or said or [""])[-1]
-    for pattern, cause, advice in FAILURES:
-        if re.search(pattern, text):
-            return InstallFailed(f"{step.name} failed: {cause}" + (f" ({told})" if told else ""), advice)
+    if found := diagnosis.first(RULES, [text]):
+        return InstallFailed(f"{step.name} failed: {found.cause}" + (f" ({told})" if told else ""), found.fix)
     return InstallFailed(f"{step.name} failed: {told or 'without a word'}", hint(log))
 
 

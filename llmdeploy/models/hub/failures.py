@@ -10,17 +10,13 @@ from typing import TYPE_CHECKING
 from llmdeploy.errors import DownloadFailed, LlmdeployError
 from llmdeploy.models import network
 from llmdeploy.models.hub import library
+from llmdeploy.models.hub.failure_rules import ELSEWHERE, LOCAL_FILE, RULES
 from llmdeploy.models.reference import HubFile, HubRepo
+from llmdeploy.rules import first_match
 from llmdeploy.units import in_time
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
-
-_LOCAL_FILE = "give a file that is here: `llmdeploy serve ./model.gguf`"
-_ELSEWHERE = (
-    "set `HF_ENDPOINT` to a mirror, take it from ModelScope with `--source modelscope` or from Ollama "
-    f"(`ollama://qwen3:8b`), or {_LOCAL_FILE}"
-)
 
 
 @contextmanager
@@ -69,10 +65,13 @@ def _explain_answer(file: HubFile, error: HfHubHTTPError) -> DownloadFailed:
         return DownloadFailed(
             f"`{file.repo}` has {what}", f"see `{_endpoint()}/{file.repo}/tree/{file.revision}` for what it has"
         )
-    message, hint = _ANSWERS.get(status, (f"the Hub answered with status {status}", f"try again later, {_ELSEWHERE}"))
+    found = first_match(RULES, "", status=status)
+    if found is None:
+        return DownloadFailed(f"the Hub answered with status {status}", f"try again later, {ELSEWHERE}")
+    rule, _ = found
     wait = error.response.headers.get("Retry-After", "")
-    hint = hint.replace("some minutes", in_time(int(wait))) if wait.isdecimal() else hint
-    return DownloadFailed(message.format(repo=file.repo), hint)
+    hint = rule.fix.replace("some minutes", in_time(int(wait))) if wait.isdecimal() else rule.fix
+    return DownloadFailed(rule.cause.format(repo=file.repo), hint)
 
 
 def _explain_gate(repo: str, status: int) -> DownloadFailed:
@@ -88,14 +87,6 @@ def _explain_gate(repo: str, status: int) -> DownloadFailed:
     )
 
 
-_TOKEN_HINT = "set `HF_TOKEN` to a valid access token, or unset it for a public repository"
-_ANSWERS = {
-    401: ("the Hub does not know the access token", _TOKEN_HINT),
-    403: ("the Hub refuses access to `{repo}`", "set `HF_TOKEN` to an access token that may read it"),
-    429: ("the Hub refuses for now: too many requests", "wait some minutes; with `HF_TOKEN` set the limit is higher"),
-}
-
-
 def _explain_settings(chain: list[BaseException]) -> DownloadFailed | None:
     """The user's own words are the cause. None when they are not."""
     from huggingface_hub import errors
@@ -104,7 +95,7 @@ def _explain_settings(chain: list[BaseException]) -> DownloadFailed | None:
         if isinstance(error, errors.OfflineModeIsEnabled):
             variable = "HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE") else "TRANSFORMERS_OFFLINE"
             return DownloadFailed(
-                f"`{variable}` is set, so nothing is downloaded", f"`unset {variable}`, or {_LOCAL_FILE}"
+                f"`{variable}` is set, so nothing is downloaded", f"`unset {variable}`, or {LOCAL_FILE}"
             )
         if isinstance(error, errors.HFValidationError):
             return DownloadFailed("the Hub allows no such repository name", "the form is `hf://owner/repo/file.gguf`")
@@ -126,12 +117,12 @@ def _explain_network(file: HubFile, chain: list[BaseException]) -> DownloadFaile
         return DownloadFailed(f"`HF_ENDPOINT` is `{endpoint}`, which is no address", "such as `https://huggingface.co`")
     proxy = network.proxy_to(endpoint)
     where = f"`{endpoint}`" + (f" through the proxy `{proxy}`" if proxy else "")
-    hint = f"check the network, {_ELSEWHERE}"
+    hint = f"check the network, {ELSEWHERE}"
     if proxy:
-        hint = f"check the proxy variables (`env | grep -i proxy`), {_ELSEWHERE}"
+        hint = f"check the proxy variables (`env | grep -i proxy`), {ELSEWHERE}"
     names = {type(error).__name__ for error in chain}
     if any(isinstance(error, ssl.SSLError) for error in chain):
-        hint = f"behind a proxy that opens TLS set `SSL_CERT_FILE` to its certificate; or {_LOCAL_FILE}"
+        hint = f"behind a proxy that opens TLS set `SSL_CERT_FILE` to its certificate; or {LOCAL_FILE}"
         return DownloadFailed(f"no safe connection to {where}: {_reason(chain, ssl.SSLError)}", hint)
     if any(isinstance(error, socket.gaierror) for error in chain):
         return DownloadFailed(f"the address of {where} cannot be looked up", hint)
@@ -141,7 +132,7 @@ def _explain_network(file: HubFile, chain: list[BaseException]) -> DownloadFaile
         return DownloadFailed(f"{where} did not answer in time", hint)
     not_the_hubs = ValueError | TypeError | KeyError | AssertionError | errors.FileMetadataError
     if isinstance(chain[0], not_the_hubs):  # no JSON, other JSON, no headers of its
-        return DownloadFailed(f"{where} does not answer as a Hub does", f"check `HF_ENDPOINT`, or {_LOCAL_FILE}")
+        return DownloadFailed(f"{where} does not answer as a Hub does", f"check `HF_ENDPOINT`, or {LOCAL_FILE}")
     what = f"`{file.file or file.repo}`"
     return DownloadFailed(f"{what} could not be downloaded from {where}: {_reason(chain, Exception)}", hint)
 
