@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import re
 import select
 import shutil
@@ -25,12 +26,15 @@ from hypothesis import settings
 settings.register_profile("busy", deadline=None)  # the machine has other things to do
 settings.load_profile("busy")
 
+pytest_plugins = ["tests.engines.conformance.summary"]
+
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 SELFTEST = ROOT / "llmdeploy" / "selftest"
 
 FOREIGN = re.compile(
-    r"(LLMDEPLOY_|HF_|MODELSCOPE_|OLLAMA_|OPENAI_|LLAMA_ARG_|XDG_|.*_PROXY$|NO_COLOR|FORCE_COLOR|CUDA_VISIBLE)",
+    r"(LLMDEPLOY_|HF_|MODELSCOPE_|OLLAMA_|OPENAI_|LLAMA_ARG_|XDG_|.*_PROXY$|NO_COLOR|FORCE_COLOR|CUDA_VISIBLE|"
+    r"PYTHONDONTWRITEBYTECODE)",  # with it, each command of a test compiles the package again: 0.2 s
     re.IGNORECASE,
 )
 REAL_OLLAMA = os.environ.get("LLMDEPLOY_TEST_OLLAMA", "")
@@ -154,6 +158,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     world.close()
 
 
+@pytest.hookimpl(optionalhook=True)  # there is no such hook with `-p no:xdist`
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Share the tests out by module when the run has several processes."""
+    from tests.schedule import LongestFirst
+
+    return LongestFirst(config, log)
+
+
 @pytest.fixture(scope="session")
 def vllm_python() -> str:
     """The Python that has the real vLLM, its CPU build."""
@@ -212,10 +224,19 @@ def llama_server(world: World, script: str, *, version: bool = True) -> Path:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a port that nothing listens on.
+
+    It is below the ports that the system gives to outgoing connections, so that none of those takes it meanwhile;
+    and it is a number that no context length or size in an output is.
+    """
+    while True:
+        port = random.randrange(10_001, 32_000, 2)
+        if port % 5 == 0:
+            continue
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def copy_selftest(folder: Path, *, mmproj: bool = True) -> Path:

@@ -1,4 +1,4 @@
-"""The engines that are here, each with one server for all requests; and the matrix at the end of the run."""
+"""The engines that are here, each with one server for all requests."""
 
 from __future__ import annotations
 
@@ -11,14 +11,6 @@ import pytest
 
 from tests.conftest import World, copy_selftest
 from tests.engines.conformance import matrix
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if any(matrix.CAME.values()):
-        terminalreporter.section("one behaviour: what came, by request and engine")
-        for line in matrix.lines():
-            terminalreporter.line(line)
-
 
 ALIGNMENT = 32
 """Of the tensors in a GGUF file, by default."""

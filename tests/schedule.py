@@ -1,0 +1,50 @@
+"""How the test run is shared out when it has several processes: one module at a time, the longest first."""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+
+from xdist.scheduler import LoadScopeScheduling
+
+REAL_VLLM = re.compile(
+    r"tests/test_vllm_(serve|switch)\.py::|/test_conformance\.py::.*\[vllm"
+    r"|::test_the_transcript_of_(vllm|a_switch)$|::test_the_real_one"
+)
+"""The names of the tests with the real vLLM. One process runs them: a server needs 2 GB of memory and both cores."""
+
+LONGEST_FIRST = (
+    "the real vLLM",
+    "tests/test_serve.py",
+    "tests/test_switch.py",
+    "tests/test_bad_input.py",
+    "tests/test_failures.py",
+    "tests/test_readme.py",
+    "tests/test_package.py",
+    "tests/test_gateway.py",
+)
+"""The groups that take longest, longest first; the others follow by their number of tests."""
+
+
+def group(nodeid: str) -> str:
+    """Return the name of the group of tests that one process runs together.
+
+    The tests of a module share its servers, so they stay together.
+    """
+    return "the real vLLM" if REAL_VLLM.search(nodeid) else nodeid.partition("::")[0]
+
+
+def rank(name: str) -> int:
+    """Return a group's place in the order in which groups are handed out."""
+    return LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)
+
+
+class LongestFirst(LoadScopeScheduling):
+    """Hands out groups of tests, the longest first, so that no process is left with a long one at the end."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group(nodeid)
+
+    def _assign_work_unit(self, node: object) -> None:
+        self.workqueue = OrderedDict(sorted(self.workqueue.items(), key=lambda unit: (rank(unit[0]), -len(unit[1]))))
+        super()._assign_work_unit(node)  # type: ignore[arg-type]
