@@ -24,33 +24,44 @@ PROGRAMS = {
 }
 FACE = {"llmdeploy.__main__", "llmdeploy.cli"}
 
-# A module imports from its own layer and those below it.
-LAYERS = [
-    {"__main__"},
-    {"cli"},
-    {"doctor", "endpoint"},
-    {"service"},
-    {"gateway"},
-    {"engines", "fit", "plan"},
-    {"models", "hardware", "images", "image_sources", "client"},
-    {
-        "address",
-        "atomic_file",
-        "background",
-        "config",
-        "config_types",
-        "dotenv",
-        "errors",
-        "http1",
-        "paths",
-        "rules",
-        "text",
-        "tls",
-        "units",
-        "validation_messages",
+ANYWHERE = {"errors", "text", "units", "paths", "background", "atomic_file", "address", "tls", "rules", "config_types"}
+"""The small parts that every other part may import. They import nothing but each other."""
+
+MAY_IMPORT: dict[str, set[str]] = {
+    "__init__": set(),
+    "__main__": {"cli"},
+    "cli": {
         "__init__",
+        "client",
+        "config",
+        "doctor",
+        "dotenv",
+        "endpoint",
+        "engines",
+        "hardware",
+        "images",
+        "models",
+        "service",
     },
-]
+    "client": {"images"},
+    "config": set(),
+    "doctor": {"config", "engines", "hardware", "service"},
+    "dotenv": set(),
+    "endpoint": {"config", "models", "service"},
+    "engines": {"config", "hardware", "models", "plan"},
+    "fit": set(),
+    "gateway": {"http1", "validation_messages"},
+    "hardware": set(),
+    "http1": set(),
+    "image_sources": {"__init__"},
+    "images": {"image_sources"},
+    "models": {"__init__", "config", "validation_messages"},
+    "plan": {"hardware", "models"},
+    "selftest": set(),
+    "service": {"config", "engines", "fit", "gateway", "hardware", "models", "plan"},
+    "validation_messages": set(),
+}
+"""For each package and each module at the top: the other parts of llmdeploy that it may import."""
 
 ONLY_IN: dict[str, set[str]] = {
     "pynvml": {"llmdeploy.hardware"},
@@ -68,7 +79,10 @@ def name_of(file: Path) -> str:
     return name.removesuffix(".__init__")
 
 
-MODULES = {name_of(file): ast.parse(file.read_text(), file) for file in sorted(PACKAGE.rglob("*.py"))}
+@cache
+def modules() -> dict[str, ast.Module]:
+    """Return the modules of the package, read when the first test asks for them."""
+    return {name_of(file): ast.parse(file.read_text(), file) for file in sorted(PACKAGE.rglob("*.py"))}
 
 
 def nodes(tree: ast.AST) -> Iterator[ast.AST]:
@@ -86,14 +100,14 @@ def nodes(tree: ast.AST) -> Iterator[ast.AST]:
 def imports(module: str) -> frozenset[str]:
     """The modules that a module imports, inside functions too; `from package import module` names the module."""
     found = set()
-    for node in nodes(MODULES[module]):
+    for node in nodes(modules()[module]):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module} imports by a relative name"
             assert node.module is not None
             named = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {name if name in MODULES else node.module for name in named}
+            found |= {name if name in modules() else node.module for name in named}
     return frozenset(found)
 
 
@@ -101,9 +115,21 @@ def top(name: str) -> str:
     return name.split(".")[0]
 
 
-def layer(module: str) -> int:
-    part = module.split(".")[1] if "." in module else "__init__"
-    return next((at for at, parts in enumerate(LAYERS) if part in parts), -1)
+def part(module: str) -> str:
+    """Return the package or the module at the top that a module belongs to."""
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def for_type_checkers(module: str) -> set[str]:
+    """Return the modules of llmdeploy that a module imports, those under `if TYPE_CHECKING` included."""
+    found = set()
+    for node in ast.walk(modules()[module]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            full = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in modules() else node.module for name in full}
+    return found & modules().keys() - {module}
 
 
 def is_face(module: str) -> bool:
@@ -111,56 +137,110 @@ def is_face(module: str) -> bool:
 
 
 def test_the_modules_are_read() -> None:
-    assert {"llmdeploy", "llmdeploy.cli", "llmdeploy.cli.main", "llmdeploy.__main__", "llmdeploy.plan"} <= set(MODULES)
+    assert {"llmdeploy", "llmdeploy.cli", "llmdeploy.cli.main", "llmdeploy.__main__", "llmdeploy.plan"} <= set(
+        modules()
+    )
     assert "llmdeploy.service.process" in imports("llmdeploy.service.state")
     assert "pynvml" in imports("llmdeploy.hardware"), "an import inside a function"
     assert "rich.table" not in imports("llmdeploy.cli.output"), "an import for type checkers"
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if not is_face(name)])
-def test_only_the_face_knows_typer_and_rich(module: str) -> None:
-    assert not {name for name in imports(module) if is_face(name) or top(name) in {"typer", "rich"}}
-    texts = [node.value for node in nodes(MODULES[module]) if isinstance(node, ast.Constant)]
-    assert not [text for text in texts if str(text).startswith("llmdeploy.cli")], "an import by name"
+def named(faults: dict[str, object]) -> str:
+    """Return one line for each module with a fault."""
+    return "".join(f"\n{module}: {fault}" for module, fault in faults.items() if fault)
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if not is_face(name) and name not in PROGRAMS])
-def test_only_the_face_prints_and_exits(module: str) -> None:
-    calls = [ast.unparse(node.func) for node in nodes(MODULES[module]) if isinstance(node, ast.Call)]
-    raised = [ast.unparse(node.exc) for node in nodes(MODULES[module]) if isinstance(node, ast.Raise) and node.exc]
+def test_only_the_face_knows_typer_and_rich() -> None:
+    faults: dict[str, object] = {}
+    for module in modules():
+        if not is_face(module):
+            texts = [str(node.value) for node in nodes(modules()[module]) if isinstance(node, ast.Constant)]
+            faults[module] = [name for name in imports(module) if is_face(name) or top(name) in {"typer", "rich"}]
+            faults[f"{module}, by name"] = [text for text in texts if text.startswith("llmdeploy.cli")]
+    assert not named(faults), named(faults)
+
+
+def test_only_the_face_prints_and_exits() -> None:
     forbidden = {"print", "exit", "quit", "sys.exit", "os._exit", "sys.stdout.write", "sys.stderr.write"}
-    assert not forbidden & set(calls)
-    assert not [one for one in raised if one.startswith("SystemExit")]
+    faults: dict[str, object] = {}
+    for module in modules():
+        if not is_face(module) and module not in PROGRAMS:
+            calls = [ast.unparse(node.func) for node in nodes(modules()[module]) if isinstance(node, ast.Call)]
+            raised = [
+                ast.unparse(node.exc) for node in nodes(modules()[module]) if isinstance(node, ast.Raise) and node.exc
+            ]
+            faults[module] = [*(forbidden & set(calls)), *(one for one in raised if one.startswith("SystemExit"))]
+    assert not named(faults), named(faults)
 
 
 def test_imports_have_no_cycle() -> None:
-    graph = {module: imports(module) & MODULES.keys() for module in MODULES}
+    graph = {module: imports(module) & modules().keys() for module in modules()}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" <- ".join(error.args[1]))
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name not in PROGRAMS])
-def test_a_module_imports_its_own_layer_and_those_below(module: str) -> None:
-    assert layer(module) >= 0, "it has no layer: give it one in LAYERS"
-    above = {name for name in imports(module) & MODULES.keys() if layer(name) < layer(module)}
-    assert not above
+def cycles(graph: dict[str, set[str]]) -> list[set[str]]:
+    """Return the groups of modules that import each other, directly or through others."""
+
+    def reachable(start: str) -> set[str]:
+        found: set[str] = set()
+        waiting = [start]
+        while waiting:
+            fresh = graph[waiting.pop()] - found
+            found |= fresh
+            waiting += fresh
+        return found
+
+    reached = {module: reachable(module) for module in graph}
+    groups = {frozenset(other for other in reached[module] if module in reached[other]) for module in graph}
+    return [set(group) for group in groups if group]
 
 
-@pytest.mark.parametrize("program", sorted(PROGRAMS))
-def test_a_program_is_run_and_not_imported(program: str) -> None:
-    assert program in MODULES
-    assert [module for module in MODULES if program in imports(module)] == []
+def test_cycles_are_found() -> None:
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [{"b", "c"}]
 
 
-@pytest.mark.parametrize("library", ONLY_IN)
-def test_a_heavy_library_has_one_door(library: str) -> None:
-    doors = {module for module in MODULES if library in map(top, imports(module))}
+CYCLES_LEFT = 2
+
+
+def test_imports_for_type_checkers_have_no_cycle() -> None:
+    found = cycles({module: for_type_checkers(module) for module in modules()})
+    assert len(found) <= CYCLES_LEFT, found
+
+
+def test_a_part_imports_what_it_may() -> None:
+    faults: dict[str, object] = {}
+    for module in modules().keys() - PROGRAMS:
+        assert part(module) in MAY_IMPORT.keys() | ANYWHERE, f"give `{part(module)}` a line in MAY_IMPORT"
+        allowed = MAY_IMPORT.get(part(module), set()) | ANYWHERE | {part(module)}
+        faults[module] = {name for name in imports(module) & modules().keys() if part(name) not in allowed}
+    assert not named(faults), named(faults)
+
+
+def test_what_a_part_may_import_it_does_import() -> None:
+    """Each line of MAY_IMPORT is as short as it can be, and no part may import a part that may import it."""
+    for name, allowed in MAY_IMPORT.items():
+        used = {part(it) for module in modules() if part(module) == name for it in imports(module) & modules().keys()}
+        assert allowed <= used, f"`{name}` does not import {allowed - used}"
+    assert not cycles({name: MAY_IMPORT.get(name, set()) for name in MAY_IMPORT.keys() | ANYWHERE})
+
+
+def test_a_program_is_run_and_not_imported() -> None:
+    assert modules().keys() >= PROGRAMS
+    faults: dict[str, object] = {module: PROGRAMS & imports(module) for module in modules()}
+    assert not named(faults), named(faults)
+
+
+def test_a_heavy_library_has_one_door() -> None:
+    found = {library: {module for module in modules() if library in map(top, imports(module))} for library in ONLY_IN}
     # A package is one door.
-    assert {
-        next((door for door in ONLY_IN[library] if f"{it}.".startswith(f"{door}.")), it) for it in doors
-    } == ONLY_IN[library]
+    doors = {
+        library: {next((door for door in ONLY_IN[library] if f"{it}.".startswith(f"{door}.")), it) for it in modules}
+        for library, modules in found.items()
+    }
+    assert doors == ONLY_IN
 
 
 # What a fast answer must not load
