@@ -4,10 +4,15 @@ from __future__ import annotations
 
 
 def is_loopback(host: str) -> bool:
-    """Whether this machine alone can reach it."""
+    """Return whether a host is `localhost` or a loopback address, which this machine alone can reach."""
     import ipaddress
 
-    return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def local_url(host: str, port: int) -> str:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 T = TypeVar("T")
 
 
-def within(seconds: float, work: Callable[[], T]) -> T:
-    """`work()`, or TimeoutError. In a thread: a socket's time-out bounds neither name look-ups nor slow headers."""
+def start(work: Callable[[], T]) -> Future[T]:
+    """Start `work()` in a thread of its own, which the end of the process does not wait for."""
     from concurrent.futures import Future
 
     future: Future[T] = Future()
@@ -23,7 +26,15 @@ def within(seconds: float, work: Callable[[], T]) -> T:
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    return future.result(seconds)
+    return future
+
+
+def within(seconds: float, work: Callable[[], T]) -> T:
+    """Return `work()`, or raise TimeoutError after `seconds`.
+
+    It runs in a thread: the time-out of a socket limits neither name look-ups nor slow headers.
+    """
+    return start(work).result(seconds)
 
 
 async def in_thread(work: Callable[[], T]) -> T:

@@ -11,11 +11,12 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
+
+from llmdeploy.background import within
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -259,14 +260,11 @@ def _named(devices: Sequence[Device], variable: str) -> Iterator[Device]:
 
 
 def _nvidia() -> Nvidia:
-    """NVML's answer, waited for in a thread: a call into a hung driver cannot be broken off."""
-    answers: list[Nvidia] = []
-    thread = threading.Thread(target=lambda: answers.append(_ask_nvml()), daemon=True)
-    thread.start()
-    thread.join(NVML_SECONDS)
-    if answers:
-        return answers[0]
-    return Nvidia(problem=f"the NVIDIA driver did not answer within {NVML_SECONDS:g} s; reboot the machine")
+    """Return NVML's answer. A thread waits for it: a call into a hung driver cannot be interrupted."""
+    try:
+        return within(NVML_SECONDS, _ask_nvml)
+    except TimeoutError:
+        return Nvidia(problem=f"the NVIDIA driver did not answer within {NVML_SECONDS:g} s; reboot the machine")
 
 
 def _ask_nvml() -> Nvidia:

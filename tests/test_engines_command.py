@@ -15,7 +15,7 @@ import pytest
 
 from llmdeploy import hardware
 from llmdeploy.config import ENGINE_NAMES
-from llmdeploy.engines.ollama.places import places
+from llmdeploy.engines.ollama.hints import hints
 from tests.conftest import World
 from tests.vllm_environments import with_vllm
 
@@ -194,7 +194,7 @@ def test_another_comes_first(world: World) -> None:
             ["install", "ollama"],
             1,
             "llmdeploy does not install ollama",
-            f"get it: {places(sys.platform)['get']}",
+            f"get it: {hints(sys.platform)['get']}",
         ),
         (
             ["install", "llamacpp"],

@@ -231,7 +231,7 @@ def test_memory_that_ollama_lets_go_counts_as_free() -> None:
 def test_the_memory_of_another_machine_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     with replay("version", "empty_store") as ollama:
         engine = at(ollama)
-        monkeypatch.setattr("llmdeploy.engines.ollama.connection.is_loopback", lambda url: False)
+        monkeypatch.setattr("llmdeploy.engines.ollama.connection.is_local_url", lambda url: False)
         plan = engine.plan(gguf.find(parse("selftest")).facts(), MACHINE, Wishes())
     assert plan.available is None
     assert plan.fits

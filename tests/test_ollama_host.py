@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmdeploy.engines.ollama.host import Host, is_loopback, parse
+from llmdeploy.engines.ollama.host import Host, is_local_url, parse
 
 
 @pytest.mark.parametrize(
@@ -82,4 +82,4 @@ def test_a_malformed_value_says_what_ollama_makes_of_it(text: str, host: str, li
     ],
 )
 def test_loopback(url: str, loopback: bool) -> None:
-    assert is_loopback(url) is loopback
+    assert is_local_url(url) is loopback

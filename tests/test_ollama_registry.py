@@ -14,7 +14,7 @@ import pytest
 
 from llmdeploy import hardware
 from llmdeploy.config import Settings
-from llmdeploy.engines.ollama import stored
+from llmdeploy.engines.ollama import requirements
 from llmdeploy.engines.ollama.documents import Installed
 from llmdeploy.engines.ollama.engine import Ollama, Tag
 from llmdeploy.engines.ollama.registry import Layer, Manifest
@@ -170,23 +170,23 @@ LAYER = Layer("model", "ab" * 32, 1_000_000)
 def test_a_layer_that_is_there_counts_and_a_part_as_far_as_it_has_come(tmp_path: Path) -> None:
     blobs = tmp_path / "blobs"
     blobs.mkdir()
-    assert stored.here(LAYER, tmp_path) == 0
+    assert requirements.stored_bytes(LAYER, tmp_path) == 0
     part = blobs / f"sha256-{LAYER.digest}-partial"
     with part.open("wb") as file:
         file.write(os.urandom(262_144))
         file.truncate(LAYER.size)  # as Ollama does first
         os.fsync(file.fileno())
-    assert stored.here(LAYER, tmp_path) == 262_144
+    assert requirements.stored_bytes(LAYER, tmp_path) == 262_144
     part.rename(blobs / f"sha256-{LAYER.digest}")
-    assert stored.here(LAYER, tmp_path) == LAYER.size
-    assert stored.here(LAYER, None) == 0
+    assert requirements.stored_bytes(LAYER, tmp_path) == LAYER.size
+    assert requirements.stored_bytes(LAYER, None) == 0
 
 
 def test_the_need_of_a_manifest(tmp_path: Path) -> None:
     (tmp_path / "blobs").mkdir()
     (tmp_path / "blobs" / f"sha256-{LAYER.digest}").touch()
     other = Layer("template", "cd" * 32, 50)
-    need = stored.need(Manifest("qwen3:8b", "ef" * 32, (LAYER, other)), tmp_path)
+    need = requirements.of_manifest(Manifest("qwen3:8b", "ef" * 32, (LAYER, other)), tmp_path)
     assert (need.source, need.folder, need.size, need.missing) == ("ollama://qwen3:8b", tmp_path, 1_000_050, 50)
     assert [file.name for file in need.files] == ["abababababab", "cdcdcdcdcdcd"], "as a pull names them"
     assert need.revision == "ef" * 32
@@ -199,9 +199,9 @@ def test_a_tag_is_locked_by_its_digest_whether_it_is_here_or_not(trusted: Regist
     locked = lock.pin("x", "ollama", need)
     lock.require_same(locked, need)
     here = Installed(x.name, need.size, (), None, digest=need.revision)
-    lock.require_same(locked, stored.complete(here, None))
+    lock.require_same(locked, requirements.of_installed(here, None))
     with pytest.raises(DownloadFailed) as moved:
-        lock.require_same(locked, stored.complete(replace(here, digest="ab" * 32), None))
+        lock.require_same(locked, requirements.of_installed(replace(here, digest="ab" * 32), None))
     assert moved.value.code == "lock_differs"
 
 
@@ -307,7 +307,7 @@ def test_the_store_of_another_machine_has_no_room_that_is_known(
     trusted: Registry, empty: Ollama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trusted.add("library/x:7b", model=WEIGHTS)
-    monkeypatch.setattr("llmdeploy.engines.ollama.connection.is_loopback", lambda url: False)
+    monkeypatch.setattr("llmdeploy.engines.ollama.connection.is_local_url", lambda url: False)
     need = empty.need(tag(trusted, "library/x:7b"))
     assert (need.folder, need.free()) == (None, None)
 
@@ -345,11 +345,11 @@ def test_files_that_are_copied_into_the_store_need_its_room(
 
 def test_files_of_the_hub_are_counted_with_their_copies_on_one_disk(tmp_path: Path) -> None:
     files = Requirements("hf://o/r", tmp_path / "hub", (RequiredFile("x.gguf", 1000, here=400),))
-    taken = stored.imported("hf://o/r", 1000, tmp_path / "models")
+    taken = requirements.of_import("hf://o/r", 1000, tmp_path / "models")
     assert (taken.missing, taken.copies) == (1000, 1000), "a copy, and what Ollama writes of it"
-    assert stored.with_copies(files, taken).copies == 2000
-    assert stored.with_copies(files, replace(taken, folder=None)).copies == 0
-    assert stored.with_copies(files, None) == files
+    assert requirements.with_copies(files, taken).copies == 2000
+    assert requirements.with_copies(files, replace(taken, folder=None)).copies == 0
+    assert requirements.with_copies(files, None) == files
 
 
 # --- Through the front

@@ -15,13 +15,13 @@ import pytest
 from llmdeploy.config import Settings
 from llmdeploy.engines.ollama import host, state
 from llmdeploy.engines.ollama.documents import Running
-from llmdeploy.engines.ollama.places import PROGRAMS, places
+from llmdeploy.engines.ollama.hints import hints
 from llmdeploy.engines.ollama.probe import Probe
-from llmdeploy.engines.ollama.state import State, describe, find_program, listener, look, processor
+from llmdeploy.engines.ollama.state import PROGRAMS, State, describe, detect, find_program, listener, processor
 from tests.conftest import Result, World
 from tests.ollama_replay import FORBIDDEN, HTML, SSH, closed_port, http_answer, port, replay
 
-GET = places(sys.platform)["get"]
+GET = hints(sys.platform)["get"]
 TAKEN = "is taken by no Ollama that we can use"
 ELSEWHERE = "name Ollama's address: `llmdeploy config set engines.ollama.host 127.0.0.1:11434`"
 installed = pytest.mark.skipif(
@@ -268,7 +268,7 @@ def test_one_with_an_empty_store_tells_what_it_can(bare: World) -> None:
 @pytest.mark.parametrize(
     ("version", "hint"),
     [
-        ("0.34.2", f"the program is 0.34.2, newer than the server that runs: {places(sys.platform)['restart']}"),
+        ("0.34.2", f"the program is 0.34.2, newer than the server that runs: {hints(sys.platform)['restart']}"),
         ("0.33.0-rc2", ""),
         ("0.0.0", ""),
         ("0.32.9", ""),
@@ -286,7 +286,7 @@ def test_a_program_that_hangs_delays_nothing(bare: World) -> None:
     path.write_text("#!/bin/sh\nexec sleep 60\n")
     with replay("version", "empty_store") as ollama:
         began = time.monotonic()
-        found = look(Settings(ollama_program=str(path), ollama_host=ollama.url))
+        found = detect(Settings(ollama_program=str(path), ollama_host=ollama.url))
         assert time.monotonic() - began < 2.2
     assert (found.probe.state, found.program_version) == ("running", None)
 
@@ -294,7 +294,7 @@ def test_a_program_that_hangs_delays_nothing(bare: World) -> None:
 def test_what_is_asked_beyond_the_version_may_fail(bare: World) -> None:
     """It runs, which is the word that counts."""
     with replay("version") as ollama:
-        found = look(Settings(ollama_host=ollama.url))
+        found = detect(Settings(ollama_host=ollama.url))
         assert {path for _, path, _ in ollama.unknown} == {"/api/tags"}
     assert describe(found).detail == f"Ollama 0.33.0-rc2 at `{ollama.url}`"
 
@@ -320,9 +320,9 @@ def test_another_users_ollama_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """And one's own is not: by the table of the system as it is."""
     with replay("version", "empty_store") as ollama:
         settings = Settings(ollama_host=ollama.url)
-        assert look(settings).owner is None
+        assert detect(settings).owner is None
         monkeypatch.setattr(os, "geteuid", lambda: 54321)
-        found = look(settings)
+        found = detect(settings)
     if not Path("/proc/net/tcp").exists():
         pytest.skip("only Linux tells")
     import pwd
@@ -379,10 +379,10 @@ def test_a_state_in_words(found: State, usable: bool, detail: str, hint: str) ->
 
 @pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])
 def test_every_system_has_its_own_ways(platform: str) -> None:
-    assert describe(REFUSED, platform).hint == f"get it: {places(platform)['get']}"
+    assert describe(REFUSED, platform).hint == f"get it: {hints(platform)['get']}"
     old = replace(RUNNING, program_version="0.99.0")
-    assert describe(old, platform).hint.endswith(places(platform)["restart"])
-    assert places(platform).keys() == places("linux").keys()
+    assert describe(old, platform).hint.endswith(hints(platform)["restart"])
+    assert hints(platform).keys() == hints("linux").keys()
 
 
 @pytest.mark.parametrize(
@@ -430,7 +430,7 @@ def test_every_state_is_looked_at_in_time() -> None:
 
     def seconds(url: str) -> float:
         began = time.monotonic()
-        look(Settings(ollama_host=url))
+        detect(Settings(ollama_host=url))
         return time.monotonic() - began
 
     for answer in (None, b"", FORBIDDEN, SSH, http_answer("text/html", HTML)):

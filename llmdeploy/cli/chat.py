@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import time
 from contextlib import suppress
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmdeploy import config
+from llmdeploy.background import start
 from llmdeploy.cli import options
 from llmdeploy.cli.output import out
 from llmdeploy.config import api_key
@@ -172,24 +172,24 @@ def _prompt(prompt: str | None, *, stdin_is_image: bool, timeout: float) -> str:
 
 
 def _read_stdin(timeout: float) -> bytes:
-    """All of stdin. Whoever holds its other end may never close it, so the wait is told and has an end."""
-    content: list[bytes] = []
+    """Return all of stdin. The other end may never be closed, so the wait is reported and has a limit."""
 
-    def read() -> None:
+    def read() -> bytes:
+        content = bytearray()
         # Not sys.stdin.buffer: a thread that waits in it holds a lock, and the interpreter could not end.
         with suppress(OSError):  # open for writing alone: there is nothing to read
             while piece := os.read(sys.stdin.fileno(), 2**16):
-                content.append(piece)
+                content += piece
+        return bytes(content)
 
-    reader = threading.Thread(target=read, daemon=True)
-    reader.start()
-    reader.join(PATIENCE)
-    if reader.is_alive():
-        out.note(f"waiting up to {timeout:g} s for the end of stdin; `< /dev/null` leaves it out")
-        reader.join(timeout)
-    if reader.is_alive():
-        raise TimedOut(f"stdin had no end within {timeout:g} s", "`< /dev/null` leaves it out")
-    return b"".join(content)
+    reading = start(read)
+    with suppress(TimeoutError):
+        return reading.result(PATIENCE)
+    out.note(f"waiting up to {timeout:g} s for the end of stdin; `< /dev/null` leaves it out")
+    try:
+        return reading.result(timeout)
+    except TimeoutError:
+        raise TimedOut(f"stdin had no end within {timeout:g} s", "`< /dev/null` leaves it out") from None
 
 
 def _document(answer: Answer, record: Record) -> dict[str, Any]:

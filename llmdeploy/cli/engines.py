@@ -111,9 +111,9 @@ def _require_vllm(engine: str, verb: str) -> None:
     if engine not in ENGINE_NAMES:
         raise UsageError(f"no engine is called `{plain(engine)}`", "`llmdeploy engines list` shows them")
     if engine == "ollama":
-        from llmdeploy.engines.ollama.places import places
+        from llmdeploy.engines.ollama.hints import hints
 
-        how = f"get it: {places(sys.platform)['get']}"
+        how = f"get it: {hints(sys.platform)['get']}"
     else:
         how = "it comes with llmdeploy: `pip install xllamacpp`, or put a `llama-server` on PATH"
     raise InstallFailed(f"llmdeploy does not {verb} {engine}", how if verb == "install" else "remove it as you got it")

@@ -8,6 +8,7 @@ from functools import lru_cache
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+from llmdeploy.address import is_loopback
 from llmdeploy.gateway.errors import Refused
 from llmdeploy.http1 import Request
 
@@ -27,16 +28,6 @@ def denied(head: Request, key: bytes | None, own_host: str) -> Refused | None:
         code="invalid_api_key",
         hint="send it as `Authorization: Bearer KEY`",
     )
-
-
-def is_loopback(host: str) -> bool:
-    """`localhost`, or a loopback address."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _has_key(head: Request, key: bytes) -> bool:

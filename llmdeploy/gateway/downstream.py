@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import msgspec
 
+from llmdeploy.address import is_loopback
 from llmdeploy.gateway import responses, routes
-from llmdeploy.gateway.auth import denied, is_loopback
+from llmdeploy.gateway.auth import denied
 from llmdeploy.gateway.errors import Refused, body_of
 from llmdeploy.gateway.filling import Filling
 from llmdeploy.gateway.header_cache import Asked, asked

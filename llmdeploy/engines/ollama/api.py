@@ -1,7 +1,7 @@
 """Ollama's daemon over HTTP: what is there, what runs, pull, create, load, release.
 
-The official client does what it does in full: pull, create, copy, delete. Plain HTTP does the rest: it has no
-version, no HEAD of a blob and no load, its list and show drop fields, and its upload of a blob tells no progress.
+The official client does what it does in full: pull, create, delete. Plain HTTP does the rest: it has no
+HEAD of a blob and no load, its list and show drop fields, and its upload of a blob tells no progress.
 Every failure is an LlmdeployError (see failures.py).
 """
 
@@ -76,9 +76,6 @@ class Daemon(Connection):
 
     # --- What is there
 
-    def version(self) -> str:
-        return str(self._get("/api/version").get("version", ""))
-
     def models(self) -> list[Installed]:
         """The models that the daemon has."""
         with self._translated(RequestFailed):
@@ -145,10 +142,6 @@ class Daemon(Connection):
         wishes = {"from_": base, "parameters": dict(parameters) or None, "license": license}
         self._create(alias, lambda status: None, NAME_SECONDS, **wishes)
 
-    def copy(self, source: str, destination: str) -> None:
-        with self._translated(RequestFailed, source), self._ollama(self._patience) as client:
-            client.copy(source, destination)
-
     def delete(self, model: str) -> None:
         """Remove a name, and the files that no other name uses. A missing one is fine."""
         with suppress(ModelNotFound), self._translated(RequestFailed, model), self._ollama(self._patience) as client:
@@ -159,7 +152,6 @@ class Daemon(Connection):
         model: str,
         on_progress: OnProgress,
         *,
-        insecure: bool = False,
         silence: float = SILENCE_SECONDS,
         stall: float = STALL_SECONDS,
     ) -> None:
@@ -170,7 +162,7 @@ class Daemon(Connection):
         layers, status, moved = Layers(), "", time.monotonic()
 
         def start(client: ollama.Client) -> Iterator[ollama.ProgressResponse]:
-            return client.pull(model, insecure=insecure, stream=True)
+            return client.pull(model, stream=True)
 
         with self._stream(start, silence, DownloadFailed, model, layers) as parts:
             for part in parts:
@@ -193,18 +185,16 @@ class Daemon(Connection):
 
     # --- What is in memory
 
-    async def load(self, model: str, *, num_ctx: int | None = None, timeout: float = 600.0) -> None:
+    async def load(self, model: str, *, timeout: float = 600.0) -> None:
         """Load a model and keep it loaded; `timeout` in seconds. To cancel it ends the load.
 
-        A later request without the same `num_ctx` loads it again: give it to an alias instead (`create_alias`).
+        A request with another `num_ctx` loads it again, so a context length is set in an alias (`create_alias`).
         """
         import asyncio
 
         import httpx
 
         body: dict[str, Any] = {"model": model, "keep_alive": -1, "stream": False}
-        if num_ctx is not None:
-            body["options"] = {"num_ctx": num_ctx}
         with self._translated(StartFailed, model):
             async with self._made(httpx.AsyncClient, timeout) as http:
                 response = await http.post("/api/generate", json=body)

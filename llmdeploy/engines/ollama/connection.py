@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from llmdeploy.engines.ollama import failures
-from llmdeploy.engines.ollama.host import is_loopback
+from llmdeploy.engines.ollama.host import is_local_url
 from llmdeploy.errors import LlmdeployError, RequestFailed
 from llmdeploy.tls import trusting
 
@@ -34,7 +34,7 @@ class Connection:
         """`program_version`: of the `ollama` that is installed, where it is known; it makes messages better."""
         self._patience = patience
         self.url = url.rstrip("/")
-        self.is_local = is_loopback(url)
+        self.is_local = is_local_url(url)
         self._program_version = program_version
 
     def options(self, read: float) -> dict[str, Any]:

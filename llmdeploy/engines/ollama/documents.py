@@ -61,28 +61,15 @@ class Shown:
     value_length: int | None
     embedding_length: int | None
     vocabulary_size: int | None
-    parameters: str
-    """`PARAMETER` lines: name and value."""
-    num_ctx: int | None
-    """The context of the parameters."""
     size: int | None
     """Bytes of all its files."""
     blobs: tuple[str, ...]
     """Paths on the daemon's machine: the model, and a projector behind it."""
     projector: bool
     """A vision projector in a file of its own."""
-    merged: bool
-    """Its vision or audio part is in the model's own file: only Ollama can load that."""
-    format: str
-    """`gguf` or `safetensors`."""
-    quantization: str
     remote_host: str | None
     license: str = ""
     """All its licenses, one behind the other."""
-
-    @property
-    def sees_images(self) -> bool:
-        return "vision" in self.capabilities
 
 
 def same_name(one: str, other: str) -> bool:
@@ -129,25 +116,15 @@ def has_hidden_heads(document: Mapping[str, Any]) -> bool:
 
 def shown(document: Mapping[str, Any], size: int | None) -> Shown:
     info = document.get("model_info") or {}
-    details = document.get("details") or {}
-    parameters = document.get("parameters") or ""
     architecture = info.get("general.architecture")
-    names = [tensor["name"] for tensor in document.get("tensors") or ()]
-    projector = bool(document.get("projector_info"))
-    num_ctx = re.search(r"^num_ctx\s+(\d+)", parameters, re.MULTILINE)
     return Shown(
         capabilities=tuple(document.get("capabilities") or ()),
         architecture=architecture,
-        parameters=parameters,
-        num_ctx=int(num_ctx[1]) if num_ctx else None,
         size=size,
         blobs=tuple(
             re.findall(r"^FROM \"?(.*[/\\]sha256-[0-9a-f]{64})\b", document.get("modelfile", ""), re.MULTILINE)
         ),
-        projector=projector,
-        merged=not projector and any(name.startswith(("v.", "mm.", "a.", "s.")) for name in names),
-        format=details.get("format") or "",
-        quantization=details.get("quantization_level") or "",
+        projector=bool(document.get("projector_info")),
         remote_host=document.get("remote_host"),
         license=document.get("license") or "",
         **_shape(info, architecture, document.get("tensors") or ()),

@@ -21,11 +21,11 @@ from llmdeploy import paths
 from llmdeploy.engines import diagnosis as engine_failures
 from llmdeploy.engines.base import EngineStatus, Loaded, Request, ServerSpec
 from llmdeploy.engines.llamacpp.engine import compute_buffer
-from llmdeploy.engines.ollama import dialect, failures, state, stored
+from llmdeploy.engines.ollama import dialect, failures, requirements, state
 from llmdeploy.engines.ollama.api import Daemon
 from llmdeploy.engines.ollama.documents import Installed, Shown, same_name
+from llmdeploy.engines.ollama.hints import hints
 from llmdeploy.engines.ollama.imports import Import
-from llmdeploy.engines.ollama.places import places
 from llmdeploy.engines.ollama.registry import Manifest, Registry
 from llmdeploy.engines.phases import Phases
 from llmdeploy.errors import (
@@ -101,11 +101,11 @@ class Ollama:
         self._thinks = True
 
     def status(self) -> EngineStatus:
-        self._state = state.look(self._settings)
+        self._state = state.detect(self._settings)
         return state.describe(self._state)
 
     def daemon(self, wishes: Wishes, port: int) -> ServerSpec:
-        found = self._state or state.look(self._settings)
+        found = self._state or state.detect(self._settings)
         self._ours = found.probe.state == "refused"
         self._url = f"http://127.0.0.1:{port}" if self._ours else found.host.url
         if not self._ours:
@@ -175,14 +175,14 @@ class Ollama:
             )
         if isinstance(artefact, GgufModel):
             files = artefact.need()
-            return stored.with_copies(files, self._store_need(artefact, files))
+            return requirements.with_copies(files, self._store_need(artefact, files))
         with suppress(EngineMissing):  # it is not started yet
             if one := self._installed(artefact):
-                return stored.complete(one, self._disk)
+                return requirements.of_installed(one, self._disk)
         try:
-            return stored.need(self._registered(artefact.name)[1], self._disk)
+            return requirements.of_manifest(self._registered(artefact.name)[1], self._disk)
         except DownloadFailed as error:
-            return stored.unknown(artefact.name, self._disk, error.message)
+            return requirements.of_unknown(artefact.name, self._disk, error.message)
 
     def pull(self, artefact: Tag | GgufModel, on_progress: OnProgress, folder: Path | None = None) -> None:
         need = self.need(artefact, folder)
@@ -206,7 +206,7 @@ class Ollama:
         if made.can_link(files):
             return None
         here = [path.stat().st_size for path in made.files] if model.present() else None
-        return stored.imported(files.source, sum(here) if here else files.size, self._disk)
+        return requirements.of_import(files.source, sum(here) if here else files.size, self._disk)
 
     def _import(self, model: GgufModel) -> Import:
         return Import(self._api(), self._store, model)
@@ -361,7 +361,7 @@ class Ollama:
         if wished is not None and given is not None and given < wished:
             raise DoesNotFit(
                 f"Ollama gives `{spec.served_name}` a context of {given} tokens, not {wished}",
-                f"set `OLLAMA_CONTEXT_LENGTH={wished}` where it is started ({places(sys.platform)['environment']})",
+                f"set `OLLAMA_CONTEXT_LENGTH={wished}` where it is started ({hints(sys.platform)['environment']})",
             )
         size = next((one.size for one in daemon.models() if same_name(one.name, spec.model)), 0)
         where = state.processor(found, size)
@@ -394,7 +394,7 @@ class Ollama:
         if found := engine_failures.by_signal(exit_status):
             return found
         if log and (gone := re.fullmatch(r"(\S+) (has not answered for .*)", log[-1])):  # the words of `Attached`
-            start = places(sys.platform)["start"]
+            start = hints(sys.platform)["start"]
             return engine_failures.Diagnosis(f"Ollama at `{gone[1]}` {gone[2]}", f"start it: {start}")
         # Its log tells of each model's end too: only what it says as it gives up is a cause of its own.
         last = next((line for line in reversed(log) if line.startswith(GIVING_UP)), None)
@@ -405,7 +405,7 @@ class Ollama:
 
     def _api(self) -> Daemon:
         if not self._url:
-            self._url = (self._state or state.look(self._settings)).host.url
+            self._url = (self._state or state.detect(self._settings)).host.url
         version = self._state.program_version if self._state else None
         return Daemon(self._url, program_version=version)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from llmdeploy.engines.ollama.failure_rules_download import AGAIN, DOWNLOAD
 from llmdeploy.engines.ollama.failure_rules_model import LOAD, MEMORY, REQUEST, SERVE
-from llmdeploy.engines.ollama.places import places
+from llmdeploy.engines.ollama.hints import hints
 from llmdeploy.errors import DownloadFailed, EngineMissing, LlmdeployError, RequestFailed, TimedOut
 from llmdeploy.models.catalog import lookup
 from llmdeploy.rules import ErrorRule, first_match
@@ -125,7 +125,7 @@ def _fields(groups: Mapping[str, str | None], text: str, context: Context) -> di
     model = groups.get("model") or context.model
     words = groups.get("words") or "no reason"
     path = groups.get("path") or ""
-    here = places(context.platform)
+    here = hints(context.platform)
     on = f"on `{context.host}`: " if context.host else ""
     return {
         **{name: value or "" for name, value in groups.items()},
@@ -151,7 +151,7 @@ def _versions(context: Context) -> dict[str, str]:
     """Which part is old: the server that runs, or all that is installed."""
     server, program = context.server_version, context.program_version
     on = f"on `{context.host}`: " if context.host else ""
-    here = places(context.platform)
+    here = hints(context.platform)
     if server and program and is_newer(program, server):
         versions = f" (it is {server}; the installed program is {program})"
         return {"versions": versions, "newer": f"{on}restart the server: {here['restart']}"}

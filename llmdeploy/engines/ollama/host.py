@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from urllib.parse import urlsplit
 
+from llmdeploy.address import is_loopback
+
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 _PORT = "11434"
 _NAME = re.compile(r"[\w.-]*")
@@ -47,14 +49,13 @@ def parse(text: str | None) -> Host:
     return Host(url, _joined(host, usable), _problem(scheme, host, port, default))
 
 
-def is_loopback(url: str) -> bool:
-    """Whether the address is this machine's own: no proxy may stand between."""
+def is_local_url(url: str) -> bool:
+    """Return whether a URL leads to this machine, so that no proxy may be used for it."""
     try:
         host = urlsplit(url).hostname or ""
     except ValueError:
         return False
-    address = _address(host)
-    return address.is_loopback if address else host == "localhost" or host.endswith(".localhost")
+    return is_loopback(host) or host.endswith(".localhost")
 
 
 def _split(hostport: str) -> tuple[str, str | None]:

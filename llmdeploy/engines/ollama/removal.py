@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from llmdeploy.engines.ollama import host
 from llmdeploy.engines.ollama.api import Daemon
 from llmdeploy.engines.ollama.documents import same_name
-from llmdeploy.engines.ollama.places import places
+from llmdeploy.engines.ollama.hints import hints
 from llmdeploy.errors import LlmdeployError, NotPermitted
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def daemon_with(settings: Settings, names: Mapping[str, str]) -> Daemon:
     except LlmdeployError as error:
         raise LlmdeployError(
             f"only Ollama itself removes its models, and it does not answer: {error.message}",
-            f"start it: {places(sys.platform)['start']}",
+            f"start it: {hints(sys.platform)['start']}",
             code="not_removed",
         ) from error
     for name, digest in names.items():

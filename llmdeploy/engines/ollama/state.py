@@ -11,15 +11,14 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from llmdeploy.background import within
+from llmdeploy.background import start, within
 from llmdeploy.engines.base import EngineStatus
 from llmdeploy.engines.ollama import failures, host
 from llmdeploy.engines.ollama.api import Daemon
-from llmdeploy.engines.ollama.places import PROGRAMS, places
+from llmdeploy.engines.ollama.hints import hints
 from llmdeploy.engines.ollama.probe import Probe, probe
 
 if TYPE_CHECKING:
@@ -30,6 +29,15 @@ if TYPE_CHECKING:
 SECONDS = 1.9
 """All that a look may take."""
 VERSION_SECONDS = 1.5
+
+PROGRAMS = (
+    "/usr/local/bin/ollama",
+    "/usr/bin/ollama",
+    "/opt/homebrew/bin/ollama",
+    "/Applications/Ollama.app/Contents/Resources/ollama",
+    r"%LOCALAPPDATA%\Programs\Ollama\ollama.exe",
+)
+"""Where its installers put it; a service's PATH may lack these."""
 
 
 @dataclass(frozen=True)
@@ -49,26 +57,27 @@ class State:
     """Where the models that are loaded are computed; empty where none is."""
 
 
-def look(settings: Settings) -> State:
+def detect(settings: Settings) -> State:
     """How Ollama is here, now. Takes under 2 s."""
     deadline = time.monotonic() + SECONDS
     at = host.parse(settings.ollama_host or os.environ.get("OLLAMA_HOST"))
     program, problem = find_program(settings)
-    version: list[str] = []
-    asking = Thread(target=lambda: version.extend(_version(program)), daemon=True)
-    asking.start()
+    asking = start(lambda: _program_version(program))
     found = probe(at.url)
-    asking.join(max(0.0, deadline - time.monotonic()))
-    state = State(at, found, program, version[0] if version else None, problem)
-    if not host.is_loopback(at.url) or found.state == "refused":
+    try:
+        version = asking.result(max(0.0, deadline - time.monotonic()))
+    except TimeoutError:
+        version = None
+    state = State(at, found, program, version, problem)
+    if not host.is_local_url(at.url) or found.state == "refused":
         return state
     try:
-        return within(max(0.05, deadline - time.monotonic()), lambda: _closer(state))
+        return within(max(0.05, deadline - time.monotonic()), lambda: _with_details(state))
     except Exception:  # what is known without it is shown
         return state
 
 
-def _closer(state: State) -> State:
+def _with_details(state: State) -> State:
     """What takes more questions."""
     state = replace(state, owner=_owner(urlsplit(state.host.url).port or 0))
     if state.probe.state == "silent":
@@ -88,7 +97,7 @@ def _closer(state: State) -> State:
 
 def describe(state: State, platform: str = sys.platform) -> EngineStatus:
     """The state in words, and whether a model can be served with it."""
-    how = places(platform)
+    how = hints(platform)
     version = state.probe.version or state.program_version
     if state.probe.state == "running":
         return EngineStatus(True, version, _running_words(state), _running_hint(state, how))
@@ -104,7 +113,7 @@ def describe(state: State, platform: str = sys.platform) -> EngineStatus:
             state.program_problem,
             "name another: `llmdeploy config set engines.ollama.program /path/to/ollama`",
         )
-    if not host.is_loopback(state.host.url):
+    if not host.is_local_url(state.host.url):
         return EngineStatus(False, None, state.probe.detail, "start Ollama there, or `unset OLLAMA_HOST`")
     if state.program is None:
         hint = "; ".join(filter(None, (state.host.problem, f"get it: {how['get']}")))
@@ -143,10 +152,10 @@ def find_program(settings: Settings) -> tuple[Path | None, str]:
     return next(found, None), ""
 
 
-def _version(program: Path | None) -> list[str]:
+def _program_version(program: Path | None) -> str | None:
     """The version of the program itself, which may be newer than that of a server that still runs."""
     if program is None:
-        return []
+        return None
     with suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(
             [program, "--version"],
@@ -158,8 +167,9 @@ def _version(program: Path | None) -> list[str]:
             # Whom it asks for the version of the server is no matter here, and that one may be silent.
             env={**os.environ, "OLLAMA_HOST": "127.0.0.1:1"},
         )
-        return re.findall(r"client version is (\S+)", done.stdout + done.stderr)
-    return []
+        match = re.search(r"client version is (\S+)", done.stdout + done.stderr)
+        return match[1] if match else None
+    return None
 
 
 def _owner(port: int) -> str | None:

@@ -195,18 +195,12 @@ class Learned:
     version: str | None = None
     max_model_len: int | None = None
     weights_gib: float | None = None
-    load_seconds: float | None = None
-    kv_cache_gib: float | None = None
     kv_cache_tokens: int | None = None
     max_concurrency: float | None = None
     """How many requests of `max_model_len` tokens the KV cache holds."""
-    engine_seconds: float | None = None
-    """From the weights to the end of the warm-up: profiling, compiling, graphs."""
-    suggested_kv_cache_bytes: int | None = None
-    """The `--kv-cache-memory` that vLLM names for a next start on this device."""
 
 
-_SCARCE = {"kv_cache_gib", "kv_cache_tokens", "max_concurrency"}
+_SCARCE = {"kv_cache_tokens", "max_concurrency"}
 """Told once a worker; the least is what counts."""
 
 _FACTS = tuple(
@@ -217,15 +211,10 @@ _FACTS = tuple(
         r"Initializing an? (?:V\d )?LLM engine \(v(?P<version>\d[\w.+\-]*)\)",
         r"Using max model len (?P<max_model_len>\d{1,12})",
         r"Auto-fit max_model_len: reduced from \d+ to (?P<max_model_len>\d{1,12})",
-        r"Loading weights took (?P<load_seconds>\d+\.?\d*) s",
         r"(?:Model loading|Loading model weights) took (?P<weights_gib>\d+\.?\d*) Gi?B",
-        r"Available KV cache memory: (?P<kv_cache_gib>-?\d+\.?\d*) GiB",
-        r"(?:Explicitly|Auto) set \((?P<kv_cache_gib>-?\d+\.?\d*)/[\d.]+\) GiB",
         r"\w+ KV cache size: (?P<kv_cache_tokens>\d[\d,]{0,15}) tokens",
         r"(?:\w+ KV cache size: [\d,]+ tokens, )?"
         r"Maximum concurrency for \d[\d,]* tokens per request: (?P<max_concurrency>\d+\.?\d*)x",
-        r"init engine \(profile[^)]*\) took (?P<engine_seconds>\d+\.?\d*) s",
-        r".*Replace gpu_memory_utilization config with `--kv-cache-memory=(?P<suggested_kv_cache_bytes>\d{1,18})`",
     )
 )
 
@@ -244,7 +233,7 @@ def _learn(learned: Learned, text: str) -> Learned:
 def _value(name: str, word: str) -> str | int | float:
     if name == "version":
         return word
-    return float(word) if name.endswith(("_gib", "_seconds", "_concurrency")) else int(word.replace(",", ""))
+    return float(word) if name.endswith(("_gib", "_concurrency")) else int(word.replace(",", ""))
 
 
 class Progress:

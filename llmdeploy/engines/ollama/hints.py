@@ -1,19 +1,10 @@
-"""Where Ollama's things are, and how they are done, on each system."""
+"""What to type, and where to look, for Ollama on each operating system: the parts of hints."""
 
 from __future__ import annotations
 
-PROGRAMS = (
-    "/usr/local/bin/ollama",
-    "/usr/bin/ollama",
-    "/opt/homebrew/bin/ollama",
-    "/Applications/Ollama.app/Contents/Resources/ollama",
-    r"%LOCALAPPDATA%\Programs\Ollama\ollama.exe",
-)
-"""Where its installers put it; a service's PATH may lack these."""
 
-
-def places(platform: str) -> dict[str, str]:
-    """For the value of `sys.platform`: what to type, or where to look."""
+def hints(platform: str) -> dict[str, str]:
+    """Return the commands and places for a value of `sys.platform`."""
     if platform == "darwin":
         return {
             "get": "`brew install ollama`, or https://ollama.com/download",

@@ -13,19 +13,22 @@ from llmdeploy.models.requirements import RequiredFile, Requirements, existing
 REMEDY = "free some space there; another folder: set `OLLAMA_MODELS`, here and where Ollama is started"
 
 
-def need(manifest: Manifest, store: Path | None) -> Requirements:
+def of_manifest(manifest: Manifest, store: Path | None) -> Requirements:
     """The layers of a manifest against the store; None: it is another machine's."""
-    files = [RequiredFile(layer.digest[:12], layer.size, here(layer, store), layer.digest) for layer in manifest.layers]
+    files = [
+        RequiredFile(layer.digest[:12], layer.size, stored_bytes(layer, store), layer.digest)
+        for layer in manifest.layers
+    ]
     return Requirements(str(OllamaTag(manifest.name)), store, tuple(files), manifest.digest, remedy=REMEDY)
 
 
-def complete(model: Installed, store: Path | None) -> Requirements:
+def of_installed(model: Installed, store: Path | None) -> Requirements:
     """Of a model that the daemon has."""
     file = RequiredFile(model.name, model.size, model.size, model.digest)
     return Requirements(str(OllamaTag(model.name)), store, (file,), revision=model.digest, remedy=REMEDY)
 
 
-def imported(source: str, size: int, store: Path | None) -> Requirements:
+def of_import(source: str, size: int, store: Path | None) -> Requirements:
     """Of GGUF files that Ollama is given: they are copied into its store, and there written once more."""
     return Requirements(source, store, (RequiredFile("its copy in Ollama's store", size),), copies=size, remedy=REMEDY)
 
@@ -37,11 +40,11 @@ def with_copies(files: Requirements, store: Requirements | None) -> Requirements
     return replace(files, copies=files.copies + store.missing + store.copies)
 
 
-def unknown(name: str, store: Path | None, why: str) -> Requirements:
+def of_unknown(name: str, store: Path | None, why: str) -> Requirements:
     return Requirements(str(OllamaTag(name)), store, (), unknown=why, remedy=REMEDY)
 
 
-def here(layer: Layer, store: Path | None) -> int:
+def stored_bytes(layer: Layer, store: Path | None) -> int:
     """Bytes of a layer that the store has. A part has its full length from the beginning, and holes."""
     if store is None:
         return 0
