@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 import socket
 import subprocess
 import sys
@@ -9,12 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import huggingface_hub
 import pytest
 from filelock import FileLock
 
+import llmdeploy
 from llmdeploy.errors import DownloadFailed
-from llmdeploy.models import transfer
-from llmdeploy.models.hub import commit_of, held, part, place
+from llmdeploy.models import source, transfer
+from llmdeploy.models.hub import held, library, part, place
 from llmdeploy.models.hub.cache import _name as name_revision
 from llmdeploy.models.hub.cache import in_work
 from llmdeploy.models.hub.failures import explain
@@ -52,8 +56,8 @@ def test_a_download_lies_in_the_cache_and_is_found_there_without_the_hub(machine
     [path] = machine.pull(ADDRESS)
     assert path.parents[2] == machine.cache / "models--owner--model-GGUF"
     assert path.read_bytes() == CONTENT
-    assert commit_of([path]) == COMMIT
-    assert commit_of([SELFTEST / "selftest-f16.gguf"]) is None
+    assert source.commit_of([path]) == COMMIT
+    assert source.commit_of([SELFTEST / "selftest-f16.gguf"]) is None
 
     before = len(hub.requests)
     assert machine.here(ADDRESS) == [path]
@@ -106,7 +110,7 @@ def test_a_branch_that_has_moved_on_brings_only_what_is_new(machine: Machine, hu
     machine.pull(ADDRESS)
     second = hub.commit(REPO, {**FILES, "other.gguf": b"other"})
     [path] = machine.pull(ADDRESS)
-    assert commit_of([path]) == second
+    assert source.commit_of([path]) == second
     assert hub.sent_bytes("model.gguf") == len(CONTENT)
     assert machine.here(ADDRESS) == [path]
 
@@ -399,3 +403,19 @@ def test_a_lock_that_cannot_be_looked_at_hides_no_other(tmp_path: Path) -> None:
     with FileLock(locks / "held.lock"):
         assert in_work(repository)
     assert not in_work(repository)
+
+
+@pytest.mark.parametrize("name", library.PRIVATE)
+def test_private_name_of_huggingface_hub_is_there(name: str) -> None:
+    module, _, attribute = name.rpartition(".")
+    assert hasattr(importlib.import_module(module), attribute), (
+        f"huggingface_hub {huggingface_hub.__version__} has no `{name}`: "
+        "adapt llmdeploy/models/hub/library.py, or limit the version in pyproject.toml"
+    )
+
+
+def test_only_one_module_uses_private_names_of_huggingface_hub() -> None:
+    package = Path(llmdeploy.__file__).parent
+    private = re.compile(r"huggingface_hub(\.\w+)*\._|huggingface_hub\.file_download|DOWNLOAD_CHUNK_SIZE")
+    users = {str(file.relative_to(package)) for file in package.rglob("*.py") if private.search(file.read_text())}
+    assert users == {"models/hub/library.py"}

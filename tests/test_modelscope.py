@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llmdeploy.models.hub import commit_of
+from llmdeploy.models import source
 from llmdeploy.models.modelscope import at_modelscope
 from llmdeploy.models.modelscope.names import ELSEWHERE
 from llmdeploy.models.reference import HubFile, HubRepo, parse
@@ -156,7 +156,7 @@ def test_what_was_fetched_is_found_without_modelscope(machine: Machine, scope: S
 def test_a_file_is_stored_once_and_found_by_the_branch_and_the_commit(machine: Machine) -> None:
     [placed] = machine.pull("config.json")
     assert Path(placed).samefile(machine.snapshot("master") / "config.json")
-    assert commit_of([Path(placed)]) == COMMIT
+    assert source.commit_of([Path(placed)]) == COMMIT
     assert machine.run("origin.repositories(origin.cache())") == [
         [f"ms://{REPO}", str(machine.snapshot("master"))],
         [f"ms://{REPO}@{COMMIT}", str(machine.snapshot(COMMIT))],
@@ -265,11 +265,11 @@ def test_a_part_that_is_longer_than_the_file_is_begun_again(machine: Machine) ->
 
 
 def test_a_file_is_read_at_modelscope_by_ranges(machine: Machine, scope: Scope) -> None:
-    read = f"(lambda file: (file.seek(4_000_000), file.read(8).hex()))(origin.open(parse('ms://{REPO}/{{}}')))"
+    read = f"(lambda file: (file.seek(4_000_000), file.read(8).hex()))(origin.open_remote(parse('ms://{REPO}/{{}}')))"
     scope.files[REPO]["big.gguf"] = WEIGHTS
     assert machine.run(read.format("big.gguf"))[1] == WEIGHTS[4_000_000:4_000_008].hex()
     assert scope.sent_bytes() < 300_000
-    whole = f"origin.open(HubFile('{REPO}', 'config.json', 'master', 'ms')).read().decode()"
+    whole = f"origin.open_remote(HubFile('{REPO}', 'config.json', 'master', 'ms')).read().decode()"
     assert machine.run(whole) == CONFIG.decode()
 
 
@@ -312,7 +312,7 @@ def test_facts_are_read_at_modelscope(machine: Machine, scope: Scope) -> None:
 def test_a_store_that_knows_no_ranges_does_not_send_a_model_for_its_header(machine: Machine, scope: Scope) -> None:
     scope.files[REPO]["big.gguf"] = bytes(20_000_000)
     scope.ignores_range = True
-    read = f"(lambda file: (file.seek({{}}), file.read(8).hex()))(origin.open(parse('ms://{REPO}/big.gguf')))"
+    read = f"(lambda file: (file.seek({{}}), file.read(8).hex()))(origin.open_remote(parse('ms://{REPO}/big.gguf')))"
     assert machine.run(read.format(1000))[1] == "00" * 8
     message, _ = machine.fail(read.format(15_000_000))
     assert message == f"`{scope.url}` sends `ms://{REPO}/big.gguf` only as a whole, too much to look at its header"
@@ -339,7 +339,7 @@ def test_what_the_library_has_fetched_is_found(machine: Machine) -> None:
     assert machine.run(f"origin.held(parse('ms://{REPO}'))") == sorted(FILES)
     found = machine.run(f"origin.cached(parse('ms://{REPO}/folder/part.gguf'))")
     assert found == f"{folder}/folder/part.gguf"
-    assert commit_of([Path(found)]) is None
+    assert source.commit_of([Path(found)]) is None
 
 
 def test_what_the_library_has_fetched_is_not_fetched_again(machine: Machine, scope: Scope) -> None:
@@ -418,7 +418,7 @@ def test_the_cache_is_where_the_variable_says(machine: Machine, tmp_path: Path) 
             f"`ms://{REPO}` names its main branch",
         ),
         (
-            f"origin.open(parse('ms://{REPO}/x.gguf'))",
+            f"origin.open_remote(parse('ms://{REPO}/x.gguf'))",
             f"`{REPO}` has no file `x.gguf` at ModelScope",
             f"its files are listed at {{url}}/models/{REPO}/files",
         ),

@@ -737,7 +737,7 @@ def test_the_cause_of_its_end(log: list[str], status: int, cause: str | None) ->
 def test_facts_of_a_file_that_is_not_here_are_read_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     listing = Listing(HubRepo("owner/repo"), "", (RemoteFile(WEIGHTS.name, 1),))
     monkeypatch.setattr("llmdeploy.models.hub.listing", lambda repo: listing)
-    monkeypatch.setattr("llmdeploy.models.hub.open", lambda file: (SELFTEST / file.file).open("rb"))
+    monkeypatch.setattr("llmdeploy.models.hub.open_remote", lambda file: (SELFTEST / file.file).open("rb"))
     with replay("version", "tags") as ollama:
         facts = at(ollama).facts(GgufModel(HubFile("owner/repo", WEIGHTS.name), MMPROJ))
         assert not [method for method, _, _ in ollama.requests if method != "GET"]

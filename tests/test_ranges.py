@@ -160,7 +160,7 @@ from llmdeploy.models.reference import HubFile
 
 name, *reads = sys.argv[1:]
 try:
-    with source.origin("hf").open(HubFile("owner/model", name)) as file:
+    with source.origin("hf").open_remote(HubFile("owner/model", name)) as file:
         got = []
         for read in reads:
             at, count = map(int, read.split("+"))

@@ -91,7 +91,7 @@ def of_headers(parts: Sequence[Header], projector: Header | None, source: str) -
 def _header(place: Place) -> Header:
     if isinstance(place, Path):
         return gguf_header.read(place)
-    with source.origin(place.source).open(place) as file:
+    with source.origin(place.source).open_remote(place) as file:
         return gguf_header.read_remote(str(place), file)
 
 

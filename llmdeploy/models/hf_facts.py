@@ -102,7 +102,7 @@ class Repository:
         """At the commit that was listed: the repository may change meanwhile."""
         repo = self.listing.repo
         file = HubFile(repo.repo, name, self.listing.commit or repo.revision, repo.source)
-        return source.origin(repo.source).open(file)
+        return source.origin(repo.source).open_remote(file)
 
     def _name(self, name: str) -> str:
         repo = self.listing.repo

@@ -76,9 +76,9 @@ def _from_hub(store: Store, going: Sequence[InstalledModel]) -> None:
     whole = _left_by_all(store, going)
     files = going_files(store, going)
     if files or whole:
-        from llmdeploy.models.hub import removal
+        from llmdeploy.models.hub.cache import remove
 
-        removal.remove(files, whole)
+        remove(files, whole)
 
 
 def _from_modelscope(store: Store, going: Sequence[InstalledModel]) -> None:

@@ -7,6 +7,7 @@ room on the disk, resuming, checking, several files at once.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -56,6 +57,9 @@ class Listing:
     commit: str
     files: tuple[RemoteFile, ...]
 
+
+_SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")
+"""The folder in which the caches keep the files of one commit."""
 
 R = TypeVar("R", bound=HubRepo | HubFile)
 
@@ -127,9 +131,14 @@ class Origin(Protocol):
         """Take a file that is whole and checked into the cache; where it lies then."""
         ...
 
-    def open(self, file: HubFile) -> BinaryIO:
+    def open_remote(self, file: HubFile) -> BinaryIO:
         """The file at the source, to seek and read in: only the ranges that are read are fetched."""
         ...
+
+
+def commit_of(files: Iterable[Path]) -> str | None:
+    """Return the commit whose snapshot folder, in the cache of a source, holds these files; None if there is none."""
+    return next((found[1] for file in files if (found := _SNAPSHOT.search(file.as_posix()))), None)
 
 
 def origin(source: Source) -> Origin:

@@ -22,10 +22,9 @@ from typing import TYPE_CHECKING
 from llmdeploy.errors import DownloadFailed, ModelNotFound
 from llmdeploy.models import digest
 from llmdeploy.models.checksum import Checksum, checksum
-from llmdeploy.models.hub.cache import commit_of
 from llmdeploy.models.reference import HubFile
 from llmdeploy.models.requirements import RequiredFile, Requirements
-from llmdeploy.models.source import CACHE_VARIABLES, Listing, OnProgress, Origin, RemoteFile, origin
+from llmdeploy.models.source import CACHE_VARIABLES, Listing, OnProgress, Origin, RemoteFile, commit_of, origin
 from llmdeploy.paths import state_dir
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from llmdeploy.engines.base import EngineStatus, ServerSpec
 from llmdeploy.engines.llamacpp.failure_rules import ANY_ERROR, RULES
 from llmdeploy.engines.phases import Phase, Phases
 from llmdeploy.errors import EngineMissing, Remedy
-from llmdeploy.models import gguf, hub, reuse
+from llmdeploy.models import gguf, reuse, source
 from llmdeploy.models.gguf import GgufModel
 from llmdeploy.models.reference import OllamaTag
 from llmdeploy.plan import MemoryPart, Plan, Setting, Wishes, free_memory, make_plan
@@ -114,7 +114,7 @@ class LlamaCpp:
         return artefact.local_files()
 
     def revision(self, artefact: GgufModel) -> str | None:
-        return hub.commit_of(artefact.local_files())
+        return source.commit_of(artefact.local_files())
 
     def plan(self, facts: ModelFacts, hardware: Hardware, wishes: Wishes) -> Plan:
         threads, gpu_layers = self._settings.threads, self._settings.gpu_layers

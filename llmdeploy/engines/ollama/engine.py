@@ -40,7 +40,7 @@ from llmdeploy.errors import (
     TimedOut,
     UsageError,
 )
-from llmdeploy.models import digest, gguf, hub, reuse
+from llmdeploy.models import digest, gguf, reuse, source
 from llmdeploy.models.catalog import lookup
 from llmdeploy.models.facts import UNKNOWN_LENGTH, ModelFacts
 from llmdeploy.models.gguf import GgufModel
@@ -277,7 +277,7 @@ class Ollama:
 
     def revision(self, artefact: Tag | GgufModel) -> str | None:
         if isinstance(artefact, GgufModel):
-            return hub.commit_of(artefact.local_files())
+            return source.commit_of(artefact.local_files())
         installed = self._installed(artefact)
         return installed.digest if installed else None
 

@@ -14,7 +14,7 @@ from llmdeploy.engines.base import EngineStatus, ServerSpec
 from llmdeploy.engines.vllm import consent, environment, failures, fit, flags, log
 from llmdeploy.engines.vllm.environment import Found
 from llmdeploy.errors import EngineMissing
-from llmdeploy.models import hf_model, hub
+from llmdeploy.models import hf_model, source
 from llmdeploy.models.hf_model import HfModel
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Vllm:
         return artefact.local_files()
 
     def revision(self, artefact: HfModel) -> str | None:
-        return hub.commit_of(artefact.local_files())
+        return source.commit_of(artefact.local_files())
 
     def plan(self, facts: ModelFacts, hardware: Hardware, wishes: Wishes) -> Plan:
         return fit.plan(facts, hardware, wishes, self._wanted, self._device)

@@ -5,9 +5,8 @@ HF_HOME and HF_HUB_CACHE (where the cache is), HF_HUB_OFFLINE, HF_HUB_DISABLE_XE
 HF_HUB_DOWNLOAD_TIMEOUT (seconds until a silent server counts as gone; 10 each).
 """
 
-from llmdeploy.models.hub.api import listing
-from llmdeploy.models.hub.cache import cache, cached, commit_of, held, lock, part, place
+from llmdeploy.models.hub.api import listing, open_remote
+from llmdeploy.models.hub.cache import cache, cached, held, lock, part, place
 from llmdeploy.models.hub.download import copy
-from llmdeploy.models.hub.ranges import open
 
-__all__ = ["cache", "cached", "commit_of", "copy", "held", "listing", "lock", "open", "part", "place"]
+__all__ = ["cache", "cached", "copy", "held", "listing", "lock", "open_remote", "part", "place"]

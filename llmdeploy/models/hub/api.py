@@ -1,22 +1,27 @@
-"""What a repository of the Hub holds."""
+"""Requests to the Hub: the files of a repository, and parts of one file without a download."""
 
 from __future__ import annotations
 
-from typing import Any
+import io
+from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import quote, urlsplit
 
+from llmdeploy.errors import DownloadFailed
+from llmdeploy.models import remote_file
+from llmdeploy.models.hub import library
 from llmdeploy.models.hub.failures import explaining
 from llmdeploy.models.reference import HubFile, HubRepo
 from llmdeploy.models.source import Listing, RemoteFile
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 
 def listing(repo: HubRepo) -> Listing:
     """Two requests: for the commit that the revision names, and for its files. Raises DownloadFailed."""
     with explaining(HubFile(repo.repo, "", repo.revision)):
-        from urllib.parse import quote
-
         from huggingface_hub import HfApi, constants
-        from huggingface_hub.utils._headers import build_hf_headers
-        from huggingface_hub.utils._pagination import paginate
+        from huggingface_hub.utils import build_hf_headers, paginate
 
         # Asked once without retries, so that a dead network is told within HF_HUB_ETAG_TIMEOUT.
         wait = constants.HF_HUB_ETAG_TIMEOUT
@@ -25,6 +30,14 @@ def listing(repo: HubRepo) -> Listing:
         tree = f"{constants.ENDPOINT}/api/models/{repo.repo}/tree/{quote(commit)}"
         entries = paginate(tree, params={"recursive": True}, headers=build_hf_headers(), timeout=wait)
         return Listing(repo, commit, tuple(_file(entry) for entry in entries if entry["type"] == "file"))
+
+
+def open_remote(file: HubFile) -> BinaryIO:
+    """The file, to seek and read in. Raises DownloadFailed, here and where it is read."""
+    remote = _Remote(file)
+    with explaining(file):
+        remote.locate()
+    return remote_file.opened(remote.get, remote.size, str(file))
 
 
 def _file(entry: dict[str, Any]) -> RemoteFile:
@@ -36,3 +49,79 @@ def _file(entry: dict[str, Any]) -> RemoteFile:
         git_oid="" if lfs else entry["oid"],
         xet=entry.get("xetHash") or "",
     )
+
+
+class _Remote:
+    def __init__(self, file: HubFile) -> None:
+        self._file = file
+        self.size = 0
+
+    def locate(self) -> None:
+        """Find out how large it is and where its bytes are."""
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+        from huggingface_hub.errors import FileMetadataError
+
+        self._url = hf_hub_url(self._file.repo, self._file.file, revision=self._file.revision)
+        # Asked once without retries, so that a dead network is told within HF_HUB_ETAG_TIMEOUT.
+        metadata = get_hf_file_metadata(self._url)
+        if metadata.size is None:
+            raise FileMetadataError("it tells no size")
+        self._location, self.size = metadata.location, metadata.size
+
+    def get(self, start: int, end: int) -> bytes:
+        from huggingface_hub.errors import HfHubHTTPError
+
+        with explaining(self._file):
+            try:
+                return self._got(start, end)
+            except HfHubHTTPError as error:
+                if not self._may_pass(error.response.status_code):
+                    raise
+            self.locate()
+            return self._got(start, end)
+
+    def _may_pass(self, status: int) -> bool:
+        """Whether another try may do: the right in the store's address has run out, or the server had a bad moment."""
+        return status >= 500 or (status in {401, 403} and not self._at_the_hub)
+
+    def _got(self, start: int, end: int) -> bytes:
+        sink = _LimitedBuffer(end - start)
+        try:
+            library.http_get(self._location, sink, end - start, self._headers(start, end))
+        except _MoreThanAsked:
+            raise DownloadFailed(
+                f"`{urlsplit(self._location).netloc}` sends `{self._file}` only as a whole: of its {self.size:,} bytes"
+                f" {end - start:,} were asked for",
+                "a mirror or a proxy that drops `Range` is in the way: check `HF_ENDPOINT`, and `env | grep -i proxy`",
+            ) from None
+        return sink.getvalue()
+
+    def _headers(self, start: int, end: int) -> dict[str, str]:
+        """The token is for the Hub: the store that the Hub sends us to finds a right in the address itself."""
+        from huggingface_hub.utils import build_hf_headers
+
+        # Compressed, the ranges would be those of other bytes.
+        ours = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        headers: dict[str, str] = build_hf_headers(token=None if self._at_the_hub else False, headers=ours)
+        return headers
+
+    @property
+    def _at_the_hub(self) -> bool:
+        return urlsplit(self._location).netloc == urlsplit(self._url).netloc
+
+
+class _MoreThanAsked(Exception):
+    """The server sends the file from its beginning to its end."""
+
+
+class _LimitedBuffer(io.BytesIO):
+    """Takes so many bytes; one more ends the transfer."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self._limit = limit
+
+    def write(self, data: ReadableBuffer) -> int:
+        if self.tell() + memoryview(data).nbytes > self._limit:
+            raise _MoreThanAsked
+        return super().write(data)

@@ -13,32 +13,28 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+from llmdeploy.errors import LlmdeployError
 from llmdeploy.models.hub import library
 from llmdeploy.models.reference import HubFile, HubRepo
 from llmdeploy.models.source import Listing, RemoteFile
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-_SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")
-"""Where the cache keeps the files of one commit."""
 PART = ".llmdeploy.incomplete"
 """Behind the digest: huggingface_hub's own parts have names that no later download finds."""
 
 
 def cache() -> Path:
-    library.no_reports()
+    library.disable_telemetry()
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return Path(HF_HUB_CACHE).expanduser()
-
-
-def commit_of(files: Iterable[Path]) -> str | None:
-    """The commit that files of the Hub's cache are of; None for others."""
-    return next((found[1] for file in files if (found := _SNAPSHOT.search(file.as_posix()))), None)
 
 
 def cached(file: HubFile) -> Path | None:
@@ -94,6 +90,32 @@ def place(listing: Listing, file: RemoteFile, part: Path) -> Path:
         _link(blob, pointer)
     _name(_folder(listing.repo) / "refs" / listing.repo.revision, listing.commit)
     return pointer
+
+
+def remove(files: Collection[Path], repositories: Collection[Path]) -> None:
+    """Remove files of snapshots, and whole repositories (their folders), from the cache.
+
+    A blob that another file needs stays. Raises LlmdeployError where something cannot be removed.
+    """
+    library.silence()
+    from huggingface_hub import scan_cache_dir
+
+    real = {path.parent.resolve() / path.name for path in files}
+    folders = {folder.resolve() for folder in repositories}
+    found = scan_cache_dir(cache())
+    for repo in found.repos:
+        if repo.repo_path in folders:
+            # Alone: a repository that is a copy of another may have its commits too.
+            alone = replace(found, repos=frozenset({repo}))
+            alone.delete_revisions(*(revision.commit_hash for revision in repo.revisions)).execute()
+        elif gone := [it for revision in repo.revisions for it in revision.files if it.file_path in real]:
+            found.delete_files(*gone).execute()
+    for folder in folders - {repo.repo_path for repo in found.repos}:  # it has no snapshot, or a broken one
+        shutil.rmtree(folder)
+    if left := [path for path in (*files, *repositories) if os.path.lexists(path)]:
+        raise LlmdeployError(
+            f"`{left[0]}` could not be removed", "see who owns it: `ls -ld` shows that", code="not_removed"
+        )
 
 
 def _folder(repo: HubRepo) -> Path:

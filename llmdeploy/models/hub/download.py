@@ -7,14 +7,12 @@ from contextlib import suppress
 from typing import Any, BinaryIO, cast
 
 from llmdeploy.errors import DownloadFailed, LlmdeployError
-from llmdeploy.models.hub import xet_memory
+from llmdeploy.models.hub import library, xet_memory
 from llmdeploy.models.hub.failures import explaining
 from llmdeploy.models.reference import HubFile
 from llmdeploy.models.source import Listing, RemoteFile, Sink
 
-BLOCK = 2**20
-"""Bytes that are written at once, and lost at most where a process is killed."""
-POLL = 0.01
+POLL_SECONDS = 0.01
 """Seconds between two looks at what hf_xet has written."""
 
 
@@ -22,9 +20,8 @@ def copy(listing: Listing, file: RemoteFile, start: int, sink: Sink) -> None:
     """Raises DownloadFailed, and what the sink raises."""
     with explaining(HubFile(listing.repo.repo, file.path, listing.commit)):
         from huggingface_hub import constants
-        from huggingface_hub.utils._runtime import is_xet_available
 
-        if not (file.xet and is_xet_available()):
+        if not (file.xet and library.has_xet()):
             _require_plain(file)
             _by_http(listing, file, start, sink)
             return
@@ -43,7 +40,7 @@ def _by_xet(listing: Listing, file: RemoteFile, start: int, sink: Sink) -> None:
     from hf_xet import XetFileInfo  # type: ignore[import-untyped]
 
     info = XetFileInfo(file.xet, file.size)
-    access = _access(listing, file)
+    access = library.xet_access(listing.repo.repo, listing.commit, file.xet)
     with xet_memory.reused():
         if start:
             _rest_by_xet(access, info, start, sink)
@@ -61,7 +58,7 @@ def _all_by_xet(access: dict[str, Any], info: Any, sink: Sink) -> None:
         wait.start()
         while wait.is_alive():
             sink.follow(group.progress().total_transfer_bytes_completed)
-            wait.join(POLL)
+            wait.join(POLL_SECONDS)
     sink.follow()
 
 
@@ -75,41 +72,14 @@ def _rest_by_xet(access: dict[str, Any], info: Any, start: int, sink: Sink) -> N
         sink.write(piece)
 
 
-def _access(listing: Listing, file: RemoteFile) -> dict[str, Any]:
-    """Where the storage is, and how it lets us in."""
-    from huggingface_hub.utils import _xet as xet
-    from huggingface_hub.utils._headers import build_hf_headers
-
-    headers = build_hf_headers()
-    route = xet.xet_connection_info_refresh_url(
-        token_type=xet.XetTokenType.READ, repo_id=listing.repo.repo, repo_type="model", revision=listing.commit
-    )
-    connection = xet.refresh_xet_connection_info(file_data=xet.XetFileData(file.xet, route), headers=headers)
-    return {
-        "endpoint": connection.endpoint,
-        "token": connection.access_token,
-        "token_expiry_unix_secs": connection.expiration_unix_epoch,
-        "token_refresh_url": route,
-        "token_refresh_headers": headers,
-        "custom_headers": xet.xet_headers_without_auth(headers),
-    }
-
-
 def _by_http(listing: Listing, file: RemoteFile, start: int, sink: Sink) -> None:
-    from huggingface_hub import constants, hf_hub_url
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils._headers import build_hf_headers
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers
 
-    constants.DOWNLOAD_CHUNK_SIZE = BLOCK
-    http_get(
-        hf_hub_url(listing.repo.repo, file.path, revision=listing.commit),
-        cast("BinaryIO", sink),
-        resume_size=start,
-        # Of a compressed answer no range could be asked for.
-        headers={**build_hf_headers(), "Accept-Encoding": "identity"},
-        expected_size=file.size,
-        tqdm_class=NoBar,
-    )
+    url = hf_hub_url(listing.repo.repo, file.path, revision=listing.commit)
+    # Of a compressed answer no range could be asked for.
+    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+    library.http_get(url, cast("BinaryIO", sink), file.size, headers, start)
 
 
 def _require_plain(file: RemoteFile) -> None:
@@ -121,18 +91,3 @@ def _require_plain(file: RemoteFile) -> None:
             f"`{file.path}` has more than {limit:.0f} GB, which the Hub sends by Xet only",
             "`unset HF_HUB_DISABLE_XET`" if constants.HF_HUB_DISABLE_XET else "`pip install hf_xet`",
         )
-
-
-class NoBar:
-    """The part of tqdm's interface that huggingface_hub uses."""
-
-    def __init__(self, *_: object, **__: object) -> None: ...
-
-    def update(self, *_: object) -> None: ...
-
-    set_postfix_str = refresh = close = update
-
-    def __enter__(self) -> NoBar:
-        return self
-
-    def __exit__(self, *_: Any) -> None: ...

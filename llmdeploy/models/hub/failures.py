@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @contextmanager
 def explaining(file: HubFile) -> Iterator[None]:
     """What goes wrong within becomes DownloadFailed; errors of ours, and Ctrl-C, stay what they are."""
-    library.keep_still()
+    library.silence()
     try:
         yield
     except LlmdeployError:

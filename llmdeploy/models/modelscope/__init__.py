@@ -24,7 +24,7 @@ __all__ = [
     "held",
     "listing",
     "lock",
-    "open",
+    "open_remote",
     "part",
     "place",
     "repositories",
@@ -112,7 +112,7 @@ def place(listing: Listing, file: RemoteFile, part: Path) -> Path:
     return whole
 
 
-def open(file: HubFile) -> BinaryIO:
+def open_remote(file: HubFile) -> BinaryIO:
     """The file at ModelScope, to seek and read in: only the ranges that are read are fetched. Raises DownloadFailed."""
     with api.content(file, 0, 1) as response:
         _, size = api.extent(response)
