@@ -17,7 +17,7 @@ from llmdeploy.gateway.target import Target
 async def main(upstream: int) -> None:
     gateway = Gateway(Limits())
     await gateway.listen("127.0.0.1", 0)
-    gateway.point(Target("bench", "bench", "127.0.0.1", upstream, ("text", "image")))
+    gateway.route.point(Target("bench", "bench", "127.0.0.1", upstream, ("text", "image")))
     print(gateway.port, flush=True)
     await asyncio.Event().wait()
 

@@ -332,7 +332,7 @@ async def world(
     gateway = Gateway(limits or Limits(), api_key, control)
     await gateway.listen("127.0.0.1", 0)
     if pointed:
-        gateway.point(target)
+        gateway.route.point(target)
     it = World(gateway, engine, target)
     try:
         yield it
@@ -347,7 +347,7 @@ async def world(
             for server in gateway._servers:
                 server.close()
             await engine.stop()
-        assert gateway.in_flight() == gateway.held == gateway.buffered == 0
+        assert gateway.traffic.in_flight().total() == gateway.traffic.held == gateway.buffered == 0
         assert not gateway.clients
 
 

@@ -15,7 +15,7 @@ from unittest.mock import patch
 import pytest
 
 from llmdeploy.errors import LlmdeployError
-from llmdeploy.gateway.downstream import _LINGERING as LINGERING
+from llmdeploy.gateway.downstream import State
 from llmdeploy.gateway.gateway import ControlRequest, Gateway, Limits, Target
 from llmdeploy.gateway.upstream import Upstream
 from tests.gateway_world import (
@@ -109,14 +109,14 @@ async def test_a_stream_is_relayed_piece_by_piece() -> None:
         status, headers = await app.head()
         assert (status, headers["transfer-encoding"]) == (200, "chunked")
         assert await app.chunk() == b"data: 1\n\n"
-        assert it.gateway.in_flight() == it.gateway.in_flight(it.target) == 1
+        assert it.gateway.traffic.in_flight() == {("llamacpp", "m"): 1}
         go_on.set()
         assert [await app.chunk(), await app.chunk(), await app.chunk()] == [
             b"data: 2\n\n",
             b"data: [DONE]\n\n",
             b"",
         ]
-        await until(lambda: it.gateway.in_flight() == 0)
+        await until(lambda: it.gateway.traffic.in_flight().total() == 0)
 
 
 @on_loops
@@ -308,7 +308,7 @@ async def test_a_client_that_pipelines_and_does_not_read_is_not_read() -> None:
         await until(lambda: client._reading_paused)
         await asyncio.sleep(0.2)
         assert client.transport.get_write_buffer_size() < 2**20
-        assert len(client._pending) < 2**20
+        assert len(client._reader.pending) < 2**20
         app.leave()
 
 
@@ -332,7 +332,7 @@ async def test_a_connection_that_the_engine_closed_meanwhile_is_not_noticed() ->
 async def test_an_idle_connection_is_dropped_before_the_engine_does() -> None:
     async with world() as it:
         await it.ask(post(1))
-        pool = it.gateway._pools[it.target]
+        pool = it.gateway.traffic.pools[it.target]
         (upstream,) = pool._idle
         upstream.idle_since -= 4.1
         assert (await it.ask(post(2))).document == {"tag": 2}
@@ -369,7 +369,7 @@ async def test_both_sides_send_without_delay() -> None:
         app = await it.app()
         await app.ask(post())
         (client,) = it.gateway.clients
-        (upstream,) = it.gateway._pools[it.target]._idle
+        (upstream,) = it.gateway.traffic.pools[it.target]._idle
         for transport in (client.transport, upstream.transport):
             sock = transport.get_extra_info("socket")
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
@@ -411,7 +411,7 @@ async def test_a_client_that_leaves_ends_the_work_for_it() -> None:
                 await it.engine.peers[-1].gone.wait()
                 seconds.append(time.monotonic() - began)
             assert min(seconds) < 0.1, "the best of some: the machine may be busy"
-        await until(lambda: it.gateway.in_flight() == 0)
+        await until(lambda: it.gateway.traffic.in_flight().total() == 0)
         assert it.gateway.metrics.errors["llamacpp", "client_left"] == 6
 
 
@@ -420,10 +420,10 @@ async def test_a_client_that_leaves_while_it_is_held_is_forgotten() -> None:
     async with world(pointed=False) as it:
         app = await it.app()
         await app.send(post(1))
-        await until(lambda: it.gateway.held == 1)
+        await until(lambda: it.gateway.traffic.held == 1)
         app.leave()
-        await until(lambda: it.gateway.held == 0)
-        it.gateway.point(it.target)
+        await until(lambda: it.gateway.traffic.held == 0)
+        it.gateway.route.point(it.target)
         assert (await it.ask(post(2))).document == {"tag": 2}
         assert it.engine.tags == [2]
 
@@ -468,21 +468,21 @@ async def test_held_requests_are_served_in_their_order_and_no_more_are_held_than
         apps = [await it.app() for _ in range(200)]
         for number, app in enumerate(apps):
             await app.send(post(number))
-            await until(lambda: it.gateway.held == number + 1)  # noqa: B023
+            await until(lambda: it.gateway.traffic.held == number + 1)  # noqa: B023
         refused = await it.ask(post("201st"))
         assert_refused(refused, 503, "200 requests wait already")
         assert int(refused.headers["retry-after"]) > 0
         with noted_order() as sent:
-            it.gateway.point(it.target)
+            it.gateway.route.point(it.target)
             assert [(await app.answer()).document for app in apps] == [{"tag": number} for number in range(200)]
         assert sent == list(range(200))
-        assert it.gateway.held == 0
+        assert it.gateway.traffic.held == 0
 
 
 @on_loops
 async def test_a_request_is_not_held_for_ever() -> None:
     async with world(limits=Limits(hold_seconds=0.2), pointed=False) as it:
-        it.gateway.hold("`vllm` starts")
+        it.gateway.route.hold("`vllm` starts")
         answer = await it.ask(post())
         assert_refused(answer, 503, "no server was ready within 0.2 s (`vllm` starts)")
         assert "retry-after" in answer.headers
@@ -493,16 +493,16 @@ async def test_a_gateway_that_refuses_says_why_until_it_is_pointed_again() -> No
     async with world(pointed=False) as it:
         app = await it.app()
         await app.send(post(1))
-        await until(lambda: it.gateway.held == 1)
-        it.gateway.refuse(ERROR)
+        await until(lambda: it.gateway.traffic.held == 1)
+        it.gateway.route.refuse(ERROR)
         for answer in (await app.answer(), await it.ask(post(2))):
             assert_refused(answer, 503, ERROR.message)
             assert answer.error["llmdeploy"]["hint"] == ERROR.hint
             assert "retry-after" in answer.headers
-        it.gateway.hold("restart")
+        it.gateway.route.hold("restart")
         await app.send(post(3))
-        await until(lambda: it.gateway.held == 1)
-        it.gateway.point(it.target)
+        await until(lambda: it.gateway.traffic.held == 1)
+        it.gateway.route.point(it.target)
         assert (await app.answer()).document == {"tag": 3}
 
 
@@ -527,11 +527,11 @@ async def test_new_requests_go_to_the_new_target_and_running_ones_stay() -> None
         await app.send(post(stream=True))
         await app.head()
         assert await app.chunk() == b'data: "old"\n\n'
-        it.gateway.point(target)
+        it.gateway.route.point(target)
         answer = await it.ask(post())
         assert (answer.document, answer.headers["x-llmdeploy-engine"]) == ("new", "vllm")
-        assert (it.gateway.in_flight(it.target), it.gateway.in_flight(target)) == (1, 0)
-        draining = asyncio.ensure_future(it.gateway.drain(it.target, 10))
+        assert [len(it.gateway.traffic.pools[where].calls) for where in (it.target, target)] == [1, 0]
+        draining = asyncio.ensure_future(it.gateway.route.drain(it.target, 10))
         await asyncio.sleep(0.02)
         assert not draining.done()
         go_on.set()
@@ -560,8 +560,8 @@ async def test_what_does_not_end_is_cut() -> None:
         await half.send(post("half"))
         await until(lambda: len(it.engine.asked) == 3)
         await stream.head()
-        it.gateway.hold("switch")
-        assert await it.gateway.drain(it.target, 0.1) == 3
+        it.gateway.route.hold("switch")
+        assert await it.gateway.route.drain(it.target, 0.1) == 3
         assert await stream.chunk() == b"data: 1\n\n"
         event = json.loads((await stream.chunk()).removeprefix(b"data: "))
         assert event["error"]["code"] == "cut"
@@ -569,17 +569,17 @@ async def test_what_does_not_end_is_cut() -> None:
         assert_refused(await plain.answer(), 503, "was stopped before the answer was whole")
         cut = await half.answer()
         assert (cut.body, cut.whole) == (b"half", False)
-        assert it.gateway.in_flight() == 0
+        assert it.gateway.traffic.in_flight().total() == 0
 
 
 @on_loops
 async def test_an_idle_server_is_drained_at_once() -> None:
     async with world() as it:
         await it.ask(post())
-        it.gateway.hold("switch")
-        assert await it.gateway.drain(it.target, 10) == 0
+        it.gateway.route.hold("switch")
+        assert await it.gateway.route.drain(it.target, 10) == 0
         await it.engine.peers[0].gone.wait()
-        assert it.gateway._pools == {}
+        assert it.gateway.traffic.pools == {}
 
 
 # Engines that fail
@@ -591,16 +591,16 @@ async def test_a_server_that_is_gone_is_told_from_one_that_is_replaced() -> None
         with socket.socket() as closed:
             closed.bind(("127.0.0.1", 0))
             dead = replace(it.target, port=closed.getsockname()[1])
-            it.gateway.point(dead)
+            it.gateway.route.point(dead)
             answer = await it.ask(post())
             assert_refused(answer, 502, "cannot be reached")
             app = await it.app()
             await app.send(post("a"))
-            await until(lambda: it.gateway.held == 1)
-            it.gateway.hold("restart")
+            await until(lambda: it.gateway.traffic.held == 1)
+            it.gateway.route.hold("restart")
             await asyncio.sleep(0.3)
-            assert it.gateway.held == 1, "somebody said that it comes back"
-            it.gateway.point(it.target)
+            assert it.gateway.traffic.held == 1, "somebody said that it comes back"
+            it.gateway.route.point(it.target)
             assert (await app.answer()).document == {"tag": "a"}
 
 
@@ -612,8 +612,8 @@ async def test_a_request_that_ends_two_servers_is_not_sent_to_a_third() -> None:
     async with world(handler, Limits(lost_seconds=60)) as it:
         app = await it.app()
         await app.send(post("poison"))
-        await until(lambda: it.gateway.held == 1)
-        it.gateway.point(replace(it.target))
+        await until(lambda: it.gateway.traffic.held == 1)
+        it.gateway.route.point(replace(it.target))
         assert_refused(await app.answer(), 502, "ended before it answered")
         assert it.engine.tags == ["poison", "poison"]
 
@@ -629,14 +629,14 @@ async def test_lost_requests_come_before_those_that_wait() -> None:
         for number in (0, 1):
             await apps[number].send(post(number))
             await until(lambda: len(it.engine.asked) == number + 1)  # noqa: B023
-        it.gateway.hold("restart")
+        it.gateway.route.hold("restart")
         await apps[2].send(post(2))
-        await until(lambda: it.gateway.held == 1)
+        await until(lambda: it.gateway.traffic.held == 1)
         for number in (1, 0):
             it.engine.peers[number].transport.abort()
-            await until(lambda: it.gateway.held == 3 - number)  # noqa: B023
+            await until(lambda: it.gateway.traffic.held == 3 - number)  # noqa: B023
         with noted_order() as sent:
-            it.gateway.point(replace(it.target))
+            it.gateway.route.point(replace(it.target))
             assert [(await app.answer()).document["tag"] for app in apps] == [0, 1, 2]
         assert sent == [0, 1, 2]
 
@@ -701,7 +701,7 @@ async def test_a_connection_that_was_held_back_reads_on_for_the_next_request() -
         client.transport.set_write_buffer_limits(high=1000)
         app.reader._transport.pause_reading()  # type: ignore[attr-defined]
         await app.send(post(200_000))
-        await until(lambda: client.is_blocked and it.gateway.in_flight() == 0)
+        await until(lambda: client.is_blocked and it.gateway.traffic.in_flight().total() == 0)
         assert (await it.ask(post(2))).document == "xx"
         assert len(it.engine.peers) == 1
         app.reader._transport.resume_reading()  # type: ignore[attr-defined]
@@ -862,9 +862,9 @@ async def test_health_tells_at_once_how_things_stand() -> None:
     async with world(pointed=False) as it:
         answer = await it.ask(get("/health"))
         assert (answer.status, answer.document) == (503, {"status": "waiting", "reason": "starting"})
-        it.gateway.refuse(ERROR)
+        it.gateway.route.refuse(ERROR)
         assert (await it.ask(get("/health"))).document["reason"] == ERROR.message
-        it.gateway.point(it.target)
+        it.gateway.route.point(it.target)
         answer = await it.ask(get("/health"))
         assert (answer.status, answer.document) == (200, {"status": "ok", "engine": "llamacpp", "model": "m"})
 
@@ -873,7 +873,7 @@ async def test_health_tells_at_once_how_things_stand() -> None:
 async def test_models_lists_the_one_that_is_served_and_remembers_it_while_requests_wait() -> None:
     async with world(pointed=False) as it:
         assert (await it.ask(get("/v1/models"))).document == {"object": "list", "data": []}
-        it.gateway.point(replace(it.target, model="Qwen/Qwen 3"))
+        it.gateway.route.point(replace(it.target, model="Qwen/Qwen 3"))
         for _ in range(2):
             (model,) = (await it.ask(get("/v1/models"))).document["data"]
             assert abs(model.pop("created") - time.time()) < 60
@@ -886,7 +886,7 @@ async def test_models_lists_the_one_that_is_served_and_remembers_it_while_reques
             }
             assert (await it.ask(get("/v1/models/Qwen/Qwen%203"))).document["id"] == "Qwen/Qwen 3"
             assert_refused(await it.ask(get("/v1/models/other")), 404, "`other`")
-            it.gateway.hold("restart")
+            it.gateway.route.hold("restart")
 
 
 @on_loops
@@ -941,7 +941,7 @@ async def test_metrics_count_what_happened() -> None:
         await it.ask(post())
         await it.ask(post(stream=True))
         await it.ask(get("/nothing/of/that/name"))
-        it.gateway.point(replace(it.target, model='a "b"\n'))
+        it.gateway.route.point(replace(it.target, model='a "b"\n'))
         await it.ask(post())
         it.gateway.metrics.switched("ollama", "vllm", "done")
         answer = await it.ask(get("/metrics"))
@@ -1058,7 +1058,7 @@ async def test_the_answer_to_a_body_that_is_too_large_is_not_lost() -> None:
         reading.pause_reading()
         app.writer.write(post(body=b"a" * (65 * 2**20)))
         (client,) = it.gateway.clients
-        await until(lambda: client._state == LINGERING)
+        await until(lambda: client._state is State.LINGERING)
         await asyncio.sleep(0.2)  # for the connection to fail meanwhile
         reading.resume_reading()
         assert_refused(await app.answer(), 413, "64 MiB")
@@ -1070,11 +1070,11 @@ async def test_bodies_fill_no_more_memory_than_they_may() -> None:
         first = await it.app()
         body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "a" * 100_000}], "user": 1}).encode()
         await first.send(post(body=body))
-        await until(lambda: it.gateway.held == 1)
+        await until(lambda: it.gateway.traffic.held == 1)
         answer = await it.ask(post(body=body))
         assert_refused(answer, 503, "memory")
         assert "retry-after" in answer.headers
-        it.gateway.point(it.target)
+        it.gateway.route.point(it.target)
         assert (await first.answer()).document == {"tag": 1}
         assert (await it.ask(post(body=body))).status == 200
 
@@ -1358,9 +1358,9 @@ async def test_a_gateway_that_closes_leaves_nobody_waiting() -> None:
         await stream.send(post(stream=True))
         await stream.head()
         await stream.chunk()
-        it.gateway.hold("switch")
+        it.gateway.route.hold("switch")
         await held.send(post())
-        await until(lambda: it.gateway.held == 1)
+        await until(lambda: it.gateway.traffic.held == 1)
         await it.gateway.close()
         assert_refused(await held.answer(), 503, "the gateway stops")
         assert b'"error"' in await stream.chunk()

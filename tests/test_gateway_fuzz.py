@@ -177,7 +177,7 @@ def test_ten_thousand_requests() -> None:
             async with asyncio.TaskGroup() as group:
                 for _ in range(CONNECTIONS):
                     group.create_task(worker())
-            assert it.gateway.in_flight() == it.gateway.held == 0
+            assert it.gateway.traffic.in_flight().total() == it.gateway.traffic.held == 0
 
     try:
         run(LOOPS[0], test, seconds=110)

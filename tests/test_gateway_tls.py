@@ -35,7 +35,7 @@ async def behind_tls(handler: Handler, prefix: str = "", **limits: float) -> Asy
     target = Target("ollama", "m", "localhost", port, ("text",), 4096, tls=True, prefix=prefix)
     gateway = Gateway(Limits(**limits))  # type: ignore[arg-type]
     await gateway.listen("127.0.0.1", 0)
-    gateway.point(target)
+    gateway.route.point(target)
     it = World(gateway, engine, target)
     try:
         yield it

@@ -118,8 +118,8 @@ class World:
     @property
     def points_to(self) -> str | None:
         """The model that requests go to; None while they wait."""
-        pool = self.service.gateway._pool
-        return pool.target.model if pool else None
+        status, document = self.service.gateway.route.health()
+        return document["model"] if status == 200 else None
 
     async def run(self) -> LlmdeployError | None:
         """The switch to its end, however it ends; then no time passes but the loop's."""

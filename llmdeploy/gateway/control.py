@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from llmdeploy.gateway import responses
 from llmdeploy.gateway.errors import Refused, body_of
+from llmdeploy.gateway.interfaces import Client, Host
 from llmdeploy.http1 import LAST_CHUNK, Request, chunk
-
-if TYPE_CHECKING:
-    from llmdeploy.gateway.downstream import Downstream
-    from llmdeploy.gateway.gateway import Gateway
 
 NDJSON = b"application/x-ndjson"
 
@@ -22,7 +19,7 @@ NDJSON = b"application/x-ndjson"
 class ControlRequest:
     """One request and its answer: one document, or a stream of them."""
 
-    def __init__(self, gateway: Gateway, client: Downstream, head: Request, body: bytes) -> None:
+    def __init__(self, host: Host, client: Client, head: Request, body: bytes) -> None:
         self.method = head.method
         self.path = head.path
         self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in head.fields}
@@ -31,7 +28,7 @@ class ControlRequest:
         self.is_local = client.is_local
         self.left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the client has gone."""
-        self._gateway = gateway
+        self._host = host
         self._client = client
         self._head = head
         self._has_begun = False
@@ -77,7 +74,7 @@ class ControlRequest:
             if not self._has_ended:
                 raise RuntimeError(f"`{self.path}` was not answered")
         except Exception as error:
-            self._gateway.report(error)
+            self._host.report(error)
             self._fail(responses.bug(error))
         except asyncio.CancelledError:
             self._fail(responses.closing())
@@ -98,7 +95,7 @@ class ControlRequest:
         if self._has_ended:
             raise RuntimeError("the request was answered already")
         self._has_ended = True
-        self._gateway.metrics.answered("", "", self.path, status)
+        self._host.metrics.answered("", "", self.path, status)
 
     # What a connection tells its request
 

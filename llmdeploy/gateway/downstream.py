@@ -7,43 +7,53 @@ import socket
 import struct
 import sys
 import time
-from typing import TYPE_CHECKING, Protocol, cast
+from enum import Enum
+from typing import Any, Protocol, cast
 
 import msgspec
 
 from llmdeploy.address import is_loopback
-from llmdeploy.gateway import responses, routes
-from llmdeploy.gateway.auth import denied
+from llmdeploy.gateway import api_routes, responses
 from llmdeploy.gateway.errors import Refused, body_of
-from llmdeploy.gateway.filling import Filling
-from llmdeploy.gateway.header_cache import Asked, asked
+from llmdeploy.gateway.interfaces import Host, Work
+from llmdeploy.gateway.reader import Intake, RequestReader, Unread
 from llmdeploy.gateway.relay import Relay
-from llmdeploy.http1 import CONTINUE, END_OF_HEAD, MAX_HEAD, BadFraming, Chunked, Request, check_beginning
+from llmdeploy.gateway.route import Route
+from llmdeploy.http1 import MAX_HEAD, BadFraming, Request
 
-if TYPE_CHECKING:
-    from llmdeploy.gateway.gateway import Gateway
-
-SMALL = 64 * 1024
-"""Bodies up to this are gathered as they come, and read to their end even when they are refused."""
 LINGER_SECONDS = 2.0
 """After a refusal the rest of a request is read for so long: a connection closed over unread bytes loses its answer."""
 
 _NO_LINGER = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
-_HEAD, _BODY, _BUSY, _LINGERING, _CLOSING = range(5)
+
+class State(Enum):
+    """The state of a client's connection."""
+
+    READING = 0
+    """The next request is read, or awaited."""
+    BUSY = 1
+    """A request is answered."""
+    LINGERING = 2
+    """The last answer was sent, and bytes that the client still sends are read and dropped."""
+    CLOSING = 3
 
 
-class Work(Protocol):
-    """A request that is being answered."""
+_READING, _BUSY, _LINGERING, _CLOSING = State
+_ENDING = (_LINGERING, _CLOSING)
 
-    def abandon(self) -> None:
-        """The client has left."""
 
-    def pause(self) -> None:
-        """The client does not keep up."""
+class Front(Intake, Host, Protocol):
+    """The gateway, as a client's connection sees it."""
 
-    def resume(self) -> None:
-        """It does again."""
+    clients: set[Downstream]
+    route: Route
+
+    def answer_elsewhere(self, client: Downstream, head: Request, body: bytes) -> Work:
+        """Start a task that answers the request."""
+
+    def document(self, path: str) -> tuple[int, dict[str, Any]]:
+        """Return the status and the document of a request that is answered at once. Raises Refused."""
 
 
 class Downstream(asyncio.Protocol):
@@ -51,16 +61,9 @@ class Downstream(asyncio.Protocol):
 
     __slots__ = (
         "_advancing",
-        "_asked",
-        "_at",
-        "_chunks",
         "_gateway",
-        "_head",
-        "_payload",
-        "_pending",
+        "_reader",
         "_reading_paused",
-        "_refused",
-        "_reserved",
         "_state",
         "_unblocked",
         "_work",
@@ -72,19 +75,10 @@ class Downstream(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Front) -> None:
         self._gateway = gateway
-        self._state = _HEAD
-        self._pending: bytes | bytearray = b""
-        self._at = 0
-        """How much of what is pending was taken already."""
-        self._asked: Asked | None = None
-        self._head: Request | None = None
-        self._chunks: Chunked | None = None
-        self._payload: list[bytes] = []
-        self._refused: tuple[Refused, bytes] | None = None
-        """What the request is answered with once its body is read."""
-        self._reserved = 0
+        self._state = _READING
+        self._reader = RequestReader(gateway, self)
         self._work: Work | None = None
         self._advancing = False
         self._reading_paused = False
@@ -105,19 +99,12 @@ class Downstream(asyncio.Protocol):
         self._gateway.clients.add(self)
 
     def data_received(self, data: bytes) -> None:
-        state = self._state
-        if state >= _LINGERING:
+        state, reader = self._state, self._reader
+        if state in _ENDING:
             return
-        if not self._pending:
-            self._pending = data
-            if state == _HEAD:
-                self.since = time.monotonic()
-        elif isinstance(self._pending, bytearray):
-            self._pending += data
-        else:
-            self._pending = bytearray(self._pending) + data
-        if state == _BODY:
+        if reader.in_body or (state is _READING and not reader.pending):
             self.since = time.monotonic()
+        reader.feed(data)
         self._advance()
 
     def eof_received(self) -> bool | None:
@@ -132,7 +119,7 @@ class Downstream(asyncio.Protocol):
         self._state = _CLOSING
         self._gateway.clients.discard(self)
         self.release_body()
-        self._pending = b""
+        self._reader.drop()
         self._unblock()
 
     def _leave(self) -> None:
@@ -154,7 +141,7 @@ class Downstream(asyncio.Protocol):
 
     async def writable(self) -> None:
         """Until the client keeps up, or is gone."""
-        while self.is_blocked and self._state != _CLOSING:
+        while self.is_blocked and self._state is not _CLOSING:
             self._unblocked = asyncio.get_running_loop().create_future()
             await self._unblocked
 
@@ -164,15 +151,15 @@ class Downstream(asyncio.Protocol):
 
     def sweep(self, now: float) -> None:
         """Ends what takes too long."""
-        limits, waited = self._gateway.limits, now - self.since
-        if self._state == _BODY or (self._state == _HEAD and self._pending and not self.is_blocked):
-            if waited > limits.head_seconds:
-                self._reject(responses.too_slow(limits.head_seconds))
-        elif self._state == _HEAD:
-            if waited > limits.idle_seconds:
+        limits, waited, reader = self._gateway.limits, now - self.since, self._reader
+        if self._state is _READING:
+            if reader.in_body or (reader.pending and not self.is_blocked):
+                if waited > limits.head_seconds:
+                    self._reject(responses.too_slow(limits.head_seconds))
+            elif waited > limits.idle_seconds:
                 self._close()
-        elif (self._state == _LINGERING and waited > LINGER_SECONDS) or (
-            self._state == _CLOSING and waited > limits.idle_seconds
+        elif (self._state is _LINGERING and waited > LINGER_SECONDS) or (
+            self._state is _CLOSING and waited > limits.idle_seconds
         ):
             self.transport.abort()
 
@@ -183,169 +170,59 @@ class Downstream(asyncio.Protocol):
         if self._advancing:
             return
         self._advancing = True
+        reader = self._reader
         try:
-            while self._at < len(self._pending) and not self.is_blocked and self._step():
-                pass
+            while self._state is _READING and not self.is_blocked and (body := reader.read()) is not None:
+                self._dispatch(body)
         except BadFraming as bad:
             self._reject(responses.malformed(bad.status, bad.message))
+        except Unread as unread:
+            self._reject(unread.refused)
         finally:
             self._advancing = False
-        self._compact()
+        reader.compact()
+        self._throttle()
 
-    def _compact(self) -> None:
-        """Drops what was taken, and reads no more than one could need."""
-        pending = self._pending
-        if self._at == len(pending):
-            self._pending = b""
-        elif self._at:
-            self._pending = bytearray(memoryview(pending)[self._at :])
-        self._at = 0
-        is_full = len(self._pending) > MAX_HEAD and self._state == _BUSY
-        if (is_full or (self.is_blocked and bool(self._pending))) != self._reading_paused and self._state < _LINGERING:
+    def _throttle(self) -> None:
+        """Stop receiving when more than one request's worth of bytes waits, or the client does not keep up."""
+        pending, state = self._reader.pending, self._state
+        is_full = len(pending) > MAX_HEAD and state is _BUSY
+        if (is_full or (self.is_blocked and bool(pending))) != self._reading_paused and state not in _ENDING:
             self._reading_paused = not self._reading_paused
             if self._reading_paused:
                 self.transport.pause_reading()
             else:
                 self.transport.resume_reading()
 
-    def _step(self) -> bool:
-        """Whether a step forward was made."""
-        if self._state == _HEAD:
-            return self._take_head()
-        if self._state == _BODY:
-            return self._take_body()
-        return False
-
-    def _take_head(self) -> bool:
-        pending, at = self._pending, self._at
-        end = pending.find(END_OF_HEAD, at) + len(END_OF_HEAD)
-        if end < len(END_OF_HEAD):
-            check_beginning(pending[at:] if at else pending)
-            return False
-        if end - at > MAX_HEAD:
-            raise BadFraming(f"the head is longer than {MAX_HEAD} bytes", 431)
-        self._asked = asked(bytes(pending[at:end]))
-        self._head = head = self._asked.head
-        self._at = end
-        has_body = bool(head.length) or head.chunked
-        refused = self._judge(head)
-        if refused is not None:
-            is_read = not head.chunked and head.length <= SMALL and not head.expects_continue
-            if has_body and not is_read:
-                self._reject(*refused)
-                return False
-            self._refused = refused
-        if not has_body:
-            self._dispatch(head, b"")
-            return True
-        return self._expect_body(head)
-
-    def _judge(self, head: Request) -> tuple[Refused, bytes] | None:
-        """Why a request is not served, as far as its head tells."""
-        gateway = self._gateway
-        refused = denied(head, gateway.key, gateway.host)
-        if refused is not None:
-            return refused, b""
-        path = head.path
-        if path not in routes.RELAYED or head.method != "POST":
-            no_route = routes.refused(head.method, path, has_control=gateway.control is not None)
-            if no_route is not None:
-                refused, allow = no_route
-                return refused, b"allow: %b\r\n" % allow.encode() if allow else b""
-        if head.length > gateway.limits.body:
-            return responses.too_large(gateway.limits.body), b""
-        return None
-
-    def _expect_body(self, head: Request) -> bool:
-        if not self._reserve(head.length):
-            return False
-        self._state = _BODY
-        self.since = time.monotonic()
-        if head.chunked:
-            self._chunks = Chunked()
-        if head.expects_continue and self._at == len(self._pending):
-            self.transport.write(CONTINUE)
-        left = len(self._pending) - self._at
-        if head.length > SMALL and left < head.length:
-            self._fill(head.length)
-            return False
-        return True
-
-    def _reserve(self, size: int) -> bool:
-        gateway = self._gateway
-        if gateway.buffered + size > gateway.limits.buffered:
-            self._reject(responses.out_of_memory(), responses.RETRY_AFTER)
-            return False
-        gateway.buffered += size
-        self._reserved += size
-        return True
-
-    def release_body(self) -> None:
-        """The body is not needed any more."""
-        self._gateway.buffered -= self._reserved
-        self._reserved = 0
-
-    def _take_body(self) -> bool:
-        head, pending, at = self._head, self._pending, self._at
-        assert head is not None
-        if self._chunks is not None:
-            return self._take_chunks(head, self._chunks, bytes(pending[at:]))
-        end = at + head.length
-        if len(pending) < end:
-            return False
-        self._at = end
-        self._dispatch(head, bytes(pending[at:end]))
-        return True
-
-    def _take_chunks(self, head: Request, chunks: Chunked, data: bytes) -> bool:
-        before = len(self._payload)
-        self._at += chunks.feed(data, self._payload)
-        if not self._reserve(sum(map(len, self._payload[before:]))):
-            return False
-        if self._reserved > self._gateway.limits.body:
-            self._reject(responses.too_large(self._gateway.limits.body))
-            return False
-        if not chunks.done:
-            return False
-        body = b"".join(self._payload)
-        self._chunks = None
-        self._payload = []
-        self._dispatch(head, body)
-        return True
-
-    def _fill(self, length: int) -> None:
-        """Has the rest of a large body received in its place."""
-        filling = Filling(self, length, bytes(self._pending[self._at :]))
-        self._at = len(self._pending)
-        self._become(filling)
-
-    def filled(self, body: bytearray) -> None:
+    def filled(self, body: bytes) -> None:
         """The large body is whole."""
-        self._become(self)
-        assert self._head is not None
-        # Whoever reads a body takes any bytes; a copy of 10 MB would take a millisecond.
-        self._dispatch(self._head, cast("bytes", body))
+        self.become(self)
+        self._reader.in_body = False
+        self._dispatch(body)
         self._advance()
 
-    def _become(self, protocol: asyncio.BaseProtocol) -> None:
+    def become(self, protocol: asyncio.BaseProtocol) -> None:
         """Bytes go to another protocol from now on. uvloop asks which kind it is when reading begins."""
         self.transport.pause_reading()
         self.transport.set_protocol(protocol)
         self.transport.resume_reading()
 
-    def _dispatch(self, head: Request, body: bytes) -> None:
+    def _dispatch(self, body: bytes) -> None:
         """Answers a whole request, or has it answered."""
         self._state = _BUSY
-        if self._refused is not None:
-            (refused, more), self._refused = self._refused, None
-            self.refuse(refused, more)
-        elif head.path in routes.RELAYED:
-            assert self._asked is not None
-            call = Relay(self._gateway, self, self._asked, body)
+        reader = self._reader
+        head, asked = reader.head, reader.asked
+        assert head is not None
+        assert asked is not None
+        if reader.refused is not None:
+            self.refuse(reader.refused)
+        elif head.path in api_routes.RELAYED:
+            route = self._gateway.route
+            call = Relay(self._gateway, route, self, asked, body)
             self._work = call
-            self._gateway.relay(call)
-        elif head.path.startswith(routes.CONTROL) or head.path == "/metrics":
-            self._work = self._gateway.exchange(self, head, body)
+            route.relay(call)
+        elif head.path.startswith(api_routes.CONTROL) or head.path == "/metrics":
+            self._work = self._gateway.answer_elsewhere(self, head, body)
         else:
             self._answer_here(head)
 
@@ -360,35 +237,42 @@ class Downstream(asyncio.Protocol):
 
     # Answers
 
-    def refuse(self, refused: Refused, more: bytes = b"") -> None:
+    def refuse(self, refused: Refused) -> None:
         """Answers with an error."""
         self._count(refused.status)
-        self.answer(refused.status, body_of(refused), more=more)
+        self.answer(refused.status, body_of(refused), headers=refused.headers)
 
-    def answer(self, status: int, body: bytes, content_type: bytes = responses.JSON, more: bytes = b"") -> None:
+    def answer(self, status: int, body: bytes, content_type: bytes = responses.JSON, headers: bytes = b"") -> None:
         """Answers the request of now."""
-        head = self._head
+        head = self._reader.head
         assert head is not None
         is_head = head.method == "HEAD"
         self.transport.write(
-            responses.answer(status, body, content_type, more, close=not head.keep_alive, bodiless=is_head)
+            responses.answer(status, body, content_type, headers, close=not head.keep_alive, bodiless=is_head)
         )
         self.done()
 
     def done(self) -> None:
         """The answer is out."""
         self._work = None
-        if self._reserved:
+        reader = self._reader
+        if reader.reserved:
             self.release_body()
-        keep_alive = self._head is not None and self._head.keep_alive
-        self._head = self._asked = None
+        keep_alive = reader.head is not None and reader.head.keep_alive
+        reader.head = reader.asked = None
         if not keep_alive:
             self._close()
             return
-        self._state = _HEAD
+        self._state = _READING
         self.since = time.monotonic()
-        if self._pending or self._reading_paused:
+        if reader.pending or self._reading_paused:
             self._advance()
+
+    def release_body(self) -> None:
+        """The body is not needed any more."""
+        reader = self._reader
+        self._gateway.buffered -= reader.reserved
+        reader.reserved = 0
 
     def break_off(self, *, reset: bool) -> None:
         """Ends the connection in the middle of an answer."""
@@ -401,23 +285,23 @@ class Downstream(asyncio.Protocol):
         else:
             self._close()
 
-    def _reject(self, refused: Refused, more: bytes = b"") -> None:
+    def _reject(self, refused: Refused) -> None:
         """Answers a request that is not read to its end, and ends the connection."""
-        if self._state >= _LINGERING:
+        if self._state in _ENDING:
             return
         self._count(refused.status)
-        if self._head is None or self._head.method != "HEAD":
+        reader = self._reader
+        if reader.head is None or reader.head.method != "HEAD":
             body = body_of(refused)
             self.transport.write(
-                responses.answer(refused.status, body, responses.JSON, more, close=True, bodiless=False)
+                responses.answer(refused.status, body, responses.JSON, refused.headers, close=True, bodiless=False)
             )
         self.release_body()
-        self._payload = []
-        self._pending, self._at = b"", 0
+        reader.drop()
         self._state = _LINGERING
         self.since = time.monotonic()
         if self.transport.get_protocol() is not self:
-            self._become(self)
+            self.become(self)
         if self._reading_paused:
             self._reading_paused = False
             self.transport.resume_reading()
@@ -433,9 +317,10 @@ class Downstream(asyncio.Protocol):
     def close(self) -> None:
         """The gateway stops."""
         work = self._work
-        if work is None and self._state < _LINGERING:
+        if work is None and self._state not in _ENDING:
             self._close()
 
     def _count(self, status: int) -> None:
-        path = "" if self._head is None else self._head.path
+        head = self._reader.head
+        path = "" if head is None else head.path
         self._gateway.metrics.answered("", "", path, status)

@@ -2,7 +2,7 @@
 
     {"error": {"message", "type", "param", "code", "llmdeploy": {"source": "gateway" | "engine", "engine", "hint"}}}
 
-`code` is stable and the same for every engine; `meanings.py` knows the words that engines have for it.
+`code` is stable and the same for every engine; `engine_errors.py` knows the words that engines have for it.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class Refused(Exception):
         code: str | None = None,
         param: str | None = None,
         hint: str = "",
+        headers: bytes = b"",
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -49,6 +50,8 @@ class Refused(Exception):
         self.code = code
         self.param = param
         self.hint = hint
+        self.headers = headers
+        """Complete header lines of the answer."""
 
 
 def body_of(refused: Refused, engine: str | None = None) -> bytes:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from llmdeploy.gateway.routes import label
+from llmdeploy.gateway.api_routes import label
 
 if TYPE_CHECKING:
     from prometheus_client import Metric

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from enum import Enum
+from typing import Protocol
 
 from llmdeploy.gateway import responses
+from llmdeploy.gateway.api_routes import PASSED
 from llmdeploy.gateway.errors import Refused, body_of, explained
 from llmdeploy.gateway.header_cache import Answered, Asked
-from llmdeploy.gateway.pool import Pool
-from llmdeploy.gateway.routes import PASSED
-from llmdeploy.gateway.upstream import Upstream
+from llmdeploy.gateway.interfaces import Client, Host
+from llmdeploy.gateway.upstream import Pool, Upstream
 from llmdeploy.gateway.validation import prepared
 from llmdeploy.http1 import LAST_CHUNK, Response, chunk
-
-if TYPE_CHECKING:
-    from llmdeploy.gateway.downstream import Downstream
-    from llmdeploy.gateway.gateway import Gateway
 
 MAX_ERROR = 2**20
 """Bytes of an engine's error answer that are looked at."""
@@ -27,7 +24,31 @@ _EVENT = b"data: {"
 _FAILURE = b'data: {"error"'
 """In a stream it is the engine's own: in a text of the model's the quotes are escaped."""
 
-_SPLICED, _COLLECTED, _WRAPPED, _BARE = range(4)
+
+class Mode(Enum):
+    """The way in which the body of an answer reaches the client."""
+
+    SPLICED = 0
+    """As the server framed it: chunks, or a length."""
+    COLLECTED = 1
+    """Gathered: an error, which is explained."""
+    WRAPPED = 2
+    """In chunks that are made here: the server ends its answer with the connection."""
+    BARE = 3
+    """Without framing, to the end of the connection: the client speaks HTTP/1.0."""
+
+
+_SPLICED, _COLLECTED, _WRAPPED, _BARE = Mode
+
+
+class Queue(Protocol):
+    """The route of a request, as the request sees it."""
+
+    def lost(self, call: Relay, pool: Pool) -> None:
+        """Make a request wait whose server cannot be reached."""
+
+    def forget(self, call: Relay) -> None:
+        """Drop a request whose client has left."""
 
 
 class Relay:
@@ -41,12 +62,13 @@ class Relay:
         "_ended",
         "_events",
         "_first",
-        "_gateway",
         "_head",
+        "_host",
         "_is_stream",
         "_mode",
         "_onward",
         "_pool",
+        "_route",
         "_sent",
         "_sent_head",
         "_size",
@@ -61,8 +83,9 @@ class Relay:
         "received",
     )
 
-    def __init__(self, gateway: Gateway, client: Downstream, asked: Asked, body: bytes) -> None:
-        self._gateway = gateway
+    def __init__(self, host: Host, route: Queue, client: Client, asked: Asked, body: bytes) -> None:
+        self._host = host
+        self._route = route
         self._client = client
         self._head = asked.head
         self._onward = asked.onward
@@ -97,12 +120,12 @@ class Relay:
         pool.calls.add(self)
         target = pool.target
         try:
-            self._sent = prepared(self._head.path, self._body, target).body
+            self._sent = prepared(self._head.path, self._body, target)
         except Refused as refused:
             self.refuse(refused)
             return
         except Exception as error:
-            self._gateway.report(error)
+            self._host.report(error)
             self.refuse(responses.bug(error))
             return
         self._sent_head = _HEAD % (
@@ -152,7 +175,7 @@ class Relay:
             self._engine.encode(),
             b"" if self._head.keep_alive else b"connection: close\r\n",
         )
-        return self._mode != _SPLICED
+        return self._mode is not _SPLICED
 
     def forward(self, data: bytes) -> None:
         """A piece of the answer as the server framed it."""
@@ -176,7 +199,7 @@ class Relay:
         at = data.find(_FAILURE)
         event = data[at : data.find(b"\n", at)].removeprefix(b"data: ")
         _, error = explained(500, event, self._pool.target)
-        end = b"\n\n\r\n" if self._mode != _BARE else b"\n\n"
+        end = b"\n\n\r\n" if self._mode is not _BARE else b"\n\n"
         can_tell = not self._tail or self._tail.endswith(end)
         if self._unsent:
             self._write(self._unsent)
@@ -185,8 +208,8 @@ class Relay:
     def take(self, payload: bytes) -> None:
         """A piece of the answer without its framing."""
         mode = self._mode
-        if mode != _COLLECTED:
-            self.forward(chunk(payload) if mode == _WRAPPED else payload)
+        if mode is not _COLLECTED:
+            self.forward(chunk(payload) if mode is _WRAPPED else payload)
             return
         if self._size < MAX_ERROR:
             self._collected.append(payload)
@@ -199,10 +222,10 @@ class Relay:
         """The answer is whole."""
         if self._ended:
             return
-        if self._mode == _COLLECTED:
+        if self._mode is _COLLECTED:
             self._explain()
             return
-        if self._mode == _WRAPPED:
+        if self._mode is _WRAPPED:
             self._write(LAST_CHUNK)
         if self._is_stream:
             self._measure()
@@ -221,18 +244,18 @@ class Relay:
             else:
                 status, text = explained(status, body, target)
         except Exception as error:
-            self._gateway.report(error)
+            self._host.report(error)
             status, text = 502, body_of(responses.bug(error), target.engine)
         self._reply(status, text, _retry_after(status, self._answer))
 
     def _began(self) -> None:
         self._first = time.monotonic()
-        self._gateway.metrics.first_token(self._engine, self._model, self._first - self.received)
+        self._host.metrics.first_token(self._engine, self._model, self._first - self.received)
 
     def _measure(self) -> None:
         seconds = time.monotonic() - self._first
         if self._events > 1 and seconds > 0:
-            self._gateway.metrics.streamed(self._engine, self._model, (self._events - 1) / seconds)
+            self._host.metrics.streamed(self._engine, self._model, (self._events - 1) / seconds)
 
     # Ends before the end
 
@@ -241,7 +264,7 @@ class Relay:
         assert self._pool is not None
         self._upstream = None
         if self._answer is not None:
-            if self._mode == _COLLECTED:
+            if self._mode is _COLLECTED:
                 self.refuse(responses.broke_off(self._engine))
             else:
                 self._break_off(responses.broke_off(self._engine), upstream)
@@ -263,7 +286,7 @@ class Relay:
         self._was_lost = True
         pool = self._pool
         pool.remove(self)
-        self._gateway.lost(self, pool)
+        self._route.lost(self, pool)
 
     def give_up(self) -> None:
         """No other server came."""
@@ -273,7 +296,7 @@ class Relay:
         """The server is stopped under it."""
         refused = responses.switched_off(self._engine)
         upstream = self._upstream
-        if self._answer is None or self._mode == _COLLECTED or upstream is None:
+        if self._answer is None or self._mode is _COLLECTED or upstream is None:
             self._let_go()
             self.refuse(refused)
         else:
@@ -283,40 +306,40 @@ class Relay:
         """Ends an answer that has begun so that nobody takes it for whole: an event tells, the framing stays open."""
         if self._unsent:
             self._write(self._unsent)
-        can_tell = upstream.at_boundary() if self._mode == _SPLICED else True
+        can_tell = upstream.at_boundary() if self._mode is _SPLICED else True
         self._end_open(body_of(refused, self._engine), refused.code or "", can_tell=can_tell)
 
     def _end_open(self, error: bytes, code: str, *, can_tell: bool) -> None:
         if self._is_stream and can_tell:
             event = responses.event_of(error)
-            payload = self._tail if self._mode == _BARE else self._tail.removesuffix(b"\r\n")
+            payload = self._tail if self._mode is _BARE else self._tail.removesuffix(b"\r\n")
             if payload and not payload.endswith(b"\n\n"):
                 event = b"\n\n" + event
-            self._write(event if self._mode == _BARE else chunk(event))
+            self._write(event if self._mode is _BARE else chunk(event))
         self._let_go()
-        self._gateway.metrics.failed(self._engine, code)
+        self._host.metrics.failed(self._engine, code)
         self._end(self._status)
-        self._client.break_off(reset=self._mode == _BARE and not self._is_stream)
+        self._client.break_off(reset=self._mode is _BARE and not self._is_stream)
 
     def refuse(self, refused: Refused) -> None:
         """Answers with an error of the gateway's."""
-        self._gateway.metrics.failed(self._engine, refused.code or "")
-        more = responses.RETRY_AFTER if refused.status == 503 else b""
-        self._reply(refused.status, body_of(refused, self._engine or None), more)
+        self._host.metrics.failed(self._engine, refused.code or "")
+        headers = responses.RETRY_AFTER if refused.status == 503 else b""
+        self._reply(refused.status, body_of(refused, self._engine or None), headers)
 
-    def _reply(self, status: int, body: bytes, more: bytes) -> None:
+    def _reply(self, status: int, body: bytes, headers: bytes) -> None:
         if self._engine:
-            more += b"x-llmdeploy-engine: %b\r\n" % self._engine.encode()
+            headers += b"x-llmdeploy-engine: %b\r\n" % self._engine.encode()
         self._end(status)
-        self._client.answer(status, body, more=more)
+        self._client.answer(status, body, headers=headers)
 
     def abandon(self) -> None:
         """The client has left: nobody works for it any more."""
         if self._ended:
             return
-        self._gateway.forget(self)
+        self._route.forget(self)
         self._let_go()
-        self._gateway.metrics.failed(self._engine, "client_left")
+        self._host.metrics.failed(self._engine, "client_left")
         self._end(self._status or 499)
 
     def _let_go(self) -> None:
@@ -329,7 +352,7 @@ class Relay:
         self._ended = True
         self._body = self._sent = b""
         self._upstream = None
-        self._gateway.metrics.answered(self._engine, self._model, self._head.path, status)
+        self._host.metrics.answered(self._engine, self._model, self._head.path, status)
         if self._pool is not None:
             self._pool.remove(self)
 

@@ -88,7 +88,14 @@ def too_large(limit: int) -> Refused:
 
 def out_of_memory() -> Refused:
     message = "the requests in progress hold as much memory as they may"
-    return Refused(503, message, type="service_unavailable", code="too_busy", hint="try again in some seconds")
+    return Refused(
+        503,
+        message,
+        type="service_unavailable",
+        code="too_busy",
+        hint="try again in some seconds",
+        headers=RETRY_AFTER,
+    )
 
 
 def too_slow(seconds: float) -> Refused:

@@ -1,19 +1,49 @@
-"""One connection to a server: a request goes out, the framing of the answer is followed."""
+"""The connections to one server: a request goes out, the framing of its answer is followed, the connection is kept."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, cast
+import time
+from typing import Protocol, cast
 
-from llmdeploy.gateway.header_cache import answered
+from llmdeploy.gateway.header_cache import Answered, answered
+from llmdeploy.gateway.target import Target
 from llmdeploy.http1 import END_OF_HEAD, MAX_HEAD, BadFraming, Body, Chunked, Length, Response, UntilClose
+from llmdeploy.tls import trusting
 
-if TYPE_CHECKING:
-    from llmdeploy.gateway.pool import Pool
-    from llmdeploy.gateway.relay import Relay
-
+IDLE_SECONDS = 4.0
+"""vLLM closes a connection that is idle for 5 s; a request must not meet that."""
+CONNECT_SECONDS = 5.0
 JOINED = 16 * 1024
 """Up to so many bytes a body is copied behind its head, to be written at once."""
+
+
+class Call(Protocol):
+    """A relayed request, as the connections to its server see it."""
+
+    def go(self, upstream: Upstream) -> None:
+        """Send the request on that connection."""
+
+    def begin(self, answered: Answered) -> bool:
+        """Take the head of the answer. Return whether the body is wanted without its framing."""
+
+    def forward(self, data: bytes) -> None:
+        """Take a piece of the answer as the server framed it."""
+
+    def take(self, payload: bytes) -> None:
+        """Take a piece of the answer without its framing."""
+
+    def finished(self) -> None:
+        """Take note that the answer is complete."""
+
+    def lost(self, upstream: Upstream, *, answered: bool) -> None:
+        """Take note that the connection ended before the answer was complete. `answered`: a part of it had come."""
+
+    def unreachable(self) -> None:
+        """Take note that no connection to the server can be made."""
+
+    def cut(self) -> None:
+        """End the request: its server is stopped."""
 
 
 class Upstream(asyncio.Protocol):
@@ -40,7 +70,7 @@ class Upstream(asyncio.Protocol):
         self.idle_since = 0.0
         self.is_reused = False
         self.closing = False
-        self._call: Relay | None = None
+        self._call: Call | None = None
         self._head = b""
         self._response: Response | None = None
         self._body: Body | None = None
@@ -50,7 +80,7 @@ class Upstream(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
 
-    def send(self, call: Relay, head: bytes, body: bytes) -> None:
+    def send(self, call: Call, head: bytes, body: bytes) -> None:
         """Puts a request on this connection."""
         self._call = call
         if len(body) <= JOINED:
@@ -80,7 +110,7 @@ class Upstream(asyncio.Protocol):
         except BadFraming:
             self._break()
 
-    def _take_head(self, call: Relay, data: bytes) -> None:
+    def _take_head(self, call: Call, data: bytes) -> None:
         if self._head:
             data = self._head + data
         while True:
@@ -115,7 +145,7 @@ class Upstream(asyncio.Protocol):
             if body.done:
                 self._finish(call, whole < len(rest))
 
-    def _take_decoded(self, call: Relay, body: Body, data: bytes) -> None:
+    def _take_decoded(self, call: Call, body: Body, data: bytes) -> None:
         payload: list[bytes] = []
         end = body.feed(data, payload)
         for piece in payload:
@@ -123,7 +153,7 @@ class Upstream(asyncio.Protocol):
         if body.done and self._call is call:
             self._finish(call, end < len(data))
 
-    def _finish(self, call: Relay, has_more: bool) -> None:
+    def _finish(self, call: Call, has_more: bool) -> None:
         """The answer is whole. A connection with more bytes, or one that has not sent all, is not reused."""
         response = self._response
         self._call = self._response = self._body = None
@@ -183,3 +213,138 @@ def _body_of(response: Response) -> Body:
     if response.chunked:
         return Chunked()
     return UntilClose() if response.length is None else Length(response.length)
+
+
+class Pool:
+    """The connections to one server. The one used last is used first, so that those too many grow old."""
+
+    __slots__ = ("_idle", "_tasks", "_until_empty", "_wanting", "calls", "host", "prefix", "retired", "target")
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.host = target.authority.encode()
+        self.prefix = target.prefix.encode()
+        self.calls: set[Call] = set()
+        self.retired = False
+        """Whether the server is leaving: no connection is kept for later."""
+        self._idle: list[Upstream] = []
+        self._wanting: dict[Call, None] = {}
+        """Requests that wait for a connection to be made, or to become free; in their order."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._until_empty: list[asyncio.Future[None]] = []
+
+    def serve(self, call: Call) -> None:
+        """Finds a connection for a request: a free one, or the next that becomes free or is made."""
+        upstream = self._take()
+        if upstream is not None:
+            call.go(upstream)
+        else:
+            self._wanting[call] = None
+            self._connect(None)
+
+    def serve_anew(self, call: Call) -> None:
+        """Makes a connection for this request alone."""
+        self._connect(call)
+
+    def _take(self) -> Upstream | None:
+        """A connection that is free and fresh enough."""
+        while self._idle:
+            upstream = self._idle.pop()
+            if not upstream.closing and time.monotonic() - upstream.idle_since < IDLE_SECONDS:
+                return upstream
+            upstream.drop()
+        return None
+
+    def _connect(self, only: Call | None) -> None:
+        task = asyncio.get_running_loop().create_task(self._make(only))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _make(self, only: Call | None) -> None:
+        upstream = await self._made()
+        if upstream is not None and not upstream.closing and (only is None or only not in self.calls):
+            self.give_back(upstream)
+            return
+        call = self._first_wanting() if only is None else only
+        if call is None or call not in self.calls:
+            return
+        if upstream is None or upstream.closing:
+            call.unreachable()
+        else:
+            call.go(upstream)
+
+    async def _made(self) -> Upstream | None:
+        """A new connection; None where there can be none."""
+        loop = asyncio.get_running_loop()
+        host, port = self.target.host, self.target.port
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                trust = trusting() if self.target.tls else None
+                _, upstream = await loop.create_connection(lambda: Upstream(self), host, port, ssl=trust)
+        except OSError:
+            return None
+        except Exception as error:  # whatever it is: a request waits for the outcome
+            loop.call_exception_handler({"message": f"connecting to `{host}` failed", "exception": error})
+            return None
+        return upstream
+
+    def _first_wanting(self) -> Call | None:
+        call = next(iter(self._wanting), None)
+        if call is not None:
+            del self._wanting[call]
+        return call
+
+    def give_back(self, upstream: Upstream) -> None:
+        """A connection has become free."""
+        call = self._first_wanting() if self._wanting else None
+        if call is not None:
+            call.go(upstream)
+        elif self.retired:
+            upstream.drop()
+        else:
+            upstream.idle_since = time.monotonic()
+            self._idle.append(upstream)
+
+    def forget(self, upstream: Upstream) -> None:
+        """An idle connection has ended."""
+        if upstream in self._idle:
+            self._idle.remove(upstream)
+
+    def remove(self, call: Call) -> None:
+        """A request is over, or goes elsewhere."""
+        self.calls.discard(call)
+        if self._wanting:
+            self._wanting.pop(call, None)
+        if self._until_empty and not self.calls:
+            for waiter in self._until_empty:
+                if not waiter.done():
+                    waiter.set_result(None)
+            self._until_empty.clear()
+
+    async def until_empty(self, seconds: float) -> bool:
+        """Whether all requests are over within that time."""
+        if not self.calls:
+            return True
+        waiter = asyncio.get_running_loop().create_future()
+        self._until_empty.append(waiter)
+        done, _ = await asyncio.wait((waiter,), timeout=seconds)
+        return bool(done)
+
+    def sweep(self, now: float) -> None:
+        """Closes what was idle too long; the oldest stand first."""
+        idle = self._idle
+        while idle and now - idle[0].idle_since >= IDLE_SECONDS:
+            idle.pop(0).drop()
+
+    def retire(self) -> None:
+        """The server takes no new request; what is with it stays."""
+        self.retired = True
+        idle, self._idle = self._idle, []
+        for upstream in idle:
+            upstream.drop()
+
+    def close(self) -> None:
+        """Nothing is left that could come yet."""
+        self.retire()
+        for task in self._tasks:
+            task.cancel()

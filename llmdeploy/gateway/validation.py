@@ -10,7 +10,6 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
@@ -65,20 +64,14 @@ Changes = dict[str, Any]
 Shape = TypeVar("Shape")
 
 
-@dataclass(frozen=True)
-class Prepared:
-    body: bytes
-    stream: bool
-
-
-def prepared(path: str, body: bytes, target: Target) -> Prepared:
+def prepared(path: str, body: bytes, target: Target) -> bytes:
     """The body as the engine is sent it; the same object where nothing needs changing. Raises Refused."""
     if body.startswith(BYTE_ORDER_MARK):  # of editors on Windows; Ollama does not take it
         body = body[len(BYTE_ORDER_MARK) :]
-    stream, changes = _CHECKS.get(path, _foreign)(body, target)
+    changes = _CHECKS.get(path, _foreign)(body, target)
     if changes or (target.adapt is not None and path in (CHAT, COMPLETIONS)):
         body = _changed(path, body, changes, target)
-    return Prepared(body, stream)
+    return body
 
 
 def _changed(path: str, body: bytes, changes: Changes, target: Target) -> bytes:
@@ -97,7 +90,7 @@ def _changed(path: str, body: bytes, changes: Changes, target: Target) -> bytes:
         return json.dumps(document).encode()
 
 
-def _chat(body: bytes, target: Target) -> tuple[bool, Changes]:
+def _chat(body: bytes, target: Target) -> Changes:
     asked = _decoded(_chat_of, body)
     _require_model(asked.model, target)
     for at, message in enumerate(asked.messages):
@@ -115,7 +108,7 @@ def _chat(body: bytes, target: Target) -> tuple[bool, Changes]:
     format = asked.response_format
     if format is not None and format.type == "json_schema" and format.json_schema is None:
         raise _invalid("response_format.json_schema", "is missing")
-    return asked.stream or False, changes
+    return changes
 
 
 def _check_content(place: str, message: Message, target: Target) -> None:
@@ -154,7 +147,7 @@ def _no_image(place: str, url: str) -> Refused:
     return _invalid(place, message, "invalid_image", DATA_URL)
 
 
-def _completion(body: bytes, target: Target) -> tuple[bool, Changes]:
+def _completion(body: bytes, target: Target) -> Changes:
     asked = _decoded(_completion_of, body)
     _require_model(asked.model, target)
     if asked.suffix and "insert" not in target.capabilities:
@@ -166,7 +159,7 @@ def _completion(body: bytes, target: Target) -> tuple[bool, Changes]:
         changes |= {"max_tokens": most, "max_completion_tokens": None}
     elif asked.max_tokens is None:
         changes["max_tokens"] = SHORT_ANSWER
-    return asked.stream or False, changes
+    return changes
 
 
 def _check_sampled(path: str, asked: Sampled, target: Target) -> Changes:
@@ -189,15 +182,15 @@ def _check_sampled(path: str, asked: Sampled, target: Target) -> Changes:
     return changes
 
 
-def _embedding(body: bytes, target: Target) -> tuple[bool, Changes]:
+def _embedding(body: bytes, target: Target) -> Changes:
     asked = _decoded(_embedding_of, body)
     _require_model(asked.model, target)
     if "embedding" not in target.capabilities:
         raise _cannot("model", target, "makes no embeddings", "embeddings_not_supported", "serve a model that does")
-    return False, {}
+    return {}
 
 
-def _foreign(body: bytes, target: Target) -> tuple[bool, Changes]:
+def _foreign(body: bytes, target: Target) -> Changes:
     """Other APIs are the engine's own affair, but for the model, and for what it would fetch."""
     asked = _decoded(_foreign_of, body)
     _require_model(asked.model, target)
@@ -206,7 +199,7 @@ def _foreign(body: bytes, target: Target) -> tuple[bool, Changes]:
             url = next(_addresses(_decoded(_anything, bytes(content))), None)
             if url is not None:
                 raise _no_image("messages" if content is asked.messages else "input", url)
-    return asked.stream or False, {}
+    return {}
 
 
 def _addresses(value: Any) -> Iterator[str]:
@@ -287,7 +280,7 @@ _embedding_of = msgspec.json.Decoder(Embedding).decode
 _foreign_of = msgspec.json.Decoder(Foreign).decode
 _anything: Callable[[bytes], Any] = msgspec.json.Decoder().decode
 
-_CHECKS: dict[str, Callable[[bytes, Target], tuple[bool, Changes]]] = {
+_CHECKS: dict[str, Callable[[bytes, Target], Changes]] = {
     CHAT: _chat,
     COMPLETIONS: _completion,
     EMBEDDINGS: _embedding,

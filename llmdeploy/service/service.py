@@ -268,7 +268,7 @@ class Service:
         """From now on this one is what serves. Nothing in here waits: it happens whole or not at all."""
         self.current, self.order = keeper, keeper.order
         self.target = keeper.target()
-        self.gateway.point(self.target)
+        self.gateway.route.point(self.target)
         self._record_serving()
 
     def _record_serving(self) -> None:
@@ -348,9 +348,9 @@ class Service:
             case {"event": "serving"}:
                 self.target = self.current.target()
                 self._record_serving()
-                self.gateway.point(self.target)
+                self.gateway.route.point(self.target)
             case {"event": "down", "error": error}:
-                self.gateway.hold(error.message)
+                self.gateway.route.hold(error.message)
                 self._progress(state="starting", phase="restarting", progress=error.message, server=None)
 
     def _progress(self, **changes: object) -> None:

@@ -163,9 +163,9 @@ class Switch:
         await service.leave()
         reason = f"switching to `{self._wanted.order.served_name}` on {self._wanted.order.settings.engine}"
         if self._wanted.hold:
-            service.gateway.hold(reason)
+            service.gateway.route.hold(reason)
         else:
-            service.gateway.refuse(LlmdeployError(reason, "try again in a while", code="switching"))
+            service.gateway.route.refuse(LlmdeployError(reason, "try again in a while", code="switching"))
         await self._drain(service.target)
         self._cleared = True
         before = await in_thread(hardware.detect)
@@ -179,7 +179,7 @@ class Switch:
     async def _drain(self, target: Target) -> None:
         """Let the requests end that are with a server."""
         seconds = self._service.order.settings.gateway_drain_timeout
-        if cut := await self._service.gateway.drain(target, seconds):
+        if cut := await self._service.gateway.route.drain(target, seconds):
             requests = "1 request" if cut == 1 else f"{cut} requests"
             self._service.tell({"event": "note", "text": f"{requests} had not ended after {seconds:g} s: cut"})
 
@@ -234,7 +234,7 @@ class Switch:
         if self._cleared or (self._left and not self._old.serves):
             await self._restore()
         elif self._left:
-            service.gateway.point(service.target)
+            service.gateway.route.point(service.target)
             service.keep()
         self._off_record()
 

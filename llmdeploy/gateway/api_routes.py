@@ -19,8 +19,8 @@ _ANSWERED = frozenset({"/v1/models", "/health", "/metrics"})
 _HINT = "the routes are POST " + ", ".join(sorted(RELAYED)) + "; GET " + ", ".join(sorted(_ANSWERED))
 
 
-def refused(method: str, path: str, *, has_control: bool) -> tuple[Refused, str] | None:
-    """Why there is no such route, and the value of `Allow`; None where there is one."""
+def refused(method: str, path: str, *, has_control: bool) -> Refused | None:
+    """Return the reason to refuse a request by its method and path; None if there is such a route."""
     if path in RELAYED:
         allowed = "POST"
     elif path in _ANSWERED or path.startswith("/v1/models/"):
@@ -28,11 +28,12 @@ def refused(method: str, path: str, *, has_control: bool) -> tuple[Refused, str]
     elif path.startswith(CONTROL) and has_control:
         allowed = "GET, POST"
     else:
-        return Refused(404, f"there is no route `{path[:200]}`", code="unknown_route", hint=_HINT), ""
+        return Refused(404, f"there is no route `{path[:200]}`", code="unknown_route", hint=_HINT)
     if method in allowed.split(", "):
         return None
     message = f"`{path[:200]}` does not take {method}"
-    return Refused(405, message, code="method_not_allowed", hint=f"use {allowed}"), allowed
+    headers = b"allow: %b\r\n" % allowed.encode()
+    return Refused(405, message, code="method_not_allowed", hint=f"use {allowed}", headers=headers)
 
 
 def label(path: str) -> str:
