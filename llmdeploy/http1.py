@@ -1,7 +1,7 @@
-"""HTTP/1.1 framing: heads taken apart and put together, bodies followed. Bytes in, bytes out; knows no sockets.
+"""HTTP/1.1 framing: heads are parsed, and bodies are followed to their end. Bytes in, bytes out, no sockets.
 
-What two readers could read in two ways is refused, so that a request never ends elsewhere for the gateway than for the
-engine behind it.
+Bytes that two readers could read in two ways are refused, so that the gateway and the engine behind it never disagree
+on the end of a request.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import httptools
 
 MAX_HEAD = 64 * 1024
+"""Bytes of the longest head that is accepted."""
 END_OF_HEAD = b"\r\n\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
@@ -20,10 +21,10 @@ HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding"
     b" upgrade".split()
 )
-"""Headers between two neighbours; they are never passed on, nor what `Connection` names."""
+"""Headers for one connection only. They are never passed on, nor are those that `Connection` names."""
 
 Fields = list[tuple[bytes, bytes]]
-"""Headers in their order: names in lower case, values without white space around them."""
+"""Headers in the order received: names in lower case, values without surrounding white space."""
 
 _REQUEST_LINE = re.compile(rb"([A-Z]+) ([!-~]+) HTTP/1\.([01])\r\n")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t -~\x80-\xff]*))?\r\n")
@@ -35,7 +36,7 @@ _CHUNK_BEGINNING = re.compile(rb"(?:[0-9A-Fa-f]{1,8}(?:[ \t]{0,8}(?:;[\t -~\x80-
 
 
 class BadFraming(Exception):
-    """Bytes that are not a message, or could be read as two different ones; `status` is the answer to a client."""
+    """Bytes that are not an HTTP message, or are ambiguous. `status` is the status of the answer to a client."""
 
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
@@ -48,7 +49,7 @@ class Request(NamedTuple):
 
     method: str
     target: bytes
-    """Path and query, as they came."""
+    """Path and query, as received."""
     path: str
     is_1_1: bool
     host: bytes
@@ -57,16 +58,16 @@ class Request(NamedTuple):
     keep_alive: bool
     expects_continue: bool
     connection: frozenset[bytes]
-    """What `Connection` names beside `close` and `keep-alive`: headers that are not passed on."""
+    """Headers that `Connection` names, which are not passed on; without `close` and `keep-alive`."""
     length: int
-    """Bytes of the body; 0 where it is chunked."""
+    """Bytes of the body; 0 if it is chunked."""
 
     def get(self, name: bytes) -> bytes | None:
-        """The first header of that name."""
+        """Return the value of the first header of that name, or None."""
         return next((value for it, value in self.fields if it == name), None)
 
     def of_length(self, length: int) -> Request:
-        """The same with a body of that length, which `fields` do not tell."""
+        """Return the same head with another length of the body; `fields` keep the old one."""
         return Request(*self[:-1], length)
 
 
@@ -82,11 +83,11 @@ class Response(NamedTuple):
     length: int | None
 
     def get(self, name: bytes) -> bytes | None:
-        """The first header of that name."""
+        """Return the value of the first header of that name, or None."""
         return next((value for it, value in self.fields if it == name), None)
 
     def of_length(self, length: int) -> Response:
-        """The same with a body of that length, which `fields` do not tell."""
+        """Return the same head with another length of the body; `fields` keep the old one."""
         return Response(*self[:-1], length)
 
 
@@ -94,7 +95,7 @@ class Response(NamedTuple):
 
 
 class _Fields:
-    """What httptools calls back with."""
+    """The headers that httptools reports."""
 
     __slots__ = ("fields",)
 
@@ -119,9 +120,9 @@ _CLOSE_OR_KEEP = frozenset({b"close", b"keep-alive"})
 
 
 def check_beginning(head: bytes | bytearray) -> None:
-    """Refuses at once what cannot become a head, rather than wait for an end that never comes."""
+    """Raise BadFraming for bytes that cannot become a head, rather than wait for an end that never comes."""
     if not _BEGINNING.match(head):
-        what = "this is TLS; the address speaks plain HTTP" if head[0] == 0x16 else "this is no HTTP request"
+        what = "this is TLS; the address speaks plain HTTP" if head[0] == 0x16 else "this is not an HTTP request"
         raise BadFraming(what)
     if head.count(b"\n") != head.count(b"\r\n"):
         raise BadFraming("a line of the head does not end in CR LF")
@@ -130,7 +131,7 @@ def check_beginning(head: bytes | bytearray) -> None:
 
 
 def parse_request(head: bytes) -> Request:
-    """A whole head, its empty line included."""
+    """Parse a complete head, which ends with its empty line. Raises BadFraming."""
     line = _REQUEST_LINE.match(head)
     if line is None:
         raise BadFraming("the request line is not one of HTTP/1.1")
@@ -166,7 +167,7 @@ def parse_request(head: bytes) -> Request:
 
 
 def parse_response(head: bytes) -> Response:
-    """A whole head, its empty line included."""
+    """Parse a complete head, which ends with its empty line. Raises BadFraming."""
     line = _STATUS_LINE.match(head)
     if line is None:
         raise BadFraming("the status line is not one of HTTP/1.1")
@@ -185,19 +186,19 @@ def parse_response(head: bytes) -> Response:
 
 
 def _fields(parser: type[httptools.HttpRequestParser | httptools.HttpResponseParser], head: bytes) -> Fields:
-    """The headers, each checked: no folding, no bare CR or LF, no control character, no space before a colon."""
+    """Return the headers, each checked: no folding, bare CR or LF, control character, or space before a colon."""
     found = _Fields()
     try:
         parser(found).feed_data(head)
     except httptools.HttpParserUpgrade:
-        pass  # an offer of another protocol; nobody takes it up
+        pass  # the client offers another protocol, which is ignored
     except httptools.HttpParserError as error:
         raise BadFraming(f"the head is malformed: {error}") from None
     return found.fields
 
 
 def _framing(fields: Fields) -> _Framing:
-    """The headers that say where a message ends, each at most once."""
+    """Return the headers that define the end of the message. Raises BadFraming if one occurs twice."""
     host: bytes | None = None
     length: int | None = None
     expect: bytes | None = None
@@ -228,7 +229,7 @@ def _framing(fields: Fields) -> _Framing:
 
 
 def _origin_form(method: str, target: bytes, host: bytes) -> tuple[bytes, bytes]:
-    """Host and path of a target as proxies are sent it: `http://host/path`. Its host counts, not the header's."""
+    """Return host and path of a target in the form for proxies, `http://host/path`, which overrides `Host`."""
     if method == "OPTIONS" and target == b"*":
         return host, target
     absolute = _ABSOLUTE.fullmatch(target.decode())
@@ -239,7 +240,7 @@ def _origin_form(method: str, target: bytes, host: bytes) -> tuple[bytes, bytes]
 
 
 def lines(fields: Fields, without: frozenset[bytes]) -> bytes:
-    """The headers as bytes, but for those named."""
+    """Return the header lines without the named headers."""
     return b"".join([b"%b: %b\r\n" % field for field in fields if field[0] not in without])
 
 
@@ -247,20 +248,21 @@ def lines(fields: Fields, without: frozenset[bytes]) -> bytes:
 
 
 class Body(Protocol):
-    """Follows a body to its end."""
+    """The progress through a body, up to its end."""
 
     done: bool
+    """Whether the body is complete."""
 
     def feed(self, data: bytes, payload: list[bytes] | None = None) -> int:
-        """How many bytes of `data` belong to the body; what they carry is added to `payload`. Raises BadFraming."""
+        """Return how many bytes of `data` belong to the body, and add their content to `payload`. Raises BadFraming."""
 
     @property
     def at_boundary(self) -> bool:
-        """Whether another chunk could be put in after what was followed so far."""
+        """Whether another chunk could be inserted after the bytes that were fed so far."""
 
 
 class Length:
-    """A body of so many bytes."""
+    """A body of a known length."""
 
     __slots__ = ("_left", "done")
     at_boundary = False
@@ -295,11 +297,15 @@ class UntilClose:
         return len(data)
 
 
-_SIZE, _DATA, _CRLF, _END = range(4)
+# The part of a chunk that comes next. Plain integers: they are compared for every piece of an answer.
+_SIZE = 0
+_DATA = 1
+_CRLF = 2
+_END = 3
 
 
 class Chunked:
-    """A chunked body. Trailers are refused: nobody sends them, and they are where readers disagree."""
+    """A chunked body. Trailers are refused: they are not used in practice, and readers disagree on them."""
 
     __slots__ = ("_left", "_rest", "_state", "done")
 
@@ -350,7 +356,7 @@ class Chunked:
         return size - before
 
     def _keep(self, rest: bytes, beginning: re.Pattern[bytes]) -> None:
-        """Holds back the beginning of a line until its end comes."""
+        """Keep the beginning of a line until its end comes. Raises BadFraming if it cannot become a valid line."""
         if not beginning.fullmatch(rest):
             raise BadFraming("a chunk of the body is malformed")
         self._rest = rest
@@ -360,5 +366,5 @@ _CR = re.compile(rb"\r?")
 
 
 def chunk(data: bytes) -> bytes:
-    """One chunk of a chunked body."""
+    """Return one chunk of a chunked body."""
     return b"%x\r\n%b\r\n" % (len(data), data)

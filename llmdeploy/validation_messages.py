@@ -47,7 +47,7 @@ def violation(error: ValidationError) -> Violation:
 
 
 def is_utf8(data: bytes) -> bool:
-    """Whether the bytes are UTF-8. Releases of msgspec differ in the class of the error for bytes that are not."""
+    """Return whether the bytes are UTF-8. The class of msgspec's error for others depends on its release."""
     try:
         data.decode()
     except UnicodeDecodeError:

@@ -256,7 +256,7 @@ SEEN: list[tuple[str, int, Any, tuple[int, str | None, str | None, str]]] = [
     ),
     ("ollama", 500, {"error": TERMINATED}, (500, "engine_failed", None, TERMINATED)),
     ("vllm", 500, vllm(500, UNFETCHED), (500, None, None, UNFETCHED)),
-    ("vllm", 500, b"", (500, None, None, "`vllm` answered 500 without a word")),
+    ("vllm", 500, b"", (500, None, None, "`vllm` answered 500 without a message")),
     ("vllm", 502, b"<html>\n bad  gateway", (502, None, None, "<html> bad gateway")),
     ("vllm", 500, b'{"error": {"message": "{not json"}}', (500, None, None, "{not json")),
     ("vllm", 500, b'{"error": ' * 100_000, (500, None, None, ('{"error": ' * 201)[:LONGEST])),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from llmdeploy.engines.ollama.dialect import adapt
 from llmdeploy.gateway.errors import Refused
 from llmdeploy.gateway.target import Target
-from llmdeploy.gateway.validation import CHAT, COMPLETIONS, EMBEDDINGS, prepared
+from llmdeploy.gateway.validation import CHAT, COMPLETIONS, EMBEDDINGS, prepare
 
 TARGET = Target("llamacpp", "selftest", "127.0.0.1", 1, ("text", "image"), 8192)
 BLIND = replace(TARGET, capabilities=("text",))
@@ -41,12 +41,12 @@ def image(url: Any) -> dict[str, Any]:
 
 def refused(content: bytes, target: Target = TARGET, path: str = CHAT) -> Refused:
     with pytest.raises(Refused) as caught:
-        prepared(path, content, target)
+        prepare(path, content, target)
     return caught.value
 
 
 def sent(content: bytes, target: Target = TARGET, path: str = CHAT) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(prepared(path, content, target))
+    document: dict[str, Any] = json.loads(prepare(path, content, target))
     return document
 
 
@@ -73,17 +73,17 @@ def sent(content: bytes, target: Target = TARGET, path: str = CHAT) -> dict[str,
 )
 def test_what_is_right_goes_as_the_bytes_that_came(fields: dict[str, Any]) -> None:
     content = body(**fields)
-    assert prepared(CHAT, content, TARGET) is content
+    assert prepare(CHAT, content, TARGET) is content
 
 
 def test_tools_go_to_a_model_that_calls_them() -> None:
     content = body(tools=[TOOL], tool_choice=TOOL)
-    assert prepared(CHAT, content, HANDY) is content
+    assert prepare(CHAT, content, HANDY) is content
 
 
 def test_an_adapted_body_is_the_same_object_where_nothing_changes() -> None:
     content = body(max_tokens=3)
-    assert prepared(CHAT, content, replace(TARGET, adapt=adapt)) is content
+    assert prepare(CHAT, content, replace(TARGET, adapt=adapt)) is content
 
 
 # --- What is sent otherwise
@@ -117,7 +117,7 @@ def test_logprobs_are_told_with_one_alternative(fields: dict[str, Any]) -> None:
 
 def test_a_byte_order_mark_is_left_out() -> None:
     content = body()
-    assert prepared(CHAT, b"\xef\xbb\xbf" + content, TARGET) == content
+    assert prepare(CHAT, b"\xef\xbb\xbf" + content, TARGET) == content
 
 
 def test_a_completion_is_short_by_default() -> None:
@@ -203,14 +203,17 @@ def test_a_wrong_field_is_named(fields: dict[str, Any], param: str, message: str
     [
         (b"", "the body is empty: a JSON object is expected"),
         (b"[]", "the body must be an object, not an array"),
-        (b'{"model": "selftest", "messages": [', "the body is no JSON: Input data was truncated"),
-        (body() + b" x", "the body is no JSON: trailing characters"),
-        (body(temperature=float("nan")), "the body is no JSON: invalid character"),
-        (b'{"model":"selftest","messages":[{"role":"user","content":"\xff"}]}', "the body is no JSON: it is not UTF-8"),
-        ('{"model": "selftest"}'.encode("utf-16"), "the body is no JSON: it is not UTF-8"),
+        (b'{"model": "selftest", "messages": [', "the body is not valid JSON: Input data was truncated"),
+        (body() + b" x", "the body is not valid JSON: trailing characters"),
+        (body(temperature=float("nan")), "the body is not valid JSON: invalid character"),
+        (
+            b'{"model":"selftest","messages":[{"role":"user","content":"\xff"}]}',
+            "the body is not valid JSON: it is not UTF-8",
+        ),
+        ('{"model": "selftest"}'.encode("utf-16"), "the body is not valid JSON: it is not UTF-8"),
         (
             b'{"model":"selftest","messages":[{"role":"user","content":"\\ud83d !"}]}',
-            "the body is no JSON: unexpected end of escaped utf-16 surrogate pair",
+            "the body is not valid JSON: unexpected end of escaped utf-16 surrogate pair",
         ),
         (b'{"x":' + b"[" * 100_000, "the body is nested too deeply"),
     ],
@@ -269,7 +272,7 @@ def test_a_model_gets_no_content_that_it_cannot_take(kind: str, what: str) -> No
     content = body(messages=user({"type": kind, kind: {"url": "http://x"}}))
     error = refused(content)
     assert (error.code, error.message) == (f"{what}_not_supported", f"`selftest` takes no {what}")
-    assert prepared(CHAT, content, replace(TARGET, capabilities=("text", what))) is content
+    assert prepare(CHAT, content, replace(TARGET, capabilities=("text", what))) is content
 
 
 def test_a_model_without_tools_gets_none() -> None:
@@ -292,8 +295,8 @@ def test_what_an_engine_would_ignore_is_refused(path: str, name: str, value: Any
     error = refused(body(prompt="x", **{name: value}), target, path)
     assert (error.status, error.code, error.param) == (400, "unsupported_parameter", name)
     assert error.message == f"`ollama` does not know `{name}` on `{path}`"
-    prepared(path, body(prompt="x", **{name: value}), TARGET)
-    prepared(path, body(prompt="x", **{name: fine}), target)
+    prepare(path, body(prompt="x", **{name: value}), TARGET)
+    prepare(path, body(prompt="x", **{name: fine}), target)
 
 
 @pytest.mark.parametrize("prompt", [..., None, "", [], ["a", "b"], [1, 2], 5])
@@ -304,13 +307,13 @@ def test_a_completion_has_one_prompt(prompt: Any) -> None:
 def test_a_middle_is_filled_in_by_a_model_that_can() -> None:
     content = body(prompt="x", suffix="y", max_tokens=1)
     assert refused(content, path=COMPLETIONS).code == "insert_not_supported"
-    assert prepared(COMPLETIONS, content, replace(TARGET, capabilities=("text", "insert"))) is content
+    assert prepare(COMPLETIONS, content, replace(TARGET, capabilities=("text", "insert"))) is content
 
 
 def test_a_chat_model_makes_no_embeddings() -> None:
     assert refused(body(input="x"), path=EMBEDDINGS).code == "embeddings_not_supported"
     content = body(input="x")
-    assert prepared(EMBEDDINGS, content, replace(TARGET, capabilities=("embedding",))) is content
+    assert prepare(EMBEDDINGS, content, replace(TARGET, capabilities=("embedding",))) is content
 
 
 # --- Other APIs
@@ -342,7 +345,7 @@ def test_other_apis_fetch_nothing_either(path: str, fields: dict[str, Any]) -> N
 )
 def test_other_apis_are_the_engine_s_affair(path: str, fields: dict[str, Any]) -> None:
     content = body(**fields)
-    assert prepared(path, content, replace(TARGET, adapt=adapt)) is content
+    assert prepare(path, content, replace(TARGET, adapt=adapt)) is content
 
 
 # --- Anything at all
@@ -362,10 +365,10 @@ def test_any_body_is_sent_or_refused(fields: dict[str, Any], dialect: bool, path
     target = replace(TARGET, adapt=adapt if dialect else None)
     content = json.dumps({"model": "selftest", "messages": HELLO, "prompt": "x", **fields}).encode()
     with suppress(Refused):
-        assert json.loads(prepared(path, content, target))["model"] == "selftest"
+        assert json.loads(prepare(path, content, target))["model"] == "selftest"
 
 
 @given(st.binary())
 def test_any_bytes_are_refused(content: bytes) -> None:
     with pytest.raises(Refused):
-        prepared(CHAT, content, TARGET)
+        prepare(CHAT, content, TARGET)

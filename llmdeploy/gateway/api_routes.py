@@ -1,4 +1,4 @@
-"""The routes that applications know, and what is answered without an engine."""
+"""The HTTP routes of the API, and the answers to those that need no engine."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from llmdeploy.gateway.errors import Refused
 from llmdeploy.gateway.target import Target
 
 CHECKED = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
-"""Relayed, and the same on every engine."""
+"""Routes that are relayed and behave the same on every engine."""
 PASSED = frozenset({"/v1/messages", "/v1/responses"})
-"""Relayed as they are, where the engine has them."""
+"""Routes that are relayed unchanged; not every engine has them."""
 RELAYED = CHECKED | PASSED
 CONTROL = "/llmdeploy/"
 
@@ -37,12 +37,12 @@ def refused(method: str, path: str, *, has_control: bool) -> Refused | None:
 
 
 def label(path: str) -> str:
-    """The route as metrics name it: one of few, whatever is asked."""
+    """Return the name of the route in metrics: one of a few, whatever path a client sends."""
     return path if path in RELAYED or path in _ANSWERED else "other"
 
 
 def models(path: str, target: Target | None, since: int) -> dict[str, Any]:
-    """The list of the one model that is served, or the model that the path names. Raises Refused."""
+    """Return the list of the one served model, or the model that the path names. Raises Refused."""
     served = [] if target is None else [_model(target, since)]
     name = unquote(path.removeprefix("/v1/models").removeprefix("/"))
     if not name:

@@ -1,4 +1,4 @@
-"""Who may use the gateway: who holds the key, or, where there is none, what is no web page of another origin."""
+"""Access to the gateway: with an API key, clients that send it; without one, all but web pages of other origins."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BEARER = re.compile(rb"bearer +", re.IGNORECASE)
 
 
 def denied(head: Request, key: bytes | None, own_host: str) -> Refused | None:
-    """Why a request may not pass; None where it may."""
+    """Return the reason to refuse a request, or None if the client may use the gateway."""
     if key is None:
         return _rebound(head, own_host)
     if head.path == "/health" or head.path.startswith("/llmdeploy/") or _has_key(head, key):
@@ -39,7 +39,10 @@ def _has_key(head: Request, key: bytes) -> bool:
 
 
 def _rebound(head: Request, own_host: str) -> Refused | None:
-    """A page of another origin may reach a loopback address through the browser; its Host or its Origin tells."""
+    """Refuse a request that a web page of another origin makes through the user's browser.
+
+    Such a page can reach a loopback address, by DNS rebinding too; its `Host` or its `Origin` gives it away.
+    """
     hint = "open the gateway to others with an API key: set `LLMDEPLOY_API_KEY`"
     if head.host and not _is_own(head.host, own_host):
         host = head.host.decode(errors="replace")
@@ -62,7 +65,7 @@ def _is_own(host: bytes, own_host: str) -> bool:
         ip_address(name)
     except ValueError:
         return False
-    return True  # an address is no name that somebody could point elsewhere
+    return True  # an IP address cannot be pointed elsewhere, as a name can
 
 
 @lru_cache(256)

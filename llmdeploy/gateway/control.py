@@ -1,4 +1,4 @@
-"""A request that somebody else answers: a command that talks to the service."""
+"""Requests that the service answers itself: commands of llmdeploy talk to it through the gateway's port."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ NDJSON = b"application/x-ndjson"
 
 
 class ControlRequest:
-    """One request and its answer: one document, or a stream of them."""
+    """One request and its answer: a JSON document, or a stream of JSON lines."""
 
     def __init__(self, host: Host, client: Client, head: Request, body: bytes) -> None:
         self.method = head.method
         self.path = head.path
         self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in head.fields}
-        self.headers.pop("content-length", None)  # `body` tells
+        self.headers.pop("content-length", None)  # `body` has the length
         self.body = bytes(body)
         self.is_local = client.is_local
         self.left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done when the client has gone."""
+        """A future that is done once the client has left."""
         self._host = host
         self._client = client
         self._head = head
@@ -35,16 +35,17 @@ class ControlRequest:
         self._has_ended = False
 
     async def answer(self, status: int, document: Any) -> None:
-        """Answers with one document."""
+        """Answer with one JSON document."""
         await self.answer_bytes(status, msgspec.json.encode(document), responses.JSON)
 
     async def answer_bytes(self, status: int, body: bytes, content_type: bytes) -> None:
+        """Answer with a body of any type."""
         self._end(status)
         if not self.left.done():
             self._client.answer(status, body, content_type)
 
     async def begin(self) -> None:
-        """Begins a stream of documents, one a line."""
+        """Start a stream of JSON documents, one on each line."""
         self._has_begun = True
         framing = b"transfer-encoding: chunked\r\n" if self._head.is_1_1 else b""
         head = responses.head(200, NDJSON, framing, close=not self._head.keep_alive)
@@ -52,7 +53,7 @@ class ControlRequest:
             self._client.transport.write(head)
 
     async def event(self, document: Any) -> None:
-        """Sends one document; waits for a client that does not keep up."""
+        """Send one document of the stream, and wait until the client keeps up."""
         if self.left.done():
             return
         line = msgspec.json.encode(document) + b"\n"
@@ -60,7 +61,7 @@ class ControlRequest:
         await self._client.writable()
 
     async def end(self) -> None:
-        """The stream is whole."""
+        """End the stream."""
         self._end(200)
         if not self.left.done():
             if self._head.is_1_1:
@@ -68,7 +69,7 @@ class ControlRequest:
             self._client.done()
 
     async def run(self, handler: Callable[[ControlRequest], Awaitable[None]]) -> None:
-        """Has the handler answer. What it leaves open is never taken for whole."""
+        """Run the handler that answers, and break off an answer that it leaves open, lest it look complete."""
         try:
             await handler(self)
             if not self._has_ended:
@@ -97,14 +98,15 @@ class ControlRequest:
         self._has_ended = True
         self._host.metrics.answered("", "", self.path, status)
 
-    # What a connection tells its request
+    # Called by the connection
 
     def abandon(self) -> None:
+        """Tell the handler, through `left`, that the client has left."""
         if not self.left.done():
             self.left.set_result(None)
 
     def pause(self) -> None:
-        """`event` waits."""
+        """Do nothing: `event` waits for the client by itself."""
 
     def resume(self) -> None:
-        """`event` goes on."""
+        """Do nothing: `event` continues by itself."""

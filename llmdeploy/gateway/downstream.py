@@ -1,4 +1,4 @@
-"""One connection of an application: its requests, one after the other."""
+"""One connection of an application: its requests are answered one after the other."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from llmdeploy.gateway.route import Route
 from llmdeploy.http1 import MAX_HEAD, BadFraming, Request
 
 LINGER_SECONDS = 2.0
-"""After a refusal the rest of a request is read for so long: a connection closed over unread bytes loses its answer."""
+"""Seconds for which the rest of a refused request is still read.
+
+A connection that is closed over unread bytes is reset, and the client never sees the answer.
+"""
 
 _NO_LINGER = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
@@ -57,7 +60,7 @@ class Front(Intake, Host, Protocol):
 
 
 class Downstream(asyncio.Protocol):
-    """One connection of an application. The next request is not looked at until the answer to this one is out."""
+    """One connection of an application. The next request is not parsed until the answer to the current one is sent."""
 
     __slots__ = (
         "_advancing",
@@ -84,10 +87,10 @@ class Downstream(asyncio.Protocol):
         self._reading_paused = False
         self._unblocked: asyncio.Future[None] | None = None
         self.is_blocked = False
-        """Whether more than enough is still to be written."""
+        """Whether the client does not keep up with what is written to it."""
         self.is_local = False
         self.since = time.monotonic()
-        """When the state of now began, or made progress."""
+        """`monotonic()` of the last state change, or of the last bytes of a request."""
 
     # The connection
 
@@ -108,7 +111,7 @@ class Downstream(asyncio.Protocol):
         self._advance()
 
     def eof_received(self) -> bool | None:
-        """Half a close counts as a whole one: a client that has died looks the same, and nobody should work for it."""
+        """Treat a half-closed connection as closed: a client that died looks the same, and its request must end."""
         self._leave()
         self._state = _CLOSING
         self.since = time.monotonic()
@@ -140,7 +143,7 @@ class Downstream(asyncio.Protocol):
         self._advance()
 
     async def writable(self) -> None:
-        """Until the client keeps up, or is gone."""
+        """Wait until the client keeps up, or is gone."""
         while self.is_blocked and self._state is not _CLOSING:
             self._unblocked = asyncio.get_running_loop().create_future()
             await self._unblocked
@@ -150,7 +153,7 @@ class Downstream(asyncio.Protocol):
             self._unblocked.set_result(None)
 
     def sweep(self, now: float) -> None:
-        """Ends what takes too long."""
+        """End the connection if the client takes too long."""
         limits, waited, reader = self._gateway.limits, now - self.since, self._reader
         if self._state is _READING:
             if reader.in_body or (reader.pending and not self.is_blocked):
@@ -166,7 +169,7 @@ class Downstream(asyncio.Protocol):
     # Requests
 
     def _advance(self) -> None:
-        """Takes requests out of what came, until one is not whole or not answered yet."""
+        """Take requests out of the received bytes, until one is incomplete or not answered yet."""
         if self._advancing:
             return
         self._advancing = True
@@ -181,7 +184,8 @@ class Downstream(asyncio.Protocol):
         finally:
             self._advancing = False
         reader.compact()
-        self._throttle()
+        if reader.pending or self._reading_paused:
+            self._throttle()
 
     def _throttle(self) -> None:
         """Stop receiving when more than one request's worth of bytes waits, or the client does not keep up."""
@@ -195,30 +199,33 @@ class Downstream(asyncio.Protocol):
                 self.transport.resume_reading()
 
     def filled(self, body: bytes) -> None:
-        """The large body is whole."""
+        """Take a large body that is complete."""
         self.become(self)
         self._reader.in_body = False
         self._dispatch(body)
         self._advance()
 
     def become(self, protocol: asyncio.BaseProtocol) -> None:
-        """Bytes go to another protocol from now on. uvloop asks which kind it is when reading begins."""
+        """Make another protocol receive the bytes from now on.
+
+        Reading stops meanwhile, because uvloop looks at the kind of the protocol only when reading starts.
+        """
         self.transport.pause_reading()
         self.transport.set_protocol(protocol)
         self.transport.resume_reading()
 
     def _dispatch(self, body: bytes) -> None:
-        """Answers a whole request, or has it answered."""
+        """Answer a complete request, or start the work that answers it."""
         self._state = _BUSY
         reader = self._reader
-        head, asked = reader.head, reader.asked
+        head, parsed = reader.head, reader.parsed
         assert head is not None
-        assert asked is not None
+        assert parsed is not None
         if reader.refused is not None:
             self.refuse(reader.refused)
         elif head.path in api_routes.RELAYED:
             route = self._gateway.route
-            call = Relay(self._gateway, route, self, asked, body)
+            call = Relay(self._gateway, route, self, parsed, body)
             self._work = call
             route.relay(call)
         elif head.path.startswith(api_routes.CONTROL) or head.path == "/metrics":
@@ -238,12 +245,12 @@ class Downstream(asyncio.Protocol):
     # Answers
 
     def refuse(self, refused: Refused) -> None:
-        """Answers with an error."""
+        """Answer the current request with an error."""
         self._count(refused.status)
         self.answer(refused.status, body_of(refused), headers=refused.headers)
 
     def answer(self, status: int, body: bytes, content_type: bytes = responses.JSON, headers: bytes = b"") -> None:
-        """Answers the request of now."""
+        """Send a complete answer to the current request. `headers` are complete header lines."""
         head = self._reader.head
         assert head is not None
         is_head = head.method == "HEAD"
@@ -253,13 +260,13 @@ class Downstream(asyncio.Protocol):
         self.done()
 
     def done(self) -> None:
-        """The answer is out."""
+        """Continue with the next request: the answer to the current one is sent."""
         self._work = None
         reader = self._reader
         if reader.reserved:
             self.release_body()
         keep_alive = reader.head is not None and reader.head.keep_alive
-        reader.head = reader.asked = None
+        reader.head = reader.parsed = None
         if not keep_alive:
             self._close()
             return
@@ -269,16 +276,16 @@ class Downstream(asyncio.Protocol):
             self._advance()
 
     def release_body(self) -> None:
-        """The body is not needed any more."""
+        """Stop counting the body of the current request among the buffered bytes."""
         reader = self._reader
         self._gateway.buffered -= reader.reserved
         reader.reserved = 0
 
     def break_off(self, *, reset: bool) -> None:
-        """Ends the connection in the middle of an answer."""
+        """Close the connection in the middle of an answer; with `reset`, so that the client sees an error."""
         self._work = None
         if reset:
-            # The end of the connection would be the end of the answer; so the connection fails.
+            # An answer without framing ends with its connection, so a normal close would look like a complete answer.
             self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
             self._state = _CLOSING
             self.transport.abort()
@@ -286,7 +293,7 @@ class Downstream(asyncio.Protocol):
             self._close()
 
     def _reject(self, refused: Refused) -> None:
-        """Answers a request that is not read to its end, and ends the connection."""
+        """Answer a request that is not read to its end, and end the connection."""
         if self._state in _ENDING:
             return
         self._count(refused.status)
@@ -309,13 +316,13 @@ class Downstream(asyncio.Protocol):
             self.transport.write_eof()
 
     def _close(self) -> None:
-        """Ends the connection once all is written."""
+        """Close the connection once everything is written."""
         self._state = _CLOSING
         self.since = time.monotonic()
         self.transport.close()
 
     def close(self) -> None:
-        """The gateway stops."""
+        """Close the connection unless a request is in progress: the gateway stops."""
         work = self._work
         if work is None and self._state not in _ENDING:
             self._close()

@@ -11,7 +11,7 @@ from llmdeploy.rules import first_match
 
 @dataclass(frozen=True)
 class Meaning:
-    """What the client gets for an error of an engine."""
+    """The answer that a client gets for an error of an engine."""
 
     status: int
     code: str | None = None

@@ -1,8 +1,8 @@
-"""Errors as applications see them: OpenAI's shape, who failed, and what to do.
+"""Errors in the form that applications get: OpenAI's, and beside it who failed and what to do.
 
     {"error": {"message", "type", "param", "code", "llmdeploy": {"source": "gateway" | "engine", "engine", "hint"}}}
 
-`code` is stable and the same for every engine; `engine_errors.py` knows the words that engines have for it.
+`code` is stable and the same for every engine; `failure_rules.py` recognizes the errors of the engines.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from llmdeploy.gateway.target import Target
 INVALID = "invalid_request_error"
 
 LONGEST = 2000
-"""Characters of an engine's message: some repeat the request."""
+"""Characters of an engine's message that are passed on: some messages repeat the whole request."""
 DEEPEST = 4
-"""Errors inside errors."""
+"""Levels of errors inside errors that are followed."""
 
 _VALIDATION = re.compile(r"'loc': 'body\.?([^']*)', 'msg': (['\"])(.*?)\2")
-"""The first finding of vLLM's, which lists them as a Python program would."""
+"""The first finding in a message of vLLM, which prints its findings as a Python list."""
 _PARAMETER = re.compile(r" \(parameter=\w+(, value=.*)?\)$", re.DOTALL)
 
 
 class Refused(Exception):
-    """A request that is not served; `body_of` tells the application."""
+    """A request that is not served; `body_of` makes the body of its answer."""
 
     def __init__(
         self,
@@ -55,15 +55,15 @@ class Refused(Exception):
 
 
 def body_of(refused: Refused, engine: str | None = None) -> bytes:
-    """The body of the answer."""
+    """Return the body of the answer."""
     return _body(refused, "gateway", engine)
 
 
 def explained(status: int, body: bytes, target: Target) -> tuple[int, bytes]:
-    """An engine's error answer in the same shape, with the status that all engines have for it."""
+    """Return the status and the body that a client gets for an engine's error, the same for every engine."""
     told = _told(body)
     meaning = meaning_of(status, told.message, target)
-    message = meaning.message or told.message or f"`{target.engine}` answered {status} without a word"
+    message = meaning.message or told.message or f"`{target.engine}` answered {status} without a message"
     error = Refused(
         meaning.status,
         message[:LONGEST],
@@ -101,7 +101,7 @@ def _told(body: bytes) -> _Told:
 
 
 def _innermost(document: Any, depth: int) -> _Told:
-    """The error that all others are about: Ollama puts its engine's, as a text, into its own."""
+    """Return the innermost error: Ollama puts the error of the engine that it runs, as JSON text, into its own."""
     if not isinstance(document, dict):
         return _Told(" ".join(str(document).split()))
     inner = document.get("error", document.get("detail"))

@@ -124,7 +124,7 @@ RULES = (
     EngineErrorRule(
         r"^(404 page not found|Not Found|File Not Found)$", 404, "unknown_route", message="`{engine}` has no such route"
     ),
-    # The client's key is the gateway's affair: to the client this is no question of keys.
+    # The gateway checks the client's key, so a key that the engine rejects is not the client's mistake.
     EngineErrorRule(r"", 502, "engine_refused", hint=LOGS, statuses=(401, 403, 407)),
     EngineErrorRule(r"", 400, statuses=(422,)),
 )

@@ -1,4 +1,4 @@
-"""The stable address: where requests go, wait, or are refused."""
+"""The gateway: one stable address in front of a server that may change."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ from llmdeploy.http1 import Request
 __all__ = ["Control", "ControlRequest", "Gateway", "Limits", "Metrics", "Target"]
 
 Control = Callable[[ControlRequest], Awaitable[None]]
-"""Answers requests whose path begins with `/llmdeploy/`; it checks who asks."""
+"""A handler of requests whose path begins with `/llmdeploy/`; it checks their token itself."""
 
 BACKLOG = 1024
+"""Connections that the system queues before the gateway accepts them."""
 CLOSE_SECONDS = 2.0
+"""Seconds that clients have to take the last answers when the gateway stops."""
 
 
 class Gateway:
-    """One address in front of a server that may change. Requests to it are relayed, held, or refused."""
+    """One address for applications. Requests to it are relayed, held, or refused by their route."""
 
     port: int
 
@@ -39,16 +41,16 @@ class Gateway:
         self.metrics = Metrics()
         self.clients: set[Downstream] = set()
         self.buffered = 0
-        """Bytes of request bodies in memory."""
+        """Bytes of request bodies in memory, of all connections."""
         self.traffic = Traffic(limits)
         self.route = Route(self.traffic)
-        """The route of the one model that is served. It takes all requests, whichever model they name."""
+        """The route of the one served model. It takes all requests, whichever model they name."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._servers: list[asyncio.Server] = []
         self._sweeping: asyncio.TimerHandle | None = None
 
     async def listen(self, host: str, port: int) -> None:
-        """Raises OSError as the system says it. Port 0 is any that is free; `port` tells which."""
+        """Accept connections; with port 0 on any free one, which `port` has then. Raises OSError."""
         loop = asyncio.get_running_loop()
         name = "127.0.0.1" if host == "localhost" else host
         server = await loop.create_server(self._client, name, port, backlog=BACKLOG)
@@ -66,7 +68,7 @@ class Gateway:
     # Requests that are answered here
 
     def answer_elsewhere(self, client: Downstream, head: Request, body: bytes) -> ControlRequest:
-        """Has somebody else answer a request."""
+        """Start a task that answers the request: the control handler's, or the one for metrics."""
         exchange = ControlRequest(self, client, head, body)
         handler = self._control if head.path.startswith(api_routes.CONTROL) else self._answer_metrics
         assert handler is not None
@@ -76,19 +78,19 @@ class Gateway:
         return exchange
 
     def document(self, path: str) -> tuple[int, dict[str, Any]]:
-        """The status and the document of `/health` and `/v1/models`. Raises Refused."""
+        """Return the status and the document for `/health` or `/v1/models`. Raises Refused."""
         if path != "/health":
             return 200, api_routes.models(path, self.route.target, self.route.since)
         return self.route.health()
 
     async def _answer_metrics(self, exchange: ControlRequest) -> None:
         traffic = self.traffic
-        # In a thread: the library takes 50 ms to load, and streams must not wait for it.
+        # In a thread, because the library takes 50 ms to load and streams must not wait for it.
         text, content_type = await asyncio.to_thread(self.metrics.text, traffic.in_flight(), traffic.held)
         await exchange.answer_bytes(200, text, content_type)
 
     def report(self, error: BaseException) -> None:
-        """A mistake of ours: the loop's handler logs it."""
+        """Pass a bug in the gateway to the event loop's handler, which logs it."""
         asyncio.get_running_loop().call_exception_handler(
             {"message": "a request to the gateway failed", "exception": error}
         )
@@ -96,7 +98,7 @@ class Gateway:
     # Time
 
     def _sweep(self) -> None:
-        """Ends what takes too long. One timer for all: none is started and cancelled for each request."""
+        """End what takes too long. One timer serves all requests: a timer for each would cost time on every request."""
         now, limits = time.monotonic(), self.limits
         for client in list(self.clients):
             client.sweep(now)
@@ -107,7 +109,7 @@ class Gateway:
     # The end
 
     async def close(self) -> None:
-        """Held requests are refused, others cut; nothing listens any more."""
+        """Stop listening, refuse held requests, cut the others, and close all connections."""
         for server in self._servers:
             server.close()
         if self._sweeping is not None:
@@ -123,7 +125,7 @@ class Gateway:
             client.transport.abort()
 
     async def _end_tasks(self) -> None:
-        """Commands that still talk to the service, but for the one that may have asked for this."""
+        """Cancel the requests of commands, except the one that this coroutine may run in."""
         tasks = self._tasks - {asyncio.current_task()}
         for task in tasks:
             task.cancel()

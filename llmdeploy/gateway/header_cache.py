@@ -1,4 +1,4 @@
-"""Heads, and what of them goes on to the next. But for the length they repeat: each is read once."""
+"""A cache of parsed heads: clients and servers repeat theirs, with nothing but the content length changed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from llmdeploy.http1 import HOP_BY_HOP, Request, Response, lines, parse_request, parse_response
 
-_REMEMBERED = 2048
-"""Bytes of a head that is remembered; a bound on what they can fill."""
+MAX_CACHED = 2048
+"""Bytes of the longest head that is cached, so that the cache stays small."""
 
-# The engine must not answer in a coding that cannot be read here, nor learn the gateway's key, nor of other origins.
+# The engine must not compress its answer, because its stream is read here, nor see the gateway's key and the origin.
 _NOT_SENT = HOP_BY_HOP | frozenset(
     b"host content-length content-type expect authorization x-api-key origin accept-encoding".split()
 )
@@ -19,66 +19,70 @@ _CORS = b"allow-origin allow-credentials allow-headers allow-methods expose-head
 _NOT_ANSWERED = HOP_BY_HOP | frozenset([b"content-length", *(b"access-control-" + name for name in _CORS)])
 
 
-class Asked(NamedTuple):
+class ParsedRequest(NamedTuple):
+    """The head of a request, and the part of it that the engine gets."""
+
     head: Request
     onward: bytes
-    """The headers that the engine is sent, but for its `Host`, the length and the type."""
+    """The header lines for the engine, without `Host`, `Content-Length` and `Content-Type`."""
 
 
-class Answered(NamedTuple):
+class ParsedResponse(NamedTuple):
+    """The head of a response, and the part of it that the application gets."""
+
     head: Response
     onward: bytes
-    """The headers that the application is sent, but for the framing."""
+    """The header lines for the application, without those for the framing."""
     is_stream: bool
-    """Whether it is one of server-sent events."""
+    """Whether the body is a stream of server-sent events."""
 
 
-def asked(head: bytes) -> Asked:
-    """Raises BadFraming."""
-    if len(head) > _REMEMBERED:
-        return _asked_anew(head)
+def cached_request(head: bytes) -> ParsedRequest:
+    """Return the parsed head of a request. Raises BadFraming."""
+    if len(head) > MAX_CACHED:
+        return _request(head)
     found = _LENGTH.search(head)
     if found is None:
-        return _asked(head, b"")
+        return _remembered_request(head, b"")
     start, end = found.span(1)
-    known = _asked(head[:start], head[end:])
-    return Asked(known.head.of_length(int(found[1])), known.onward)
+    known = _remembered_request(head[:start], head[end:])
+    return ParsedRequest(known.head.of_length(int(found[1])), known.onward)
 
 
-def answered(head: bytes) -> Answered:
-    """Raises BadFraming."""
-    if len(head) > _REMEMBERED:
-        return _answered_anew(head)
+def cached_response(head: bytes) -> ParsedResponse:
+    """Return the parsed head of a response. Raises BadFraming."""
+    if len(head) > MAX_CACHED:
+        return _response(head)
     found = _LENGTH.search(head)
     if found is None:
-        return _answered(head, b"")
+        return _remembered_response(head, b"")
     start, end = found.span(1)
-    known = _answered(head[:start], head[end:])
-    return Answered(known.head.of_length(int(found[1])), known.onward, known.is_stream)
+    known = _remembered_response(head[:start], head[end:])
+    return ParsedResponse(known.head.of_length(int(found[1])), known.onward, known.is_stream)
 
 
-def _asked_anew(head: bytes) -> Asked:
+def _request(head: bytes) -> ParsedRequest:
     request = parse_request(head)
-    return Asked(request, lines(request.fields, _NOT_SENT | request.connection))
+    return ParsedRequest(request, lines(request.fields, _NOT_SENT | request.connection))
 
 
-def _answered_anew(head: bytes) -> Answered:
+def _response(head: bytes) -> ParsedResponse:
     response = parse_response(head)
     content_type = response.get(b"content-type") or b""
     onward = lines(response.fields, _NOT_ANSWERED | response.connection)
-    return Answered(response, onward, content_type.startswith(b"text/event-stream"))
+    return ParsedResponse(response, onward, content_type.startswith(b"text/event-stream"))
 
 
-# Remembered by what stands before and after the length: all else is, byte for byte, what was read and checked. One text
-# would not do: it could be that of a head whose length is missing.
+# The cache's key is the two pieces before and after the length, so that every other byte is one that was parsed and
+# checked. The two pieces joined would not do: they could be the text of a head that has no length.
 _LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ?([0-9]{1,18})\r\n")
 
 
 @lru_cache(256)
-def _asked(before: bytes, after: bytes) -> Asked:
-    return _asked_anew(before + b"0" + after if after else before)
+def _remembered_request(before: bytes, after: bytes) -> ParsedRequest:
+    return _request(before + b"0" + after if after else before)
 
 
 @lru_cache(256)
-def _answered(before: bytes, after: bytes) -> Answered:
-    return _answered_anew(before + b"0" + after if after else before)
+def _remembered_response(before: bytes, after: bytes) -> ParsedResponse:
+    return _response(before + b"0" + after if after else before)

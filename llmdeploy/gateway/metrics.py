@@ -1,4 +1,4 @@
-"""What the gateway counts. Plain numbers while requests pass; Prometheus' text when somebody asks."""
+"""The metrics of the gateway: plain numbers that become Prometheus' text only when they are read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Labels = tuple[str, ...]
 
 
 class Histogram:
-    """Counts by upper bounds; the last count is of what lies above all of them."""
+    """Counts of values by upper bounds; the last count is for values above all bounds."""
 
     __slots__ = ("bounds", "counts", "total")
 
@@ -34,7 +34,7 @@ class Histogram:
         self.total += value
 
     def buckets(self) -> list[tuple[str, float]]:
-        """As Prometheus has them: each bound with all that is not above it."""
+        """Return Prometheus' cumulative buckets: each bound, and the count of values up to it."""
         sums, so_far = [], 0
         for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
             so_far += count
@@ -44,7 +44,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Counts since the gateway began."""
+    """Counts since the gateway started."""
 
     requests: Counter[Labels] = field(default_factory=Counter)
     errors: Counter[Labels] = field(default_factory=Counter)
@@ -68,7 +68,7 @@ class Metrics:
         _add(self.rates, (engine, model), rate, RATES)
 
     def text(self, in_flight: Mapping[Labels, int], held: int) -> tuple[bytes, bytes]:
-        """The text that Prometheus reads, and its content type."""
+        """Return the text that Prometheus reads, and its content type."""
         from prometheus_client import CollectorRegistry, generate_latest
         from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
@@ -85,7 +85,7 @@ def _add(histograms: dict[Labels, Histogram], labels: Labels, value: float, boun
 
 
 class _Collector:
-    """The counts as the library's families, which know the text form and its escapes."""
+    """The counts as metric families of prometheus_client, which writes the text format and its escapes."""
 
     def __init__(self, metrics: Metrics, in_flight: Mapping[Labels, int], held: int) -> None:
         self._metrics = metrics

@@ -1,4 +1,4 @@
-"""The requests in the bytes of one connection: each head is judged as soon as it is complete, then its body is read."""
+"""The reader of requests in the bytes of one connection: it checks each complete head, then reads the body."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol, cast
 from llmdeploy.gateway import api_routes, responses
 from llmdeploy.gateway.auth import denied
 from llmdeploy.gateway.errors import Refused
-from llmdeploy.gateway.header_cache import Asked, asked
+from llmdeploy.gateway.header_cache import ParsedRequest, cached_request
 from llmdeploy.gateway.route import Limits
 from llmdeploy.http1 import CONTINUE, END_OF_HEAD, MAX_HEAD, BadFraming, Chunked, Request, check_beginning
 
@@ -66,9 +66,9 @@ class RequestReader:
         "_connection",
         "_gateway",
         "_payload",
-        "asked",
         "head",
         "in_body",
+        "parsed",
         "pending",
         "refused",
         "reserved",
@@ -80,7 +80,7 @@ class RequestReader:
         self.pending: bytes | bytearray = b""
         """Bytes that were received; those before `_at` are taken already."""
         self._at = 0
-        self.asked: Asked | None = None
+        self.parsed: ParsedRequest | None = None
         self.head: Request | None = None
         """The head of the request that is read or answered."""
         self.in_body = False
@@ -132,8 +132,8 @@ class RequestReader:
             return False
         if end - at > MAX_HEAD:
             raise BadFraming(f"the head is longer than {MAX_HEAD} bytes", 431)
-        self.asked = asked(bytes(pending[at:end]))
-        self.head = head = self.asked.head
+        self.parsed = cached_request(bytes(pending[at:end]))
+        self.head = head = self.parsed.head
         self._at = end
         has_body = bool(head.length) or head.chunked
         self.refused = refused = self._judge(head)

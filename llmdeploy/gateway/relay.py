@@ -1,4 +1,4 @@
-"""One relayed request, from its whole body to the end of its answer."""
+"""One relayed request, from its complete body to the end of its answer."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from typing import Protocol
 from llmdeploy.gateway import responses
 from llmdeploy.gateway.api_routes import PASSED
 from llmdeploy.gateway.errors import Refused, body_of, explained
-from llmdeploy.gateway.header_cache import Answered, Asked
+from llmdeploy.gateway.header_cache import ParsedRequest, ParsedResponse
 from llmdeploy.gateway.interfaces import Client, Host
 from llmdeploy.gateway.upstream import Pool, Upstream
-from llmdeploy.gateway.validation import prepared
+from llmdeploy.gateway.validation import prepare
 from llmdeploy.http1 import LAST_CHUNK, Response, chunk
 
 MAX_ERROR = 2**20
-"""Bytes of an engine's error answer that are looked at."""
+"""Bytes of an engine's error answer that are read."""
 
-# vLLM refuses a body that is not called JSON, as curl's is not.
+# The type is set here: vLLM refuses a body that is not declared as JSON, and curl does not declare it.
 _HEAD = b"POST %b%b HTTP/1.1\r\nhost: %b\r\n%bcontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
 _EVENT = b"data: {"
 _FAILURE = b'data: {"error"'
-"""In a stream it is the engine's own: in a text of the model's the quotes are escaped."""
+"""The start of an error event of the engine. Text of the model cannot look like it: its quotes are escaped."""
 
 
 class Mode(Enum):
-    """The way in which the body of an answer reaches the client."""
+    """The form in which the body of an answer reaches the client."""
 
     SPLICED = 0
-    """As the server framed it: chunks, or a length."""
+    """The server's own framing, chunks or a length, unchanged."""
     COLLECTED = 1
-    """Gathered: an error, which is explained."""
+    """Not forwarded: the body is an error, which is collected and then explained."""
     WRAPPED = 2
-    """In chunks that are made here: the server ends its answer with the connection."""
+    """Chunks that are made here, because the server ends its answer with the connection."""
     BARE = 3
-    """Without framing, to the end of the connection: the client speaks HTTP/1.0."""
+    """No framing; the end of the connection ends the answer, because the client speaks HTTP/1.0."""
 
 
 _SPLICED, _COLLECTED, _WRAPPED, _BARE = Mode
@@ -52,7 +52,7 @@ class Queue(Protocol):
 
 
 class Relay:
-    """One relayed request. It is with one server until its answer is whole; never are two answers mixed."""
+    """One relayed request. Its answer comes from one server alone; two answers are never mixed."""
 
     __slots__ = (
         "_answer",
@@ -83,16 +83,16 @@ class Relay:
         "received",
     )
 
-    def __init__(self, host: Host, route: Queue, client: Client, asked: Asked, body: bytes) -> None:
+    def __init__(self, host: Host, route: Queue, client: Client, parsed: ParsedRequest, body: bytes) -> None:
         self._host = host
         self._route = route
         self._client = client
-        self._head = asked.head
-        self._onward = asked.onward
+        self._head = parsed.head
+        self._onward = parsed.onward
         self._body = body
         self.received = time.monotonic()
         self.deadline = 0.0
-        """While it waits."""
+        """`monotonic()` until which the request waits for a server."""
         self._pool: Pool | None = None
         self._upstream: Upstream | None = None
         self._was_retried = False
@@ -112,15 +112,15 @@ class Relay:
         self._tail = b""
         self._write = client.transport.write
 
-    # Out to the server
+    # To the server
 
     def send(self, pool: Pool) -> None:
-        """Goes to that server."""
+        """Check the request and send it to the server of this pool."""
         self._pool = pool
         pool.calls.add(self)
         target = pool.target
         try:
-            self._sent = prepared(self._head.path, self._body, target)
+            self._sent = prepare(self._head.path, self._body, target)
         except Refused as refused:
             self.refuse(refused)
             return
@@ -138,20 +138,20 @@ class Relay:
         pool.serve(self)
 
     def go(self, upstream: Upstream) -> None:
-        """Goes out on that connection."""
+        """Send the request on that connection."""
         self._upstream = upstream
         if self._client.is_blocked:
             upstream.pause()
         upstream.send(self, self._sent_head, self._sent)
 
-    # In from the server
+    # From the server
 
-    def begin(self, answered: Answered) -> bool:
-        """The head of the answer has come. Whether the body is wanted without its framing."""
-        response = answered.head
+    def begin(self, parsed: ParsedResponse) -> bool:
+        """Take the head of the answer. Return whether the body is wanted without its framing."""
+        response = parsed.head
         self._answer = response
         self._status = response.status
-        self._body = self._sent = b""  # there is no going back
+        self._body = self._sent = b""  # after its head has come, the request is never sent again
         self._client.release_body()
         if response.status >= 400:
             self._mode = _COLLECTED
@@ -166,11 +166,11 @@ class Relay:
         else:
             framing = b"transfer-encoding: chunked\r\n"
             self._mode = _SPLICED if response.chunked else _WRAPPED
-        self._is_stream = answered.is_stream
+        self._is_stream = parsed.is_stream
         self._unsent = b"HTTP/1.1 %d %b\r\n%b%bx-llmdeploy-engine: %b\r\n%b\r\n" % (
             response.status,
             response.reason,
-            answered.onward,
+            parsed.onward,
             framing,
             self._engine.encode(),
             b"" if self._head.keep_alive else b"connection: close\r\n",
@@ -178,7 +178,7 @@ class Relay:
         return self._mode is not _SPLICED
 
     def forward(self, data: bytes) -> None:
-        """A piece of the answer as the server framed it."""
+        """Send a piece of the answer to the client as the server framed it."""
         if self._is_stream and data:
             if _FAILURE in data:
                 self._fail(data)
@@ -194,7 +194,7 @@ class Relay:
             self._write(data)
 
     def _fail(self, data: bytes) -> None:
-        """The engine tells in its stream that it has failed. vLLM goes on to a clean end, as if all were well."""
+        """Break off the answer at an error event of the engine. vLLM ends such a stream as if it were complete."""
         assert self._pool is not None
         at = data.find(_FAILURE)
         event = data[at : data.find(b"\n", at)].removeprefix(b"data: ")
@@ -206,7 +206,7 @@ class Relay:
         self._end_open(error, "engine_failed", can_tell=can_tell)
 
     def take(self, payload: bytes) -> None:
-        """A piece of the answer without its framing."""
+        """Take a piece of the answer without its framing: collect it, or frame it for the client."""
         mode = self._mode
         if mode is not _COLLECTED:
             self.forward(chunk(payload) if mode is _WRAPPED else payload)
@@ -219,7 +219,7 @@ class Relay:
                 self.finished()
 
     def finished(self) -> None:
-        """The answer is whole."""
+        """End the request: its answer is complete."""
         if self._ended:
             return
         if self._mode is _COLLECTED:
@@ -233,7 +233,7 @@ class Relay:
         self._client.done()
 
     def _explain(self) -> None:
-        """An error of the engine's, in the shape that errors have here."""
+        """Answer with the engine's error, in the form that all errors have."""
         assert self._pool is not None
         body = b"".join(self._collected)[:MAX_ERROR]
         target = self._pool.target
@@ -257,10 +257,10 @@ class Relay:
         if self._events > 1 and seconds > 0:
             self._host.metrics.streamed(self._engine, self._model, (self._events - 1) / seconds)
 
-    # Ends before the end
+    # Ends before the answer is complete
 
     def lost(self, upstream: Upstream, *, answered: bool) -> None:
-        """The connection to the server has ended before the answer was whole."""
+        """Handle the end of the connection to the server before the answer was complete."""
         assert self._pool is not None
         self._upstream = None
         if self._answer is not None:
@@ -271,13 +271,13 @@ class Relay:
         elif answered:
             self.refuse(responses.broke_off(self._engine))
         elif upstream.is_reused and not self._was_retried:
-            self._was_retried = True  # the server had closed the connection for being idle
-            self._pool.serve_anew(self)
+            self._was_retried = True  # the server had closed the connection because it was idle
+            self._pool.serve_alone(self)
         else:
             self.unreachable()
 
     def unreachable(self) -> None:
-        """The server is gone, and no byte of an answer came: another server may do, once."""
+        """Hand the request back to its route, once: the server is gone and sent nothing, so another one may answer."""
         assert self._pool is not None
         self._upstream = None
         if self._was_lost:
@@ -289,11 +289,11 @@ class Relay:
         self._route.lost(self, pool)
 
     def give_up(self) -> None:
-        """No other server came."""
+        """Refuse the request: no other server came."""
         self.refuse(responses.unreachable(self._engine))
 
     def cut(self) -> None:
-        """The server is stopped under it."""
+        """End the request early: its server is stopped."""
         refused = responses.switched_off(self._engine)
         upstream = self._upstream
         if self._answer is None or self._mode is _COLLECTED or upstream is None:
@@ -303,7 +303,10 @@ class Relay:
             self._break_off(refused, upstream)
 
     def _break_off(self, refused: Refused, upstream: Upstream) -> None:
-        """Ends an answer that has begun so that nobody takes it for whole: an event tells, the framing stays open."""
+        """Abort an answer in progress so that no client takes it as complete.
+
+        A stream gets an error event, and the framing is left unfinished.
+        """
         if self._unsent:
             self._write(self._unsent)
         can_tell = upstream.at_boundary() if self._mode is _SPLICED else True
@@ -322,7 +325,7 @@ class Relay:
         self._client.break_off(reset=self._mode is _BARE and not self._is_stream)
 
     def refuse(self, refused: Refused) -> None:
-        """Answers with an error of the gateway's."""
+        """Answer with an error of the gateway."""
         self._host.metrics.failed(self._engine, refused.code or "")
         headers = responses.RETRY_AFTER if refused.status == 503 else b""
         self._reply(refused.status, body_of(refused, self._engine or None), headers)
@@ -334,7 +337,7 @@ class Relay:
         self._client.answer(status, body, headers=headers)
 
     def abandon(self) -> None:
-        """The client has left: nobody works for it any more."""
+        """End the request: its client has left."""
         if self._ended:
             return
         self._route.forget(self)
@@ -343,7 +346,7 @@ class Relay:
         self._end(self._status or 499)
 
     def _let_go(self) -> None:
-        """Ends what runs for this request at the server."""
+        """End the connection to the server, so that the engine stops its work for this request."""
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
             upstream.drop()
@@ -359,11 +362,12 @@ class Relay:
     # Back-pressure
 
     def pause(self) -> None:
-        """The client does not keep up."""
+        """Stop reading from the server: the client does not keep up."""
         if self._upstream is not None:
             self._upstream.pause()
 
     def resume(self) -> None:
+        """Read from the server again."""
         if self._upstream is not None:
             self._upstream.resume()
 

@@ -1,4 +1,4 @@
-"""Answers that the gateway gives itself."""
+"""The answers that the gateway makes itself."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
 def head(status: int, content_type: bytes, framing: bytes, *, close: bool) -> bytes:
-    """The head of an answer; `framing` are whole header lines."""
+    """Return the head of an answer. `framing` holds complete header lines."""
     connection = b"connection: close\r\n" if close else b""
     phrase = _PHRASES.get(status, b"")
     return b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\n%b%b\r\n" % (status, phrase, content_type, framing, connection)
 
 
-def answer(status: int, body: bytes, content_type: bytes, more: bytes, *, close: bool, bodiless: bool) -> bytes:
-    """A whole answer; `more` are whole header lines. A `bodiless` one, to HEAD, tells the length all the same."""
-    framing = b"content-length: %d\r\n%b" % (len(body), more)
+def answer(status: int, body: bytes, content_type: bytes, headers: bytes, *, close: bool, bodiless: bool) -> bytes:
+    """Return a complete answer. `headers` holds complete header lines. A `bodiless` one, to HEAD, has a length too."""
+    framing = b"content-length: %d\r\n%b" % (len(body), headers)
     return head(status, content_type, framing, close=close) + (b"" if bodiless else body)
 
 
 def event_of(body: bytes) -> bytes:
-    """One server-sent event."""
+    """Return one server-sent event."""
     return b"data: %b\n\n" % body
 
 
@@ -35,7 +35,7 @@ def event_of(body: bytes) -> bytes:
 
 
 def unavailable(error: LlmdeployError) -> Refused:
-    """There is no server, and none comes by itself."""
+    """Return the refusal for the time without a server, if only a user can start one."""
     return Refused(503, error.message, type="service_unavailable", code=error.code, hint=error.hint)
 
 

@@ -1,4 +1,4 @@
-"""The way of requests for one served name: to a server, into a queue, or to a refusal."""
+"""The route of the requests for one served name: to a server, into a queue, or to a refusal."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ RELEASED = 8
 
 @dataclass(frozen=True)
 class Limits:
-    """Each is a bound on what applications can make the gateway hold or wait for."""
+    """Bounds on the memory and the time that applications can make the gateway spend."""
 
     body: int = 64 * 2**20
-    """Bytes of one request body."""
+    """Largest request body in bytes."""
     held: int = 200
-    """Requests that wait for a server at once."""
+    """Largest number of requests that wait for a server."""
     hold_seconds: float = 600
-    """A held request waits at most so long."""
+    """Seconds that a held request waits for a server."""
     head_seconds: float = 10
-    """For a head to come, and for each further piece of a body."""
+    """Seconds for the complete head of a request, and for each further piece of its body."""
     buffered: int = 2**30
-    """Bytes of request bodies in memory, all requests together."""
+    """Largest number of bytes of all request bodies in memory."""
     idle_seconds: float = 75
-    """A connection without a request is closed after so long."""
+    """Seconds after which a connection without a request is closed."""
     lost_seconds: float = 2
-    """A request whose server cannot be reached waits so long for another, or for word that one comes."""
+    """Seconds that a request whose server cannot be reached waits for another server, or for a restart to begin."""
 
 
 class Traffic:
@@ -68,7 +68,7 @@ class Traffic:
             del self.pools[pool.target]
 
     def sweep(self, now: float) -> None:
-        """End what takes too long."""
+        """End what takes too long, on all routes."""
         for pool in list(self.pools.values()):
             pool.sweep(now)
             if pool.retired:
@@ -218,7 +218,7 @@ class Route:
         self._held.pop(call, None)
         self._lost.pop(call, None)
 
-    # What is seen of it
+    # Its state
 
     @property
     def held(self) -> int:

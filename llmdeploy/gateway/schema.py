@@ -1,7 +1,7 @@
-"""What a request may hold: the fields that engines read differently, with their types and limits.
+"""The schema of requests: the fields that engines read differently, with their types and limits.
 
-msgspec checks them while it parses: 0.3 us for a small body, 3 ms for 10 MB. Fields that are not named here go to the
-engine as they are.
+msgspec checks them while it parses: 0.3 us for a small body, 3 ms for 10 MB. All other fields go to the engine
+unchanged.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class ResponseFormat(Struct, gc=False):
 
 
 class Sampled(Struct, gc=False):
-    """What both kinds of completions have."""
+    """The fields that chat and text completions share."""
 
     model: str
     stream: bool | None = None
@@ -109,7 +109,7 @@ class Embedding(Struct, gc=False):
 
 
 class Foreign(Struct, gc=False):
-    """A request in another API's form, which goes to the engine as it is."""
+    """A request of another API, such as `/v1/messages`, which goes to the engine unchanged."""
 
     model: str
     stream: bool | None = None

@@ -1,4 +1,4 @@
-"""The server that requests go to."""
+"""The servers that requests go to."""
 
 from __future__ import annotations
 
@@ -11,27 +11,31 @@ Adapt = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """One server that answers for one model. Two are never equal: a server that was started again is another one."""
+    """One server that serves one model. Two targets are never equal: a restarted server is another target."""
 
     engine: str
     model: str
-    """The name that applications send and the server knows."""
+    """The model's name, as applications send it and the server knows it."""
     host: str
     port: int
     capabilities: tuple[str, ...] = ("text",)
-    """`text`, `image`, and what the engine knows beyond."""
+    """`text`, `image`, and further ones that the engine reports."""
     context: int | None = None
-    """Tokens one request may use, where that is known."""
+    """Tokens that one request may use; None if unknown."""
     adapt: Adapt | None = None
-    """The request in the engine's dialect, the same object where it is; None where its bytes can go as they are."""
+    """A function that translates a request into the engine's dialect; None if the engine needs none.
+
+    It returns the same object if nothing changes.
+    """
     lacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """What the engine would ignore, or answer in a form of its own: the names of fields, by route."""
+    """Names of the fields, by route, that the engine would ignore or answer in a form of its own."""
     tls: bool = False
+    """Whether the server is reached over TLS."""
     prefix: str = ""
-    """The path before every route, of a server behind a proxy: `/ollama`."""
+    """The path before every route of a server behind a proxy, such as `/ollama`."""
 
     @property
     def authority(self) -> str:
-        """What requests name as their host."""
+        """The value of `Host` in requests to the server."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"

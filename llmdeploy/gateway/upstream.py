@@ -6,16 +6,17 @@ import asyncio
 import time
 from typing import Protocol, cast
 
-from llmdeploy.gateway.header_cache import Answered, answered
+from llmdeploy.gateway.header_cache import ParsedResponse, cached_response
 from llmdeploy.gateway.target import Target
 from llmdeploy.http1 import END_OF_HEAD, MAX_HEAD, BadFraming, Body, Chunked, Length, Response, UntilClose
 from llmdeploy.tls import trusting
 
 IDLE_SECONDS = 4.0
-"""vLLM closes a connection that is idle for 5 s; a request must not meet that."""
+"""Seconds after which an idle connection is closed. vLLM does so after 5 s, and no request must meet that."""
 CONNECT_SECONDS = 5.0
+"""Seconds to connect to the server."""
 JOINED = 16 * 1024
-"""Up to so many bytes a body is copied behind its head, to be written at once."""
+"""Bytes of the largest body that is copied behind its head, so that both are written at once."""
 
 
 class Call(Protocol):
@@ -24,7 +25,7 @@ class Call(Protocol):
     def go(self, upstream: Upstream) -> None:
         """Send the request on that connection."""
 
-    def begin(self, answered: Answered) -> bool:
+    def begin(self, parsed: ParsedResponse) -> bool:
         """Take the head of the answer. Return whether the body is wanted without its framing."""
 
     def forward(self, data: bytes) -> None:
@@ -81,7 +82,7 @@ class Upstream(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)
 
     def send(self, call: Call, head: bytes, body: bytes) -> None:
-        """Puts a request on this connection."""
+        """Send a request on this connection."""
         self._call = call
         if len(body) <= JOINED:
             self.transport.write(head + body)
@@ -92,7 +93,7 @@ class Upstream(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         call = self._call
         if call is None:
-            self.drop()  # nobody asked
+            self.drop()  # bytes without a request
             return
         try:
             body = self._body
@@ -120,13 +121,13 @@ class Upstream(asyncio.Protocol):
                     raise BadFraming("the head of the answer has no end")
                 self._head = data
                 return
-            answer = answered(data[:end])
+            answer = cached_response(data[:end])
             response = answer.head
             if response.status == 101:
-                raise BadFraming("nobody asked for another protocol")
+                raise BadFraming("the server switches to another protocol, unasked")
             if response.status >= 200:
                 break
-            data = data[end:]  # `100 Continue` and its like
+            data = data[end:]  # `100 Continue` and other interim answers
         rest = data[end:]
         self._head = b""
         self._response = response
@@ -154,7 +155,7 @@ class Upstream(asyncio.Protocol):
             self._finish(call, end < len(data))
 
     def _finish(self, call: Call, has_more: bool) -> None:
-        """The answer is whole. A connection with more bytes, or one that has not sent all, is not reused."""
+        """End the request: its answer is complete. Keep the connection unless bytes are left in either direction."""
         response = self._response
         self._call = self._response = self._body = None
         self.resume()
@@ -167,32 +168,33 @@ class Upstream(asyncio.Protocol):
         call.finished()
 
     def _break(self) -> None:
-        """The server does not speak HTTP."""
+        """End the connection: the server does not speak HTTP."""
         call, self._call = self._call, None
         self.drop()
         if call is not None:
             call.lost(self, answered=True)
 
     def drop(self) -> None:
-        """Ends the connection at once; its request hears nothing more of it."""
+        """End the connection at once, without a word to its request."""
         self._call = None
         self.closing = True
         self.transport.abort()
 
     def pause(self) -> None:
-        """The client does not keep up."""
+        """Stop reading: the client does not keep up."""
         if not self._is_paused and not self.closing:
             self._is_paused = True
             self.transport.pause_reading()
 
     def resume(self) -> None:
+        """Read again."""
         if self._is_paused:
             self._is_paused = False
             if not self.closing:
                 self.transport.resume_reading()
 
     def at_boundary(self) -> bool:
-        """Whether an event could be put in after what was forwarded."""
+        """Return whether an event can be inserted after the bytes that were forwarded."""
         return self._body is not None and self._body.at_boundary
 
     def connection_lost(self, exception: Exception | None) -> None:
@@ -216,7 +218,7 @@ def _body_of(response: Response) -> Body:
 
 
 class Pool:
-    """The connections to one server. The one used last is used first, so that those too many grow old."""
+    """The connections to one server. The one used last is reused first, so that surplus ones stay idle and close."""
 
     __slots__ = ("_idle", "_tasks", "_until_empty", "_wanting", "calls", "host", "prefix", "retired", "target")
 
@@ -226,15 +228,15 @@ class Pool:
         self.prefix = target.prefix.encode()
         self.calls: set[Call] = set()
         self.retired = False
-        """Whether the server is leaving: no connection is kept for later."""
+        """Whether the server gets no new requests: connections are not kept for later."""
         self._idle: list[Upstream] = []
         self._wanting: dict[Call, None] = {}
-        """Requests that wait for a connection to be made, or to become free; in their order."""
+        """Requests that wait for a new connection, or for one to become free, in the order of their arrival."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._until_empty: list[asyncio.Future[None]] = []
 
     def serve(self, call: Call) -> None:
-        """Finds a connection for a request: a free one, or the next that becomes free or is made."""
+        """Find a connection for a request: a free one, else the next that becomes free or is made."""
         upstream = self._take()
         if upstream is not None:
             call.go(upstream)
@@ -242,12 +244,12 @@ class Pool:
             self._wanting[call] = None
             self._connect(None)
 
-    def serve_anew(self, call: Call) -> None:
-        """Makes a connection for this request alone."""
+    def serve_alone(self, call: Call) -> None:
+        """Make a new connection for this request alone."""
         self._connect(call)
 
     def _take(self) -> Upstream | None:
-        """A connection that is free and fresh enough."""
+        """Return a free connection that was used recently, or None."""
         while self._idle:
             upstream = self._idle.pop()
             if not upstream.closing and time.monotonic() - upstream.idle_since < IDLE_SECONDS:
@@ -274,7 +276,7 @@ class Pool:
             call.go(upstream)
 
     async def _made(self) -> Upstream | None:
-        """A new connection; None where there can be none."""
+        """Return a new connection, or None if the server cannot be reached."""
         loop = asyncio.get_running_loop()
         host, port = self.target.host, self.target.port
         try:
@@ -283,7 +285,7 @@ class Pool:
                 _, upstream = await loop.create_connection(lambda: Upstream(self), host, port, ssl=trust)
         except OSError:
             return None
-        except Exception as error:  # whatever it is: a request waits for the outcome
+        except Exception as error:  # of any kind: a request waits for the outcome
             loop.call_exception_handler({"message": f"connecting to `{host}` failed", "exception": error})
             return None
         return upstream
@@ -295,7 +297,7 @@ class Pool:
         return call
 
     def give_back(self, upstream: Upstream) -> None:
-        """A connection has become free."""
+        """Take back a connection that has become free."""
         call = self._first_wanting() if self._wanting else None
         if call is not None:
             call.go(upstream)
@@ -306,12 +308,12 @@ class Pool:
             self._idle.append(upstream)
 
     def forget(self, upstream: Upstream) -> None:
-        """An idle connection has ended."""
+        """Drop an idle connection that was closed."""
         if upstream in self._idle:
             self._idle.remove(upstream)
 
     def remove(self, call: Call) -> None:
-        """A request is over, or goes elsewhere."""
+        """Remove a request that has ended or goes elsewhere."""
         self.calls.discard(call)
         if self._wanting:
             self._wanting.pop(call, None)
@@ -322,7 +324,7 @@ class Pool:
             self._until_empty.clear()
 
     async def until_empty(self, seconds: float) -> bool:
-        """Whether all requests are over within that time."""
+        """Wait until all requests have ended. Return whether they did within `seconds`."""
         if not self.calls:
             return True
         waiter = asyncio.get_running_loop().create_future()
@@ -331,20 +333,20 @@ class Pool:
         return bool(done)
 
     def sweep(self, now: float) -> None:
-        """Closes what was idle too long; the oldest stand first."""
+        """Close the connections that were idle too long; the oldest stand first."""
         idle = self._idle
         while idle and now - idle[0].idle_since >= IDLE_SECONDS:
             idle.pop(0).drop()
 
     def retire(self) -> None:
-        """The server takes no new request; what is with it stays."""
+        """Close idle connections: the server gets no new requests, and finishes those that it has."""
         self.retired = True
         idle, self._idle = self._idle, []
         for upstream in idle:
             upstream.drop()
 
     def close(self) -> None:
-        """Nothing is left that could come yet."""
+        """Stop all attempts to connect."""
         self.retire()
         for task in self._tasks:
             task.cancel()

@@ -1,7 +1,7 @@
-"""What a request asks, checked the same for every engine before it is sent on. Pure.
+"""The checks of a request before it is sent to an engine, the same for every engine. Pure functions.
 
-What engines read differently is made the same where that can be done, and refused where it cannot. A body that needs
-nothing changed is sent as the bytes that came.
+A field that engines read differently is rewritten so that all behave the same, or refused if that cannot be done. A
+body that needs no change is sent as the very bytes that were received.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ COMPLETIONS = "/v1/completions"
 EMBEDDINGS = "/v1/embeddings"
 
 MOST_TOKENS = 2**31 - 1
-"""Where the context is not known: beyond it llama.cpp fails."""
+"""Largest `max_tokens` if the context is unknown; llama.cpp fails on larger numbers."""
 SHORT_ANSWER = 16
-"""OpenAI's default for `max_tokens` of a completion; llama.cpp and Ollama would go on to the end of the context."""
+"""OpenAI's default for `max_tokens` of a completion. Without it llama.cpp and Ollama fill the whole context."""
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 IMAGE = re.compile(r"data:image/(png|jpe?g|webp|gif|bmp);base64,.")
 DATA_URL = "send the image itself, as a data: URL: `data:image/png;base64,...`"
 
 PART_NEEDS = {"text": "text", "image_url": "image", "input_audio": "audio", "audio_url": "audio", "video_url": "video"}
-"""The kinds of content, and what a model must be able to take."""
+"""The capability that a model needs for each type of content."""
 FETCHED = {
     "url": "url",
     "image_url": "image_url",
@@ -44,7 +44,7 @@ FETCHED = {
     "audio_url": "audio_url",
     "video_url": "video_url",
 }
-"""In other APIs: the types of content that name an address, and where."""
+"""The types of content in other APIs that hold a URL, and the field that has it."""
 
 _WORDS = {
     "int": "an integer",
@@ -60,13 +60,13 @@ CHAT_ONLY = frozenset({"messages", "tools", "tool_choice"})
 """Fields that have no meaning in a completion, and are not checked there: an engine's dialect must not meet them."""
 
 Changes = dict[str, Any]
-"""Top-level fields of the body; None removes one."""
+"""New values of top-level fields of the body; None removes the field."""
 Shape = TypeVar("Shape")
 
 
-def prepared(path: str, body: bytes, target: Target) -> bytes:
-    """The body as the engine is sent it; the same object where nothing needs changing. Raises Refused."""
-    if body.startswith(BYTE_ORDER_MARK):  # of editors on Windows; Ollama does not take it
+def prepare(path: str, body: bytes, target: Target) -> bytes:
+    """Return the body for the engine; the same object if nothing changes. Raises Refused."""
+    if body.startswith(BYTE_ORDER_MARK):  # written by editors on Windows; Ollama does not accept it
         body = body[len(BYTE_ORDER_MARK) :]
     changes = _CHECKS.get(path, _foreign)(body, target)
     if changes or (target.adapt is not None and path in (CHAT, COMPLETIONS)):
@@ -86,7 +86,7 @@ def _changed(path: str, body: bytes, changes: Changes, target: Target) -> bytes:
         return body
     try:
         return msgspec.json.encode(document)
-    except OverflowError:  # an integer beyond 64 bits, in a field that nobody reads
+    except OverflowError:  # an integer beyond 64 bits, in a field that is not checked
         return json.dumps(document).encode()
 
 
@@ -104,7 +104,7 @@ def _chat(body: bytes, target: Target) -> Changes:
     if asked.top_logprobs is not None and not asked.logprobs:
         raise _invalid("top_logprobs", 'needs `"logprobs": true`')
     if asked.logprobs and not asked.top_logprobs:
-        changes["top_logprobs"] = 1  # of none llama.cpp would tell nothing at all, and of no number twenty
+        changes["top_logprobs"] = 1  # with 0 llama.cpp reports nothing at all, and without a number it reports 20
     format = asked.response_format
     if format is not None and format.type == "json_schema" and format.json_schema is None:
         raise _invalid("response_format.json_schema", "is missing")
@@ -112,7 +112,7 @@ def _chat(body: bytes, target: Target) -> Changes:
 
 
 def _check_content(place: str, message: Message, target: Target) -> None:
-    """Of a message that is not a plain text."""
+    """Check the content of a message that is not a plain text. Raises Refused."""
     if isinstance(message.content, list):
         for at, part in enumerate(message.content):
             _check_part(f"{place}[{at}]", part, target)
@@ -139,7 +139,7 @@ def _check_part(place: str, part: Part, target: Target) -> None:
 
 
 def _no_image(place: str, url: str) -> Refused:
-    """What an engine would fetch, it would fetch from inside this machine's network."""
+    """Return the refusal of a URL. An engine would fetch it from inside this machine's network."""
     if url.startswith("data:"):
         message = "must hold a PNG, JPEG, WebP, GIF or BMP image in Base64"
     else:
@@ -153,7 +153,7 @@ def _completion(body: bytes, target: Target) -> Changes:
     if asked.suffix and "insert" not in target.capabilities:
         raise _cannot("suffix", target, "cannot fill in a middle", "insert_not_supported", "leave it out")
     changes = _check_sampled(COMPLETIONS, asked, target)
-    # The newer name is known to llama.cpp alone here.
+    # Of the engines, only llama.cpp knows the newer name for completions.
     most = changes.get("max_completion_tokens", asked.max_completion_tokens)
     if most is not None:
         changes |= {"max_tokens": most, "max_completion_tokens": None}
@@ -163,7 +163,7 @@ def _completion(body: bytes, target: Target) -> Changes:
 
 
 def _check_sampled(path: str, asked: Sampled, target: Target) -> Changes:
-    """What all completions have in common, and what of it must be sent otherwise."""
+    """Check the fields that chat and text completions share, and return those to change. Raises Refused."""
     if asked.stream_options is not None and not asked.stream:
         raise _invalid("stream_options", 'needs `"stream": true`')
     if asked.n is not None and asked.n > 1 and asked.temperature == 0:
@@ -173,7 +173,7 @@ def _check_sampled(path: str, asked: Sampled, target: Target) -> Changes:
         if not (value is None or value is False or value == {} or (value == 1 and name in ("n", "best_of"))):
             message = f"`{target.engine}` does not know `{name}` on `{path}`"
             raise Refused(400, message, code="unsupported_parameter", param=name, hint="leave it out")
-    most = target.context or MOST_TOKENS  # more than that no request can get, and vLLM would refuse it
+    most = target.context or MOST_TOKENS  # no request can get more, and vLLM refuses a larger number
     changes: Changes = {}
     if asked.max_tokens is not None and asked.max_tokens > most:
         changes["max_tokens"] = most
@@ -191,7 +191,7 @@ def _embedding(body: bytes, target: Target) -> Changes:
 
 
 def _foreign(body: bytes, target: Target) -> Changes:
-    """Other APIs are the engine's own affair, but for the model, and for what it would fetch."""
+    """Check a request of another API: only the model, and that the engine has nothing to fetch. Raises Refused."""
     asked = _decoded(_foreign_of, body)
     _require_model(asked.model, target)
     for content in (asked.messages, asked.input):
@@ -203,7 +203,7 @@ def _foreign(body: bytes, target: Target) -> Changes:
 
 
 def _addresses(value: Any) -> Iterator[str]:
-    """What an engine would fetch; not the arguments of a tool's call, which may well be addresses."""
+    """Yield the URLs that an engine would fetch. Those in the arguments of a tool call are not fetched."""
     if isinstance(value, list):
         for item in value:
             yield from _addresses(item)
@@ -240,7 +240,7 @@ def _decoded(decode: Callable[[bytes], Shape], body: bytes) -> Shape:
 
 
 def _complaint(error: Exception, body: bytes) -> tuple[str | None, str]:
-    """The field that is wrong, None where it is the whole body, and a sentence."""
+    """Return the field that is wrong, or None for the whole body, and a message."""
     if isinstance(error, RecursionError):
         return None, "the body is nested too deeply"
     if isinstance(error, msgspec.ValidationError):
@@ -248,11 +248,12 @@ def _complaint(error: Exception, body: bytes) -> tuple[str | None, str]:
     if not body.strip():
         return None, "the body is empty: a JSON object is expected"
     if not is_utf8(body):
-        return None, "the body is no JSON: it is not UTF-8"
-    return None, f"the body is no JSON: {str(error).removeprefix('JSON is malformed: ')}"
+        return None, "the body is not valid JSON: it is not UTF-8"
+    return None, f"the body is not valid JSON: {str(error).removeprefix('JSON is malformed: ')}"
 
 
 def _broken_rule(error: msgspec.ValidationError) -> tuple[str | None, str]:
+    """Return the field that breaks the schema, and a message."""
     found = violation(error)
     place = f"`{found.path}`" if found.path else "the body"
     if found.is_missing:

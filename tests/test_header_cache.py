@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmdeploy.gateway import header_cache
-from llmdeploy.gateway.header_cache import answered, asked
+from llmdeploy.gateway.header_cache import cached_request, cached_response
 from llmdeploy.http1 import BadFraming, parse_request, parse_response
 
 ASKED = (
@@ -15,24 +15,24 @@ ANSWERED = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %b\r\nx-a: b
 
 
 def test_a_head_is_read_once_whatever_its_length() -> None:
-    header_cache._asked.cache_clear()
+    header_cache._remembered_request.cache_clear()
     for length in (0, 7, 123456, 7):
         head = ASKED % str(length).encode()
-        assert asked(head).head == parse_request(head)._replace(fields=asked(head).head.fields)
-        assert asked(head).head.length == length
-        assert asked(head).onward == b"x-a: b\r\n"
-    assert header_cache._asked.cache_info().misses == 1
+        assert cached_request(head).head == parse_request(head)._replace(fields=cached_request(head).head.fields)
+        assert cached_request(head).head.length == length
+        assert cached_request(head).onward == b"x-a: b\r\n"
+    assert header_cache._remembered_request.cache_info().misses == 1
 
 
 def test_an_answer_is_read_once_whatever_its_length() -> None:
-    header_cache._answered.cache_clear()
+    header_cache._remembered_response.cache_clear()
     for length in (0, 7, 123456, 7):
         head = ANSWERED % (b"text/event-stream; charset=utf-8", str(length).encode())
-        assert answered(head).head == parse_response(head)._replace(fields=answered(head).head.fields)
-        assert answered(head).head.length == length
-        assert answered(head).is_stream
-    assert header_cache._answered.cache_info().misses == 1
-    assert not answered(ANSWERED % (b"application/json", b"1")).is_stream
+        assert cached_response(head).head == parse_response(head)._replace(fields=cached_response(head).head.fields)
+        assert cached_response(head).head.length == length
+        assert cached_response(head).is_stream
+    assert header_cache._remembered_response.cache_info().misses == 1
+    assert not cached_response(ANSWERED % (b"application/json", b"1")).is_stream
 
 
 FOLDED = [b"\r\n 1", b"1\n", b"1\r\n\t2", b"1\r\nTransfer-Encoding: chunked"]
@@ -54,26 +54,26 @@ FOLDED = [b"\r\n 1", b"1\n", b"1\r\n\t2", b"1\r\nTransfer-Encoding: chunked"]
     ],
 )
 def test_what_is_remembered_helps_no_head_that_is_none(length: bytes) -> None:
-    asked(ASKED % b"1")
-    answered(ANSWERED % (b"text/plain", b"1"))
+    cached_request(ASKED % b"1")
+    cached_response(ANSWERED % (b"text/plain", b"1"))
     for _ in range(2):
         with pytest.raises(BadFraming):
-            asked(ASKED % length)
+            cached_request(ASKED % length)
         with pytest.raises(BadFraming):
-            answered(ANSWERED % (b"text/plain", length))
+            cached_response(ANSWERED % (b"text/plain", length))
 
 
 def test_a_head_without_a_length_is_not_one_with_an_empty_one() -> None:
-    with_length = asked(ASKED % b"5")
-    without = asked((ASKED % b"5").replace(b"Content-Length: 5\r\n", b""))
+    with_length = cached_request(ASKED % b"5")
+    without = cached_request((ASKED % b"5").replace(b"Content-Length: 5\r\n", b""))
     assert (with_length.head.length, without.head.length) == (5, 0)
     before, _, after = (ASKED % b"5").partition(b"5")
     with pytest.raises(BadFraming):
-        asked(before + after)
+        cached_request(before + after)
 
 
 def test_a_long_head_is_not_remembered() -> None:
-    size = header_cache._asked.cache_info().currsize
-    long = asked(b"GET / HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * 3000 + b"\r\n\r\n")
+    size = header_cache._remembered_request.cache_info().currsize
+    long = cached_request(b"GET / HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * 3000 + b"\r\n\r\n")
     assert len(long.onward) > 3000
-    assert header_cache._asked.cache_info().currsize == size
+    assert header_cache._remembered_request.cache_info().currsize == size
