@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 
@@ -24,3 +25,8 @@ def permissions_hint(path: str | Path) -> str:
     import shlex
 
     return f"look at its owner and mode: `ls -ld {shlex.quote(str(path))}`"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names as a list in a message: each in backticks, with commas between them."""
+    return ", ".join(f"`{name}`" for name in names)

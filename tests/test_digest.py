@@ -11,6 +11,7 @@ import pytest
 
 from llmdeploy.errors import ModelInvalid
 from llmdeploy.models import digest
+from llmdeploy.models.source import RemoteFile
 
 Progress = list[tuple[str, int, int]]
 
@@ -44,7 +45,7 @@ def test_it_is_computed_once(file: Path) -> None:
 
 
 def test_progress_is_told_in_pieces_and_reaches_the_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(digest, "CHUNK", 4)
+    monkeypatch.setattr(digest, "CHUNK_BYTES", 4)
     file = tmp_path / "x.gguf"
     file.write_bytes(b"0123456789")
     told: Progress = []
@@ -140,3 +141,17 @@ def test_a_memory_that_cannot_be_written_costs_time_only(file: Path, monkeypatch
     monkeypatch.setenv("LLMDEPLOY_STATE_DIR", str(blocked / "state"))
     assert computed(file) == (sha(b"one"), True)
     assert computed(file) == (sha(b"one"), True)
+
+
+@pytest.mark.parametrize("size", [0, 5, digest.LARGE_BYTES + 3])
+def test_digest_of_a_download_is_that_of_all_pieces_and_of_the_file(size: int, tmp_path: Path) -> None:
+    content = bytes(range(256)) * (size // 256 + 1)
+    content = content[:size]
+    (tmp_path / "x").write_bytes(content)
+    lfs = RemoteFile("x", size, sha256=hashlib.sha256(content).hexdigest())
+    git = RemoteFile("x", size, git_oid=hashlib.sha1(f"blob {size}\0".encode() + content).hexdigest())
+    for file in (lfs, git):
+        fed = digest.Checksum(file)
+        for piece in (content[: size // 2], b"", content[size // 2 :]):
+            fed.feed(piece)
+        assert fed.digest() == file.digest == digest.of_file(file, tmp_path / "x")

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from llmdeploy.errors import LlmdeployError, ModelInvalid, ModelNotFound
 from llmdeploy.models.facts import ModelFacts, read_gguf
-from llmdeploy.models.mmproj import choose_mmproj, find_mmproj
+from llmdeploy.models.quantization import choose_mmproj, find_mmproj
 from llmdeploy.paths import selftest_dir
 
 if TYPE_CHECKING:

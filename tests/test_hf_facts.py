@@ -52,9 +52,10 @@ def test_a_quantized_model_counts_what_its_tensors_take(tmp_path: Path) -> None:
     awq = {"qweight": ("I32", [64, 16]), "qzeros": ("I32", [1, 16]), "scales": ("F16", [1, 128])}
     fp8 = {"w": ("F8_E4M3", [64, 64]), "w_scale": ("F32", [1])}
     with write_safetensors(tmp_path / "awq", awq).open("rb") as file:
-        assert safetensors.read("x", file) == safetensors.Header(64 * 16 * 4 + 16 * 4 + 256, {"I32": 1040, "F16": 128})
+        expected = safetensors.SafetensorsHeader(64 * 16 * 4 + 16 * 4 + 256, {"I32": 1040, "F16": 128})
+        assert safetensors.read("x", file) == expected
     with write_safetensors(tmp_path / "fp8", fp8).open("rb") as file:
-        assert safetensors.read("x", file) == safetensors.Header(4096 + 4, {"F8_E4M3": 4096, "F32": 1})
+        assert safetensors.read("x", file) == safetensors.SafetensorsHeader(4096 + 4, {"F8_E4M3": 4096, "F32": 1})
 
 
 def test_a_file_without_tensors(tmp_path: Path) -> None:

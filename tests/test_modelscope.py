@@ -21,7 +21,7 @@ import pytest
 
 from llmdeploy.models import source
 from llmdeploy.models.modelscope import at_modelscope
-from llmdeploy.models.modelscope.names import ELSEWHERE
+from llmdeploy.models.modelscope.names import _prefixes
 from llmdeploy.models.reference import HubFile, HubRepo, parse
 from tests.conftest import SELFTEST
 from tests.hub_server import COMMIT, Refusal, closed_port
@@ -598,5 +598,5 @@ def test_the_same_model_at_modelscope(hub: str, modelscope: str) -> None:
 
 
 def test_the_names_of_the_table_are_beginnings_of_repositories() -> None:
-    assert all("/" in name and "/" in other for name, other in ELSEWHERE.items())
-    assert list(ELSEWHERE) == sorted(ELSEWHERE)
+    assert all("/" in name and "/" in other for name, other in _prefixes().items())
+    assert list(_prefixes()) == sorted(_prefixes())

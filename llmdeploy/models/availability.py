@@ -11,7 +11,7 @@ from llmdeploy.models.catalog import lookup
 from llmdeploy.models.catalog.entry import CatalogEntry
 from llmdeploy.models.gguf import GgufModel
 from llmdeploy.models.hf_model import HfModel
-from llmdeploy.models.mmproj import find_mmproj
+from llmdeploy.models.quantization import find_mmproj
 from llmdeploy.models.reference import HUB_HOSTS, CatalogName, HubFile, HubRepo, ModelRef, OllamaTag
 from llmdeploy.models.source import at, first_here, in_order
 from llmdeploy.models.stores import ollama

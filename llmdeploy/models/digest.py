@@ -1,20 +1,32 @@
-"""SHA-256 of large files, computed once for each state of a file."""
+"""Digests of files: SHA-256 of a file on the disk, kept until the file changes, and the digest of a download."""
 
 from __future__ import annotations
 
 import hashlib
 import re
+import shlex
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
 
 from llmdeploy.atomic_file import JsonFile
 from llmdeploy.errors import ModelInvalid
-from llmdeploy.models.gguf_header import command
 from llmdeploy.paths import state_dir
 
-CHUNK = 2**22
+if TYPE_CHECKING:
+    from io import FileIO
+
+    from llmdeploy.models.source import RemoteFile
+
+CHUNK_BYTES = 2**22
+BLOCK_BYTES = 2**20
+LARGE_BYTES = 2**24
+"""Size from which on the digest of a download is computed in a thread of its own, beside the bytes that arrive."""
+WAITING_BLOCKS = 2
+"""Blocks that may wait for that thread; a block of a Xet stream has 64 MB."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -28,7 +40,7 @@ def sha256(path: Path, on_progress: Callable[[str, int, int], None]) -> str:
         digest = _computed(file, status.st_size, on_progress)
     except OSError as error:
         raise ModelInvalid(
-            f"`{path}` cannot be read: {error.strerror}", f"check it: `{command('ls -l', path)}`"
+            f"`{path}` cannot be read: {error.strerror}", f"check it: `{shlex.join(['ls', '-l', str(path)])}`"
         ) from error
     _save({**_known(), str(file): [status.st_size, status.st_mtime_ns, digest]})
     return digest
@@ -73,7 +85,7 @@ def save(path: Path, digest: str) -> None:
 def _computed(file: Path, size: int, on_progress: Callable[[str, int, int], None]) -> str:
     digest = hashlib.sha256()
     with file.open("rb") as stream:
-        while chunk := stream.read(CHUNK):
+        while chunk := stream.read(CHUNK_BYTES):
             digest.update(chunk)
             on_progress(f"checking {file.name}", stream.tell(), size)
     return digest.hexdigest()
@@ -96,3 +108,71 @@ def _save(digests: dict[str, Any]) -> None:
 
 def _state_file() -> JsonFile:
     return JsonFile(state_dir() / "digests.json")
+
+
+# --- Digests of downloads
+
+
+class Checksum:
+    """Of what is fed to it, from the first byte on."""
+
+    def __init__(self, file: RemoteFile) -> None:
+        """SHA-256; or SHA-1 over Git's head of a blob and the content, where the file is no LFS object."""
+        self._hash = hashlib.sha256() if file.sha256 else hashlib.sha1(f"blob {file.size}\0".encode())
+        self._is_large = file.size >= LARGE_BYTES
+        self._thread: _HashThread | None = None
+        self._block = memoryview(bytearray(min(BLOCK_BYTES, file.size)))
+
+    def feed(self, data: bytes) -> None:
+        if self._is_large and not self._thread:
+            self._thread = _HashThread(self._hash)
+        if self._thread and data:  # an empty block ends the thread
+            self._thread.feed(data)
+        elif not self._thread:
+            self._hash.update(data)
+
+    def feed_from(self, stream: FileIO) -> int:
+        """A block that is read there, before anything was fed otherwise; its bytes: 0 at the end."""
+        assert not self._thread
+        count = stream.readinto(self._block)
+        self._hash.update(self._block[:count])
+        return count
+
+    def digest(self) -> str:
+        """Hexadecimal; nothing can be fed after it."""
+        self.close()
+        return self._hash.hexdigest()
+
+    def close(self) -> None:
+        if self._thread:
+            self._thread.close()
+
+
+def of_file(file: RemoteFile, path: Path) -> str:
+    """The digest of what lies there, as that file's is computed."""
+    checksum = Checksum(file)
+    with path.open("rb", buffering=0) as stream:
+        while checksum.feed_from(stream):
+            pass
+    return checksum.digest()
+
+
+class _HashThread:
+    def __init__(self, into: Any) -> None:
+        self._queue: SimpleQueue[bytes] = SimpleQueue()
+        self._room = threading.Semaphore(WAITING_BLOCKS)
+        self._thread = threading.Thread(target=self._run, args=(into,), daemon=True)
+        self._thread.start()
+
+    def feed(self, data: bytes) -> None:
+        self._room.acquire()
+        self._queue.put(data)
+
+    def close(self) -> None:
+        self._queue.put(b"")
+        self._thread.join()
+
+    def _run(self, into: Any) -> None:
+        while data := self._queue.get():
+            into.update(data)
+            self._room.release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath, PurePosixPath
@@ -11,6 +12,7 @@ from llmdeploy.errors import ModelInvalid
 from llmdeploy.models import gguf_header, source
 from llmdeploy.models.gguf_header import Header
 from llmdeploy.models.reference import HubFile
+from llmdeploy.text import listed
 
 UNKNOWN_LENGTH = 2**31
 """The context of a model of which no length is told: any wish is within it."""
@@ -158,7 +160,7 @@ def _missing(header: Header, key: str) -> ModelInvalid:
 def _check_kind(header: Header, place: Place) -> None:
     kind = header.fields.get("general.type", "model")
     if header.is_projector:
-        option = f" and this one with `{gguf_header.command('--mmproj', place)}`" if isinstance(place, Path) else ""
+        option = f" and this one with `{shlex.join(['--mmproj', str(place)])}`" if isinstance(place, Path) else ""
         raise ModelInvalid(
             f"`{header.name}` is a vision projector, not a model", f"give the model's own file first{option}"
         )
@@ -182,7 +184,7 @@ def _other_parts(header: Header, place: Place) -> list[Place]:
     here = [part for part in parts if isinstance(part, Path)]
     if missing := [part.name for part in here if not part.is_file()]:
         raise ModelInvalid(
-            f"`{header.name}` is one of {count} parts of a model, and {gguf_header.listed(missing)} is not beside it",
+            f"`{header.name}` is one of {count} parts of a model, and {listed(missing)} is not beside it",
             f"put all parts into `{_path(place).parent}`",
         )
     return parts[1:]

@@ -10,10 +10,9 @@ from pathlib import Path
 
 from llmdeploy.config import DEFAULT, Settings
 from llmdeploy.errors import DownloadFailed, ModelNotFound
-from llmdeploy.models import facts, lock, quantization, source, transfer
+from llmdeploy.models import facts, lock, quantization, requirements, source, transfer
 from llmdeploy.models.catalog import lookup
-from llmdeploy.models.mmproj import find_mmproj
-from llmdeploy.models.quantization import Choice
+from llmdeploy.models.quantization import Choice, find_mmproj
 from llmdeploy.models.reference import HUB_HOSTS, CatalogName, HubFile, HubRepo, ModelRef, OllamaTag
 from llmdeploy.models.requirements import Requirements
 from llmdeploy.models.source import Listing, OnProgress, RemoteFile
@@ -50,7 +49,7 @@ class GgufModel:
         except DownloadFailed:
             if folder or not self._located:  # what is all here needs no source
                 raise
-        return transfer.here(str(self._home or self.weights), self.local_files())
+        return requirements.of_local_files(str(self._home or self.weights), self.local_files())
 
     def pull(self, on_progress: OnProgress, folder: Path | None = None) -> None:
         """Fetch what is missing. Raises DownloadFailed, ModelNotFound."""

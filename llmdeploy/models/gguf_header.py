@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from llmdeploy.errors import LlmdeployError, ModelInvalid, ModelNotFound
+from llmdeploy.text import listed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,7 +67,7 @@ def read(path: Path) -> Header:
     except PermissionError:
         raise ModelInvalid(
             f"`{path}` cannot be read: permission denied",
-            f"`{command('ls -ld', path.parent, path)}` shows who may read it",
+            f"`{shlex.join(['ls', '-ld', str(path.parent), str(path)])}` shows who may read it",
         ) from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
@@ -92,7 +93,8 @@ def _read_header(name: str, file: BinaryIO, size: int) -> Header:
     if magic != _MAGIC:
         raise ModelInvalid(
             f"`{name}` is not a GGUF file, whatever its name says",
-            f"`{command('head -c 200', name)}` shows what it is; a web page or a Git LFS pointer is a failed download",
+            f"`{shlex.join(['head', '-c', '200', name])}` shows what it is; "
+            "a web page or a Git LFS pointer is a failed download",
         )
     try:
         fields, tensors, needed = _parse(_Cursor(file, size))
@@ -247,11 +249,3 @@ def _is_a_folder(path: Path) -> ModelInvalid:
     names = sorted(name.name for name in path.glob("*.gguf"))
     hint = f"give one of its files: {listed(names[:5])}" if names else "give a `.gguf` file"
     return ModelInvalid(f"`{path}` is a folder, not a GGUF file", hint)
-
-
-def listed(names: list[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
-
-
-def command(words: str, *paths: Path | str) -> str:
-    return " ".join([words, *(shlex.quote(str(path)) for path in paths)])

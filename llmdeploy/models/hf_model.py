@@ -13,7 +13,7 @@ from pathlib import Path
 
 from llmdeploy.config import DEFAULT, Settings
 from llmdeploy.errors import DownloadFailed, ModelInvalid, ModelNotFound
-from llmdeploy.models import hf_facts, lock, source, transfer
+from llmdeploy.models import hf_facts, lock, requirements, source, transfer
 from llmdeploy.models.catalog import lookup
 from llmdeploy.models.facts import ModelFacts
 from llmdeploy.models.hf_facts import CONFIG
@@ -52,7 +52,7 @@ class HfModel:
             if folder or not self.present():  # what is all here needs no source
                 raise
         held = wanted(_names(self.folder), f"`{self}`")
-        return transfer.here(str(self), [self.folder / name for name in held])
+        return requirements.of_local_files(str(self), [self.folder / name for name in held])
 
     def pull(self, on_progress: OnProgress, folder: Path | None = None) -> None:
         """Fetch what is missing. Raises DownloadFailed, ModelNotFound."""

@@ -1,4 +1,4 @@
-"""Which files of a GGUF repository hold a quantization."""
+"""The files of a GGUF repository that make one model: the parts of one quantization, and its vision projector."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
 from llmdeploy.errors import ModelNotFound
-from llmdeploy.models.mmproj import choose_mmproj
+from llmdeploy.models.reference import QUANT
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 BITS = (4, 5, 6, 8, 3, 16, 2, 32, 1)
 """Of a weight, in the order in which they are taken where no quantization is named."""
@@ -80,6 +84,36 @@ def models(paths: Iterable[str]) -> list[str]:
     ]
 
 
+def find_mmproj(weights: Path) -> Path | None:
+    """The vision projector that lies beside a model file, or None."""
+    try:
+        names = sorted(path.name for path in weights.parent.glob("*.gguf"))
+    except OSError:
+        return None
+    name = choose_mmproj(weights.name, names)
+    return None if name is None else weights.with_name(name)
+
+
+def choose_mmproj(weights: str, names: list[str]) -> str | None:
+    """The projector among the GGUF files of a folder that belongs to `weights`: none is better than a wrong one.
+
+    One named after the model belongs to it. One named after no model belongs to the only model of the folder.
+    """
+    projectors = [name for name in names if "mmproj" in name.lower() and name != weights]
+    models = {tuple(_model_words(name)) for name in [*names, weights] if "mmproj" not in name.lower()}
+
+    def rank(name: str) -> tuple[int, bool, str]:
+        is_f16 = re.search(r"(?<!b)f16", name.lower()) is not None
+        return (-len(_model_words(name)), not is_f16, name)
+
+    def belongs(name: str) -> bool:
+        mine, its = _model_words(weights), _model_words(name)
+        shared = min(len(mine), len(its))
+        return mine[:shared] == its[:shared] if its else len(models) == 1
+
+    return min(filter(belongs, projectors), key=rank, default=None)
+
+
 def _holds(path: str, quant: str) -> bool:
     """Of a dynamic one of Unsloth's the `UD-` need not be named, and F16 is FP16."""
     name, wanted = quant_of(path), re.sub(r"^FP(?=16|32)", "F", quant.upper())
@@ -116,3 +150,11 @@ def _ggufs(folder: PurePosixPath, paths: Iterable[str]) -> list[str]:
 def _stem(path: str) -> str:
     """Without `.gguf` and the number of a part."""
     return _PART.sub("", path[: -len(_GGUF)])
+
+
+def _model_words(name: str) -> list[str]:
+    """The words of a file name that tell which model it is: no format, no quantization, no part number."""
+    stem = re.sub(r"-\d{5}-of-\d{5}$", "", name.lower().removesuffix(".gguf"))
+    stem = stem.replace("mmproj", "").strip("-._ ")
+    stem = re.sub(rf"(^|[-._])(i1-)?{QUANT}$", "", stem, flags=re.IGNORECASE)
+    return [word for word in re.split(r"[-._ ]+", stem) if word not in {"", "model", "vision", "ggml"}]

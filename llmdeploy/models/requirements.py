@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmdeploy.errors import DownloadFailed
+from llmdeploy.errors import DownloadFailed, ModelNotFound
+from llmdeploy.models.source import commit_of
 from llmdeploy.units import in_gib
+
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,24 @@ def require_room(needs: Sequence[Requirements]) -> None:
                 on_it[0].remedy,
                 code="disk_full",
             )
+
+
+def of_local_files(source: str, paths: Sequence[Path]) -> Requirements:
+    """Of files that are all on this machine: nothing is missing. The Hub's cache names them by their digests.
+
+    Raises ModelNotFound where one is gone.
+    """
+    commit = commit_of(paths) or ""
+    return Requirements(source, paths[0].parent, tuple(_file_here(path, commit) for path in paths), commit)
+
+
+def _file_here(path: Path, commit: str) -> RequiredFile:
+    try:
+        blob, size = path.resolve().name, path.stat().st_size
+    except OSError as error:
+        raise ModelNotFound(f"`{path}` cannot be read: {error.strerror}", "check the path") from error
+    within = path.as_posix().partition(f"/snapshots/{commit}/")[2] if commit else ""
+    return RequiredFile(within or path.name, size, size, blob if _DIGEST.fullmatch(blob) else "")
 
 
 def existing(path: Path) -> Path:

@@ -25,13 +25,13 @@ LONGEST = 100_000_000
 
 
 @dataclass(frozen=True)
-class Header:
+class SafetensorsHeader:
     tensor_bytes: int
     elements: Mapping[str, int]
     """Numbers of each type, by the format's names: `BF16`, `F8_E4M3`, `I32` (which may hold eight of 4 bits)."""
 
 
-def read(name: str, file: BinaryIO) -> Header:
+def read(name: str, file: BinaryIO) -> SafetensorsHeader:
     """Of a file, here or elsewhere, which is called `name`. Raises ModelInvalid where it is no whole one."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -56,11 +56,11 @@ def indexed(index: Path | None) -> frozenset[str]:
         return frozenset()
 
 
-def _parse(tensors: dict[str, Any]) -> Header:
+def _parse(tensors: dict[str, Any]) -> SafetensorsHeader:
     elements: Counter[str] = Counter()
     end = 0
     for name, tensor in tensors.items():
         if name != "__metadata__":
             elements[str(tensor["dtype"])] += math.prod(int(length) for length in tensor["shape"])
             end = max(end, int(tensor["data_offsets"][1]))
-    return Header(end, elements)
+    return SafetensorsHeader(end, elements)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,31 +18,29 @@ from pathlib import Path, PurePosixPath
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
-from llmdeploy.errors import DownloadFailed, ModelNotFound
+from llmdeploy.errors import DownloadFailed
 from llmdeploy.models import digest
-from llmdeploy.models.checksum import Checksum, checksum
+from llmdeploy.models.digest import Checksum
 from llmdeploy.models.reference import HubFile
 from llmdeploy.models.requirements import RequiredFile, Requirements
-from llmdeploy.models.source import CACHE_VARIABLES, Listing, OnProgress, Origin, RemoteFile, commit_of, origin
+from llmdeploy.models.source import CACHE_VARIABLES, Listing, OnProgress, Origin, RemoteFile, origin
 from llmdeploy.paths import state_dir
 
 if TYPE_CHECKING:
     from io import FileIO
 
-AT_ONCE = 8
-"""Files."""
-POLL = 0.2
+FILES_AT_ONCE = 8
+POLL_SECONDS = 0.2
 """Seconds between two looks at a lock that another process holds, or at Ctrl-C where a wait does not end by it."""
-PROGRESS = 0.05
-"""Seconds between two reports on a file."""
-_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+PROGRESS_SECONDS = 0.05
+"""Seconds between two progress reports on one file."""
 TRIES = 2
 """A part may have gone wrong on the disk: fetched anew, the file is as it should be."""
 
 
 def need(listing: Listing, files: Sequence[RemoteFile], folder: Path | None = None) -> Requirements:
     """What these files need on the disk of their source's cache, or of `folder`."""
-    homes = [_home(listing, file, folder) for file in files]
+    homes = [_destination(listing, file, folder) for file in files]
     where = (
         "give another folder with `--dir`"
         if folder
@@ -68,10 +65,10 @@ def fetch(listing: Listing, files: Sequence[RemoteFile], on_progress: OnProgress
     needed.require_room()
     for file in needed.files:
         on_progress(file.name, file.here, file.size)
-    homes = [_home(listing, file, folder) for file in files]
+    homes = [_destination(listing, file, folder) for file in files]
     missing = [home for home in homes if not home.is_whole()]
-    run = _Run(listing, on_progress, len(missing))
-    run.all(missing)
+    download = _Download(listing, on_progress, len(missing))
+    download.all(missing)
     if lost := [home.file.path for home in homes if not home.is_whole()]:
         raise DownloadFailed(
             f"`{lost[0]}` was removed while other files of `{listing.repo}` came",
@@ -79,29 +76,11 @@ def fetch(listing: Listing, files: Sequence[RemoteFile], on_progress: OnProgress
         )
 
 
-def here(source: str, paths: Sequence[Path]) -> Requirements:
-    """Of files that are all on this machine: nothing is missing. The Hub's cache names them by their digests.
-
-    Raises ModelNotFound where one is gone.
-    """
-    commit = commit_of(paths) or ""
-    return Requirements(source, paths[0].parent, tuple(_file_here(path, commit) for path in paths), commit)
-
-
-def _file_here(path: Path, commit: str) -> RequiredFile:
-    try:
-        blob, size = path.resolve().name, path.stat().st_size
-    except OSError as error:
-        raise ModelNotFound(f"`{path}` cannot be read: {error.strerror}", "check the path") from error
-    within = path.as_posix().partition(f"/snapshots/{commit}/")[2] if commit else ""
-    return RequiredFile(within or path.name, size, size, blob if _DIGEST.fullmatch(blob) else "")
-
-
 # --- Where a file goes
 
 
 @dataclass(frozen=True)
-class _Home:
+class _Destination:
     """Of one file: where its part and it itself lie. Used by one thread at a time."""
 
     file: RemoteFile
@@ -123,14 +102,14 @@ class _Home:
         return 0
 
 
-def _home(listing: Listing, file: RemoteFile, folder: Path | None) -> _Home:
+def _destination(listing: Listing, file: RemoteFile, folder: Path | None) -> _Destination:
     """Raises DownloadFailed where `folder` holds another file under that name."""
     if ".." in PurePosixPath(file.path).parts or PurePosixPath(file.path).is_absolute():
         raise DownloadFailed(f"`{listing.repo}` lists `{file.path}`, which is no path within it", "take another source")
     if folder is not None:
         return _in_folder(listing, file, folder)
     at = origin(listing.repo.source)
-    return _Home(
+    return _Destination(
         file,
         at.cache(),
         partial(at.part, listing, file),
@@ -148,7 +127,7 @@ def _is_cached(at: Origin, listing: Listing, file: RemoteFile) -> bool:
     return path is not None and path == at.cached(HubFile(repo.repo, file.path, repo.revision, repo.source))
 
 
-def _in_folder(listing: Listing, file: RemoteFile, folder: Path) -> _Home:
+def _in_folder(listing: Listing, file: RemoteFile, folder: Path) -> _Destination:
     path = folder / file.path
     part = path.with_name(path.name + ".incomplete")
     if path.is_file() and not _is_same(file, path):
@@ -158,7 +137,7 @@ def _in_folder(listing: Listing, file: RemoteFile, folder: Path) -> _Home:
         )
     # The lock lies elsewhere: the folder is the user's.
     lock = state_dir() / "locks" / f"{hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:32]}.lock"
-    return _Home(file, folder, lambda: part, lock, path.is_file, partial(_move, file, path))
+    return _Destination(file, folder, lambda: part, lock, path.is_file, partial(_move, file, path))
 
 
 def _is_same(file: RemoteFile, path: Path) -> bool:
@@ -166,7 +145,7 @@ def _is_same(file: RemoteFile, path: Path) -> bool:
         return False
     if file.sha256:
         return digest.sha256(path, lambda *_: None) == file.sha256
-    return checksum(file, path) == file.digest
+    return digest.of_file(file, path) == file.digest
 
 
 def _move(file: RemoteFile, path: Path, part: Path) -> None:
@@ -182,20 +161,20 @@ class _Stopped(BaseException):
     """Ends a thread whose work is no longer wanted. Libraries that retry on errors let it pass."""
 
 
-class _Run:
+class _Download:
     """Several files on their way."""
 
     def __init__(self, listing: Listing, on_progress: OnProgress, count: int) -> None:
         self._listing = listing
-        self._told = on_progress
-        self._telling = threading.Lock()
+        self._on_progress = on_progress
+        self._reporting = threading.Lock()
         self._stop = threading.Event()
         self._others = count - 1
         self._first_may_be_placed = threading.Event()
 
-    def all(self, homes: Sequence[_Home]) -> None:
+    def all(self, homes: Sequence[_Destination]) -> None:
         """Raises what the first one that fails raises."""
-        todo: SimpleQueue[_Home] = SimpleQueue()
+        todo: SimpleQueue[_Destination] = SimpleQueue()
         done: SimpleQueue[BaseException | None] = SimpleQueue()
         for home in homes:
             todo.put(home)
@@ -205,32 +184,32 @@ class _Run:
                 while not self._stop.is_set():
                     home = todo.get_nowait()
                     try:
-                        self._bring(home, is_first=home is homes[0])
+                        self._fetch_one(home, is_first=home is homes[0])
                         done.put(None)
                     except BaseException as error:  # handed to who waits
                         done.put(error)
 
         try:
-            for _ in homes[:AT_ONCE]:
+            for _ in homes[:FILES_AT_ONCE]:
                 threading.Thread(target=work, daemon=True).start()  # nobody waits for one that hangs in the network
             for _ in homes:
-                if error := _next(done):
+                if error := _wait_for_next(done):
                     raise error
         finally:
             self._stop.set()
 
-    def _bring(self, home: _Home, *, is_first: bool) -> None:
-        with _told_as_trouble(home.root, home.variable), self._locked(home):
+    def _fetch_one(self, home: _Destination, *, is_first: bool) -> None:
+        with _disk_errors(home.root, home.variable), self._locked(home):
             if not home.is_whole():
                 self._fill(home)
                 if is_first:
                     self._wait_for_the_others()
                 home.place(home.part())
-        self._tell(home, home.file.size)
+        self._report(home, home.file.size)
         if not is_first:
-            self._count()
+            self._count_finished()
 
-    def _fill(self, home: _Home) -> None:
+    def _fill(self, home: _Destination) -> None:
         """Have the part be whole and right."""
         for attempt in range(TRIES):
             part = home.part()  # another one, once one that was there is found wrong
@@ -246,7 +225,7 @@ class _Run:
             if found == home.file.digest:
                 return
             part.unlink(missing_ok=True)
-            self._tell(home, 0)
+            self._report(home, 0)
             if attempt == TRIES - 1:
                 raise DownloadFailed(
                     f"what came of `{home.file.path}` is not what `{self._listing.repo}` lists: its digest is "
@@ -254,14 +233,14 @@ class _Run:
                     "try again later, or from another network: something on the way changes it",
                 )
 
-    def _copy(self, home: _Home, part: Path) -> str:
+    def _copy(self, home: _Destination, part: Path) -> str:
         """Append what is missing; the digest of all that is there then."""
         start = part.stat().st_size if part.exists() else 0
         if start > home.file.size:
             part.unlink()
             start = 0
         with part.open("a+b", buffering=0) as stream:
-            sink = _Sink(part, stream, home, partial(self._go_on, home))
+            sink = _PartialFile(part, stream, home, partial(self._continue, home))
             try:
                 sink.follow()  # what an earlier process has left
                 if start < home.file.size:
@@ -270,29 +249,29 @@ class _Run:
             finally:
                 sink.checksum.close()
 
-    def _go_on(self, home: _Home, done: int) -> None:
+    def _continue(self, home: _Destination, done: int) -> None:
         if self._stop.is_set():
             raise _Stopped
-        self._tell(home, done)
+        self._report(home, done)
 
-    def _tell(self, home: _Home, done: int) -> None:
-        with self._telling:
+    def _report(self, home: _Destination, done: int) -> None:
+        with self._reporting:
             if not self._stop.is_set():
-                self._told(home.file.path, done, home.file.size)
+                self._on_progress(home.file.path, done, home.file.size)
 
-    def _count(self) -> None:
-        with self._telling:
+    def _count_finished(self) -> None:
+        with self._reporting:
             self._others -= 1
             if self._others == 0:
                 self._first_may_be_placed.set()
 
     def _wait_for_the_others(self) -> None:
-        while self._others and not self._first_may_be_placed.wait(POLL):
+        while self._others and not self._first_may_be_placed.wait(POLL_SECONDS):
             if self._stop.is_set():
                 raise _Stopped
 
     @contextmanager
-    def _locked(self, home: _Home) -> Iterator[None]:
+    def _locked(self, home: _Destination) -> Iterator[None]:
         """Alone among all processes that write that file; the system frees the lock of one that was killed."""
         from filelock import FileLock, Timeout
 
@@ -300,10 +279,10 @@ class _Run:
         lock = FileLock(home.lock, mode=0o664)  # other users may share the cache
         while True:
             try:
-                lock.acquire(timeout=POLL)
+                lock.acquire(timeout=POLL_SECONDS)
                 break
             except Timeout:
-                self._go_on(home, home.here())  # what the other has brought
+                self._continue(home, home.here())  # what the other has brought
             except NotImplementedError:  # a file system without locks: the digest tells what two have mixed up
                 break
         try:
@@ -312,23 +291,23 @@ class _Run:
             lock.release()
 
 
-class _Sink:
+class _PartialFile:
     """A part that is written to: counts, computes the digest, and ends where it is told to."""
 
-    def __init__(self, path: Path, stream: FileIO, home: _Home, go_on: Callable[[int], None]) -> None:
+    def __init__(self, path: Path, stream: FileIO, home: _Destination, on_bytes: Callable[[int], None]) -> None:
         self.path = path
         self.checksum = Checksum(home.file)
         self._stream = stream
         self._home = home
-        self._go_on = go_on
+        self._continue = on_bytes
         self._at = 0
         self._arrived = 0
-        self._told = 0.0
+        self._last_report = 0.0
 
     def write(self, data: bytes) -> int:
         if self._at + len(data) > self._home.file.size:
             raise DownloadFailed(f"more comes of `{self._home.file.path}` than it has", "try again later")
-        with _told_as_trouble(self._home.root, self._home.variable):
+        with _disk_errors(self._home.root, self._home.variable):
             rest = memoryview(data)
             while rest:
                 rest = rest[self._stream.write(rest) :]
@@ -339,7 +318,7 @@ class _Sink:
     def follow(self, arrived: int = 0) -> None:
         """Take in what the part has beyond what is known of. The one who appends it may have `arrived` bytes in all."""
         self._arrived = min(max(arrived, self._arrived), self._home.file.size)
-        with _told_as_trouble(self._home.root, self._home.variable):
+        with _disk_errors(self._home.root, self._home.variable):
             self._stream.seek(self._at)
             while count := self.checksum.feed_from(self._stream):
                 self._move_on(count)
@@ -347,9 +326,9 @@ class _Sink:
 
     def _move_on(self, count: int) -> None:
         self._at += count
-        if time.monotonic() > self._told + PROGRESS:
-            self._told = time.monotonic()
-            self._go_on(max(self._at, self._arrived))
+        if time.monotonic() > self._last_report + PROGRESS_SECONDS:
+            self._last_report = time.monotonic()
+            self._continue(max(self._at, self._arrived))
 
     def tell(self) -> int:
         return self._at
@@ -368,14 +347,14 @@ class _Sink:
     def flush(self) -> None: ...
 
 
-def _next(results: SimpleQueue[BaseException | None]) -> BaseException | None:
+def _wait_for_next(results: SimpleQueue[BaseException | None]) -> BaseException | None:
     while True:
         with suppress(Empty):
-            return results.get(timeout=POLL)
+            return results.get(timeout=POLL_SECONDS)
 
 
 @contextmanager
-def _told_as_trouble(root: Path, variable: str) -> Iterator[None]:
+def _disk_errors(root: Path, variable: str) -> Iterator[None]:
     """Errors of the disk, in a sentence. `variable`: what moves the root; empty where `--dir` has named it."""
     try:
         yield

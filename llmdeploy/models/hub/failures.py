@@ -107,9 +107,6 @@ def _explain_settings(chain: list[BaseException]) -> DownloadFailed | None:
 
 def _explain_network(file: HubFile, chain: list[BaseException]) -> DownloadFailed:
     """The Hub was not reached, or it broke off."""
-    import socket
-    import ssl
-
     from huggingface_hub import errors
 
     endpoint = _endpoint()
@@ -121,26 +118,15 @@ def _explain_network(file: HubFile, chain: list[BaseException]) -> DownloadFaile
     if proxy:
         hint = f"check the proxy variables (`env | grep -i proxy`), {ELSEWHERE}"
     names = {type(error).__name__ for error in chain}
-    if any(isinstance(error, ssl.SSLError) for error in chain):
-        hint = f"behind a proxy that opens TLS set `SSL_CERT_FILE` to its certificate; or {LOCAL_FILE}"
-        return DownloadFailed(f"no safe connection to {where}: {_reason(chain, ssl.SSLError)}", hint)
-    if any(isinstance(error, socket.gaierror) for error in chain):
-        return DownloadFailed(f"the address of {where} cannot be looked up", hint)
-    if any(isinstance(error, ConnectionRefusedError) for error in chain):
-        return DownloadFailed(f"{where} refuses the connection", hint)
+    if failure := network.explain(chain, where, hint, f"{network.TLS_HINT}; or {LOCAL_FILE}"):
+        return failure
     if any(isinstance(error, TimeoutError) for error in chain) or any("Timeout" in name for name in names):
         return DownloadFailed(f"{where} did not answer in time", hint)
     not_the_hubs = ValueError | TypeError | KeyError | AssertionError | errors.FileMetadataError
     if isinstance(chain[0], not_the_hubs):  # no JSON, other JSON, no headers of its
         return DownloadFailed(f"{where} does not answer as a Hub does", f"check `HF_ENDPOINT`, or {LOCAL_FILE}")
     what = f"`{file.file or file.repo}`"
-    return DownloadFailed(f"{what} could not be downloaded from {where}: {_reason(chain, Exception)}", hint)
-
-
-def _reason(chain: list[BaseException], kind: type[BaseException]) -> str:
-    """The first line of the first error of that kind that says something."""
-    texts = (str(error).strip() for error in chain if isinstance(error, kind))
-    return next((text.splitlines()[0].rstrip(".") for text in texts if text), type(chain[0]).__name__)
+    return DownloadFailed(f"{what} could not be downloaded from {where}: {network.reason(chain)}", hint)
 
 
 def _endpoint() -> str:

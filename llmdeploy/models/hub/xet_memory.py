@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-BUFFER = 512_000_000
+BUFFER_BYTES = 512_000_000
 """Bytes that all files on their way have together; hf_xet's own limit is 6 GB."""
-KEPT = 2**30
-"""Bytes."""
+TRIM_THRESHOLD_BYTES = 2**30
+"""Free memory from which on glibc returns it to the system, while files are downloaded."""
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-MAPPED, TRIMMED = 65536, 2**17
-"""What M_MMAP_MAX and M_TRIM_THRESHOLD are by themselves: a service that has fetched lives on."""
+DEFAULT_MMAP_MAX, DEFAULT_TRIM_THRESHOLD_BYTES = 65536, 2**17
+"""The values that glibc starts with; they are restored because a service goes on after its downloads."""
 _changing = threading.Lock()
 _users = 0
 
@@ -33,15 +33,15 @@ def reused() -> Iterator[None]:
         _users += 1
         if libc := _glibc():
             libc.mallopt(M_MMAP_MAX, 0)
-            libc.mallopt(M_TRIM_THRESHOLD, KEPT)
+            libc.mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES)
     try:
         yield
     finally:
         with _changing:
             _users -= 1
             if (libc := _glibc()) and not _users:
-                libc.mallopt(M_MMAP_MAX, MAPPED)
-                libc.mallopt(M_TRIM_THRESHOLD, TRIMMED)
+                libc.mallopt(M_MMAP_MAX, DEFAULT_MMAP_MAX)
+                libc.mallopt(M_TRIM_THRESHOLD, DEFAULT_TRIM_THRESHOLD_BYTES)
                 libc.malloc_trim(0)
 
 
@@ -57,8 +57,8 @@ def _session() -> Any:
 
     config = XetConfig()
     if not any(name.startswith(("HF_XET_RECONSTRUCTION_", "HF_XET_HIGH_PERFORMANCE")) for name in os.environ):
-        name = "reconstruction.download_buffer_"
-        config = config.with_config({f"{name}size": BUFFER, f"{name}perfile_size": 0, f"{name}limit": BUFFER})
+        sizes = {"size": BUFFER_BYTES, "perfile_size": 0, "limit": BUFFER_BYTES}
+        config = config.with_config({f"reconstruction.download_buffer_{name}": size for name, size in sizes.items()})
     return XetSession(config)
 
 

@@ -206,29 +206,18 @@ def _after(response: httpx.Response) -> str:
 
 def _unreached(error: Exception) -> DownloadFailed:
     """It was not reached, or it broke off."""
-    import socket
-    import ssl
-
     import httpx
 
     chain = network.chain(error)
     proxy = network.proxy_to(endpoint())
     where = f"`{endpoint()}`" + (f" through the proxy `{proxy}`" if proxy else "")
-    reason = next((text.splitlines()[0].rstrip(".") for one in chain if (text := str(one).strip())), "")
-    if any(isinstance(one, ssl.SSLError) for one in chain):
-        return DownloadFailed(
-            f"no safe connection to {where}: {reason}",
-            "behind a proxy that opens TLS set `SSL_CERT_FILE` to its certificate",
-        )
-    if any(isinstance(one, socket.gaierror) for one in chain):
-        return DownloadFailed(f"the address of {where} cannot be looked up", _hint(proxy))
-    if any(isinstance(one, ConnectionRefusedError) for one in chain):
-        return DownloadFailed(f"{where} refuses the connection", _hint(proxy))
+    if failure := network.explain(chain, where, _hint(proxy)):
+        return failure
     if isinstance(error, httpx.TimeoutException):
         return BrokenOff(f"{where} did not answer in time", _hint(proxy))
     if isinstance(error, httpx.TransportError) and not isinstance(error, httpx.ProxyError | httpx.UnsupportedProtocol):
-        return BrokenOff(f"the connection to {where} broke off: {reason}", _hint(proxy))
-    return DownloadFailed(f"{where} cannot be asked: {reason}", _hint(proxy))
+        return BrokenOff(f"the connection to {where} broke off: {network.reason(chain)}", _hint(proxy))
+    return DownloadFailed(f"{where} cannot be asked: {network.reason(chain)}", _hint(proxy))
 
 
 def _hint(proxy: str | None) -> str:

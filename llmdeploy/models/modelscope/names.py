@@ -3,55 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import TypeVar
 
 from llmdeploy.models.reference import MAIN, HubFile, HubRepo
-
-ELSEWHERE = {
-    "01-ai/": "01ai/",
-    "CohereForAI/": "AI-ModelScope/",
-    "MiniMaxAI/": "MiniMax/",
-    "THUDM/": "ZhipuAI/",
-    "allenai/Molmo-": "LLM-Research/Molmo-",
-    "baidu/ERNIE-": "PaddlePaddle/ERNIE-",
-    "google/gemma-2-": "LLM-Research/gemma-2-",
-    "google/gemma-2b": "AI-ModelScope/gemma-2b",
-    "google/gemma-3-": "LLM-Research/gemma-3-",
-    "google/gemma-3-270m": "google/gemma-3-270m",
-    "google/gemma-7b": "AI-ModelScope/gemma-7b",
-    "google/paligemma": "AI-ModelScope/paligemma",
-    "hugging-quants/": "LLM-Research/",
-    "internlm/": "Shanghai_AI_Laboratory/",
-    "meta-llama/": "LLM-Research/",
-    "meta-llama/Llama-3.1-": "LLM-Research/Meta-Llama-3.1-",
-    "microsoft/Phi-": "LLM-Research/Phi-",
-    "microsoft/phi-2": "AI-ModelScope/phi-2",
-    "microsoft/phi-4": "LLM-Research/phi-4",
-    "mistralai/Codestral-22B-v0.1": "swift/Codestral-22B-v0.1",
-    "mistralai/Ministral-8B-Instruct-2410": "AI-ModelScope/Ministral-8B-Instruct-2410",
-    "mistralai/Mistral-7B-": "AI-ModelScope/Mistral-7B-",
-    "mistralai/Mistral-7B-Instruct-v0.3": "LLM-Research/Mistral-7B-Instruct-v0.3",
-    "mistralai/Mistral-Large-Instruct-2407": "LLM-Research/Mistral-Large-Instruct-2407",
-    "mistralai/Mistral-Nemo-": "AI-ModelScope/Mistral-Nemo-",
-    "mistralai/Mistral-Small-Instruct-2409": "AI-ModelScope/Mistral-Small-Instruct-2409",
-    "mistralai/Mixtral-": "AI-ModelScope/Mixtral-",
-    "modelscope/": "AI-ModelScope/",
-    "nvidia/Llama-3.1-Nemotron-70B-": "AI-ModelScope/Llama-3.1-Nemotron-70B-",
-    "nvidia/NVIDIA-Nemotron-": "nv-community/NVIDIA-Nemotron-",
-    "nvidia/Nemotron-Mini-": "AI-ModelScope/Nemotron-Mini-",
-    "openai/gpt-oss-": "openai-mirror/gpt-oss-",
-    "openbmb/": "OpenBMB/",
-    "tencent/Hunyuan": "Tencent-Hunyuan/Hunyuan",
-    "tencent/Hy3": "Tencent-Hunyuan/Hy3",
-    "zai-org/": "ZhipuAI/",
-}
-"""How a name begins at the Hub, and at ModelScope; the longest beginning counts.
-
-From the 1148 pairs of names in ms-swift's registry of models (github.com/modelscope/ms-swift, 3602360a5,
-`swift/model/models`), those of text and vision that people deploy.
-Llama 3.1 has lost its `Meta-` at the Hub since.
-"""
-
 
 Repository = TypeVar("Repository", bound=HubRepo | HubFile)
 
@@ -68,5 +24,15 @@ def at_modelscope(reference: Repository) -> Repository:
 
 
 def _name(repo: str) -> str:
-    beginning = max((known for known in ELSEWHERE if repo.startswith(known)), key=len, default="")
-    return ELSEWHERE[beginning] + repo.removeprefix(beginning) if beginning else repo
+    prefixes = _prefixes()
+    prefix = max((known for known in prefixes if repo.startswith(known)), key=len, default="")
+    return prefixes[prefix] + repo.removeprefix(prefix) if prefix else repo
+
+
+@cache
+def _prefixes() -> dict[str, str]:
+    """Return the table of `names.toml`: beginning of a name at the Hub -> its beginning at ModelScope."""
+    import tomllib
+
+    table: dict[str, str] = tomllib.loads(Path(__file__).with_name("names.toml").read_text(encoding="utf-8"))
+    return table
