@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parents[1] / "llmdeploy"
 PROGRAMS = {
     "llmdeploy.service.watchdog",
     "llmdeploy.engines.llamacpp.server_program",
-    "llmdeploy.engines.vllm.inspect_python",
+    "llmdeploy.engines.python_environment.inspect_python",
     "llmdeploy.selftest.train",
 }
 FACE = {"llmdeploy.__main__", "llmdeploy.cli"}

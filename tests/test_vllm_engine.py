@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from llmdeploy.config import Settings
 from llmdeploy.engines.base import EngineStatus
+from llmdeploy.engines.python_environment.contents import Contents, Environment
+from llmdeploy.engines.python_environment.find import Found
 from llmdeploy.engines.vllm import consent, fit, flags
 from llmdeploy.engines.vllm.engine import Vllm
-from llmdeploy.engines.vllm.environment import Contents, Environment, Found
 from llmdeploy.errors import ConfigError, DoesNotFit, EngineMissing, ModelInvalid, NotPermitted, Remedy
 from llmdeploy.models.facts import ModelFacts
 from llmdeploy.models.hf_model import HfModel

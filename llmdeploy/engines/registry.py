@@ -10,6 +10,7 @@ from llmdeploy.config import ENGINE_NAMES
 if TYPE_CHECKING:
     from llmdeploy.config import Settings
     from llmdeploy.engines.base import Engine
+    from llmdeploy.engines.python_environment.program import PythonProgram
 
 
 def get(name: str, settings: Settings) -> Engine[Any]:
@@ -20,3 +21,8 @@ def get(name: str, settings: Settings) -> Engine[Any]:
 
 def every(settings: Settings) -> list[Engine[Any]]:
     return [get(name, settings) for name in ENGINE_NAMES]
+
+
+def python_program(name: str) -> PythonProgram:
+    """Return the Python program that an engine is, one that `engines install` can install."""
+    return cast("PythonProgram", import_module(f"llmdeploy.engines.{name}.program").PROGRAM)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmdeploy.atomic_file import JsonFile
 from llmdeploy.errors import NotPermitted
 from llmdeploy.paths import state_dir
 
 if TYPE_CHECKING:
-    from llmdeploy.engines.vllm.environment import Environment
+    from llmdeploy.engines.python_environment.contents import Environment
     from llmdeploy.models.hf_model import HfModel
 
 CODE = "remote_code"
@@ -55,22 +54,15 @@ def architectures(environment: Environment) -> frozenset[str]:
     return frozenset()
 
 
-def _file() -> Path:
-    return state_dir() / "trusted.json"
-
-
 def _agreed() -> list[str]:
-    try:
-        content = json.loads(_file().read_text())
-    except (OSError, ValueError):
-        return []
-    return content if isinstance(content, list) else []
+    return _file().read([])
 
 
 def _agree(revision: str) -> None:
-    """Not to remember it means to be asked again."""
-    temporary = _file().with_suffix(".new")
+    """Remember a consent. If it cannot be written, the user is asked again the next time."""
     with suppress(OSError):
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
-            json.dump([*_agreed(), revision], stream)
-        temporary.replace(_file())
+        _file().write([*_agreed(), revision])
+
+
+def _file() -> JsonFile:
+    return JsonFile(state_dir() / "trusted.json")

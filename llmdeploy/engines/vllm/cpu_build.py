@@ -15,7 +15,7 @@ IMPORT_SECONDS = 120
 """The first import of torch on a cold disk takes a while."""
 
 
-def mend(folder: Path) -> list[str]:
+def repair(folder: Path) -> list[str]:
     """Make the environment in `folder` able to start; what was done, in words. Finds its own work done."""
     packages = _packages(folder)
     done = [_claim_name(packages)]

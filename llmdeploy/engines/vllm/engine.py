@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from llmdeploy import paths
 from llmdeploy.engines.base import EngineStatus, ServerSpec
-from llmdeploy.engines.vllm import consent, environment, failures, fit, flags, log
-from llmdeploy.engines.vllm.environment import Found
+from llmdeploy.engines.python_environment import find
+from llmdeploy.engines.vllm import consent, failures, fit, flags, log
+from llmdeploy.engines.vllm.program import PROGRAM
 from llmdeploy.errors import EngineMissing
 from llmdeploy.models import hf_model, source
 from llmdeploy.models.hf_model import HfModel
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from llmdeploy.config import Settings
     from llmdeploy.engines.diagnosis import Diagnosis
+    from llmdeploy.engines.python_environment.contents import Environment
+    from llmdeploy.engines.python_environment.find import Found
     from llmdeploy.errors import Remedy
     from llmdeploy.hardware import Hardware
     from llmdeploy.models.facts import ModelFacts
@@ -55,7 +58,7 @@ class Vllm:
 
     @cached_property
     def _found(self) -> Found:
-        return environment.look(self._settings)
+        return find.detect(PROGRAM, self._settings)
 
     @property
     def _device(self) -> str:
@@ -145,7 +148,7 @@ class Vllm:
         return failures.diagnose(log, exit_status)
 
 
-def _module(found: environment.Environment) -> tuple[str, ...]:
+def _module(found: Environment) -> tuple[str, ...]:
     """What is run. The command `vllm serve` needs metadata of that name, which repackaged builds lack."""
     if found.contents is not None and found.contents.name == "vllm":
         return "-m", "vllm.entrypoints.cli.main", "serve"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llmdeploy.errors import ConfigError
 
 if TYPE_CHECKING:
-    from llmdeploy.engines.vllm.environment import Environment
+    from llmdeploy.engines.python_environment.contents import Environment
 
 SOURCES = ("engine/arg_utils.py", "entrypoints/**/cli_args.py", "entrypoints/cli/serve.py", "config/*.py")
 OURS = ("model", "served-model-name", "host", "port", "uds", "api-key")

@@ -14,7 +14,8 @@ from queue import Empty, Queue
 from threading import Thread
 
 from llmdeploy.engines import diagnosis
-from llmdeploy.engines.vllm.failure_rules_install import RULES
+from llmdeploy.engines.diagnosis import FailureRule
+from llmdeploy.engines.python_environment.failure_rules import RULES
 from llmdeploy.errors import InstallFailed
 
 SILENCE_SECONDS = 15
@@ -37,8 +38,11 @@ class Step:
     argv: tuple[str, ...]
 
 
-def run(step: Step, log: Path, on_progress: OnProgress) -> None:
-    """Run a step to its end; what it says goes to the log and to `on_progress`. Raises InstallFailed."""
+def run(step: Step, log: Path, on_progress: OnProgress, rules: tuple[FailureRule, ...] = ()) -> None:
+    """Run a step to its end; what it says goes to the log and to `on_progress`. Raises InstallFailed.
+
+    `rules` are the failures of this installation alone.
+    """
     on_progress(step.name, "")
     said: list[str] = []
     with log.open("a") as file, _child(step, log) as child:
@@ -51,7 +55,7 @@ def run(step: Step, log: Path, on_progress: OnProgress) -> None:
                 on_progress(step.name, words)
         status = child.wait()
     if status != 0:
-        raise failure(step, said, log)
+        raise failure(step, said, log, rules)
 
 
 def news(line: str) -> str:
@@ -121,12 +125,12 @@ def _end(child: subprocess.Popen[str]) -> None:
             return
 
 
-def failure(step: Step, said: list[str], log: Path) -> InstallFailed:
+def failure(step: Step, said: list[str], log: Path, rules: tuple[FailureRule, ...] = ()) -> InstallFailed:
     """Why a step failed, in one sentence."""
     text = "\n".join(said[-40:])
     errors = [line for line in said if re.match(r"error: .*[^:]$", line, re.IGNORECASE)]
     told = (errors or said or [""])[-1]
-    if found := diagnosis.first(RULES, [text]):
+    if found := diagnosis.first((*RULES, *rules), [text]):
         return InstallFailed(f"{step.name} failed: {found.cause}" + (f" ({told})" if told else ""), found.fix)
     return InstallFailed(f"{step.name} failed: {told or 'without a word'}", hint(log))
 

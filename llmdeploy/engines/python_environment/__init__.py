@@ -1,0 +1,1 @@
+"""Engines that are Python programs: the environments that have them, found, inspected and installed."""
