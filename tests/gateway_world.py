@@ -7,18 +7,21 @@ import contextlib
 import json
 import re
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
+from unittest.mock import patch
 
 import pytest
 
+from llmdeploy.errors import LlmdeployError
 from llmdeploy.gateway.gateway import Control, Gateway, Limits, Target
+from llmdeploy.gateway.upstream import Upstream
 
 LOOPS = ["stdlib"] if sys.platform == "win32" else ["uvloop", "stdlib"]
 CHAT = "/v1/chat/completions"
 
-Handler = Callable[["Peer", "Asked"], Awaitable[None]]
+Handler = Callable[["Peer", "EngineRequest"], Awaitable[None]]
 
 
 def run(loop: str, test: Callable[[], Awaitable[None]], seconds: float = 30) -> None:
@@ -54,7 +57,7 @@ def on_loops(test: Callable[[], Awaitable[None]]) -> Callable[[str], None]:
 
 
 @dataclass(frozen=True)
-class Asked:
+class EngineRequest:
     """A request as the engine got it."""
 
     line: str
@@ -97,7 +100,7 @@ class Peer(asyncio.Protocol):
             names = [line.split(": ", 1)[0] for line in rest]
             assert names.count("host") == names.count("content-length") == 1, head
             assert "transfer-encoding" not in names, head
-            asked = Asked(first, headers, bytes(self._buffer[end:whole]))
+            asked = EngineRequest(first, headers, bytes(self._buffer[end:whole]))
             del self._buffer[:whole]
             self.engine.asked.append(asked)
             task = asyncio.ensure_future(self.engine.handler(self, asked))
@@ -147,7 +150,7 @@ class Engine:
 
     def __init__(self, handler: Handler) -> None:
         self.handler = handler
-        self.asked: list[Asked] = []
+        self.asked: list[EngineRequest] = []
         self.peers: list[Peer] = []
 
     async def start(self) -> Target:
@@ -167,7 +170,7 @@ class Engine:
         return [it.document.get("user") for it in self.asked]
 
 
-async def echo(peer: Peer, asked: Asked) -> None:
+async def echo(peer: Peer, asked: EngineRequest) -> None:
     """Answers with the tag of the request; streams where a stream is asked for."""
     try:
         document = asked.document
@@ -183,7 +186,7 @@ async def echo(peer: Peer, asked: Asked) -> None:
     await peer.end_stream()
 
 
-async def silent(peer: Peer, asked: Asked) -> None:
+async def silent(peer: Peer, asked: EngineRequest) -> None:
     """Never answers."""
     await peer.gone.wait()
 
@@ -355,3 +358,31 @@ async def until(condition: Callable[[], object], seconds: float = 5) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.002)
+
+
+# Checks
+
+ERROR = LlmdeployError("`llamacpp` ended five times in a row", "`llmdeploy logs` tells why", code="server_died")
+
+
+def assert_refused(answer: Answer, status: int, words: str = "") -> None:
+    """It is an error in OpenAI's shape, with a sentence and a hint."""
+    assert answer.status == status, answer
+    assert answer.whole
+    assert set(answer.error) >= {"message", "type", "param", "code", "llmdeploy"}
+    assert words in answer.error["message"]
+    assert answer.error["llmdeploy"]["hint"]
+
+
+@contextlib.contextmanager
+def noted_order() -> Iterator[list[Any]]:
+    """The tags of the requests in the order in which they go out."""
+    sent: list[Any] = []
+    send = Upstream.send
+
+    def noted(upstream: Upstream, call: Any, head: bytes, body: bytes) -> None:
+        sent.append(json.loads(body)["user"])
+        send(upstream, call, head, body)
+
+    with patch.object(Upstream, "send", noted):
+        yield sent

@@ -21,7 +21,7 @@ LONGEST_FIRST = (
     "tests/test_failures.py",
     "tests/test_readme.py",
     "tests/test_package.py",
-    "tests/test_gateway.py",
+    "tests/test_gateway_connections.py",
 )
 """The groups that take longest, longest first; the others follow by their number of tests."""
 

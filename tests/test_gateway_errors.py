@@ -266,7 +266,7 @@ SEEN: list[tuple[str, int, Any, tuple[int, str | None, str | None, str]]] = [
 
 
 @pytest.mark.parametrize(("engine", "status", "document", "expected"), SEEN, ids=[str(it[2])[:50] for it in SEEN])
-def test_what_an_engine_said(
+def test_errors_of_engines_are_translated(
     engine: str, status: int, document: Any, expected: tuple[int, str | None, str | None, str]
 ) -> None:
     status, error = told(status, document, engine)
@@ -275,7 +275,7 @@ def test_what_an_engine_said(
     assert error["llmdeploy"]["hint"] or status < 500
 
 
-def test_errors_in_errors_have_an_end() -> None:
+def test_nested_errors_are_followed_to_a_limit() -> None:
     document: Any = {"message": "deep"}
     for _ in range(50):
         document = {"error": document}
@@ -286,5 +286,5 @@ def test_a_long_message_is_cut() -> None:
     assert told(500, {"error": "x" * 9999}, "vllm")[1]["message"] == "x" * LONGEST
 
 
-def test_a_wrong_limit_is_the_applications_affair() -> None:
+def test_a_wrong_limit_is_the_applications_mistake() -> None:
     assert told(429, {"error": "slow down"}, "vllm")[1]["type"] == "rate_limit_error"

@@ -12,7 +12,7 @@ import pytest
 
 from llmdeploy.gateway.gateway import Gateway, Limits, Target
 from llmdeploy.tls import trusting
-from tests.gateway_world import CHAT, LOOPS, Asked, Engine, Handler, Peer, World, echo, post, run, silent, until
+from tests.gateway_world import CHAT, LOOPS, Engine, EngineRequest, Handler, Peer, World, echo, post, run, silent, until
 from tests.tls_world import CERTIFICATE, security
 
 on_loops = pytest.mark.parametrize("loop", LOOPS)
@@ -92,8 +92,8 @@ def test_a_client_that_leaves_ends_its_request_at_the_server(loop: str) -> None:
 
 
 @on_loops
-def test_a_server_that_ends_in_a_stream_is_told(loop: str) -> None:
-    async def begin_and_die(peer: Peer, asked: Asked) -> None:
+def test_a_server_that_ends_within_a_stream_is_reported(loop: str) -> None:
+    async def begin_and_die(peer: Peer, asked: EngineRequest) -> None:
         await peer.begin_stream()
         await peer.event({"number": 0})
         peer.transport.abort()
@@ -108,7 +108,7 @@ def test_a_server_that_ends_in_a_stream_is_told(loop: str) -> None:
 
 
 @on_loops
-def test_a_server_that_nobody_vouches_for_gets_no_request(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_with_an_untrusted_certificate_gets_no_request(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SSL_CERT_FILE")
     trusting.cache_clear()
 
@@ -132,6 +132,6 @@ def test_a_server_that_nobody_vouches_for_gets_no_request(loop: str, monkeypatch
         ("::1", 443, True, "[::1]"),
     ],
 )
-def test_the_host_is_named_as_a_proxy_knows_it(host: str, port: int, tls: bool, authority: str) -> None:
+def test_the_host_header_has_the_port_unless_it_is_the_default(host: str, port: int, tls: bool, authority: str) -> None:
     target = Target("ollama", "m", "", 0)
     assert replace(target, host=host, port=port, tls=tls).authority == authority

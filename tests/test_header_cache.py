@@ -14,7 +14,7 @@ ASKED = (
 ANSWERED = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %b\r\nx-a: b\r\n\r\n"
 
 
-def test_a_head_is_read_once_whatever_its_length() -> None:
+def test_a_request_head_is_parsed_once_whatever_the_content_length() -> None:
     header_cache._remembered_request.cache_clear()
     for length in (0, 7, 123456, 7):
         head = ASKED % str(length).encode()
@@ -24,7 +24,7 @@ def test_a_head_is_read_once_whatever_its_length() -> None:
     assert header_cache._remembered_request.cache_info().misses == 1
 
 
-def test_an_answer_is_read_once_whatever_its_length() -> None:
+def test_a_response_head_is_parsed_once_whatever_the_content_length() -> None:
     header_cache._remembered_response.cache_clear()
     for length in (0, 7, 123456, 7):
         head = ANSWERED % (b"text/event-stream; charset=utf-8", str(length).encode())
@@ -53,7 +53,7 @@ FOLDED = [b"\r\n 1", b"1\n", b"1\r\n\t2", b"1\r\nTransfer-Encoding: chunked"]
         *FOLDED,
     ],
 )
-def test_what_is_remembered_helps_no_head_that_is_none(length: bytes) -> None:
+def test_the_cache_accepts_no_malformed_length(length: bytes) -> None:
     cached_request(ASKED % b"1")
     cached_response(ANSWERED % (b"text/plain", b"1"))
     for _ in range(2):
@@ -63,7 +63,7 @@ def test_what_is_remembered_helps_no_head_that_is_none(length: bytes) -> None:
             cached_response(ANSWERED % (b"text/plain", length))
 
 
-def test_a_head_without_a_length_is_not_one_with_an_empty_one() -> None:
+def test_heads_without_a_length_and_with_an_empty_one_differ() -> None:
     with_length = cached_request(ASKED % b"5")
     without = cached_request((ASKED % b"5").replace(b"Content-Length: 5\r\n", b""))
     assert (with_length.head.length, without.head.length) == (5, 0)
@@ -72,7 +72,7 @@ def test_a_head_without_a_length_is_not_one_with_an_empty_one() -> None:
         cached_request(before + after)
 
 
-def test_a_long_head_is_not_remembered() -> None:
+def test_a_long_head_is_not_cached() -> None:
     size = header_cache._remembered_request.cache_info().currsize
     long = cached_request(b"GET / HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * 3000 + b"\r\n\r\n")
     assert len(long.onward) > 3000

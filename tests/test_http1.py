@@ -12,7 +12,7 @@ from llmdeploy.http1 import BadFraming, Body, Chunked, Length, UntilClose, parse
 HEAD = b"POST /a?b=c HTTP/1.1\r\nHost: x:1\r\nContent-Length: 3\r\nX-Y:  z \r\nEmpty:\r\n\r\n"
 
 
-def test_a_request_is_taken_apart() -> None:
+def test_a_request_is_parsed() -> None:
     head = parse_request(HEAD)
     assert (head.method, head.target, head.path, head.host) == ("POST", b"/a?b=c", "/a", b"x:1")
     assert (head.length, head.chunked, head.keep_alive, head.is_1_1) == (3, False, True, True)
@@ -20,7 +20,7 @@ def test_a_request_is_taken_apart() -> None:
     assert (head.get(b"x-y"), head.get(b"no")) == (b"z", None)
 
 
-def test_a_response_is_taken_apart() -> None:
+def test_a_response_is_parsed() -> None:
     head = parse_response(b"HTTP/1.1 200 \r\nTransfer-Encoding: Chunked\r\nConnection: Keep-Alive, X\r\n\r\n")
     assert (head.status, head.reason, head.chunked, head.length, head.keep_alive) == (200, b"", True, None, True)
     assert head.connection == {b"x"}
@@ -38,26 +38,26 @@ def test_a_response_is_taken_apart() -> None:
         (b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", False),
     ],
 )
-def test_how_long_a_connection_lives(head: bytes, keep_alive: bool) -> None:
+def test_keep_alive_follows_the_version_and_the_headers(head: bytes, keep_alive: bool) -> None:
     assert parse_request(head).keep_alive is keep_alive
 
 
-def test_a_target_may_be_an_address() -> None:
+def test_a_target_may_be_an_absolute_url() -> None:
     head = parse_request(b"GET http://A:80?b HTTP/1.1\r\nHost: x\r\n\r\n")
     assert (head.host, head.target, head.path) == (b"A:80", b"/?b", "/")
 
 
-def test_headers_are_put_together_without_those_that_end_here() -> None:
+def test_header_lines_leave_out_the_named_headers() -> None:
     assert http1.lines(parse_request(HEAD).fields, frozenset({b"host", b"content-length"})) == b"x-y: z\r\nempty: \r\n"
 
 
 @pytest.mark.parametrize("head", [b"\x16\x03\x01", b"\0", b"get", b"GET/", b"GET / HTTP/1.1\n", b"GET\n", b" GET "])
-def test_what_cannot_become_a_head_is_known_at_once(head: bytes) -> None:
+def test_bytes_that_cannot_become_a_head_are_refused_at_once(head: bytes) -> None:
     with pytest.raises(BadFraming):
         http1.check_beginning(head)
 
 
-def test_every_beginning_of_a_head_is_waited_for() -> None:
+def test_every_beginning_of_a_head_is_accepted() -> None:
     for end in range(1, len(HEAD)):
         http1.check_beginning(HEAD[:end])
         http1.check_beginning(bytearray(HEAD[:end]))
@@ -84,7 +84,7 @@ def test_chunks_are_followed_wherever_they_are_cut(body: bytes, rest: bytes) -> 
             assert (taken, chunks.done, b"".join(payload)) == (len(body), True, b"".join(whole))
 
 
-def test_a_chunk_may_be_put_in_between_two_only() -> None:
+def test_a_chunk_can_be_inserted_only_between_two_chunks() -> None:
     chunks = Chunked()
     assert chunks.at_boundary
     for byte in b"3\r\nabc\r":
@@ -96,7 +96,7 @@ def test_a_chunk_may_be_put_in_between_two_only() -> None:
     assert not chunks.at_boundary
 
 
-def test_a_chunk_reads_as_it_was_written() -> None:
+def test_a_written_chunk_is_read_back() -> None:
     payload: list[bytes] = []
     chunks = Chunked()
     chunks.feed(http1.chunk(b"a" * 300) + http1.LAST_CHUNK, payload)
@@ -122,7 +122,7 @@ NEARLY_CHUNKS = st.lists(
 
 
 @given(NEARLY_CHUNKS | st.binary(max_size=60), st.data())
-def test_where_a_body_is_cut_changes_nothing(data: bytes, draw: st.DataObject) -> None:
+def test_the_pieces_that_a_body_comes_in_do_not_matter(data: bytes, draw: st.DataObject) -> None:
     cuts = sorted(draw.draw(st.lists(st.integers(0, len(data)), max_size=4)))
     pieces = [data[start:end] for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True)]
     for make in (Chunked, UntilClose, lambda: Length(7)):
@@ -130,7 +130,7 @@ def test_where_a_body_is_cut_changes_nothing(data: bytes, draw: st.DataObject) -
 
 
 @given(NEARLY_CHUNKS | st.binary(max_size=60))
-def test_following_and_reading_agree(data: bytes) -> None:
+def test_following_a_body_and_reading_it_agree(data: bytes) -> None:
     read, followed = Chunked(), Chunked()
     try:
         taken = read.feed(data, [])

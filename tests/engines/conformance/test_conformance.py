@@ -1,4 +1,4 @@
-"""One behaviour on every engine: each request gets what `asked.py` says, but for what `differences.py` tells."""
+"""One behaviour on every engine: each request gets what `cases.py` says, but for what `differences.py` tells."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from openai import BadRequestError, NotFoundError, OpenAI
 from tests.conftest import ROOT, until
 from tests.engines.conformance import answers, matrix
 from tests.engines.conformance.answers import Answer, Read
-from tests.engines.conformance.asked import COUNT, QUESTION, RED, REQUESTS, SING, Asked, lists_the_model, user
+from tests.engines.conformance.cases import COUNT, QUESTION, RED, REQUESTS, SING, Case, lists_the_model, user
 from tests.engines.conformance.conftest import Served
 from tests.engines.conformance.differences import DIFFERENCES, ONE_FORM
 
@@ -24,42 +24,42 @@ SOON = 10.0
 """Seconds in which an engine must be free again that eight have left: their songs would take it half a minute."""
 
 
-def came(served: Served, asked: Asked) -> Answer:
-    port = served.world(asked.model).port
-    answer = answers.ask(port, asked.method, asked.path, asked.content(), asked.headers)
-    assert answer.status != 200 or answer.read.model == asked.model
+def came(served: Served, case: Case) -> Answer:
+    port = served.world(case.model).port
+    answer = answers.ask(port, case.method, case.path, case.content(), case.headers)
+    assert answer.status != 200 or answer.read.model == case.model
     return answer
 
 
-@pytest.mark.parametrize("asked", REQUESTS, ids=[asked.name for asked in REQUESTS])
-def test_what_comes_of_a_request(served: Served, asked: Asked) -> None:
-    if asked.model != "selftest" and served.engine == "vllm":
+@pytest.mark.parametrize("case", REQUESTS, ids=[case.name for case in REQUESTS])
+def test_a_request_gets_the_expected_answer(served: Served, case: Case) -> None:
+    if case.model != "selftest" and served.engine == "vllm":
         pytest.skip(ONE_FORM)
     cells = matrix.CAME[served.engine]
-    cells[asked.name] = "?"
-    answer = came(served, asked)
-    cells[asked.name] = answer.cell + matrix.WRONG
-    otherwise = OTHERWISE.get((asked.name, served.engine))
+    cells[case.name] = "?"
+    answer = came(served, case)
+    cells[case.name] = answer.cell + matrix.WRONG
+    otherwise = OTHERWISE.get((case.name, served.engine))
     if otherwise is None:
-        check(answer, asked)
-        cells[asked.name] = answer.cell
+        check(answer, case)
+        cells[case.name] = answer.cell
         return
     assert answer.cell == otherwise.cell, answer.content[:500]
     if otherwise.text is not None:
         assert answer.read.texts[0] == otherwise.text
     with pytest.raises(AssertionError):  # else it is a difference no more
-        check(answer, asked)
-    cells[asked.name] = answer.cell + matrix.OTHERWISE
+        check(answer, case)
+    cells[case.name] = answer.cell + matrix.OTHERWISE
 
 
-def check(answer: Answer, asked: Asked) -> None:
-    assert answer.cell == asked.cell, answer.content[:500]
-    if asked.text is not None:
-        assert answer.read.texts[0] == asked.text
+def check(answer: Answer, case: Case) -> None:
+    assert answer.cell == case.cell, answer.content[:500]
+    if case.text is not None:
+        assert answer.read.texts[0] == case.text
     if answer.status != 200:
-        assert answer.error["param"] == asked.param
-    if asked.holds is not None:
-        asked.holds(answer)
+        assert answer.error["param"] == case.param
+    if case.holds is not None:
+        case.holds(answer)
 
 
 def test_the_models(served: Served) -> None:
@@ -68,11 +68,11 @@ def test_the_models(served: Served) -> None:
     matrix.CAME[served.engine]["the models"] = str(answer.status)
 
 
-def test_a_seed_gives_the_same_again(served: Served) -> None:
+def test_a_seed_repeats_the_answer(served: Served) -> None:
     body = {"messages": user("sing a song of six pence"), "temperature": 1.9, "seed": 7, "max_tokens": 24}
-    asked = Asked("a seed, twice", body, "")
-    first, second = (came(served, asked).read.texts for _ in range(2))
-    matrix.CAME[served.engine][asked.name] = "the same"
+    case = Case("a seed, twice", body, "")
+    first, second = (came(served, case).read.texts for _ in range(2))
+    matrix.CAME[served.engine][case.name] = "the same"
     assert first == second
 
 
@@ -81,13 +81,13 @@ def test_a_hundred_at_once(served: Served) -> None:
 
     def count(to: int) -> list[str]:
         body = {"messages": user(f"Count to {to}"), "temperature": 0, "stream": to % 2 == 0}
-        return came(served, Asked("", body, "")).read.texts
+        return came(served, Case("", body, "")).read.texts
 
-    asked = [1 + at % 20 for at in range(100)]
+    counts = [1 + at % 20 for at in range(100)]
     served.world()
     with ThreadPoolExecutor(100) as threads:
-        texts = list(threads.map(count, asked))
-    assert texts == [[" ".join(map(str, range(1, to + 1)))] for to in asked]
+        texts = list(threads.map(count, counts))
+    assert texts == [[" ".join(map(str, range(1, to + 1)))] for to in counts]
     matrix.CAME[served.engine]["a hundred at once"] = "100 x 200 stop"
 
 
@@ -98,14 +98,14 @@ def in_flight(port: int) -> float:
     return float(found[1])
 
 
-def test_who_leaves_frees_the_engine(served: Served) -> None:
+def test_a_client_that_leaves_frees_the_engine(served: Served) -> None:
     """`sing` has no end but the context's: an engine that went on would sing for long."""
     port = served.world().port
     song = json.dumps({"model": "selftest", **SING, "stream": True}).encode()
     began = time.monotonic()
     for _ in range(8):  # more than any of them has slots for
         answers.leave(port, song)
-    answer = came(served, Asked("", COUNT, ""))
+    answer = came(served, Case("", COUNT, ""))
     assert answer.read.texts == ["1 2 3 4 5"]
     soon = 6 * SOON if served.engine == "vllm" else SOON  # its CPU build would sing for minutes
     assert time.monotonic() - began < soon
@@ -113,7 +113,7 @@ def test_who_leaves_frees_the_engine(served: Served) -> None:
     matrix.CAME[served.engine]["left at the first piece"] = answer.cell
 
 
-def test_openai_s_client_understands(served: Served) -> None:
+def test_openais_client_works(served: Served) -> None:
     client = OpenAI(base_url=f"http://127.0.0.1:{served.world().port}/v1", api_key="none", max_retries=0)
 
     def create(messages: Any, **fields: Any) -> Any:
@@ -140,14 +140,14 @@ def test_the_documentation_has_the_differences() -> None:
     assert rows == [difference.row for difference in DIFFERENCES]
 
 
-def test_no_difference_is_told_of_a_request_that_there_is_not() -> None:
-    names = [asked.name for asked in REQUESTS]
+def test_every_difference_names_a_request() -> None:
+    names = [case.name for case in REQUESTS]
     assert len(set(names)) == len(names)
     assert {difference.name for difference in DIFFERENCES} <= set(names)
     assert len(OTHERWISE) == len(DIFFERENCES)
 
 
-def test_a_shape_that_is_not_openai_s_is_seen() -> None:
+def test_a_wrong_shape_is_detected() -> None:
     head: dict[str, Any] = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m"}
     role = {**head, "choices": [{"index": 0, "delta": {"role": "assistant", "content": "a"}, "finish_reason": None}]}
     end = {**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}

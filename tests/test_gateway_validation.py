@@ -71,7 +71,7 @@ def sent(content: bytes, target: Target = TARGET, path: str = CHAT) -> dict[str,
         {"top_k": 3, "chat_template_kwargs": {"a": [1, 2.5, None]}, "user": "x", "big": 10**40},
     ],
 )
-def test_what_is_right_goes_as_the_bytes_that_came(fields: dict[str, Any]) -> None:
+def test_a_valid_body_is_sent_unchanged(fields: dict[str, Any]) -> None:
     content = body(**fields)
     assert prepare(CHAT, content, TARGET) is content
 
@@ -81,7 +81,7 @@ def test_tools_go_to_a_model_that_calls_them() -> None:
     assert prepare(CHAT, content, HANDY) is content
 
 
-def test_an_adapted_body_is_the_same_object_where_nothing_changes() -> None:
+def test_an_adapted_body_is_the_same_object_if_nothing_changes() -> None:
     content = body(max_tokens=3)
     assert prepare(CHAT, content, replace(TARGET, adapt=adapt)) is content
 
@@ -104,14 +104,14 @@ def test_a_dialect_never_meets_chat_fields_of_a_completion(fields: dict[str, Any
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
-def test_nobody_gets_more_tokens_than_the_context(name: str) -> None:
+def test_max_tokens_is_limited_to_the_context(name: str) -> None:
     assert sent(body(**{name: 8193}))[name] == 8192
     assert sent(body(**{name: 10**30}))[name] == 8192
     assert sent(body(**{name: 10**30}), replace(TARGET, context=None))[name] == 2**31 - 1
 
 
 @pytest.mark.parametrize("fields", [{"logprobs": True}, {"logprobs": True, "top_logprobs": 0}])
-def test_logprobs_are_told_with_one_alternative(fields: dict[str, Any]) -> None:
+def test_logprobs_come_with_one_alternative(fields: dict[str, Any]) -> None:
     assert sent(body(**fields))["top_logprobs"] == 1
 
 
@@ -218,7 +218,7 @@ def test_a_wrong_field_is_named(fields: dict[str, Any], param: str, message: str
         (b'{"x":' + b"[" * 100_000, "the body is nested too deeply"),
     ],
 )
-def test_what_is_no_json_is_refused(content: bytes, message: str) -> None:
+def test_invalid_json_is_refused(content: bytes, message: str) -> None:
     error = refused(content)
     assert (error.status, error.code, error.param) == (400, "invalid_json", None)
     assert error.message.startswith(message)
@@ -226,7 +226,7 @@ def test_what_is_no_json_is_refused(content: bytes, message: str) -> None:
 
 @pytest.mark.parametrize("path", [COMPLETIONS, EMBEDDINGS, "/v1/messages"])
 @pytest.mark.parametrize("content", [b"", b"[]", body(prompt="x") + b"x", body(temperature=float("nan"))])
-def test_what_is_no_json_is_refused_on_any_route(path: str, content: bytes) -> None:
+def test_invalid_json_is_refused_on_any_route(path: str, content: bytes) -> None:
     assert refused(content, path=path).code == "invalid_json"
 
 
@@ -254,14 +254,14 @@ def test_an_unknown_model_is_not_found(path: str) -> None:
         "data:image/png;base64,",
     ],
 )
-def test_nothing_is_fetched_and_an_image_is_an_image(url: str) -> None:
+def test_only_images_in_data_urls_are_accepted(url: str) -> None:
     error = refused(body(messages=user(image(RED), image(url))))
     assert (error.status, error.code) == (400, "invalid_image")
     assert error.param == "messages[0].content[1].image_url.url"
     assert error.hint == "send the image itself, as a data: URL: `data:image/png;base64,...`"
 
 
-def test_a_model_without_eyes_gets_no_image() -> None:
+def test_a_model_without_vision_gets_no_image() -> None:
     error = refused(body(messages=user({"type": "text", "text": "x"}, image(RED))), BLIND)
     assert (error.status, error.code, error.param) == (400, "image_not_supported", "messages[0].content[1]")
     assert error.message == "`selftest` sees no images"
@@ -290,7 +290,7 @@ def test_a_model_without_tools_gets_none() -> None:
         (COMPLETIONS, "best_of", 2, 1),
     ],
 )
-def test_what_an_engine_would_ignore_is_refused(path: str, name: str, value: Any, fine: Any) -> None:
+def test_fields_that_an_engine_would_ignore_are_refused(path: str, name: str, value: Any, fine: Any) -> None:
     target = replace(TARGET, engine="ollama", lacks={path: (name,)})
     error = refused(body(prompt="x", **{name: value}), target, path)
     assert (error.status, error.code, error.param) == (400, "unsupported_parameter", name)
@@ -304,7 +304,7 @@ def test_a_completion_has_one_prompt(prompt: Any) -> None:
     assert refused(body(prompt=prompt), path=COMPLETIONS).param == "prompt"
 
 
-def test_a_middle_is_filled_in_by_a_model_that_can() -> None:
+def test_suffix_is_sent_to_a_model_that_supports_it() -> None:
     content = body(prompt="x", suffix="y", max_tokens=1)
     assert refused(content, path=COMPLETIONS).code == "insert_not_supported"
     assert prepare(COMPLETIONS, content, replace(TARGET, capabilities=("text", "insert"))) is content
@@ -343,7 +343,7 @@ def test_other_apis_fetch_nothing_either(path: str, fields: dict[str, Any]) -> N
         ("/v1/responses", {"stream": True}),
     ],
 )
-def test_other_apis_are_the_engine_s_affair(path: str, fields: dict[str, Any]) -> None:
+def test_requests_of_other_apis_are_sent_unchanged(path: str, fields: dict[str, Any]) -> None:
     content = body(**fields)
     assert prepare(path, content, replace(TARGET, adapt=adapt)) is content
 

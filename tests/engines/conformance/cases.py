@@ -26,7 +26,7 @@ Holds = Callable[[Answer], object]
 
 
 @dataclass(frozen=True)
-class Asked:
+class Case:
     name: str
     body: Body
     cell: str
@@ -46,14 +46,14 @@ class Asked:
         return json.dumps({"model": self.model, **self.body}).encode() if isinstance(self.body, dict) else self.body
 
 
-def ok(name: str, body: Body, text: str, **more: Any) -> Asked:
+def ok(name: str, body: Body, text: str, **more: Any) -> Case:
     """One that is answered to its end."""
-    return Asked(name, body, "200 stop", text, **more)
+    return Case(name, body, "200 stop", text, **more)
 
 
-def wrong(name: str, body: Body, param: str, **more: Any) -> Asked:
+def wrong(name: str, body: Body, param: str, **more: Any) -> Case:
     """One with a field that is refused."""
-    return Asked(name, body, "400 invalid_value", param=param, **more)
+    return Case(name, body, "400 invalid_value", param=param, **more)
 
 
 def user(content: Any) -> list[dict[str, Any]]:
@@ -202,7 +202,7 @@ TALK = [
         {"messages": [*user("Count to 9"), {"role": "assistant", "content": "1 2 3"}], "temperature": 0},
         "1 2 3 4 5 6 7 8 9",
     ),
-    Asked(
+    Case(
         "a tool's result",
         {
             "messages": [
@@ -241,19 +241,19 @@ STREAMS = [
         "1 2 3 4 5",
         holds=usage_comes_alone,
     ),
-    Asked("stream to its limit", {**SING, "stream": True, "max_tokens": 4}, "200 length", "la la la la"),
+    Case("stream to its limit", {**SING, "stream": True, "max_tokens": 4}, "200 length", "la la la la"),
     ok(
         "stream of an image", {"messages": user([RED, QUESTION]), "temperature": 0, "stream": True}, "The image is red."
     ),
-    Asked("stream refused", {**OVERFLOW, "stream": True}, "400 context_length_exceeded", param="messages"),
+    Case("stream refused", {**OVERFLOW, "stream": True}, "400 context_length_exceeded", param="messages"),
     wrong("stream_options alone", {**COUNT, "stream_options": {"include_usage": True}}, "stream_options"),
     wrong("stream is no boolean", {**COUNT, "stream": "yes"}, "stream"),
 ]
 
 SAMPLING = [
-    Asked("max_tokens", {**SING, "max_tokens": 3}, "200 length", "la la la", holds=counted(3)),
-    Asked("max_completion_tokens", {**SING, "max_completion_tokens": 3}, "200 length", "la la la", holds=counted(3)),
-    Asked("both of them", {**SING, "max_tokens": 5, "max_completion_tokens": 3}, "200 length", "la la la"),
+    Case("max_tokens", {**SING, "max_tokens": 3}, "200 length", "la la la", holds=counted(3)),
+    Case("max_completion_tokens", {**SING, "max_completion_tokens": 3}, "200 length", "la la la", holds=counted(3)),
+    Case("both of them", {**SING, "max_tokens": 5, "max_completion_tokens": 3}, "200 length", "la la la"),
     ok("more than the context", {**COUNT, "max_tokens": 100000}, "1 2 3 4 5"),
     ok("an integer beyond all", {**COUNT, "max_tokens": 10**30}, "1 2 3 4 5"),
     wrong("max_tokens 0", {**COUNT, "max_tokens": 0}, "max_tokens"),
@@ -269,20 +269,20 @@ SAMPLING = [
     wrong("temperature 3", {**COUNT, "temperature": 3}, "temperature"),
     wrong("top_p 0", {**COUNT, "top_p": 0}, "top_p"),
     wrong("frequency_penalty 9", {**COUNT, "frequency_penalty": 9}, "frequency_penalty"),
-    Asked("n 2", {**COUNT, "n": 2, "temperature": 0.01}, "200 stop stop", holds=twice),
+    Case("n 2", {**COUNT, "n": 2, "temperature": 0.01}, "200 stop stop", holds=twice),
     wrong("n 2 at temperature 0", {**COUNT, "n": 2}, "n"),
     ok("logit_bias", {**COUNT, "logit_bias": {"5": 0}}, "1 2 3 4 5"),
-    Asked(
+    Case(
         "logprobs", {**HI, "logprobs": True, "max_tokens": 2}, "200 length", "Hello!", holds=logprobs_of("Hello", "!")
     ),
-    Asked(
+    Case(
         "top_logprobs",
         {**HI, "logprobs": True, "top_logprobs": 3, "max_tokens": 1},
         "200 length",
         "Hello",
         holds=logprobs_of("Hello", alternatives=3),
     ),
-    Asked(
+    Case(
         "top_logprobs in a stream",
         {**HI, "logprobs": True, "top_logprobs": 2, "max_tokens": 2, "stream": True},
         "200 length",
@@ -293,7 +293,7 @@ SAMPLING = [
 ]
 
 FORMATS = [
-    Asked(
+    Case(
         "json_object",
         {**COUNT, "response_format": {"type": "json_object"}, "max_tokens": 8},
         "200 length",
@@ -302,7 +302,7 @@ FORMATS = [
     ok("json_schema, a word", {**COUNT, "response_format": schema({"enum": ["yes"]})}, '"yes"'),
     ok("json_schema, a number", {**COUNT, "response_format": schema({"type": "integer", "enum": [123]})}, "123"),
     ok("json_schema in a stream", {**COUNT, "response_format": schema({"enum": ["yes"]}), "stream": True}, '"yes"'),
-    Asked(
+    Case(
         "json_schema, impossible",
         {**COUNT, "response_format": schema({"type": "banana"})},
         "400 invalid_schema",
@@ -312,9 +312,9 @@ FORMATS = [
         "json_schema without one", {**COUNT, "response_format": {"type": "json_schema"}}, "response_format.json_schema"
     ),
     wrong("response_format unknown", {**COUNT, "response_format": {"type": "yaml"}}, "response_format.type"),
-    Asked("tools, without them", {**COUNT, "tools": [TOOL]}, "400 tools_not_supported", param="tools"),
-    Asked("tools, with them", {**COUNT, "tools": [TOOL], "max_tokens": 1}, "200 length", model="handy"),
-    Asked("tools, none of them", {**COUNT, "tools": [TOOL], "tool_choice": "none"}, "200 stop", model="handy"),
+    Case("tools, without them", {**COUNT, "tools": [TOOL]}, "400 tools_not_supported", param="tools"),
+    Case("tools, with them", {**COUNT, "tools": [TOOL], "max_tokens": 1}, "200 length", model="handy"),
+    Case("tools, none of them", {**COUNT, "tools": [TOOL], "tool_choice": "none"}, "200 stop", model="handy"),
     wrong("tool_choice alone", {**COUNT, "tool_choice": "auto"}, "tool_choice"),
 ]
 
@@ -345,25 +345,25 @@ IMAGES = [
     ok("image, GIF", seen(image(encoded("gif"), "gif"), QUESTION), "The image is red."),
     ok("image, BMP", seen(image(encoded("bmp"), "bmp"), QUESTION), "The image is red."),
     ok("image, WebP", seen(image(encoded("webp"), "webp"), QUESTION), "The image is red."),
-    Asked("image, TIFF", seen(image(encoded("tiff"), "tiff"), QUESTION), "400 invalid_image", param=URL),
-    Asked(
+    Case("image, TIFF", seen(image(encoded("tiff"), "tiff"), QUESTION), "400 invalid_image", param=URL),
+    Case(
         "image, not one",
         seen(image(b"hello"), QUESTION),
         "400 invalid_image",
         param="messages",
         holds=names("cannot be read"),
     ),
-    Asked(
+    Case(
         "image, bad Base64", seen(address("data:image/png;base64,@@@"), QUESTION), "400 invalid_image", param="messages"
     ),
-    Asked(
+    Case(
         "image by http",
         seen(address("http://127.0.0.1:1/red.png"), QUESTION),
         "400 invalid_image",
         param=URL,
         holds=is_from_the_gateway,
     ),
-    Asked(
+    Case(
         "image by file",
         seen(address("file:///etc/passwd"), QUESTION),
         "400 invalid_image",
@@ -371,7 +371,7 @@ IMAGES = [
         holds=is_from_the_gateway,
     ),
     wrong("image, a bare text", seen({"type": "image_url", "image_url": "x"}), "messages[0].content[0].image_url"),
-    Asked(
+    Case(
         "image to a text model",
         seen(QUESTION, RED),
         "400 image_not_supported",
@@ -379,7 +379,7 @@ IMAGES = [
         model="blind",
     ),
     ok("text to a text model", COUNT, "1 2 3 4 5", model="blind"),
-    Asked(
+    Case(
         "sound",
         seen({"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}),
         "400 audio_not_supported",
@@ -388,15 +388,15 @@ IMAGES = [
 ]
 
 WRONG = [
-    Asked("bad JSON", b'{"model": "selftest", "messages": [', "400 invalid_json"),
-    Asked("no body", b"", "400 invalid_json"),
-    Asked("an array", b"[]", "400 invalid_json"),
-    Asked("JSON and more", without("x") + b" x", "400 invalid_json"),
-    Asked("NaN", without("x").replace(b"0}", b"NaN}"), "400 invalid_json"),
-    Asked("not UTF-8", without("x").replace(b"Count", b"\xff"), "400 invalid_json"),
-    Asked("half a surrogate", without("x").replace(b"Count", b"\\ud83d"), "400 invalid_json"),
+    Case("bad JSON", b'{"model": "selftest", "messages": [', "400 invalid_json"),
+    Case("no body", b"", "400 invalid_json"),
+    Case("an array", b"[]", "400 invalid_json"),
+    Case("JSON and more", without("x") + b" x", "400 invalid_json"),
+    Case("NaN", without("x").replace(b"0}", b"NaN}"), "400 invalid_json"),
+    Case("not UTF-8", without("x").replace(b"Count", b"\xff"), "400 invalid_json"),
+    Case("half a surrogate", without("x").replace(b"Count", b"\\ud83d"), "400 invalid_json"),
     wrong("no model", without("model"), "model"),
-    Asked(
+    Case(
         "unknown model",
         {**COUNT, "model": "nope"},
         "404 model_not_found",
@@ -412,15 +412,15 @@ WRONG = [
     wrong("content, a number", {"messages": user(5)}, "messages[0].content"),
     wrong("content, no parts", {"messages": user([])}, "messages[0].content"),
     wrong("content, unknown part", {"messages": user([{"type": "smell"}])}, "messages[0].content[0].type"),
-    Asked("overflow", OVERFLOW, "400 context_length_exceeded", param="messages", holds=names("tokens", "8192")),
-    Asked("embeddings", {"input": "hello"}, "400 embeddings_not_supported", param="model", path="/v1/embeddings"),
-    Asked("unknown route", COUNT, "404 unknown_route", path="/v1/nope"),
-    Asked("wrong method", None, "405 method_not_allowed", method="GET", headers={}),
+    Case("overflow", OVERFLOW, "400 context_length_exceeded", param="messages", holds=names("tokens", "8192")),
+    Case("embeddings", {"input": "hello"}, "400 embeddings_not_supported", param="model", path="/v1/embeddings"),
+    Case("unknown route", COUNT, "404 unknown_route", path="/v1/nope"),
+    Case("wrong method", None, "405 method_not_allowed", method="GET", headers={}),
 ]
 
 PLAIN = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
 LEGACY = [
-    Asked(
+    Case(
         "completion",
         {"prompt": PLAIN, "max_tokens": 2, "temperature": 0},
         "200 length",
@@ -428,21 +428,21 @@ LEGACY = [
         path=COMPLETIONS,
         holds=has_usage,
     ),
-    Asked(
+    Case(
         "completion of bare text",
         {"prompt": "la la", "max_tokens": 3, "temperature": 0},
         "200 length",
         " la la la",
         path=COMPLETIONS,
     ),
-    Asked(
+    Case(
         "completion, streamed",
         {"prompt": PLAIN, "max_tokens": 2, "temperature": 0, "stream": True},
         "200 length",
         "Hello!",
         path=COMPLETIONS,
     ),
-    Asked(
+    Case(
         "completion, streamed with usage",
         {"prompt": PLAIN, "max_tokens": 2, "temperature": 0, "stream": True, "stream_options": {"include_usage": True}},
         "200 length",
@@ -450,14 +450,14 @@ LEGACY = [
         path=COMPLETIONS,
         holds=usage_comes_alone,
     ),
-    Asked(
+    Case(
         "completion, 16 by default",
         {"prompt": PLAIN, "temperature": 0},
         "200 length",
         path=COMPLETIONS,
         holds=counted(16),
     ),
-    Asked(
+    Case(
         "completion, overflow",
         {"prompt": "a b c " * 9000, "max_tokens": 1},
         "400 context_length_exceeded",
@@ -465,21 +465,21 @@ LEGACY = [
         path=COMPLETIONS,
     ),
     wrong("completion, two prompts", {"prompt": ["a", "b"]}, "prompt", path=COMPLETIONS),
-    Asked(
+    Case(
         "completion, echo",
         {"prompt": "la la", "echo": True, "max_tokens": 1, "temperature": 0},
         "400 unsupported_parameter",
         param="echo",
         path=COMPLETIONS,
     ),
-    Asked(
+    Case(
         "completion, logprobs",
         {"prompt": "la la", "logprobs": 1, "max_tokens": 1, "temperature": 0},
         "400 unsupported_parameter",
         param="logprobs",
         path=COMPLETIONS,
     ),
-    Asked(
+    Case(
         "completion, suffix",
         {"prompt": "la la", "suffix": "x"},
         "400 insert_not_supported",

@@ -1,0 +1,232 @@
+"""Connections to clients and to the engine: kept, shared, closed, and never read faster than written."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+
+from llmdeploy.gateway.gateway import Limits
+from tests.gateway_world import (
+    EngineRequest,
+    Peer,
+    chunked,
+    echo,
+    get,
+    on_loops,
+    post,
+    silent,
+    until,
+    world,
+)
+
+# Connections
+
+
+@on_loops
+async def test_connections_are_kept_and_shared() -> None:
+    async with world() as it:
+        one, other = await it.app(), await it.app()
+        for number in range(5):
+            assert (await one.ask(post(number))).document == {"tag": number}
+            assert (await other.ask(post(-number))).document == {"tag": -number}
+        assert len(it.engine.peers) == 1
+
+
+@on_loops
+async def test_pipelined_requests_are_answered_in_their_order() -> None:
+    async with world() as it:
+        app = await it.app()
+        await app.send(post(1) + get("/health") + post(2, stream=True) + get("/v1/models") + post(3))
+        answers = [await app.answer() for _ in range(5)]
+        assert [it.status for it in answers] == [200] * 5
+        assert answers[0].document == {"tag": 1}
+        assert answers[1].document["status"] == "ok"
+        assert '"tag": 2' in answers[2].events[0]
+        assert answers[3].document["object"] == "list"
+        assert answers[4].document == {"tag": 3}
+
+
+@on_loops
+async def test_the_next_request_is_not_sent_before_the_answer_is_complete() -> None:
+    async with world(silent) as it:
+        app = await it.app()
+        await app.send(post(1) + post(2))
+        await until(lambda: it.engine.asked)
+        await asyncio.sleep(0.05)
+        assert it.engine.tags == [1]
+        app.leave()
+
+
+@on_loops
+async def test_many_pipelined_requests_are_all_answered() -> None:
+    async with world() as it:
+        app = await it.app()
+        number = 20_000
+        sending = asyncio.ensure_future(app.send(get("/health") * number))
+        for _ in range(number):
+            assert (await app.head())[0] == 200
+            await app.reader.readexactly(len(b'{"status":"ok","engine":"llamacpp","model":"m"}'))
+        await sending
+
+
+@on_loops
+async def test_requests_of_a_client_that_does_not_read_are_not_read() -> None:
+    async with world() as it:
+        app = await it.app()
+        app.writer.transport.set_write_buffer_limits(2**30)
+        app.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        app.writer.write(get("/health") * 300_000)
+        (client,) = it.gateway.clients
+        await until(lambda: client._reading_paused)
+        await asyncio.sleep(0.2)
+        assert client.transport.get_write_buffer_size() < 2**20
+        assert len(client._reader.pending) < 2**20
+        app.leave()
+
+
+@on_loops
+async def test_a_connection_that_the_engine_closed_is_replaced_unnoticed() -> None:
+    async def handler(peer: Peer, asked: EngineRequest) -> None:
+        if len(peer.engine.asked) == 2:
+            peer.transport.abort()  # as if it had been closed while the request was on its way
+        else:
+            await echo(peer, asked)
+
+    async with world(handler) as it:
+        app = await it.app()
+        assert (await app.ask(post(1))).document == {"tag": 1}
+        assert (await app.ask(post(2))).document == {"tag": 2}
+        assert it.engine.tags == [1, 2, 2]
+        assert len(it.engine.peers) == 2
+
+
+@on_loops
+async def test_an_idle_connection_is_dropped_before_the_engine_does() -> None:
+    async with world() as it:
+        await it.ask(post(1))
+        pool = it.gateway.traffic.pools[it.target]
+        (upstream,) = pool._idle
+        upstream.idle_since -= 4.1
+        assert (await it.ask(post(2))).document == {"tag": 2}
+        await it.engine.peers[0].gone.wait()
+        (upstream,) = pool._idle
+        upstream.idle_since -= 4.1
+        await it.engine.peers[1].gone.wait()  # by the sweep
+        assert pool._idle == []
+
+
+@on_loops
+async def test_unrequested_bytes_end_a_connection() -> None:
+    answered = asyncio.Event()
+
+    async def handler(peer: Peer, asked: EngineRequest) -> None:
+        await echo(peer, asked)
+        if asked.document["user"] == 1:
+            await answered.wait()
+            await peer.write(b'HTTP/1.1 200 OK\r\ncontent-length: 13\r\n\r\n{"tag": "no"}')
+
+    async with world(handler) as it:
+        app = await it.app()
+        assert (await app.ask(post(1))).document == {"tag": 1}
+        answered.set()
+        async with asyncio.timeout(2):  # at once, and not for being idle
+            await it.engine.peers[0].gone.wait()
+        assert (await app.ask(post(2))).document == {"tag": 2}
+        assert await app.ask(get("/health"))
+
+
+@on_loops
+async def test_both_sides_send_without_delay() -> None:
+    async with world() as it:
+        app = await it.app()
+        await app.ask(post())
+        (client,) = it.gateway.clients
+        (upstream,) = it.gateway.traffic.pools[it.target]._idle
+        for transport in (client.transport, upstream.transport):
+            sock = transport.get_extra_info("socket")
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+@on_loops
+async def test_idle_client_connections_are_closed() -> None:
+    async with world(limits=Limits(idle_seconds=0.1)) as it:
+        fresh, used = await it.app(), await it.app()
+        await used.ask(post())
+        assert await fresh.is_closed()
+        assert await used.is_closed()
+
+
+# Leaving
+
+
+@on_loops
+async def test_a_client_that_leaves_ends_its_request_at_the_engine() -> None:
+    async def handler(peer: Peer, asked: EngineRequest) -> None:
+        if asked.document["stream"]:
+            await peer.begin_stream()
+            await peer.event(1)
+        await peer.gone.wait()
+
+    async with world(handler) as it:
+        for stream in (True, False):
+            seconds = []
+            for _ in range(3):
+                app = await it.app()
+                known = len(it.engine.asked)
+                await app.send(post(stream=stream))
+                await until(lambda: len(it.engine.asked) > known)  # noqa: B023
+                if stream:
+                    await app.head()
+                    await app.chunk()
+                began = time.monotonic()
+                app.writer.close()
+                await it.engine.peers[-1].gone.wait()
+                seconds.append(time.monotonic() - began)
+            assert min(seconds) < 0.1, "the best of some: the machine may be busy"
+        await until(lambda: it.gateway.traffic.in_flight().total() == 0)
+        assert it.gateway.metrics.errors["llamacpp", "client_left"] == 6
+
+
+@on_loops
+async def test_a_held_request_whose_client_leaves_is_dropped() -> None:
+    async with world(pointed=False) as it:
+        app = await it.app()
+        await app.send(post(1))
+        await until(lambda: it.gateway.traffic.held == 1)
+        app.leave()
+        await until(lambda: it.gateway.traffic.held == 0)
+        it.gateway.route.point(it.target)
+        assert (await it.ask(post(2))).document == {"tag": 2}
+        assert it.engine.tags == [2]
+
+
+@on_loops
+async def test_a_slow_reader_does_not_fill_the_memory() -> None:
+    total = 100 * 2**20
+
+    async def handler(peer: Peer, asked: EngineRequest) -> None:
+        await peer.begin_stream()
+        piece = chunked(b"x" * 2**16)
+        for _ in range(total // 2**16):
+            await peer.write(piece)
+        await peer.end_stream()
+
+    async with world(handler) as it:
+        app = await it.app()
+        reading = app.reader._transport  # type: ignore[attr-defined]
+        await app.send(post())
+        await app.head()
+        reading.pause_reading()
+        await until(lambda: it.engine.peers[0]._writable.is_set() is False)
+        await asyncio.sleep(0.3)
+        (client,) = it.gateway.clients
+        assert client.transport.get_write_buffer_size() < 2**20
+        assert it.engine.peers[0].written < 30 * 2**20, "the rest is at the engine, not here"
+        reading.resume_reading()
+        got = 0
+        while piece := await app.chunk():
+            got += len(piece)
+        assert got == total + len(b"data: [DONE]\n\n")
+        answer = await app.ask(post())  # the connection to the engine reads again
+        assert answer.status == 200

@@ -1,0 +1,299 @@
+"""Engines that fail: every client gets an error, and no answer that only looks complete."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from llmdeploy.gateway.gateway import Limits
+from tests.gateway_world import (
+    LOOPS,
+    EngineRequest,
+    Peer,
+    assert_refused,
+    chunked,
+    echo,
+    noted_order,
+    on_loops,
+    post,
+    run,
+    until,
+    world,
+)
+
+# Engines that fail
+
+
+@on_loops
+async def test_a_lost_server_and_a_replaced_one_are_told_apart() -> None:
+    async with world(limits=Limits(lost_seconds=0.2)) as it:
+        with socket.socket() as closed:
+            closed.bind(("127.0.0.1", 0))
+            dead = replace(it.target, port=closed.getsockname()[1])
+            it.gateway.route.point(dead)
+            answer = await it.ask(post())
+            assert_refused(answer, 502, "cannot be reached")
+            app = await it.app()
+            await app.send(post("a"))
+            await until(lambda: it.gateway.traffic.held == 1)
+            it.gateway.route.hold("restart")
+            await asyncio.sleep(0.3)
+            assert it.gateway.traffic.held == 1, "somebody said that it comes back"
+            it.gateway.route.point(it.target)
+            assert (await app.answer()).document == {"tag": "a"}
+
+
+@on_loops
+async def test_a_request_that_crashes_two_servers_is_not_sent_to_a_third() -> None:
+    async def handler(peer: Peer, asked: EngineRequest) -> None:
+        peer.transport.abort()
+
+    async with world(handler, Limits(lost_seconds=60)) as it:
+        app = await it.app()
+        await app.send(post("poison"))
+        await until(lambda: it.gateway.traffic.held == 1)
+        it.gateway.route.point(replace(it.target))
+        assert_refused(await app.answer(), 502, "ended before it answered")
+        assert it.engine.tags == ["poison", "poison"]
+
+
+@on_loops
+async def test_lost_requests_come_before_those_that_wait() -> None:
+    async def handler(peer: Peer, asked: EngineRequest) -> None:
+        if len(peer.engine.asked) > 2:
+            await echo(peer, asked)
+
+    async with world(handler) as it:
+        apps = [await it.app() for _ in range(3)]
+        for number in (0, 1):
+            await apps[number].send(post(number))
+            await until(lambda: len(it.engine.asked) == number + 1)  # noqa: B023
+        it.gateway.route.hold("restart")
+        await apps[2].send(post(2))
+        await until(lambda: it.gateway.traffic.held == 1)
+        for number in (1, 0):
+            it.engine.peers[number].transport.abort()
+            await until(lambda: it.gateway.traffic.held == 3 - number)  # noqa: B023
+        with noted_order() as sent:
+            it.gateway.route.point(replace(it.target))
+            assert [(await app.answer()).document["tag"] for app in apps] == [0, 1, 2]
+        assert sent == [0, 1, 2]
+
+
+@on_loops
+async def test_an_engine_that_hangs_up_at_once_is_an_error() -> None:
+    async with world(limits=Limits(lost_seconds=0.05)) as it:
+
+        def hang_up(peer: Peer, transport: Any) -> None:
+            transport.abort()
+
+        with patch.object(Peer, "connection_made", hang_up), patch.object(Peer, "connection_lost"):
+            for _ in range(20):
+                assert_refused(await it.ask(post()), 502)
+
+
+def test_a_connection_that_ends_while_it_is_made_is_not_used() -> None:
+    async def test() -> None:
+        async with world(limits=Limits(lost_seconds=0.05)) as it:
+            loop = asyncio.get_running_loop()
+            connect = loop.create_connection
+
+            async def connect_too_late(*arguments: Any, **options: Any) -> Any:
+                transport, upstream = await connect(*arguments, **options)
+                transport.abort()
+                await until(lambda: upstream.closing)
+                return transport, upstream
+
+            app = await it.app()
+            with patch.object(loop, "create_connection", connect_too_late):
+                assert_refused(await app.ask(post()), 502)
+            assert (await app.ask(post("a"))).document == {"tag": "a"}
+
+    run("stdlib", test)
+
+
+def test_a_bug_while_connecting_is_reported_and_leaves_no_request_waiting() -> None:
+    reported: list[dict[str, Any]] = []
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: reported.append(context))
+        async with world(limits=Limits(lost_seconds=0.05)) as it:
+            app = await it.app()
+            with patch.object(loop, "create_connection", side_effect=TypeError("a mistake")):
+                assert_refused(await app.ask(post()), 502)
+
+    run("stdlib", test)
+    assert str(reported[0]["exception"]) == "a mistake"
+
+
+@on_loops
+async def test_a_paused_connection_reads_again_for_the_next_request() -> None:
+    async def handler(peer: Peer, asked: EngineRequest) -> None:
+        await peer.answer(json.dumps("x" * asked.document["user"]).encode())
+
+    async with world(handler) as it:
+        app = await it.app()
+        await app.ask(post(1))
+        (client,) = it.gateway.clients
+        client.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        client.transport.set_write_buffer_limits(high=1000)
+        app.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        await app.send(post(200_000))
+        await until(lambda: client.is_blocked and it.gateway.traffic.in_flight().total() == 0)
+        assert (await it.ask(post(2))).document == "xx"
+        assert len(it.engine.peers) == 1
+        app.reader._transport.resume_reading()  # type: ignore[attr-defined]
+        assert len((await app.answer()).document) == 200_000
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("at_boundary", [True, False])
+def test_a_stream_whose_engine_dies_ends_with_an_error_and_not_cleanly(loop: str, at_boundary: bool) -> None:
+    async def handler(peer: Peer, asked: EngineRequest) -> None:
+        await peer.begin_stream()
+        await peer.event(1)
+        if not at_boundary:
+            await peer.write(b"20\r\ndata: half")
+        await asyncio.sleep(0.05)
+        peer.transport.abort()
+
+    async def test() -> None:
+        async with world(handler) as it:
+            answer = await it.ask(post(stream=True))
+            assert answer.status == 200
+            assert not answer.whole, "nobody may take it for complete"
+            first, *rest = answer.events
+            assert first == "1"
+            if at_boundary:
+                (error,) = rest
+                assert json.loads(error)["error"]["code"] == "engine_died"
+
+    run(loop, test)
+
+
+VLLM_FAILS = b'{"error": {"message": "EngineCore encountered an issue.", "type": "InternalServerError", "code": 500}}'
+
+
+@on_loops
+async def test_an_error_event_of_the_engine_breaks_off_the_stream() -> None:
+    """As vLLM does when a worker of its dies."""
+
+    async def handler(peer: Peer, asked: EngineRequest) -> None:
+        await peer.begin_stream()
+        await peer.event(1)
+        await asyncio.sleep(0.05)
+        await peer.write(chunked(b"data: " + VLLM_FAILS + b"\n\n") + chunked(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+
+    async with world(handler) as it:
+        answer = await it.ask(post(stream=True))
+        assert not answer.whole
+        first, failure = answer.events
+        assert first == "1"
+        error = json.loads(failure)["error"]
+        assert (error["code"], error["type"]) == ("engine_failed", "server_error")
+        assert error["llmdeploy"]["source"] == "engine"
+
+
+@on_loops
+async def test_text_that_looks_like_an_error_event_is_forwarded() -> None:
+    text = json.dumps({"choices": [{"delta": {"content": 'data: {"error": 1}'}}]}).encode()
+
+    async def handler(peer: Peer, asked: EngineRequest) -> None:
+        await peer.begin_stream()
+        await peer.write(chunked(b"data: " + text + b"\n\n") + b"0\r\n\r\n")
+
+    async with world(handler) as it:
+        answer = await it.ask(post(stream=True))
+        assert answer.whole
+        assert answer.events == [text.decode()]
+
+
+@on_loops
+async def test_a_piece_of_an_event_is_not_joined_with_the_error() -> None:
+    async def handler(peer: Peer, asked: EngineRequest) -> None:
+        await peer.begin_stream()
+        await peer.write(chunked(b"data: {"))
+        await asyncio.sleep(0.05)
+        peer.transport.abort()
+
+    async with world(handler) as it:
+        answer = await it.ask(post(stream=True))
+        assert not answer.whole
+        assert answer.events[0] == "{"
+        assert json.loads(answer.events[1])["error"]["code"] == "engine_died"
+
+
+@on_loops
+async def test_an_answer_whose_engine_dies_is_never_complete() -> None:
+    async def handler(peer: Peer, asked: EngineRequest) -> None:
+        if asked.document["user"] == "length":
+            await peer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 10\r\n\r\n123")
+        else:
+            await peer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n")
+            await peer.write(chunked(b"123"))
+        await asyncio.sleep(0.05)
+        peer.transport.close()
+
+    async with world(handler) as it:
+        for tag in ("length", "chunked"):
+            answer = await it.ask(post(tag))
+            assert (answer.status, answer.whole, answer.body) == (200, False, b"123")
+
+
+@on_loops
+async def test_http_1_0_clients_see_that_an_answer_broke_off() -> None:
+    async def handler(peer: Peer, asked: EngineRequest) -> None:
+        await peer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n")
+        await peer.write(chunked(b"123"))
+        await asyncio.sleep(0.05)
+        peer.transport.close()
+
+    async with world(handler) as it:
+        app = await it.app()
+        await app.send(post(version="1.0"))
+        with pytest.raises(ConnectionResetError):
+            await app.reader.read()
+
+
+BROKEN = [
+    b"nonsense\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\n{}",
+    b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n{}",
+    b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip\r\n\r\n{}",
+    b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nx: " + b"a" * 70_000,
+    b"HTTP/1.1 200 OK\r\n a: b\r\n\r\n",
+]
+
+
+@on_loops
+async def test_answers_that_are_not_http_are_errors() -> None:
+    async def handler(peer: Peer, asked: EngineRequest) -> None:
+        await peer.write(BROKEN[asked.document["user"]])
+
+    async with world(handler) as it:
+        app = await it.app()
+        for number in range(len(BROKEN)):
+            assert_refused(await app.ask(post(number)), 502)
+        assert all(peer.gone.is_set() for peer in it.engine.peers[:-1])
+
+
+@on_loops
+async def test_a_malformed_chunk_breaks_off_the_answer() -> None:
+    async def handler(peer: Peer, asked: EngineRequest) -> None:
+        await peer.begin_stream()
+        await peer.event(1)
+        await asyncio.sleep(0.02)
+        await peer.write(b"zz\r\n")
+
+    async with world(handler) as it:
+        answer = await it.ask(post(stream=True))
+        assert not answer.whole
+        await it.engine.peers[0].gone.wait()

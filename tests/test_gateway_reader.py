@@ -1,0 +1,248 @@
+"""Requests as bytes: bodies of all sizes, limits, and framing that is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from llmdeploy.gateway.downstream import State
+from llmdeploy.gateway.gateway import Limits
+from tests.gateway_world import (
+    CHAT,
+    assert_refused,
+    chunked,
+    get,
+    on_loops,
+    post,
+    silent,
+    until,
+    world,
+)
+
+# Bodies
+
+
+def chunks(*pieces: bytes, headers: str = "") -> bytes:
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\n{headers}Transfer-Encoding: chunked\r\n\r\n"
+    return head.encode() + b"".join(map(chunked, pieces)) + b"0\r\n\r\n"
+
+
+@on_loops
+async def test_a_chunked_body_is_sent_with_its_length() -> None:
+    body = post("a").partition(b"\r\n\r\n")[2]
+    async with world() as it:
+        app = await it.app()
+        request = chunks(body[:5], body[5:]) + post("b")
+        for at in range(0, len(request), 3):
+            await app.send(request[:at])
+            await asyncio.sleep(0)
+            await app.send(request[at:])
+            assert (await app.answer()).document == {"tag": "a"}
+            assert (await app.answer()).document == {"tag": "b"}
+        assert it.engine.asked[0].headers["content-length"] == str(len(body))
+        assert it.engine.asked[0].body == body
+
+
+@on_loops
+async def test_large_bodies_go_through() -> None:
+    async with world() as it:
+        app = await it.app()
+        for size in (60_000, 66_000, 300_000, 5_000_000):
+            filler = b"a" * size
+            body = b'{"model":"m","messages":[{"role":"user","content":"%b"}],"user":%d}' % (filler, size)
+            await app.send(post(body=body) + get("/health"))
+            assert (await app.answer()).document == {"tag": size}
+            assert (await app.answer()).status == 200
+            assert it.engine.asked[-1].body == body
+            assert it.gateway.buffered == 0
+
+
+@on_loops
+async def test_a_body_that_is_too_large_is_refused_before_it_is_read() -> None:
+    async with world(limits=Limits(body=100_000)) as it:
+        app = await it.app()
+        await app.send(post(body=b"a" * 100_001)[:500])
+        answer = await app.answer()
+        assert_refused(answer, 413, "larger than")
+        assert answer.headers["connection"] == "close"
+        assert await app.is_closed()
+        answer = await it.ask(chunks(*[b"a" * 30_000] * 4))
+        assert_refused(answer, 413)
+        assert it.engine.asked == []
+
+
+@on_loops
+async def test_the_answer_to_a_body_that_is_too_large_is_not_lost() -> None:
+    async with world() as it:
+        app = await it.app()
+        reading = app.reader._transport  # type: ignore[attr-defined]
+        reading.pause_reading()
+        app.writer.write(post(body=b"a" * (65 * 2**20)))
+        (client,) = it.gateway.clients
+        await until(lambda: client._state is State.LINGERING)
+        await asyncio.sleep(0.2)  # for the connection to fail meanwhile
+        reading.resume_reading()
+        assert_refused(await app.answer(), 413, "64 MiB")
+
+
+@on_loops
+async def test_bodies_in_memory_stay_within_the_limit() -> None:
+    async with world(limits=Limits(buffered=150_000), pointed=False) as it:
+        first = await it.app()
+        body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "a" * 100_000}], "user": 1}).encode()
+        await first.send(post(body=body))
+        await until(lambda: it.gateway.traffic.held == 1)
+        answer = await it.ask(post(body=body))
+        assert_refused(answer, 503, "memory")
+        assert "retry-after" in answer.headers
+        it.gateway.route.point(it.target)
+        assert (await first.answer()).document == {"tag": 1}
+        assert (await it.ask(post(body=body))).status == 200
+
+
+@on_loops
+async def test_expect_continue() -> None:
+    async with world(limits=Limits(body=1000)) as it:
+        app = await it.app()
+        request = post("a", headers="Expect: 100-continue\r\n")
+        head, _, body = request.partition(b"\r\n\r\n")
+        await app.send(head + b"\r\n\r\n")
+        assert (await app.head())[0] == 100
+        assert (await app.ask(body)).document == {"tag": "a"}
+        assert (await app.ask(request)).document == {"tag": "a"}, "who does not wait is not told to go on"
+        head, _, _ = post(body=b"a" * 1001, headers="Expect: 100-continue\r\n").partition(b"\r\n\r\n")
+        answer = await app.ask(head + b"\r\n\r\n")
+        assert_refused(answer, 413)
+        assert await app.is_closed()
+        assert_refused(await it.ask(post(headers="Expect: tea\r\n")), 417)
+
+
+@on_loops
+async def test_slow_requests_are_refused() -> None:
+    async with world(limits=Limits(head_seconds=0.2)) as it:
+        for data in (b"GET /health HT", post()[:-1], post(body=b"a" * 100_000)[:-1], chunks(b"a" * 10)[:-3]):
+            app = await it.app()
+            await app.send(data)
+            assert_refused(await app.answer(), 408)
+            assert await app.is_closed()
+        app = await it.app()
+        request = post("a")
+        for at in range(0, len(request), 20):
+            await asyncio.sleep(0.03 if at > 100 else 0)  # slow, but it goes on
+            await app.send(request[at : at + 20])
+        assert (await app.answer()).document == {"tag": "a"}
+
+
+# Framing
+
+OK = "GET /health HTTP/1.1\r\nHost: localhost\r\n"
+HOSTILE = {
+    "two lengths": post().replace(b"Content-Length", b"Content-Length: 3\r\nContent-Length"),
+    "two equal lengths": post(body=b"abc").replace(b"Content-Length", b"Content-Length: 3\r\nContent-Length"),
+    "a list of lengths": post(body=b"abc").replace(b"Length: 3", b"Length: 3, 3"),
+    "a signed length": post(body=b"abc").replace(b"Length: 3", b"Length: +3"),
+    "a negative length": post(body=b"abc").replace(b"Length: 3", b"Length: -3"),
+    "a length in hex": post(body=b"abc").replace(b"Length: 3", b"Length: 0x3"),
+    "a length with a space": post(body=b"abc").replace(b"Length: 3", b"Length: 3 3"),
+    "a huge length": post(body=b"abc").replace(b"Length: 3", b"Length: 99999999999999999999"),
+    "an empty length": post(body=b"abc").replace(b"Length: 3", b"Length: "),
+    "length and encoding": chunks(b"a", headers="Content-Length: 3\r\n"),
+    "encoding and length": chunks(b"a").replace(b"\r\n\r\n", b"\r\nContent-Length: 3\r\n\r\n", 1),
+    "another encoding": chunks(b"a").replace(b": chunked", b": gzip, chunked"),
+    "chunked twice": chunks(b"a", headers="Transfer-Encoding: chunked\r\n"),
+    "chunked and identity": chunks(b"a").replace(b": chunked", b": chunked, identity"),
+    "almost chunked": chunks(b"a").replace(b": chunked", b": xchunked"),
+    "chunked in 1.0": chunks(b"a").replace(b"HTTP/1.1", b"HTTP/1.0"),
+    "a space before the colon": chunks(b"a").replace(b"Encoding:", b"Encoding :"),
+    "a folded line": f"{OK}A: b\r\n c\r\n\r\n".encode(),
+    "a folded encoding": chunks(b"a").replace(b": chunked", b":\r\n chunked"),
+    "bare LF": f"{OK}A: b\nC: d\r\n\r\n".encode(),
+    "only LF": f"{OK}\r\n".replace("\r", "").encode(),
+    "bare CR": f"{OK}A: b\rC: d\r\n\r\n".encode(),
+    "NUL in a value": f"{OK}A: b\0c\r\n\r\n".encode(),
+    "NUL in a name": f"{OK}A\0: b\r\n\r\n".encode(),
+    "NUL in the target": b"GET /hea\0lth HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "an empty name": f"{OK}: b\r\n\r\n".encode(),
+    "no colon": f"{OK}A\r\n\r\n".encode(),
+    "no host": b"GET /health HTTP/1.1\r\n\r\n",
+    "two hosts": f"{OK}Host: localhost\r\n\r\n".encode(),
+    "a host that is none": b"GET /health HTTP/1.1\r\nHost: a/b@c\r\n\r\n",
+    "two spaces": b"GET  /health HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a tab": b"GET\t/health\tHTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "no version": b"GET /health\r\n\r\n",
+    "another version": b"GET /health HTTP/1.2\r\nHost: localhost\r\n\r\n",
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    "SSH": b"SSH-2.0-OpenSSH_9.2\r\n",
+    "an empty line": b"\r\nGET /health HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a method in small letters": b"get /health HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "an unknown method": b"FETCH /health HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "an authority": b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "another scheme": b"GET https://localhost/health HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a target without a slash": b"GET health HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a target of high bytes": b"GET /h\xc3\xa9 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a chunk size that is none": chunks(b"a").replace(b"1\r\na", b"g\r\na"),
+    "a chunk size with a sign": chunks(b"a").replace(b"1\r\na", b"+1\r\na"),
+    "a chunk size with 0x": chunks(b"a").replace(b"1\r\na", b"0x1\r\na"),
+    "a chunk size with an underscore": chunks(b"a" * 17).replace(b"11\r\n", b"1_1\r\n"),
+    "a huge chunk size": chunks(b"a").replace(b"1\r\na", b"fffffffff\r\na"),
+    "a negative chunk size": chunks(b"a").replace(b"1\r\na", b"-1\r\na"),
+    "a long chunk extension": chunks(b"a").replace(b"1\r\na", b"1;" + b"x" * 1000 + b"\r\na"),
+    "a chunk extension with a bare LF": chunks(b"a").replace(b"1\r\na", b"1;\n\r\na"),
+    "a chunk that is longer": chunks(b"a").replace(b"1\r\na\r\n", b"1\r\naa\r\n"),
+    "a chunk line with LF only": chunks(b"a").replace(b"1\r\na", b"1\na"),
+    "a chunk that ends in LF": chunks(b"a").replace(b"a\r\n0", b"a\n0"),
+    "a trailer": chunks(b"a")[:-2] + b"X: y\r\n\r\n",
+}
+
+
+@on_loops
+async def test_ambiguous_framing_is_refused_and_the_connection_closed() -> None:
+    async with world() as it:
+        for name, request in HOSTILE.items():
+            app = await it.app()
+            await app.send(request + post("smuggled"))
+            answer = await app.answer()
+            assert answer.status == 400, name
+            assert_refused(answer, 400)
+            assert answer.headers["connection"] == "close", name
+            assert await app.is_closed(), name
+        assert it.engine.asked == []
+
+
+@on_loops
+async def test_a_head_that_is_too_long_is_refused() -> None:
+    long = f"{OK}A: {'b' * 66_000}\r\n\r\n".encode()
+    async with world() as it:
+        for request in (long, long[:-4], b"GET /" + b"a" * 66_000, f"{OK}{'A: b' * 1}\r\n".encode() * 3000):
+            app = await it.app()
+            await app.send(request)
+            assert (await app.answer()).status in (400, 431)
+            assert await app.is_closed()
+        assert (await it.ask(f"{OK}A: {'b' * 60_000}\r\n\r\n".encode())).status == 200
+
+
+@on_loops
+async def test_a_hostile_request_does_not_touch_the_one_before_it() -> None:
+    async with world() as it:
+        app = await it.app()
+        await app.send(post("a") + HOSTILE["two lengths"])
+        assert (await app.answer()).document == {"tag": "a"}
+        assert_refused(await app.answer(), 400)
+        assert await app.is_closed()
+
+
+@on_loops
+async def test_a_half_close_ends_open_requests_and_loses_no_answer() -> None:
+    async with world(silent) as it:
+        app = await it.app()
+        await app.send(get("/health"))
+        app.writer.write_eof()
+        assert (await app.answer()).status == 200
+        assert await app.is_closed()
+        app = await it.app()
+        await app.send(post())
+        await until(lambda: it.engine.asked)
+        app.writer.write_eof()
+        await it.engine.peers[0].gone.wait()
+        assert await app.is_closed()
