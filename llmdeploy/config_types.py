@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import field
 from typing import Any, cast
 
 Words = tuple[str, ...]
@@ -168,3 +169,8 @@ Rule = Whole | Positive | Text | Switch | Arguments | Absolute
 
 Personal = Program | Secret | Address | Host | Arguments
 """What the file of a folder that one stands in may not name: it may be another's."""
+
+
+def setting(rule: Rule, default: object, help: str, name: str = "") -> Any:
+    """Return the dataclass field of one key; `name` is the key's, where it is not the field's."""
+    return field(default=default, metadata={"rule": rule, "help": help, **({"name": name} if name else {})})

@@ -109,7 +109,7 @@ def test_each_pair_of_sources(below: str, above: str, user_file: Path, monkeypat
                 monkeypatch.setenv("LLMDEPLOY_ENGINES_LLAMACPP_THREADS", str(value))
             case "flag":
                 flags["engines.llamacpp.threads"] = value
-    assert config.load(flags).threads == 2
+    assert config.load(flags).llamacpp.threads == 2
 
 
 def test_sources_add_up(user_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,8 +117,8 @@ def test_sources_add_up(user_file: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     write(Path("llmdeploy.toml"), "timeout = 0.5\nengines = { llamacpp = { threads = 3 } }\n")
     monkeypatch.setenv("LLMDEPLOY_CONTEXT", "4096")
     loaded = config.load({"parallel": 2})
-    assert (loaded.model, loaded.server, loaded.gpu_layers) == ("a", "/opt/llama server", -1)
-    assert (loaded.timeout, loaded.threads, loaded.context, loaded.parallel) == (0.5, 3, 4096, 2)
+    assert (loaded.model, loaded.llamacpp.server, loaded.llamacpp.gpu_layers) == ("a", "/opt/llama server", -1)
+    assert (loaded.timeout, loaded.llamacpp.threads, loaded.context, loaded.parallel) == (0.5, 3, 4096, 2)
     assert loaded.source("engines.llamacpp.threads") == "./llmdeploy.toml"
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from llmdeploy.config import Settings
+from llmdeploy.config import Flags, Settings
 from llmdeploy.errors import ModelNotFound
 from llmdeploy.models import gguf
 from llmdeploy.models.catalog import lookup
@@ -46,9 +46,9 @@ def test_a_projector_that_is_named_goes_before_the_one_beside(tmp_path: Path) ->
     weights = copy_selftest(tmp_path)
     other = tmp_path / "other.gguf"
     other.write_bytes(MMPROJ.read_bytes())
-    assert gguf.find(weights, Settings(mmproj=other)).mmproj == other
+    assert gguf.find(weights, Settings(flags=Flags(mmproj=other))).mmproj == other
     with pytest.raises(ModelNotFound) as caught:
-        gguf.find(weights, Settings(mmproj=tmp_path / "none.gguf"))
+        gguf.find(weights, Settings(flags=Flags(mmproj=tmp_path / "none.gguf")))
     assert caught.value.message == f"there is no file `{tmp_path / 'none.gguf'}`"
     assert "--mmproj" in caught.value.hint
 
@@ -69,7 +69,7 @@ def test_a_projector_that_is_named_for_a_file_of_the_hub(tmp_path: Path) -> None
     mmproj = tmp_path / "mmproj.gguf"
     mmproj.touch()
     assert gguf.find(HUB_WEIGHTS) == GgufModel(HUB_WEIGHTS)
-    assert gguf.find(HUB_WEIGHTS, Settings(mmproj=mmproj)) == GgufModel(HUB_WEIGHTS, mmproj)
+    assert gguf.find(HUB_WEIGHTS, Settings(flags=Flags(mmproj=mmproj))) == GgufModel(HUB_WEIGHTS, mmproj)
 
 
 def test_a_model_of_ollamas_is_served_there() -> None:

@@ -116,7 +116,12 @@ def top(name: str) -> str:
 
 
 def part(module: str) -> str:
-    """Return the package or the module at the top that a module belongs to."""
+    """Return the package or the module at the top that a module belongs to.
+
+    The settings of an engine are a part of the configuration that is kept with the engine.
+    """
+    if module.startswith("llmdeploy.engines.") and module.endswith(".settings"):
+        return "config"
     return module.split(".")[1] if "." in module else "__init__"
 
 

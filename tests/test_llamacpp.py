@@ -18,6 +18,7 @@ from llmdeploy.config import Settings
 from llmdeploy.engines import registry
 from llmdeploy.engines.base import Engine, EngineStatus, ServerSpec
 from llmdeploy.engines.llamacpp.engine import LlamaCpp
+from llmdeploy.engines.llamacpp.settings import LlamaCppSettings
 from llmdeploy.errors import DoesNotFit, EngineMissing
 from llmdeploy.models.facts import ModelFacts, read_gguf
 from llmdeploy.models.gguf import GgufModel
@@ -35,7 +36,7 @@ TELLS = 'echo "version: 7777 (abcdef0)" >&2'
 
 
 def llamacpp(server: str | None = None, **settings: int | None) -> LlamaCpp:
-    return LlamaCpp(replace(Settings(server=server), **settings))  # type: ignore[arg-type]
+    return LlamaCpp(Settings(llamacpp=LlamaCppSettings(server=server, **settings)))
 
 
 def plan(context: int = 4096, parallel: int = 2, threads: int = 3, gpu_layers: int | None = None) -> Plan:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmdeploy.config import Settings
+from llmdeploy.config import Flags, Settings
 from llmdeploy.errors import ConfigError, DownloadFailed, ModelNotFound
 from llmdeploy.models import gguf, hf_model, lock
 from llmdeploy.models.reference import CatalogName, HubFile, HubRepo
@@ -60,7 +60,7 @@ def test_a_name_is_pinned_and_the_same_repository_under_another_name_is_not() ->
     assert lock.pinned(CatalogName("qwen3:8b"), repo, HERE) == replace(repo, revision=COMMIT)
     assert lock.pinned("qwen3:8b", file, HERE) == replace(file, revision=COMMIT)
     assert lock.pinned("qwen3:8b-q8_0", repo, HERE) is repo
-    assert lock.pinned("qwen3:8b", repo, replace(HERE, pinned=False)) is repo
+    assert lock.pinned("qwen3:8b", repo, replace(HERE, flags=Flags(pinned=False))) is repo
     assert lock.pinned("qwen3:8b", HubRepo("Qwen/Qwen3-8B"), HERE) == HubRepo("Qwen/Qwen3-8B")
     assert lock.pinned("qwen3:8b", replace(repo, revision="v2"), HERE) == replace(repo, revision="v2")
 

@@ -20,6 +20,7 @@ from llmdeploy.config import Settings
 from llmdeploy.engines.ollama.api import Daemon
 from llmdeploy.engines.ollama.documents import Installed
 from llmdeploy.engines.ollama.removal import daemon_with
+from llmdeploy.engines.ollama.settings import OllamaSettings
 from llmdeploy.errors import LlmdeployError, NotPermitted
 from llmdeploy.models.reference import HubRepo
 from llmdeploy.models.store import Store
@@ -347,7 +348,7 @@ def test_what_starts_or_is_switched_to_stays(tmp_path: Path, monkeypatch: pytest
 
 def test_ollamas_own_models_of_another_store_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Daemon, "models", lambda _: [Installed("qwen3:8b", 1, (), None, digest="ab" * 32)])
-    settings = Settings(ollama_host="http://127.0.0.1:1")
+    settings = Settings(ollama=OllamaSettings(host="http://127.0.0.1:1"))
     assert daemon_with(settings, {"qwen3:8b": "ab" * 32}).url == "http://127.0.0.1:1"
     for name, digest in (("qwen3:8b", "cd" * 32), ("qwen3:4b", "ab" * 32)):
         with pytest.raises(NotPermitted, match="has another store than the one with"):

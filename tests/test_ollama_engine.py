@@ -20,10 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmdeploy import hardware
-from llmdeploy.config import Settings
+from llmdeploy.config import Flags, Settings
 from llmdeploy.engines.base import ServerSpec
 from llmdeploy.engines.ollama.dialect import adapt
 from llmdeploy.engines.ollama.engine import Ollama, Tag
+from llmdeploy.engines.ollama.settings import OllamaSettings
 from llmdeploy.errors import AlreadyServing, EngineMissing, LlmdeployError, ModelInvalid, NotPermitted
 from llmdeploy.models import gguf
 from llmdeploy.models.gguf import GgufModel
@@ -43,7 +44,7 @@ MACHINE = replace(hardware.detect(), memory_available=8 * GIB, gpus=())
 
 def at(ollama: Replay, **settings: Any) -> Ollama:
     """The engine at a recorded Ollama, as the service uses it."""
-    engine = Ollama(Settings(engine="ollama", ollama_host=ollama.url, **settings))
+    engine = Ollama(Settings(engine="ollama", ollama=OllamaSettings(host=ollama.url), **settings))
     engine.status()
     assert engine.daemon(Wishes(), 1) == ServerSpec((), ollama.url, "/api/version")
     return engine
@@ -91,7 +92,7 @@ def test_every_form_of_a_model_has_its_artefact(text: str, artefact: Tag | GgufM
 
 
 def test_the_projector_that_was_named_is_taken() -> None:
-    engine = Ollama(Settings(mmproj=MMPROJ))
+    engine = Ollama(Settings(flags=Flags(mmproj=MMPROJ)))
     assert engine.artefact(HubFile("owner/repo", "x.gguf")) == GgufModel(HubFile("owner/repo", "x.gguf"), MMPROJ)
 
 
@@ -103,7 +104,7 @@ def test_a_model_of_the_cloud_must_be_allowed(name: str) -> None:
     assert caught.value.code == "cloud_model"
     assert caught.value.message == f"`{plain}` runs at ollama.com, not here: the prompts would leave this machine"
     assert caught.value.hint == f"`llmdeploy serve {plain} --engine ollama --allow-cloud` allows it"
-    assert Ollama(Settings(allow_cloud=True)).artefact(parse(name)) == Tag(plain)
+    assert Ollama(Settings(flags=Flags(allow_cloud=True))).artefact(parse(name)) == Tag(plain)
 
 
 def test_what_is_there_is_present() -> None:
@@ -161,7 +162,7 @@ def test_a_name_that_leads_to_the_cloud_must_be_allowed() -> None:
     with replay("version", "tags", "show") as ollama:
         with pytest.raises(NotPermitted, match=r"runs at https://ollama\.com:443, not here"):
             shown(ollama, remote_host="https://ollama.com:443").facts(Tag("selftest"))
-        engine = at(ollama, allow_cloud=True)
+        engine = at(ollama, flags=Flags(allow_cloud=True))
         assert engine.facts(Tag("selftest")).capabilities == ("text", "image")
 
 
@@ -174,13 +175,14 @@ def test_what_else_it_can_is_kept() -> None:
 # --- The plan
 
 
-def own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **settings: Any) -> Ollama:
+def own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, allow_cloud: bool = False, **settings: Any) -> Ollama:
     """The engine where nothing runs and the program is there."""
     program = tmp_path / "ollama"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{closed_port()}")
-    return Ollama(Settings(ollama_program=str(program), **settings))
+    own_settings = OllamaSettings(program=str(program), **settings)
+    return Ollama(Settings(ollama=own_settings, flags=Flags(allow_cloud=allow_cloud)))
 
 
 def test_the_plan_of_a_daemon_that_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +249,7 @@ OF_THE_USER = {"OLLAMA_MODELS": "/users", "OLLAMA_NUM_PARALLEL": "4", "OLLAMA_FL
     [
         ({}, Wishes(), {"OLLAMA_CONTEXT_LENGTH": "8192", "OLLAMA_NO_CLOUD": "1"}),
         (
-            {"ollama_models": "/store", "ollama_spread": True},
+            {"models": "/store", "spread": True},
             Wishes(context=4096, parallel=2),
             {
                 "OLLAMA_CONTEXT_LENGTH": "4096",
@@ -258,7 +260,7 @@ OF_THE_USER = {"OLLAMA_MODELS": "/users", "OLLAMA_NUM_PARALLEL": "4", "OLLAMA_FL
             },
         ),
         (
-            {"ollama_spread": False, "allow_cloud": True},
+            {"spread": False, "allow_cloud": True},
             Wishes(),
             {"OLLAMA_CONTEXT_LENGTH": "8192", "OLLAMA_SCHED_SPREAD": "0"},
         ),

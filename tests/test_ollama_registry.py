@@ -19,6 +19,7 @@ from llmdeploy.engines.ollama.documents import Installed
 from llmdeploy.engines.ollama.engine import Ollama, Tag
 from llmdeploy.engines.ollama.registry import Layer, Manifest
 from llmdeploy.engines.ollama.registry import Registry as Asked
+from llmdeploy.engines.ollama.settings import OllamaSettings
 from llmdeploy.errors import DownloadFailed, UsageError
 from llmdeploy.models import digest, gguf, lock, remote_file
 from llmdeploy.models.gguf import GgufModel
@@ -223,7 +224,7 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ollama]:
     """The engine at an Ollama that has nothing, with its store in a folder of ours."""
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "models"))
     with replay("version", "empty_store") as ollama:
-        engine = Ollama(Settings(engine="ollama", ollama_host=ollama.url))
+        engine = Ollama(Settings(engine="ollama", ollama=OllamaSettings(host=ollama.url)))
         engine.status()
         engine.daemon(Wishes(), 1)
         yield engine
@@ -275,7 +276,7 @@ def test_what_the_registry_does_not_tell_is_no_reason_to_fail(trusted: Registry,
 def test_what_is_there_needs_nothing_and_asks_no_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Asked, "manifest", lambda registry: pytest.fail("asked"))
     with replay("version", "tags") as ollama:
-        engine = Ollama(Settings(ollama_host=ollama.url))
+        engine = Ollama(Settings(ollama=OllamaSettings(host=ollama.url)))
         need = engine.need(Tag("selftest"))
     assert (need.present, need.size, need.missing) == (True, 2334040, 0)
     assert need.revision == need.files[0].digest != ""

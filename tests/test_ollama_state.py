@@ -17,6 +17,7 @@ from llmdeploy.engines.ollama import host, state
 from llmdeploy.engines.ollama.documents import Running
 from llmdeploy.engines.ollama.hints import hints
 from llmdeploy.engines.ollama.probe import Probe
+from llmdeploy.engines.ollama.settings import OllamaSettings
 from llmdeploy.engines.ollama.state import PROGRAMS, State, describe, detect, find_program, listener, processor
 from tests.conftest import Result, World
 from tests.ollama_replay import FORBIDDEN, HTML, SSH, closed_port, http_answer, port, replay
@@ -286,7 +287,7 @@ def test_a_program_that_hangs_delays_nothing(bare: World) -> None:
     path.write_text("#!/bin/sh\nexec sleep 60\n")
     with replay("version", "empty_store") as ollama:
         began = time.monotonic()
-        found = detect(Settings(ollama_program=str(path), ollama_host=ollama.url))
+        found = detect(Settings(ollama=OllamaSettings(program=str(path), host=ollama.url)))
         assert time.monotonic() - began < 2.2
     assert (found.probe.state, found.program_version) == ("running", None)
 
@@ -294,7 +295,7 @@ def test_a_program_that_hangs_delays_nothing(bare: World) -> None:
 def test_what_is_asked_beyond_the_version_may_fail(bare: World) -> None:
     """It runs, which is the word that counts."""
     with replay("version") as ollama:
-        found = detect(Settings(ollama_host=ollama.url))
+        found = detect(Settings(ollama=OllamaSettings(host=ollama.url)))
         assert {path for _, path, _ in ollama.unknown} == {"/api/tags"}
     assert describe(found).detail == f"Ollama 0.33.0-rc2 at `{ollama.url}`"
 
@@ -319,7 +320,7 @@ def test_the_user_of_a_listener_is_read() -> None:
 def test_another_users_ollama_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """And one's own is not: by the table of the system as it is."""
     with replay("version", "empty_store") as ollama:
-        settings = Settings(ollama_host=ollama.url)
+        settings = Settings(ollama=OllamaSettings(host=ollama.url))
         assert detect(settings).owner is None
         monkeypatch.setattr(os, "geteuid", lambda: 54321)
         found = detect(settings)
@@ -420,9 +421,9 @@ def test_the_program_is_found_on_the_path_and_in_its_usual_places(
     assert find_program(Settings()) == (usual, "")
     usual.chmod(0o644)
     assert find_program(Settings()) == (None, "")
-    assert find_program(Settings(ollama_program=str(on_path))) == (on_path, "")
+    assert find_program(Settings(ollama=OllamaSettings(program=str(on_path)))) == (on_path, "")
     problem = f"`{usual}` (set by `engines.ollama.program`) is no program"
-    assert find_program(Settings(ollama_program=str(usual))) == (None, problem)
+    assert find_program(Settings(ollama=OllamaSettings(program=str(usual)))) == (None, problem)
 
 
 def test_every_state_is_looked_at_in_time() -> None:
@@ -430,7 +431,7 @@ def test_every_state_is_looked_at_in_time() -> None:
 
     def seconds(url: str) -> float:
         began = time.monotonic()
-        detect(Settings(ollama_host=url))
+        detect(Settings(ollama=OllamaSettings(host=url)))
         return time.monotonic() - began
 
     for answer in (None, b"", FORBIDDEN, SSH, http_answer("text/html", HTML)):

@@ -12,6 +12,7 @@ from llmdeploy.engines import registry
 from llmdeploy.engines.llamacpp.engine import LlamaCpp
 from llmdeploy.engines.ollama.engine import Ollama as OllamaEngine
 from llmdeploy.engines.ollama.engine import Tag
+from llmdeploy.engines.ollama.settings import OllamaSettings
 from llmdeploy.errors import ModelNotFound
 from llmdeploy.models import digest, reuse
 from llmdeploy.models.catalog import lookup
@@ -153,7 +154,7 @@ def test_a_model_of_ollamas_by_its_own_name_on_llamacpp(ollama_store: Path) -> N
 
 def test_what_our_configuration_names_is_the_store(tmp_path: Path) -> None:
     pack(tmp_path / "named", "selftest/latest", *selftest_layers())
-    engine = LlamaCpp(Settings(ollama_models=str(tmp_path / "named")))
+    engine = LlamaCpp(Settings(ollama=OllamaSettings(models=str(tmp_path / "named"))))
     assert engine.artefact(OllamaTag("selftest")).saved
 
 
@@ -161,14 +162,14 @@ def test_ollama_takes_the_catalogs_file_where_it_has_not_the_tag(tmp_path: Path)
     weights = lookup.find("qwen3:8b").weights
     assert isinstance(weights, HubFile)
     with replay("tags") as recorded:  # it has `selftest`, and no `qwen3:8b`
-        engine = OllamaEngine(Settings(ollama_host=recorded.url))
+        engine = OllamaEngine(Settings(ollama=OllamaSettings(host=recorded.url)))
         assert engine.artefact(CatalogName("qwen3:8b")) == Tag("qwen3:8b")
         theirs = put(Path.home() / ".lmstudio" / "models" / weights.repo / weights.file, as_quantized())
         found = engine.artefact(CatalogName("qwen3:8b"))
     assert isinstance(found, GgufModel)
     assert found.local_files() == (theirs,)
     assert engine.saved(found) == f"Ollama takes `{theirs}` of this machine: 2 MiB not fetched"
-    silent = OllamaEngine(Settings(ollama_host=f"127.0.0.1:{closed_port()}"))
+    silent = OllamaEngine(Settings(ollama=OllamaSettings(host=f"127.0.0.1:{closed_port()}")))
     assert silent.artefact(CatalogName("qwen3:8b")) == Tag("qwen3:8b"), "what it has is not known"
 
 
@@ -188,7 +189,9 @@ def test_a_model_of_the_catalog_without_a_gguf_file_is_ollamas_tag() -> None:
     if name is None:
         pytest.skip("the catalog has none")
     with replay("tags") as recorded:
-        assert isinstance(OllamaEngine(Settings(ollama_host=recorded.url)).artefact(CatalogName(name)), Tag)
+        assert isinstance(
+            OllamaEngine(Settings(ollama=OllamaSettings(host=recorded.url))).artefact(CatalogName(name)), Tag
+        )
 
 
 @pytest.mark.parametrize("name", ["llamacpp", "vllm"])

@@ -21,7 +21,8 @@ import pytest
 
 from llmdeploy import config
 from llmdeploy.cli import switch as words
-from llmdeploy.config import Settings
+from llmdeploy.config import Flags, Settings
+from llmdeploy.engines.llamacpp.settings import LlamaCppSettings
 from llmdeploy.models.reference import CatalogName
 from llmdeploy.service import client, previous
 from llmdeploy.service.previous import PreviousDeployment
@@ -569,11 +570,14 @@ def served(**settings: Any) -> Record:
 )
 def test_what_was_asked_of_serve_is_kept(flags: dict[str, Any], model: str | None, kept: tuple[Any, ...]) -> None:
     """The projector and the cloud are the model's; consent to a model's code is never taken over."""
-    now = served(context=2048, threads=3, allow_cloud=True, mmproj=Path("/p.gguf"), trust_remote_code=True)
-    others = {"mmproj": None, "allow_cloud": False, "trust_remote_code": False}
-    found = words._target(model, {"engine": None, **flags}, others, now, repair=True).settings
-    assert (found.context, found.threads, found.allow_cloud, found.mmproj) == kept
-    assert not found.trust_remote_code
+    now = served(
+        context=2048,
+        llamacpp=LlamaCppSettings(threads=3),
+        flags=Flags(Path("/p.gguf"), allow_cloud=True, trust_remote_code=True),
+    )
+    found = words._target(model, {"engine": None, **flags}, Flags(), now, repair=True).settings
+    assert (found.context, found.llamacpp.threads, found.flags.allow_cloud, found.flags.mmproj) == kept
+    assert not found.flags.trust_remote_code
 
 
 def test_the_way_back_takes_a_deadline(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

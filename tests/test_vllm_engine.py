@@ -19,6 +19,7 @@ from llmdeploy.engines.python_environment.contents import Contents, Environment
 from llmdeploy.engines.python_environment.find import Found
 from llmdeploy.engines.vllm import consent, fit, flags
 from llmdeploy.engines.vllm.engine import Vllm
+from llmdeploy.engines.vllm.settings import VllmSettings
 from llmdeploy.errors import ConfigError, DoesNotFit, EngineMissing, ModelInvalid, NotPermitted, Remedy
 from llmdeploy.models.facts import ModelFacts
 from llmdeploy.models.hf_model import HfModel
@@ -186,17 +187,19 @@ def environment(folder: Path, *, name: str = "vllm", cuda: str | None = "13.0", 
 
 
 EVERYTHING = Settings(
-    vllm_max_model_len="auto",
-    vllm_gpu_memory_utilization=0.7,
-    vllm_kv_cache_memory_bytes="4G",
-    vllm_kv_cache_dtype="fp8",
-    vllm_tensor_parallel_size=2,
-    vllm_pipeline_parallel_size=1,
-    vllm_dtype="half",
-    vllm_quantization="awq",
-    vllm_max_num_seqs=16,
-    vllm_limit_mm_per_prompt='{"image": 4}',
-    vllm_enforce_eager=True,
+    vllm=VllmSettings(
+        max_model_len="auto",
+        gpu_memory_utilization=0.7,
+        kv_cache_memory_bytes="4G",
+        kv_cache_dtype="fp8",
+        tensor_parallel_size=2,
+        pipeline_parallel_size=1,
+        dtype="half",
+        quantization="awq",
+        max_num_seqs=16,
+        limit_mm_per_prompt='{"image": 4}',
+        enforce_eager=True,
+    ),
 )
 
 
@@ -253,7 +256,9 @@ def test_vllm_does_not_give_up_before_llmdeploy_does(tmp_path: Path, timeout: fl
 
 @pytest.mark.parametrize("length", [8192, 2048, "auto"])
 def test_a_wish_for_a_context_goes_before_max_model_len(tmp_path: Path, length: int | str) -> None:
-    _, content, _ = started(engine(tmp_path, Settings(context=4096, vllm_max_model_len=length)), context=4096)
+    _, content, _ = started(
+        engine(tmp_path, Settings(context=4096, vllm=VllmSettings(max_model_len=length))), context=4096
+    )
     assert content["max-model-len"] == 4096
 
 
@@ -275,7 +280,7 @@ def test_a_repackaged_build_is_run_as_its_module(tmp_path: Path) -> None:
     ],
 )
 def test_extra_arguments_come_last_and_as_they_are(tmp_path: Path, extra: tuple[str, ...]) -> None:
-    argv, _, _ = started(engine(tmp_path, Settings(vllm_extra_args=extra)))
+    argv, _, _ = started(engine(tmp_path, Settings(vllm=VllmSettings(extra_args=extra))))
     assert argv[-len(extra) :] == extra
 
 
@@ -288,7 +293,7 @@ def test_extra_arguments_come_last_and_as_they_are(tmp_path: Path, extra: tuple[
 )
 def test_a_flag_that_is_not_there(tmp_path: Path, extra: tuple[str, ...], message: str, hint: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        started(engine(tmp_path, Settings(vllm_extra_args=extra)))
+        started(engine(tmp_path, Settings(vllm=VllmSettings(extra_args=extra))))
     assert (caught.value.message, caught.value.hint) == (message, hint)
 
 
@@ -297,12 +302,12 @@ def test_a_flag_that_is_not_there(tmp_path: Path, extra: tuple[str, ...], messag
 )
 def test_what_the_service_knows_the_server_by_is_no_argument(tmp_path: Path, extra: str) -> None:
     with pytest.raises(ConfigError, match="is for llmdeploy to choose") as caught:
-        started(engine(tmp_path, Settings(vllm_extra_args=(extra, "x")), sources=""))
+        started(engine(tmp_path, Settings(vllm=VllmSettings(extra_args=(extra, "x"))), sources=""))
     assert caught.value.hint == "take it out: `llmdeploy config show` tells where it is set"
 
 
 def test_a_setting_that_this_version_does_not_have(tmp_path: Path) -> None:
-    old = engine(tmp_path, Settings(vllm_limit_mm_per_prompt="{}"))
+    old = engine(tmp_path, Settings(vllm=VllmSettings(limit_mm_per_prompt="{}")))
     source = tmp_path / "site-packages" / "vllm" / "engine" / "arg_utils.py"
     source.write_text(source.read_text().replace("    limit_mm_per_prompt: int = 0\n", ""))
     with pytest.raises(ConfigError, match="has no flag `--limit-mm-per-prompt`"):
@@ -310,7 +315,7 @@ def test_a_setting_that_this_version_does_not_have(tmp_path: Path) -> None:
 
 
 def test_a_source_of_another_form_is_no_reason_to_refuse(tmp_path: Path) -> None:
-    started(engine(tmp_path, Settings(vllm_extra_args=("--anything",)), sources=""))
+    started(engine(tmp_path, Settings(vllm=VllmSettings(extra_args=("--anything",))), sources=""))
 
 
 def test_without_vllm_it_says_how_to_get_it() -> None:
@@ -328,7 +333,7 @@ def test_without_vllm_it_says_how_to_get_it() -> None:
 
 
 def test_a_repair_beats_the_wish_and_the_setting(tmp_path: Path) -> None:
-    vllm = engine(tmp_path, Settings(vllm_max_model_len=4096))
+    vllm = engine(tmp_path, Settings(vllm=VllmSettings(max_model_len=4096)))
     repaired = vllm.repaired(Remedy("max_model_len", 384))
     assert repaired is not None
     _, content, _ = started(repaired, context=8192)
@@ -409,7 +414,7 @@ def test_facts_of_the_shipped_model() -> None:
     ],
 )
 def test_it_takes_tools_where_it_was_told_to(arguments: tuple[str, ...] | None, capabilities: tuple[str, ...]) -> None:
-    vllm = Vllm(Settings(vllm_extra_args=arguments))
+    vllm = Vllm(Settings(vllm=VllmSettings(extra_args=arguments)))
     assert vllm.facts(SELFTEST_HF).capabilities == capabilities
 
 

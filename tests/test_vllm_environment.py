@@ -19,6 +19,7 @@ from llmdeploy.engines.python_environment.contents import Contents, Environment,
 from llmdeploy.engines.python_environment.find import STAMP, Found, python_of
 from llmdeploy.engines.python_environment.fitness import judge, unfit
 from llmdeploy.engines.vllm.program import PROGRAM
+from llmdeploy.engines.vllm.settings import VllmSettings
 from tests import machines
 from tests.conftest import ROOT, World
 from tests.vllm_environments import bare, lay, packages, with_vllm
@@ -33,7 +34,7 @@ def detect(settings: Settings, machine: machines.Hardware | None = None, platfor
 
 
 def configured(python: Path | str) -> Settings:
-    return Settings(vllm_python=str(python))
+    return Settings(vllm=VllmSettings(python=str(python)))
 
 
 def path(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> None:

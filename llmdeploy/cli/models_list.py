@@ -25,7 +25,7 @@ def show() -> None:
     """Print what is here as a table, or where that is too wide as a few lines each."""
     from llmdeploy.models import store
 
-    found = store.scan(config.load().ollama_models)
+    found = store.scan(config.load().ollama.models)
     rows = [_row(model) for model in _sorted(found)]
     widths = [max(map(len, column)) for column in zip(HEADINGS, *rows, strict=True)]
     if sys.stdout.isatty() and sum(widths) + 2 * len(widths) > columns():
@@ -42,7 +42,7 @@ def stored() -> dict[str, Any]:
     from llmdeploy.models import store
     from llmdeploy.models.stores.installed import total
 
-    found = store.scan(config.load().ollama_models)
+    found = store.scan(config.load().ollama.models)
     return {
         "stored": [document(found, model) for model in _sorted(found)],
         "stored_bytes": total(found.held),

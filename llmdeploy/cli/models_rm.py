@@ -38,7 +38,7 @@ def rm(
     from llmdeploy.models import removal, store
 
     settings = config.load()
-    found = store.scan(settings.ollama_models)
+    found = store.scan(settings.ollama.models)
     going = _chosen(found, names)
     removal.require_at_rest(going)
     _require_idle(found, going)

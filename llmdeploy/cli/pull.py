@@ -12,7 +12,7 @@ import typer
 from llmdeploy import config
 from llmdeploy.cli import options
 from llmdeploy.cli.output import out
-from llmdeploy.config import ENGINE_NAMES, Settings
+from llmdeploy.config import ENGINE_NAMES, Flags, Settings
 from llmdeploy.errors import LlmdeployError, UsageError
 from llmdeploy.models.reference import HubFile, HubRepo, ModelRef, parse, with_quant, with_revision
 from llmdeploy.models.source import at
@@ -76,7 +76,7 @@ def pull(
     json: options.Json = False,
 ) -> None:
     settings = config.load({"engine": None if engine == ALL else engine, "source": source})
-    settings = replace(settings, mmproj=mmproj and mmproj.absolute(), pinned=not lock)
+    settings = replace(settings, flags=Flags(mmproj and mmproj.absolute(), pinned=not lock))
     folder = directory and Path(os.path.expanduser(directory)).absolute()  # in `--dir=~/x` the shell leaves it
     if folder and folder.is_file():
         raise UsageError(f"`{directory}` is a file", "`--dir` takes a folder, there or not")

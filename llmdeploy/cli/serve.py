@@ -15,7 +15,7 @@ from llmdeploy import config
 from llmdeploy.cli import options
 from llmdeploy.cli.output import out
 from llmdeploy.cli.status import document
-from llmdeploy.config import Settings, api_key, keys
+from llmdeploy.config import Flags, Settings, api_key, keys
 from llmdeploy.errors import LlmdeployError, UsageError
 from llmdeploy.models.reference import ModelRef
 from llmdeploy.service import state
@@ -67,12 +67,8 @@ def serve(
         "engines.llamacpp.threads": threads,
         "engines.llamacpp.gpu_layers": gpu_layers,
     }
-    settings = replace(
-        config.load(flags),
-        mmproj=mmproj and mmproj.absolute(),
-        allow_cloud=allow_cloud,
-        trust_remote_code=trust_remote_code,
-    )
+    own = Flags(mmproj and mmproj.absolute(), allow_cloud, trust_remote_code)
+    settings = replace(config.load(flags), flags=own)
     refuse_foreign(flags, settings.engine)
     api_key.require(settings.host, api_key.read(settings))
     reference = options.resolve_model(settings.model if model is None else model)
@@ -89,15 +85,15 @@ def serve(
     except LlmdeployError as error:
         if error.code != REMOTE_CODE or not _agrees(error):
             raise
-        run(replace(settings, trust_remote_code=True))
+        run(replace(settings, flags=replace(own, trust_remote_code=True)))
 
 
 def _passed_on(settings: Settings, *, repair: bool) -> list[str]:
     """The flags that are no keys of the configuration, for the service in the background."""
     return [
-        *([f"--mmproj={settings.mmproj}"] if settings.mmproj else []),
-        *(["--allow-cloud"] if settings.allow_cloud else []),
-        *(["--trust-remote-code"] if settings.trust_remote_code else []),
+        *([f"--mmproj={settings.flags.mmproj}"] if settings.flags.mmproj else []),
+        *(["--allow-cloud"] if settings.flags.allow_cloud else []),
+        *(["--trust-remote-code"] if settings.flags.trust_remote_code else []),
         *([] if repair else ["--no-repair"]),
     ]
 

@@ -15,7 +15,7 @@ from llmdeploy import config
 from llmdeploy.cli import options
 from llmdeploy.cli.output import out
 from llmdeploy.cli.serve import announce, refuse_foreign
-from llmdeploy.config import ENGINE_NAMES, Settings
+from llmdeploy.config import ENGINE_NAMES, Flags, Settings
 from llmdeploy.errors import ConfigError, UsageError
 from llmdeploy.models.reference import ModelRef, parse, served_name
 from llmdeploy.service import state
@@ -114,14 +114,10 @@ def switch(
         "engines.llamacpp.threads": threads,
         "engines.llamacpp.gpu_layers": gpu_layers,
     }
-    others = {
-        "mmproj": mmproj and mmproj.absolute(),
-        "allow_cloud": allow_cloud,
-        "trust_remote_code": trust_remote_code,
-    }
-    _check_words(engine, model, model_option, {**flags, **others}, back=back)
+    own = Flags(mmproj and mmproj.absolute(), allow_cloud, trust_remote_code)
+    _check_words(engine, model, model_option, {**flags, "own": own != Flags()}, back=back)
     named = model if model is not None else model_option
-    target = _back(timeout) if back else _target(named, flags, others, record, repair=repair)
+    target = _back(timeout) if back else _target(named, flags, own, record, repair=repair)
     if dry_run or record is None:
         _rehearse(target, record, dry_run=dry_run, hold=hold, beside=beside, as_json=json)
     elif _is_served(target, record):
@@ -160,13 +156,11 @@ def _meant(engine: str) -> str:
     return f"`llmdeploy switch --model {shlex.quote(engine)}` switches to a model of that name"
 
 
-def _target(
-    model: str | None, flags: dict[str, Any], others: dict[str, Any], record: Record | None, *, repair: bool
-) -> Target:
+def _target(model: str | None, flags: dict[str, Any], own: Flags, record: Record | None, *, repair: bool) -> Target:
     """What the words ask for; what they leave out is as it is served now, or as the configuration has it."""
     given = {name: value for name, value in flags.items() if value is not None}
     engine = given.get("engine") or (record and record.engine)
-    settings = replace(config.load({**flags, "engine": engine}), **others)
+    settings = replace(config.load({**flags, "engine": engine}), flags=own)
     refuse_foreign(flags, settings.engine, "name its engine: `llmdeploy switch {}`")
     reference = parse(record.model if record else settings.model) if model is None else options.resolve_model(model)
     if record and record.settings:
@@ -182,15 +176,16 @@ def _as_served(settings: Settings, served: Settings, *, same_model: bool) -> Set
 
     Consent to a model's own code is not taken over: it was given for one revision, and is remembered for that.
     """
-    kept: dict[str, Any] = {}
-    for name in KEPT:
-        attribute = config.key_named(name).attribute
-        if settings.source(name) == "default" and (value := getattr(served, attribute)) is not None:
-            kept[attribute] = value
-    if same_model:
-        kept["mmproj"] = settings.mmproj or served.mmproj
-        kept["allow_cloud"] = settings.allow_cloud or served.allow_cloud
-    return replace(settings, **kept)
+    kept = {name: value for name in KEPT if (value := served.value(name).value) is not None}
+    settings = config.with_values(
+        settings, {name: value for name, value in kept.items() if settings.source(name) == "default"}
+    )
+    own, old = settings.flags, served.flags
+    if not same_model:
+        return settings
+    return replace(
+        settings, flags=replace(own, mmproj=own.mmproj or old.mmproj, allow_cloud=own.allow_cloud or old.allow_cloud)
+    )
 
 
 def _file() -> Path:

@@ -4,22 +4,24 @@
 `api_key` reads the key that applications must send.
 """
 
+from llmdeploy.config.record import document, from_document
 from llmdeploy.config.settings import (
     DEFAULT,
     ENGINE_NAMES,
+    Flags,
     Key,
     Settings,
     Value,
-    document,
-    from_document,
     key_named,
     keys,
+    with_values,
 )
 from llmdeploy.config.sources import load
 
 __all__ = [
     "DEFAULT",
     "ENGINE_NAMES",
+    "Flags",
     "Key",
     "Settings",
     "Value",
@@ -28,4 +30,5 @@ __all__ = [
     "key_named",
     "keys",
     "load",
+    "with_values",
 ]

@@ -1,47 +1,39 @@
-"""What the user wishes, and where each wish comes from.
+"""The settings and their keys.
 
-Flag > `LLMDEPLOY_*` > `./llmdeploy.toml` > the user's `config.toml` > default. Each field of `Settings` is one key:
-its name in the files, its variable, its flag, its check and its messages follow from that one entry.
+Each field of `Settings` is one key: its name in the files, its variable, its flag, its check and its messages follow
+from that one entry. A field that is a section holds the keys of one table of the files.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from llmdeploy.config_types import (
-    Absolute,
-    Address,
-    Arguments,
-    Fraction,
-    Host,
-    Length,
-    Positive,
-    Program,
-    Rule,
-    Secret,
-    Switch,
-    Text,
-    Whole,
-)
-from llmdeploy.errors import ConfigError, UsageError
+from llmdeploy.config_types import Host, Positive, Rule, Secret, Text, Whole, setting
+from llmdeploy.engines.llamacpp.settings import LlamaCppSettings
+from llmdeploy.engines.ollama.settings import OllamaSettings
+from llmdeploy.engines.vllm.settings import VllmSettings
+from llmdeploy.errors import UsageError
 from llmdeploy.text import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from llmdeploy.config_types import Words
 
-# Written out: importing the engines to ask them would load them all.
-ENGINE_NAMES = ("llamacpp", "ollama", "vllm")
-
 
 @dataclass(frozen=True)
 class Key:
+    """One key of the configuration."""
+
     name: str
+    """The dotted name, as in the files."""
+    section: str
+    """The field of `Settings` that holds the key's table; empty for a key of no table."""
     attribute: str
+    """The field of that section, or of `Settings`, that holds the value."""
     rule: Rule
     default: object
     help: str
@@ -59,192 +51,155 @@ class Key:
         return "--" + self.words[-1].replace("_", "-")
 
     def read(self, text: str) -> object:
-        """The value that a text on the command line or in a variable stands for; ValueError if it stands for none."""
+        """Return the value that a text on the command line or in a variable stands for. Raises ValueError."""
         value = self.rule.read(text)
         if not self.rule.accepts(value):
             raise ValueError(text)
         return value
 
+    def of(self, settings: Settings) -> Any:
+        """Return the value of this key."""
+        return getattr(getattr(settings, self.section) if self.section else settings, self.attribute)
+
 
 @dataclass(frozen=True)
 class Value:
+    """The value of a key and the source that it comes from."""
+
     value: object
     source: str
 
 
-def _key(name: str, rule: Rule, default: object, help: str) -> Any:
-    return field(default=default, metadata={"name": name, "rule": rule, "help": help})
+@dataclass(frozen=True)
+class Flags:
+    """Choices of one command: flags alone, because no file may make them."""
+
+    mmproj: Path | None = None
+    """The vision projector of a GGUF file, if it is not beside it."""
+    allow_cloud: bool = False
+    """Whether a model may run in Ollama's cloud: no file may send prompts away."""
+    trust_remote_code: bool = False
+    """Whether the code that comes with this revision of the model may run; remembered for that revision."""
+    pinned: bool = True
+    """Whether `llmdeploy.lock` decides on revisions; False while the lock is being written."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    engine: str = _key("engine", Text(*ENGINE_NAMES), "llamacpp", "the engine that runs the model")
-    model: str = _key("model", Text(), "selftest", "the model to serve")
-    hub: str = _key(
-        "source", Text("huggingface", "modelscope"), "huggingface", "the hub that models by name are fetched from"
+class GatewaySettings:
+    """The settings of the gateway."""
+
+    max_body_mb: int = setting(Whole(1, 4096), 64, "the MiB that one request may hold, images included")
+    max_held: int = setting(Whole(0, 100_000), 200, "the requests that wait at once while no server is ready")
+    hold_timeout: float = setting(Positive(), 600, "the seconds that a request waits for a server")
+    drain_timeout: float = setting(
+        Positive(), 60, "the seconds that running requests have to end before they are cut off"
     )
-    host: str = _key(
-        "host", Host(), "127.0.0.1", "the address to listen on; one that others can reach needs an API key"
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """The settings of each engine. The names of the fields are the names of the engines."""
+
+    llamacpp: LlamaCppSettings = field(default_factory=LlamaCppSettings, metadata={"table": "engines.llamacpp"})
+    ollama: OllamaSettings = field(default_factory=OllamaSettings, metadata={"table": "engines.ollama"})
+    vllm: VllmSettings = field(default_factory=VllmSettings, metadata={"table": "engines.vllm"})
+
+
+ENGINE_NAMES = tuple(it.name for it in fields(EngineSettings))
+
+
+@dataclass(frozen=True)
+class Settings(EngineSettings):
+    """What the user wishes, and the source of each wish."""
+
+    engine: str = setting(Text(*ENGINE_NAMES), "llamacpp", "the engine that runs the model")
+    model: str = setting(Text(), "selftest", "the model to serve")
+    hub: str = setting(
+        Text("huggingface", "modelscope"),
+        "huggingface",
+        "the hub that models by name are fetched from",
+        name="source",
     )
-    port: int = _key("port", Whole(1, 65535), 11435, "the port of the address that applications use")
-    api_key_file: str | None = _key(
-        "api_key_file", Secret(), None, "a file with the API key in its first line (none: LLMDEPLOY_API_KEY, or no key)"
+    host: str = setting(Host(), "127.0.0.1", "the address to listen on; one that others can reach needs an API key")
+    port: int = setting(Whole(1, 65535), 11435, "the port of the address that applications use")
+    api_key_file: str | None = setting(
+        Secret(), None, "a file with the API key in its first line (none: LLMDEPLOY_API_KEY, or no key)"
     )
-    context: int | None = _key(
-        "context", Whole(256, 100_000_000), None, "the tokens that one request can hold (none: the plan chooses)"
+    context: int | None = setting(
+        Whole(256, 100_000_000), None, "the tokens that one request can hold (none: the plan chooses)"
     )
-    parallel: int | None = _key(
-        "parallel", Whole(1, 256), None, "the requests answered at once (none: the plan chooses)"
-    )
-    timeout: float = _key("timeout", Positive(), 600, "the seconds to wait for a server's start")
-    gateway_max_body_mb: int = _key(
-        "gateway.max_body_mb", Whole(1, 4096), 64, "the MiB that one request may hold, images included"
-    )
-    gateway_max_held: int = _key(
-        "gateway.max_held", Whole(0, 100_000), 200, "the requests that wait at once while no server is ready"
-    )
-    gateway_hold_timeout: float = _key(
-        "gateway.hold_timeout", Positive(), 600, "the seconds that a request waits for a server"
-    )
-    gateway_drain_timeout: float = _key(
-        "gateway.drain_timeout", Positive(), 60, "the seconds that running requests have to end before they are cut off"
-    )
-    threads: int | None = _key(
-        "engines.llamacpp.threads", Whole(1, 1024), None, "the CPU threads of llama.cpp (none: the plan chooses)"
-    )
-    gpu_layers: int | None = _key(
-        "engines.llamacpp.gpu_layers",
-        Whole(-1, 9999),
-        None,
-        "the layers on the GPU, -1 for all that fit (none: the plan chooses)",
-    )
-    server: str | None = _key(
-        "engines.llamacpp.server",
-        Program(),
-        None,
-        "the path of a `llama-server` program (none: one on PATH, or the embedded one)",
-    )
-    ollama_host: str | None = _key(
-        "engines.ollama.host", Address(), None, "the address of Ollama (none: OLLAMA_HOST, or 127.0.0.1:11434)"
-    )
-    ollama_models: str | None = _key(
-        "engines.ollama.models",
-        Absolute("folder"),
-        None,
-        "the store of an Ollama that llmdeploy starts (none: OLLAMA_MODELS, or Ollama's own)",
-    )
-    ollama_program: str | None = _key(
-        "engines.ollama.program",
-        Program(),
-        None,
-        "the path of the `ollama` program (none: found)",
-    )
-    ollama_spread: bool | None = _key(
-        "engines.ollama.spread",
-        Switch(),
-        None,
-        "whether an Ollama that llmdeploy starts spreads a model over all GPUs (none: where one is too small)",
-    )
-    vllm_python: str | None = _key(
-        "engines.vllm.python",
-        Program(),
-        None,
-        "the path of the Python that has vLLM (none: found)",
-    )
-    vllm_max_model_len: int | str | None = _key(
-        "engines.vllm.max_model_len", Length(1), None, "the context of vLLM, where `context` names none"
-    )
-    vllm_gpu_memory_utilization: float | None = _key(
-        "engines.vllm.gpu_memory_utilization",
-        Fraction(),
-        None,
-        "the part of a GPU that vLLM takes (none: what is free)",
-    )
-    vllm_kv_cache_memory_bytes: str | None = _key(
-        "engines.vllm.kv_cache_memory_bytes",
-        Text(),
-        None,
-        "the size of vLLM's KV cache, such as `4G` (none: the rest)",
-    )
-    vllm_kv_cache_dtype: str | None = _key(
-        "engines.vllm.kv_cache_dtype", Text(), None, "the type of vLLM's KV cache, such as `fp8` (none: the model's)"
-    )
-    vllm_tensor_parallel_size: int | None = _key(
-        "engines.vllm.tensor_parallel_size",
-        Whole(1, 1024),
-        None,
-        "the GPUs that share each layer (none: as needed)",
-    )
-    vllm_pipeline_parallel_size: int | None = _key(
-        "engines.vllm.pipeline_parallel_size",
-        Whole(1, 1024),
-        None,
-        "the groups of GPUs that share layers (none: 1)",
-    )
-    vllm_dtype: str | None = _key("engines.vllm.dtype", Text(), None, "the type vLLM computes in (none: the model's)")
-    vllm_quantization: str | None = _key(
-        "engines.vllm.quantization", Text(), None, "the quantization of the weights (none: the model's)"
-    )
-    vllm_max_num_seqs: int | None = _key(
-        "engines.vllm.max_num_seqs", Whole(1), None, "the requests in one step of vLLM's (none: its own)"
-    )
-    vllm_limit_mm_per_prompt: str | None = _key(
-        "engines.vllm.limit_mm_per_prompt", Text(), None, 'the images a request may hold, as JSON: `{"image": 4}`'
-    )
-    vllm_enforce_eager: bool | None = _key(
-        "engines.vllm.enforce_eager", Switch(), None, "whether to start without compiling and graphs (none: no)"
-    )
-    vllm_extra_args: Sequence[str] | None = _key(
-        "engines.vllm.extra_args", Arguments(), None, "arguments that `vllm serve` gets as they are"
-    )
-    mmproj: Path | None = None
-    """The vision projector of a GGUF file, where it is not beside it."""
-    allow_cloud: bool = False
-    """Whether a model may run in Ollama's cloud. A flag alone: no file may send prompts away."""
-    trust_remote_code: bool = False
-    """Whether the code that comes with this revision of the model may run. A flag alone, and remembered for it."""
-    pinned: bool = True
-    """Whether `llmdeploy.lock` decides on revisions; not where it is written anew."""
+    parallel: int | None = setting(Whole(1, 256), None, "the requests answered at once (none: the plan chooses)")
+    timeout: float = setting(Positive(), 600, "the seconds to wait for a server's start")
+    gateway: GatewaySettings = field(default_factory=GatewaySettings, metadata={"table": "gateway"})
+    flags: Flags = field(default_factory=Flags)
     sources: Mapping[str, str] = field(default_factory=dict)
+    """The source of each key's value that is not the default, by the key's name."""
 
     def value(self, name: str) -> Value:
-        return Value(getattr(self, by_name()[name].attribute), self.sources.get(name, "default"))
+        """Return the value and the source of the key of that name."""
+        return Value(by_name()[name].of(self), self.source(name))
 
     def source(self, name: str) -> str:
-        return self.value(name).source
+        """Return the source of a key's value."""
+        return self.sources.get(name, "default")
 
     def of_engine(self, engine: str) -> dict[str, Any]:
-        """What is set of an engine's own settings, by the last words of their keys."""
-        own = {key.words[-1]: getattr(self, key.attribute) for key in keys() if key.words[:2] == ("engines", engine)}
-        return {name: value for name, value in own.items() if value is not None}
+        """Return the settings of an engine that have a value, by the names of the fields."""
+        return {name: value for name, value in vars(getattr(self, engine)).items() if value is not None}
 
 
 DEFAULT = Settings()
 
 
+def with_values(settings: Settings, values: Mapping[str, object]) -> Settings:
+    """Return the settings with other values of some keys, by the keys' names."""
+    for name, value in values.items():
+        key = by_name()[name]
+        change: dict[str, Any] = {key.attribute: value}
+        if key.section:
+            change = {key.section: replace(getattr(settings, key.section), **change)}
+        settings = replace(settings, **change)
+    return settings
+
+
 @cache
 def keys() -> tuple[Key, ...]:
-    return tuple(Key(attribute=it.name, default=it.default, **it.metadata) for it in fields(Settings) if it.metadata)
+    """Return all keys in the order in which `config show` lists them: those of the engines come last."""
+    sections = sorted((it for it in fields(Settings) if "table" in it.metadata), key=lambda it: it.name in ENGINE_NAMES)
+    holders = [(DEFAULT, "", ""), *((getattr(DEFAULT, it.name), it.metadata["table"], it.name) for it in sections)]
+    return tuple(key for holder, table, section in holders for key in _keys_of(holder, table, section))
 
 
-def key_named(name: str) -> Key:
-    """Raises UsageError for a name that is no key."""
-    if (found := by_name().get(name)) is None:
-        raise UsageError(f"unknown key `{plain(name)}`", keys_hint(name))
-    return found
+def _keys_of(holder: Any, table: str, section: str) -> Iterator[Key]:
+    """Yield the keys of one table: the fields of a dataclass that have a rule."""
+    for it in fields(holder):
+        if "rule" in it.metadata:
+            name = it.metadata.get("name", it.name)
+            dotted_name = f"{table}.{name}" if table else name
+            yield Key(dotted_name, section, it.name, it.metadata["rule"], it.default, it.metadata["help"])
 
 
 @cache
 def by_name() -> dict[str, Key]:
+    """Return the keys by their names."""
     return {key.name: key for key in keys()}
 
 
 @cache
 def tables() -> set[Words]:
+    """Return the names of the tables that the files may have."""
     return {key.words[:depth] for key in keys() for depth in range(1, len(key.words))}
 
 
+def key_named(name: str) -> Key:
+    """Return the key of that name. Raises UsageError, with the nearest names, if there is none."""
+    if (found := by_name().get(name)) is None:
+        raise UsageError(f"unknown key `{plain(name)}`", keys_hint(name))
+    return found
+
+
 def keys_hint(name: str) -> str:
+    """Return the hint for an unknown key: the key that was probably meant."""
     from difflib import get_close_matches
 
     known = set(map(dotted, tables()))
@@ -257,38 +212,8 @@ def keys_hint(name: str) -> str:
 
 
 def dotted(words: Words) -> str:
-    """A key as TOML writes it."""
+    """Return a dotted key as TOML writes it."""
     return ".".join(
         plain(word) if word.isascii() and word.replace("_", "a").replace("-", "a").isalnum() else f'"{plain(word)}"'
         for word in words
     )
-
-
-def document(settings: Settings) -> dict[str, Any]:
-    """What is not the default, as JSON holds it: keys by their names, flags that are no keys by theirs."""
-    set_keys = {key.name: getattr(settings, key.attribute) for key in keys()}
-    found = {key.name: set_keys[key.name] for key in keys() if set_keys[key.name] != key.default}
-    flags: dict[str, Any] = {
-        "mmproj": settings.mmproj and str(settings.mmproj),
-        "allow_cloud": settings.allow_cloud,
-        "trust_remote_code": settings.trust_remote_code,
-    }
-    return {**found, **{name: value for name, value in flags.items() if value}}
-
-
-def from_document(content: Mapping[str, Any]) -> Settings:
-    """The settings that `document` was made from. Raises ConfigError for what is none."""
-    from pathlib import Path
-
-    found: dict[str, Any] = {}
-    for name, value in content.items():
-        key = by_name().get(name)
-        if key is not None and key.rule.accepts(value):
-            found[key.attribute] = value
-        elif name == "mmproj" and isinstance(value, str):
-            found[name] = Path(value)
-        elif name in {"allow_cloud", "trust_remote_code"} and isinstance(value, bool):
-            found[name] = value
-        else:
-            raise ConfigError(f"`{plain(name)}` is not known here, or its value is wrong", "restart the service")
-    return Settings(**found, sources=dict.fromkeys(content, "the switch"))

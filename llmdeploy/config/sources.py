@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from llmdeploy import paths
 from llmdeploy.config.check import check, help_hint, leaves
-from llmdeploy.config.settings import Settings, Value, by_name, keys
+from llmdeploy.config.settings import DEFAULT, Settings, Value, by_name, keys, with_values
 from llmdeploy.config.toml_file import parse, read
 from llmdeploy.errors import ConfigError, UsageError
 from llmdeploy.text import must_be, plain
@@ -29,8 +30,8 @@ def load(flags: Mapping[str, object] | None = None) -> Settings:
         | _from_environment(os.environ)
         | _from_flags(flags or {})
     )
-    found: dict[str, Any] = {by_name()[name].attribute: value.value for name, value in values.items()}
-    return Settings(**found, sources={name: value.source for name, value in values.items()})
+    settings = with_values(DEFAULT, {name: it.value for name, it in values.items()})
+    return replace(settings, sources={name: it.source for name, it in values.items()})
 
 
 def _from_file(file: Path, shown: str, *, required: bool = False) -> dict[str, Value]:

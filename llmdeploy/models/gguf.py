@@ -154,7 +154,7 @@ class _Located:
 
 def find(model: ModelRef, settings: Settings = DEFAULT) -> GgufModel:
     """The files of a model, with the projector that the settings name, if they do. Raises ModelNotFound."""
-    found, mmproj = _files(model, settings), settings.mmproj
+    found, mmproj = _files(model, settings), settings.flags.mmproj
     if mmproj is None:
         return found
     if not mmproj.is_file():

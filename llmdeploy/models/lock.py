@@ -162,7 +162,7 @@ def require_same(locked: Pin, need: Requirements) -> None:
 
 def _pin_of(model: object, reference: HubRepo | HubFile, settings: Settings) -> Pin | None:
     """That of the engine; else that of another which takes the same repository."""
-    pins = [one for one in read() if one.source == str(reference.home)] if settings.pinned else []
+    pins = [one for one in read() if one.source == str(reference.home)] if settings.flags.pinned else []
     name = _spelled(str(model)) if pins else ""
     found = [one for one in pins if one.model == name]
     return min(found, key=lambda one: one.engine != settings.engine, default=None)

@@ -89,7 +89,7 @@ def for_ollama(model: CatalogName, settings: Settings) -> GgufModel | None:
         if wanted.present():
             found, local = Found(*wanted.paths(), ""), wanted
         elif copy := next((copy for copy in _copies(wanted) if _usable(copy)), None):
-            found, local = copy, copy.model(settings.mmproj)
+            found, local = copy, copy.model(settings.flags.mmproj)
         else:
             return None
         return replace(local, saved=f"Ollama takes `{found.weights}` of this machine: {found.size} not fetched")

@@ -85,9 +85,9 @@ class Service:
         """Told to stop: nothing is started any more."""
         settings = order.settings
         limits = Limits(
-            body=settings.gateway_max_body_mb * 2**20,
-            held=settings.gateway_max_held,
-            hold_seconds=settings.gateway_hold_timeout,
+            body=settings.gateway.max_body_mb * 2**20,
+            held=settings.gateway.max_held,
+            hold_seconds=settings.gateway.hold_timeout,
         )
         self.orders = ControlApi(self)
         self._key = api_key

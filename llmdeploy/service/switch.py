@@ -178,7 +178,7 @@ class Switch:
 
     async def _drain(self, target: Target) -> None:
         """Let the requests end that are with a server."""
-        seconds = self._service.order.settings.gateway_drain_timeout
+        seconds = self._service.order.settings.gateway.drain_timeout
         if cut := await self._service.gateway.route.drain(target, seconds):
             requests = "1 request" if cut == 1 else f"{cut} requests"
             self._service.tell({"event": "note", "text": f"{requests} had not ended after {seconds:g} s: cut"})

@@ -81,14 +81,14 @@ class LlamaCpp:
         if isinstance(self._program, Program):
             hint = "" if self._program.version else f"see why: `{shlex.join(self._program.argv)} --version`"
             return EngineStatus(True, self._program.version, self._program.detail, hint)
-        configured = self._settings.server is not None
+        configured = self._settings.llamacpp.server is not None
         return EngineStatus(False, None, self._program.message, self._program.hint, installed=configured)
 
     def daemon(self, wishes: Wishes, port: int) -> ServerSpec | None:
         return None
 
     def artefact(self, model: ModelRef, *, anywhere: bool = True) -> GgufModel:
-        mmproj, ollama = self._settings.mmproj, self._settings.ollama_models
+        mmproj, ollama = self._settings.flags.mmproj, self._settings.ollama.models
         if anywhere and isinstance(model, OllamaTag) and (tagged := reuse.of_tag(model.name, ollama)):
             return tagged.model(mmproj)
         wanted = gguf.find(model, self._settings)
@@ -117,7 +117,7 @@ class LlamaCpp:
         return source.commit_of(artefact.local_files())
 
     def plan(self, facts: ModelFacts, hardware: Hardware, wishes: Wishes) -> Plan:
-        threads, gpu_layers = self._settings.threads, self._settings.gpu_layers
+        threads, gpu_layers = self._settings.llamacpp.threads, self._settings.llamacpp.gpu_layers
         on_gpu = isinstance(self._program, Program) and self._program.on_gpu
         return make_plan(
             facts,
@@ -178,8 +178,8 @@ class LlamaCpp:
 
     @cached_property
     def _program(self) -> Program | EngineMissing:
-        if self._settings.server:
-            return _llama_server(self._settings.server, "set by `engines.llamacpp.server`")
+        if self._settings.llamacpp.server:
+            return _llama_server(self._settings.llamacpp.server, "set by `engines.llamacpp.server`")
         on_path = shutil.which("llama-server")
         if on_path is None or not os.path.isabs(on_path):  # Windows looks into the current folder too
             return _wheel("")

@@ -122,9 +122,9 @@ class Ollama:
             "OLLAMA_KEEP_ALIVE": -1,
             "OLLAMA_CONTEXT_LENGTH": wishes.context or DEFAULT_CONTEXT,
             "OLLAMA_NUM_PARALLEL": wishes.parallel,
-            "OLLAMA_MODELS": settings.ollama_models,
-            "OLLAMA_SCHED_SPREAD": None if settings.ollama_spread is None else int(settings.ollama_spread),
-            "OLLAMA_NO_CLOUD": None if settings.allow_cloud else 1,
+            "OLLAMA_MODELS": settings.ollama.models,
+            "OLLAMA_SCHED_SPREAD": None if settings.ollama.spread is None else int(settings.ollama.spread),
+            "OLLAMA_NO_CLOUD": None if settings.flags.allow_cloud else 1,
         }
         return {name: str(value) for name, value in own.items() if value is not None}
 
@@ -214,7 +214,7 @@ class Ollama:
     @property
     def _store(self) -> Path:
         """Where the daemon's store is, it tells where it has a model; else the variables tell where it should be."""
-        named = (self._ours and self._settings.ollama_models) or os.environ.get("OLLAMA_MODELS")
+        named = (self._ours and self._settings.ollama.models) or os.environ.get("OLLAMA_MODELS")
         found = self._state.store if self._state and not self._ours else None
         return found or Path(named or Path.home() / ".ollama" / "models")
 
@@ -261,7 +261,7 @@ class Ollama:
         return self._import(artefact).name() if isinstance(artefact, GgufModel) else artefact.name
 
     def _require_cloud(self, name: str, host: str) -> None:
-        if not self._settings.allow_cloud:
+        if not self._settings.flags.allow_cloud:
             raise NotPermitted(
                 f"`{name}` runs at {host}, not here: the prompts would leave this machine",
                 f"`llmdeploy serve {name} --engine ollama --allow-cloud` allows it",

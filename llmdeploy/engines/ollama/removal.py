@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def daemon_with(settings: Settings, names: Mapping[str, str]) -> Daemon:
     """The daemon that has these models: name -> digest. Raises LlmdeployError where none runs, or it has others."""
-    daemon = Daemon(host.parse(settings.ollama_host or os.environ.get("OLLAMA_HOST")).url)
+    daemon = Daemon(host.parse(settings.ollama.host or os.environ.get("OLLAMA_HOST")).url)
     try:
         models = daemon.models()
     except LlmdeployError as error:

@@ -60,7 +60,7 @@ class State:
 def detect(settings: Settings) -> State:
     """How Ollama is here, now. Takes under 2 s."""
     deadline = time.monotonic() + SECONDS
-    at = host.parse(settings.ollama_host or os.environ.get("OLLAMA_HOST"))
+    at = host.parse(settings.ollama.host or os.environ.get("OLLAMA_HOST"))
     program, problem = find_program(settings)
     asking = start(lambda: _program_version(program))
     found = probe(at.url)
@@ -142,8 +142,8 @@ def processor(running: Running, file_size: int) -> str:
 
 def find_program(settings: Settings) -> tuple[Path | None, str]:
     """The `ollama` program, and what is wrong with the one that was named."""
-    if settings.ollama_program:
-        path = Path(settings.ollama_program)
+    if settings.ollama.program:
+        path = Path(settings.ollama.program)
         usable = path.is_file() and os.access(path, os.X_OK)
         return (path, "") if usable else (None, f"`{path}` (set by `engines.ollama.program`) is no program")
     on_path = shutil.which("ollama")

@@ -83,7 +83,7 @@ class Vllm:
     def facts(self, artefact: HfModel) -> ModelFacts:
         artefact.require_tokenizer()
         facts = artefact.facts()
-        if not any(argument.replace("_", "-").startswith(TOOLS) for argument in self._settings.vllm_extra_args or ()):
+        if not any(argument.replace("_", "-").startswith(TOOLS) for argument in self._settings.vllm.extra_args or ()):
             return facts
         return replace(facts, capabilities=(*facts.capabilities, "tools"))
 
@@ -111,9 +111,9 @@ class Vllm:
         ours = {"model": str(artefact.folder), "served_model_name": served_name, "host": "127.0.0.1", "port": port}
         chosen = {"max_model_len": plan.context.value, **{name: it.value for name, it in plan.settings.items()}}
         content: dict[str, Any] = {**chosen, **self._wanted, **ours}
-        if consent.given(artefact, found, trust=self._settings.trust_remote_code):
+        if consent.given(artefact, found, trust=self._settings.flags.trust_remote_code):
             content["trust_remote_code"] = True
-        extra = tuple(self._settings.vllm_extra_args or ())
+        extra = tuple(self._settings.vllm.extra_args or ())
         flags.check(content, extra, found)
         config = paths.state_dir() / "vllm.yaml"
         return ServerSpec(
