@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from llmdeploy.engines.base import ServerSpec
-from llmdeploy.service import attached
-from llmdeploy.service.attached import Attached
+from llmdeploy.engines.diagnosis import Exited, Unreachable
+from llmdeploy.service import server_process
+from llmdeploy.service.server_process import Attached
 from tests.conftest import until
 from tests.ollama_replay import closed_port
 
@@ -55,15 +56,15 @@ class Listener:
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """What each look found, with looks that follow one another fast."""
     looks: list[bool] = []
-    reachable = attached.reachable
+    reachable = server_process.reachable
 
     def look(spec: ServerSpec) -> bool:
         looks.append(reachable(spec))
         return looks[-1]
 
-    monkeypatch.setattr(attached, "reachable", look)
-    monkeypatch.setattr(attached, "LOOK", 0.02)
-    monkeypatch.setattr(attached, "PATIENCE", 0.5)
+    monkeypatch.setattr(server_process, "reachable", look)
+    monkeypatch.setattr(server_process, "LOOK", 0.02)
+    monkeypatch.setattr(server_process, "PATIENCE", 0.5)
     return looks
 
 
@@ -74,11 +75,11 @@ def test_it_is_watched_until_it_is_let_go() -> None:
         watched = Attached(listener.spec, lines.append)
         assert watched.server is None  # no process of ours
         until(lambda: listener.seen > 3)
-        assert not watched.ended.done()
+        assert not watched.exit.done()
         watched.let_go()
-        assert watched.ended.result(2) == 0
+        assert watched.exit.result(2) == Exited(0)
         seen = listener.seen
-        assert not wait([watched.ended], 0).not_done
+        assert not wait([watched.exit], 0).not_done
     assert lines == [f"attached to {listener.spec.base_url}, which keeps a log of its own"]
     assert listener.seen == seen
 
@@ -88,7 +89,7 @@ def test_to_kill_it_is_to_let_it_go() -> None:
     with listener.listening():
         watched = Attached(listener.spec, lambda line: None)
         watched.kill()
-        assert watched.ended.result(2) == 0
+        assert watched.exit.result(2) == Exited(0)
         socket.create_connection(("127.0.0.1", listener.port)).close()  # it is there still
 
 
@@ -99,7 +100,7 @@ def test_one_that_stays_away_has_ended_and_says_so() -> None:
         watched = Attached(listener.spec, lines.append)
         until(lambda: listener.seen)
     began = time.monotonic()
-    assert watched.ended.result(5) == 0
+    assert watched.exit.result(5) == Unreachable(listener.spec.base_url, 0.5)
     assert time.monotonic() - began > 0.4
     assert lines[1:] == [f"{listener.spec.base_url} has not answered for 0.5 s"]
 
@@ -108,15 +109,15 @@ def test_one_that_comes_back_in_time_has_not_ended(looks: list[bool]) -> None:
     listener = Listener()
     with listener.listening():
         watched = Attached(listener.spec, lambda line: None)
-        assert wait([watched.ended], 0.6).not_done  # for longer than the patience it is there
+        assert wait([watched.exit], 0.6).not_done  # for longer than the patience it is there
     until(lambda: looks[-3:] == [False] * 3)
-    assert watched.away
+    assert watched.is_away
     with listener.listening():
         until(lambda: looks[-1])
-        until(lambda: not watched.away)
-        assert wait([watched.ended], 0.6).not_done
+        until(lambda: not watched.is_away)
+        assert wait([watched.exit], 0.6).not_done
         watched.let_go()
-        watched.ended.result(2)
+        watched.exit.result(2)
 
 
 def test_another_machine_behind_tls_is_looked_for_at_its_port(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,5 +128,5 @@ def test_another_machine_behind_tls_is_looked_for_at_its_port(monkeypatch: pytes
         raise OSError
 
     monkeypatch.setattr(socket, "create_connection", refuse)
-    Attached(ServerSpec((), "https://gpu.example/ollama", "/api/version"), lambda line: None).ended.result(5)
+    Attached(ServerSpec((), "https://gpu.example/ollama", "/api/version"), lambda line: None).exit.result(5)
     assert set(asked) == {("gpu.example", 443)}

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from llmdeploy.config import Settings
-from llmdeploy.engines.diagnosis import Diagnosis
+from llmdeploy.engines.diagnosis import Diagnosis, Exited
 from llmdeploy.engines.llamacpp import engine
 from tests.conftest import SELFTEST, World, copy_selftest, free_port
 
@@ -103,7 +103,7 @@ def run_llama_cpp(
 
 
 def diagnosis(log: list[str], status: int) -> Diagnosis | None:
-    return engine.engine(Settings()).diagnose(log, status)
+    return engine.engine(Settings()).diagnose(log, Exited(status))
 
 
 WEIGHTS_CASES = [

@@ -23,7 +23,9 @@ from llmdeploy.models import remote_file
 from llmdeploy.models.reference import CatalogName
 from llmdeploy.models.requirements import RequiredFile, Requirements
 from llmdeploy.plan import Plan, Setting, Wishes
-from llmdeploy.service.launch import Launch, Order
+from llmdeploy.service.events import Fetching, Internal, Public
+from llmdeploy.service.launch import Launch
+from llmdeploy.service.order import Order
 from llmdeploy.service.placement import HeldMemory
 from tests.conftest import SELFTEST, World
 from tests.hub_server import Hub, serve
@@ -120,12 +122,13 @@ class Elsewhere:
         self.did.append("pull")
 
 
-def looked(folder: Path, need: Requirements, spare: HeldMemory | None = None) -> tuple[Elsewhere, list[dict[str, Any]]]:
-    """What a candidate did and told on its way to weights that are elsewhere."""
-    played, told = Elsewhere(need), []
+def looked(folder: Path, need: Requirements, spare: HeldMemory | None = None) -> tuple[Elsewhere, list[Fetching]]:
+    """Return what a launch did and told on its way to weights that are not on this machine."""
+    played = Elsewhere(need)
+    told: list[Public | Internal] = []
     order = Order(CatalogName("x"), Settings())
-    Launch(order, cast("Any", played), told.append, folder / "log").look(spare)
-    return played, [event for event in told if event["event"] == "fetching"]
+    Launch(order, cast("Any", played), told.append, folder / "log").prepare(spare)
+    return played, [event for event in told if isinstance(event, Fetching)]
 
 
 def test_what_the_old_server_gives_back_counts_before_the_weights_are_fetched(tmp_path: Path) -> None:
@@ -135,14 +138,14 @@ def test_what_the_old_server_gives_back_counts_before_the_weights_are_fetched(tm
     played, told = looked(tmp_path, need, HeldMemory(memory=2**60))
     assert played.machines[0].memory_available == machine.memory_total
     assert played.did == ["pull"]
-    assert told == [{"event": "fetching", "source": "hf://o/r", "bytes": 600, "reason": ""}]
+    assert told == [Fetching("hf://o/r", 600, "")]
 
 
 def test_a_size_that_nobody_knows_is_told_and_keeps_nothing_back(tmp_path: Path) -> None:
     need = Requirements("ollama://x", tmp_path, (), unknown="the registry does not answer")
     played, told = looked(tmp_path, need)
     assert played.did == ["pull"]
-    assert (told[0]["bytes"], told[0]["reason"]) == (0, "the registry does not answer")
+    assert (told[0].bytes, told[0].reason) == (0, "the registry does not answer")
 
 
 def test_a_disk_without_room_keeps_it_from_the_first_byte(tmp_path: Path) -> None:

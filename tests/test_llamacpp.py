@@ -25,7 +25,9 @@ from llmdeploy.models.gguf import GgufModel
 from llmdeploy.models.reference import HubFile, ModelRef, parse, served_name
 from llmdeploy.models.source import OnProgress
 from llmdeploy.plan import Plan, Wishes
-from llmdeploy.service.launch import Event, Launch, Order
+from llmdeploy.service.events import Internal, Planned, Public
+from llmdeploy.service.launch import Launch
+from llmdeploy.service.order import Order
 from tests import machines
 from tests.conftest import SELFTEST
 
@@ -220,21 +222,23 @@ class Stub(LlamaCpp):
         return super().server(artefact, plan, served_name=served_name, port=port)
 
 
-def candidate(engine: Engine[Any], folder: Path, on_plan: Callable[[Event], None]) -> Launch:
-    def tell(event: Event) -> None:
-        if event["event"] == "plan":
+def launch(engine: Engine[Any], folder: Path, on_plan: Callable[[Planned], None]) -> Launch:
+    def on_event(event: Public | Internal) -> None:
+        if isinstance(event, Planned):
             on_plan(event)
 
-    return Launch(Order(HubFile("owner/repo", "x.gguf"), Settings()), engine, tell, folder / "server.log")
+    return Launch(Order(HubFile("owner/repo", "x.gguf"), Settings()), engine, on_event, folder / "server.log")
 
 
 def test_a_model_that_does_not_fit_this_machine_is_not_started(tmp_path: Path) -> None:
-    plans: list[Event] = []
+    plans: list[Planned] = []
     needs = replace(FACTS, weights_bytes=hardware.detect().memory_available + 2**30)
     engine = Stub(needs)
     before = psutil.Process().children()
+    one = launch(engine, tmp_path, plans.append)
+    prepared = one.prepare()
     with pytest.raises(DoesNotFit, match=r"^`hf://owner/repo/x.gguf` needs .* GiB .* is free$") as caught:
-        candidate(engine, tmp_path, plans.append).prepare()
+        one.apply_plan(prepared)
     assert caught.value.hint.startswith("free memory, or take a smaller model")
     assert (engine.asked, plans) == ([], [])
     assert psutil.Process().children() == before
@@ -243,10 +247,10 @@ def test_a_model_that_does_not_fit_this_machine_is_not_started(tmp_path: Path) -
 
 def test_the_same_model_of_a_size_that_fits_is_prepared(tmp_path: Path) -> None:
     """So that the test above cannot pass for another reason."""
-    plans: list[Event] = []
+    plans: list[Planned] = []
     engine = Stub(FACTS)
-    one = candidate(engine, tmp_path, plans.append)
-    one.prepare()
+    one = launch(engine, tmp_path, plans.append)
+    settled = one.apply_plan(one.prepare())
     assert (engine.asked, len(plans)) == (["server"], 1)
-    assert one.spec.served_name == "x"
-    assert os.fspath(WEIGHTS) in one.spec.argv
+    assert settled.spec.served_name == "x"
+    assert os.fspath(WEIGHTS) in settled.spec.argv

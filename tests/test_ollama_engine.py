@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from llmdeploy import hardware
 from llmdeploy.config import Flags, Settings
 from llmdeploy.engines.base import ServerSpec
+from llmdeploy.engines.diagnosis import Exited
 from llmdeploy.engines.ollama.dialect import adapt
 from llmdeploy.engines.ollama.engine import Ollama, Tag
 from llmdeploy.engines.ollama.settings import OllamaSettings
@@ -724,7 +725,7 @@ def test_nothing_else_is_changed(request: dict[str, Any], most: int | None, wish
     ],
 )
 def test_the_cause_of_its_end(log: list[str], status: int, cause: str | None) -> None:
-    found = Ollama(Settings()).diagnose(log, status)
+    found = Ollama(Settings()).diagnose(log, Exited(status))
     if cause is None:
         assert found is None
     else:

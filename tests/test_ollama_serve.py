@@ -23,6 +23,7 @@ import pytest
 from openai import OpenAI
 
 from llmdeploy.config import Settings
+from llmdeploy.engines.diagnosis import Exited
 from llmdeploy.engines.ollama.api import Daemon
 from llmdeploy.engines.ollama.engine import Ollama as Engine
 from llmdeploy.engines.ollama.imports import Import
@@ -402,8 +403,8 @@ def test_a_daemon_of_our_own_that_is_killed_while_it_serves_is_started_again(own
 # Commands with shorter waits: they would take minutes else.
 HASTE = """
 import sys
-from llmdeploy.service import attached, candidate
-attached.PATIENCE, attached.LOOK, candidate.KEEP = {patience}, 0.1, 0.2
+from llmdeploy.service import server_process, supervisor
+server_process.PATIENCE, server_process.LOOK, supervisor.KEEP = {patience}, 0.1, 0.2
 from llmdeploy.__main__ import main
 sys.exit(main())
 """
@@ -930,4 +931,4 @@ def test_a_healthy_log_tells_no_cause(own: World) -> None:
     assert own.run("stop").status == 0
     lines = (own.state / "server.log").read_text().splitlines()
     assert len(lines) > 100
-    assert Engine(Settings()).diagnose(lines, 1) is None
+    assert Engine(Settings()).diagnose(lines, Exited(1)) is None

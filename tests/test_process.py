@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from llmdeploy.engines.diagnosis import Exited
 from llmdeploy.service.process import (
     ProcessId,
     alive,
@@ -58,7 +59,9 @@ def run(*argv: str, let_go_at: str | None = None, grace: float = GRACE, **env: s
         told.get(timeout=20)
         child.let_go()
     let_go = time.monotonic()
-    status = child.ended.result(20)
+    ended = child.exit.result(20)
+    assert isinstance(ended, Exited)
+    status = ended.status
     return Run(lines, status, time.monotonic() - let_go, child.server)
 
 
@@ -208,7 +211,7 @@ def test_output_cannot_be_taken_for_the_pid(script: str) -> None:
     until(lambda: psutil.Process(server.pid).cmdline() == ["sleep", "60"])
     leader = os.getpgid(server.pid)
     child.kill()
-    assert child.ended.result(WITHIN) == -signal.SIGKILL
+    assert child.exit.result(WITHIN) == Exited(-signal.SIGKILL)
     assert leader == server.pid
     assert set(lines) == {"1"}
     assert not alive(server)
@@ -256,11 +259,11 @@ def test_what_a_server_started_ends_with_it(script: str, let_go_at: str | None) 
 
 HOLDER = """
 import sys
-from llmdeploy.service.child import GUARD, Child
+from llmdeploy.service.server_process import GUARD, Child
 
 child = Child(("sh", "-c", sys.argv[1]), {}, 0.3, print)
 print(child.server.pid, flush=True)
-child.ended.result()
+child.exit.result()
 """
 
 

@@ -13,7 +13,7 @@ from llmdeploy.engines.base import EngineStatus
 from llmdeploy.errors import DoesNotFit, DownloadFailed, LlmdeployError, ModelNotFound, UsageError
 from llmdeploy.models.reference import HubRepo
 from llmdeploy.models.requirements import RequiredFile, Requirements
-from llmdeploy.service.launch import Order
+from llmdeploy.service.order import Order
 from llmdeploy.service.pull import Asked, Pull, Pulls
 from llmdeploy.units import GIB
 

@@ -21,7 +21,7 @@ from openai import OpenAI
 
 from llmdeploy.engines.llamacpp.engine import PHASES
 from llmdeploy.service import client, state
-from llmdeploy.service.launch import STOP_GRACE
+from llmdeploy.service.running import STOP_GRACE
 from tests import hub_server
 from tests.conftest import EMBEDDED, SELFTEST, World, copy_selftest, free_port, llama_server, read_until, until
 from tests.hub_server import Hub

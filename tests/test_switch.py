@@ -21,11 +21,13 @@ import pytest
 
 from llmdeploy import config
 from llmdeploy.cli import switch as words
+from llmdeploy.cli.events import AsText
 from llmdeploy.config import Flags, Settings
 from llmdeploy.engines.llamacpp.settings import LlamaCppSettings
 from llmdeploy.models.reference import CatalogName
-from llmdeploy.service import client, previous
-from llmdeploy.service.previous import PreviousDeployment
+from llmdeploy.service import client, history
+from llmdeploy.service.events import Note, Public, Step
+from llmdeploy.service.history import PreviousDeployment
 from llmdeploy.service.process import identify
 from llmdeploy.service.state import Record
 from tests.conftest import EMBEDDED, SELFTEST, Result, World, copy_selftest, read_until, until, write_server
@@ -583,7 +585,7 @@ def test_what_was_asked_of_serve_is_kept(flags: dict[str, Any], model: str | Non
 def test_the_way_back_takes_a_deadline(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     document = config.document(Settings(timeout=600, context=2048))
     found = PreviousDeployment("selftest", "llamacpp", document, "/config.toml", {})
-    monkeypatch.setattr(previous, "load", lambda: found)
+    monkeypatch.setattr(history, "load_previous", lambda: found)
     assert words._back(5).settings.timeout == 5
     assert words._back(None).settings.context == 2048
 
@@ -606,19 +608,19 @@ def test_who_interrupts_leaves_first_and_is_told_the_truth(
 
     def events(*_: object) -> Any:
         try:
-            yield {"event": "step", "step": "check"}
-            yield {"event": "step", "step": last}
-            yield {"event": "note", "text": ""}
+            yield Step("check")
+            yield Step(last)
+            yield Note("")
         finally:
             happened.append("left")
 
-    def tell(_: object, event: dict[str, Any]) -> None:
-        if event["event"] == "note":
+    def on_event(_: object, event: Public, elapsed: float) -> None:
+        if isinstance(event, Note):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(client, "switch", events)
     monkeypatch.setattr(client, "wait_switched", lambda: happened.append("waited"))
-    monkeypatch.setattr(events.AsText, "tell", tell)
+    monkeypatch.setattr(AsText, "on_event", on_event)
     target = words.Target(CatalogName("selftest"), Settings(), Path("/config.toml"), {}, repair=True)
     with pytest.raises(KeyboardInterrupt):
         words._switch(target, served(), hold=True, beside=True, as_json=False)

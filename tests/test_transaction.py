@@ -6,83 +6,104 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from llmdeploy import hardware
 from llmdeploy.config import Settings
+from llmdeploy.engines import registry
 from llmdeploy.engines.base import ServerSpec
 from llmdeploy.errors import AlreadyServing, LlmdeployError, StartFailed, StateUnwritable, UsageError
-from llmdeploy.gateway.gateway import Gateway, Limits
-from llmdeploy.gateway.target import Target
+from llmdeploy.models.facts import ModelFacts
 from llmdeploy.models.reference import CatalogName
 from llmdeploy.plan import Plan, Setting
-from llmdeploy.service import service, state
+from llmdeploy.service import recorder, slot, state
 from llmdeploy.service import switch as switching
-from llmdeploy.service.launch import Event, Order
+from llmdeploy.service.events import Down, Internal, Public, Room, Serving, Started
+from llmdeploy.service.launch import Prepared, Ready, Settled
+from llmdeploy.service.order import Order, SwitchOrder
 from llmdeploy.service.placement import HeldMemory
+from llmdeploy.service.running import RunningServer
 from llmdeploy.service.service import Service
 from llmdeploy.service.supervisor import Supervisor
-from llmdeploy.service.switch import Switch, SwitchOrder
+from llmdeploy.service.switch import Switch
 from llmdeploy.units import GIB
 
 PLAN = Plan(Setting(4096, ""), Setting(1, ""), (), None)
 CONFIG = 'engine = "llamacpp"\n'
 
 
-class Played:
-    """A keeper whose server is played: what it does takes a turn of the loop, and what a test puts in its place."""
+FACTS = ModelFacts("llama", 1, (1,), 1, 1, 1, 1, 1)
+
+
+class PlayedServer:
+    """A server of which a test decides whether it serves."""
+
+    process = None
+
+    def __init__(self, log_file: Path, *, is_external: bool = False) -> None:
+        self.log_file = log_file
+        self.is_external = is_external
+        self.serves = True
+
+    def raise_if_over(self) -> None: ...
+
+
+class PlayedSupervisor(Supervisor):
+    """A supervisor of a played server: what it does takes a turn of the loop, and a test may replace any method."""
 
     def __init__(self, name: str, log_file: Path) -> None:
-        self.name = name
-        self.order = Order(CatalogName(name), Settings())
-        self.engine = SimpleNamespace(name="llamacpp", side_by_side=True)
-        self.log_file = log_file
-        self.gpus: tuple[tuple[int, int], ...] = ()
-        self.candidate = SimpleNamespace(
-            server=None,
-            attached=False,
-            machine=None,
-            version="1",
-            log_file=log_file,
-            plan=PLAN,
-            plan_for=lambda _: PLAN,
-            loaded=None,
-            spec=ServerSpec((), "http://127.0.0.1:1", "/health", name),
-            facts=SimpleNamespace(capabilities=("text",)),
-            raise_if_over=lambda: None,
+        settings = Settings()
+        super().__init__(
+            Order(CatalogName(name), settings), registry.get("llamacpp", settings), self._pass_on, log_file
         )
+        self.name = name
         self.did: list[str] = []
-        self.tell: Callable[[Event], None] = lambda _: None
-        self.serves = True
+        self.on_event: Callable[[Public | Internal], None] = lambda _: None
         self.kept = 0
         self.when_left: Callable[[], None] = lambda: None
+        self.server = PlayedServer(log_file)
+        prepared = Prepared("1", "weights", FACTS)
+        spec = ServerSpec((), "http://127.0.0.1:1", "/health", name)
+        self.settled = Settled(prepared, PLAN, hardware.detect(), spec)
+        self.ready = Ready(
+            self.order, self.engine, prepared, PLAN, spec, cast("RunningServer", self.server), None, 0.0, ()
+        )
+
+    def _pass_on(self, event: Public | Internal) -> None:
+        self.on_event(event)
 
     async def _do(self, what: str) -> None:
         self.did.append(what)
         await asyncio.sleep(0)
 
-    async def look(self, spare: HeldMemory) -> None:
-        await self._do("look")
+    async def prepare(self, spare: HeldMemory | None = None) -> Prepared:
+        await self._do("prepare")
+        return self.settled.prepared
 
-    async def settle(self, plan: Plan | None) -> None:
-        await self._do("settle")
+    def plan_for(self, prepared: Prepared, machine: hardware.Hardware) -> Plan:
+        return PLAN
 
-    async def start(self) -> None:
+    async def apply_plan(self, prepared: Prepared, plan: Plan | None = None) -> Settled:
+        await self._do("apply_plan")
+        return self.settled
+
+    async def start(self, settled: Settled) -> Ready:
         await self._do("start")
+        return self.ready
 
-    async def again(self) -> None:
-        await self._do("again")
-        self.serves = True
-        self.tell({"event": "serving"})
+    async def start_again(self) -> Ready:
+        await self._do("start_again")
+        self.server.serves = True
+        self.on_event(Serving(self.ready))
+        return self.ready
 
     async def stop(self) -> None:
         await self._do("stop")
-        self.serves = False
+        self.server.serves = False
 
-    async def keep(self, ended: LlmdeployError | None = None) -> None:
+    async def keep(self, ready: Ready, ended: LlmdeployError | None = None) -> None:
         self.kept += 1
         try:
             await asyncio.sleep(3600)
@@ -91,29 +112,37 @@ class Played:
             self.when_left()
             await asyncio.sleep(0)
 
-    def target(self) -> Target:
-        return Target("llamacpp", self.name, "127.0.0.1", 1)
+
+class Events:
+    """A listener that keeps the events."""
+
+    def __init__(self) -> None:
+        self.all: list[Public] = []
+
+    def on_event(self, event: Public, elapsed: float) -> None:
+        self.all.append(event)
+
+    def on_ready(self, record: state.Record, elapsed: float) -> None: ...
+
+    def on_stop(self) -> None: ...
 
 
 class World:
     """A service that serves `old` and is told to switch to `new`."""
 
-    def __init__(self, folder: Path, *, beside: bool) -> None:
-        self.events: list[Event] = []
-        self.old, self.new = Played("old", folder / "1.log"), Played("new", folder / "2.log")
-        notices = cast("Any", SimpleNamespace(tell=self.events.append))
-        self.service = service = Service(self.old.order, notices, None)
-        service.gateway = Gateway(Limits())
-        service._over = asyncio.get_running_loop().create_future()
-        service.current = cast("Any", self.old)
-        self.old.tell = lambda event: service.hear(service.current, event)
-        service.keeper = lambda *_: cast("Any", self.new)  # type: ignore[method-assign]
-        service.dismiss = lambda keeper: None  # type: ignore[method-assign]
-        service._react({"event": "serving"})
-        service.keep()
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *, beside: bool) -> None:
+        self.events = Events()
+        self.old, self.new = PlayedSupervisor("old", folder / "1.log"), PlayedSupervisor("new", folder / "2.log")
+        played = iter((self.old, self.new))
+        monkeypatch.setattr(slot, "Supervisor", lambda *_: next(played))
+        self.service = Service(self.old.order, self.events, None)
+        self.slot = self.service.slot
+        self.old.on_event = lambda event: self.slot.on_event(self.old, event)
+        self.slot.on_event(self.old, Serving(self.old.ready))
+        self.slot.keep()
         self.file = folder / "config.toml"
         self.file.write_text(CONFIG)
-        self.switch = Switch(service, SwitchOrder(self.new.order, self.file, {"model": "new"}, beside=beside))
+        self.switch = Switch(self.slot, SwitchOrder(self.new.order, self.file, {"model": "new"}, beside=beside))
 
     @property
     def points_to(self) -> str | None:
@@ -138,8 +167,8 @@ class World:
         """All is as it was."""
         assert self.points_to == "old"
         assert self.old.kept == 1
-        assert self.old.serves
-        assert not self.service._over.done()
+        assert self.old.server.serves
+        assert not self.service.over.done()
         assert self.file.read_text() == CONFIG
         record = state.read()
         assert record is not None
@@ -149,18 +178,19 @@ class World:
 @pytest.fixture(autouse=True)
 def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(switching, "run_smoke_test", lambda *_: None)
-    monkeypatch.setattr(switching, "holds", lambda *_: HeldMemory())
-    monkeypatch.setattr(service, "provenance", lambda *_: {})
+    monkeypatch.setattr(slot, "provenance", lambda *_: {})
 
 
-def play(folder: Path, work: Callable[[World], Awaitable[None]], *, beside: bool = True) -> None:
+def play(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, work: Callable[[World], Awaitable[None]], *, beside: bool = True
+) -> None:
     async def played() -> None:
-        world = World(folder, beside=beside)
+        world = World(folder, monkeypatch, beside=beside)
         await asyncio.sleep(0)
         try:
             await work(world)
         finally:
-            world.service.stopping = True
+            world.slot.is_stopping = True
             tasks = asyncio.all_tasks() - {cast("asyncio.Task[Any]", asyncio.current_task())}
             for task in tasks:
                 task.cancel()
@@ -174,22 +204,22 @@ async def fail(*_: object) -> None:
 
 
 @pytest.mark.parametrize("beside", [True, False])
-def test_it_is_done(tmp_path: Path, beside: bool) -> None:
+def test_a_switch_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: bool) -> None:
     async def work(world: World) -> None:
         assert await world.run() is None
         assert world.points_to == "new"
-        assert (world.old.kept, world.new.kept, world.old.serves) == (0, 1, False)
+        assert (world.old.kept, world.new.kept, world.old.server.serves) == (0, 1, False)
         assert world.file.read_text() == 'engine = "llamacpp"\nmodel = "new"\n'
         record = state.read()
         assert record is not None
         assert (record.served_name, record.switch) == ("new", None)
 
-    play(tmp_path, work, beside=beside)
+    play(tmp_path, monkeypatch, work, beside=beside)
 
 
 @pytest.mark.parametrize("beside", [True, False])
-@pytest.mark.parametrize("step", ["look", "settle", "start"])
-def test_a_step_that_fails_is_undone(tmp_path: Path, step: str, beside: bool) -> None:
+@pytest.mark.parametrize("step", ["prepare", "apply_plan", "start"])
+def test_a_failed_step_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, beside: bool) -> None:
     async def work(world: World) -> None:
         setattr(world.new, step, fail)
         error = await world.run()
@@ -197,57 +227,65 @@ def test_a_step_that_fails_is_undone(tmp_path: Path, step: str, beside: bool) ->
         assert error.message.endswith(": no luck; `old` on llamacpp serves as before")
         await world.require_old()
 
-    play(tmp_path, work, beside=beside)
+    play(tmp_path, monkeypatch, work, beside=beside)
 
 
-def test_who_leaves_while_it_is_undone_does_not_keep_the_old_server_from_coming_back(tmp_path: Path) -> None:
+def test_the_old_server_comes_back_also_if_the_client_leaves_during_the_undo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def work(world: World) -> None:
         world.new.start = fail  # type: ignore[method-assign]
-        again = world.old.again
+        again = world.old.start_again
 
-        async def left() -> None:
+        async def left() -> Ready:
             world.client_leaves()
-            await again()
+            return await again()
 
-        world.old.again = left  # type: ignore[method-assign]
+        world.old.start_again = left  # type: ignore[method-assign]
         assert "no luck" in str(await world.run())
         await world.require_old()
 
-    play(tmp_path, work, beside=False)
+    play(tmp_path, monkeypatch, work, beside=False)
 
 
-def test_who_leaves_as_the_old_server_is_let_go_of_leaves_it_kept(tmp_path: Path) -> None:
+def test_a_client_that_leaves_early_leaves_the_old_server_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def work(world: World) -> None:
         world.old.when_left = world.client_leaves
         assert await world.run() is None
         assert world.running.cancelled()
         await world.require_old()
 
-    play(tmp_path, work, beside=False)
+    play(tmp_path, monkeypatch, work, beside=False)
 
 
-def test_an_old_server_that_is_down_when_it_is_let_go_of_is_started_again(tmp_path: Path) -> None:
+def test_an_old_server_that_dies_as_the_client_leaves_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def work(world: World) -> None:
         def dies() -> None:
-            world.old.serves = False
+            world.old.server.serves = False
             world.client_leaves()
 
         world.old.when_left = dies
         await world.run()
-        assert "again" in world.old.did
+        assert "start_again" in world.old.did
         assert world.old.kept == 1
-        assert world.old.serves
+        assert world.old.server.serves
 
-    play(tmp_path, work, beside=False)
+    play(tmp_path, monkeypatch, work, beside=False)
 
 
 @pytest.mark.parametrize("kind", [StartFailed, RuntimeError])
-def test_an_old_server_that_does_not_come_back_is_said_to_be_started_again(tmp_path: Path, kind: Any) -> None:
+def test_an_old_server_that_fails_to_start_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
     async def broken() -> None:
         raise kind("it does not start", "")
 
     async def work(world: World) -> None:
-        world.new.start, world.old.again = fail, broken  # type: ignore[method-assign]
+        world.new.start, world.old.start_again = fail, broken  # type: ignore[method-assign]
         error = await world.run()
         assert error is not None
         assert error.message.endswith("`old` on llamacpp is being started again")
@@ -257,7 +295,7 @@ def test_an_old_server_that_does_not_come_back_is_said_to_be_started_again(tmp_p
         assert record is not None
         assert record.state == "starting"
 
-    play(tmp_path, work, beside=False)
+    play(tmp_path, monkeypatch, work, beside=False)
 
 
 def test_a_disk_that_is_full_after_the_commit_stops_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -269,21 +307,21 @@ def test_a_disk_that_is_full_after_the_commit_stops_nothing(monkeypatch: pytest.
         write(record)
 
     monkeypatch.setattr(state, "write", written)
-    monkeypatch.setattr(service, "RECORD_WATCH", 0.01)
+    monkeypatch.setattr(recorder, "RECORD_WATCH", 0.01)
 
     async def work(world: World) -> None:
-        target = world.new.target
+        adopt = world.slot.adopt
 
-        def committing() -> Target:
+        def committing(supervisor: Supervisor, ready: Ready) -> None:
             full[0] = True
-            return target()
+            adopt(supervisor, ready)
 
-        world.new.target = committing  # type: ignore[method-assign]
+        world.slot.adopt = committing  # type: ignore[method-assign]
         assert await world.run() is None
         assert world.points_to == "new"
-        assert (world.old.kept, world.new.kept, world.old.serves) == (0, 1, False)
+        assert (world.old.kept, world.new.kept, world.old.server.serves) == (0, 1, False)
         full[0] = False
-        watching = asyncio.ensure_future(world.service._watch())
+        watching = asyncio.ensure_future(world.service.recorder.watch())
         for _ in range(200):
             record = state.read()
             if record is not None and record.served_name == "new":
@@ -293,7 +331,7 @@ def test_a_disk_that_is_full_after_the_commit_stops_nothing(monkeypatch: pytest.
         assert record is not None
         assert (record.served_name, record.switch) == ("new", None)
 
-    play(tmp_path, work)
+    play(tmp_path, monkeypatch, work)
 
 
 def test_a_full_disk_does_not_end_a_server_that_was_started_again(
@@ -304,48 +342,51 @@ def test_a_full_disk_does_not_end_a_server_that_was_started_again(
 
     async def work(world: World) -> None:
         monkeypatch.setattr(state, "write", full)
-        service, keeper = world.service, cast("Supervisor", world.old)
-        service.hear(keeper, {"event": "down", "error": StartFailed("it ended", "")})
+        world.old.on_event(Down(StartFailed("it ended", "")))
         assert world.points_to is None
-        service.hear(keeper, {"event": "started"})
-        service.hear(keeper, {"event": "serving"})
+        world.old.on_event(Started(world.old.settled, world.old.ready.server))
+        world.old.on_event(Serving(world.old.ready))
         assert world.points_to == "old"
 
-    play(tmp_path, work)
+    play(tmp_path, monkeypatch, work)
 
 
-@pytest.mark.parametrize(("attached", "given"), [(True, 0), (False, GIB)])
-def test_what_a_daemon_lets_go_by_itself_is_not_counted_twice(tmp_path: Path, attached: bool, given: int) -> None:
-    machine = hardware.detect()
-    machine = replace(machine, gpus=(hardware.Gpu(0, "A", 24 * GIB, 4 * GIB),))
+@pytest.mark.parametrize(("is_external", "given"), [(True, 0), (False, GIB)])
+def test_memory_that_a_daemon_lets_go_by_itself_is_not_counted_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_external: bool, given: int
+) -> None:
+    machine = replace(hardware.detect(), gpus=(hardware.Gpu(0, "A", 24 * GIB, 4 * GIB),))
+    monkeypatch.setattr(hardware, "detect", lambda: machine)
     planned: list[int] = []
 
-    def plan_for(on: hardware.Hardware) -> Plan:
+    def plan_for(prepared: Prepared, on: hardware.Hardware) -> Plan:
         planned.append((on.gpus[0].memory_free or 0) - 4 * GIB)
         return PLAN
 
     async def work(world: World) -> None:
-        world.old.candidate.attached = attached
-        world.new.engine.side_by_side = False
-        world.new.candidate.plan_for = plan_for
-        world.switch._new, world.switch._holds = cast("Any", world.new), HeldMemory(0, ((0, GIB),))
-        assert not world.switch._room_for(machine).beside
+        world.old.server.is_external = is_external
+        world.slot.ready = replace(world.old.ready, gpus=((0, GIB),))
+        monkeypatch.setattr(type(world.new.engine), "side_by_side", False)
+        world.new.plan_for = plan_for  # type: ignore[method-assign]
+        assert await world.run() is None
+        [room] = [event for event in world.events.all if isinstance(event, Room)]
+        assert not room.beside
 
-    play(tmp_path, work)
+    play(tmp_path, monkeypatch, work)
     assert planned == [0, given]
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"settings": [], "model": "x"}', b'{"settings": {}, "model": 5}'])
-def test_an_order_that_makes_no_sense_is_refused(body: bytes) -> None:
+def test_a_malformed_order_is_refused(body: bytes) -> None:
     with pytest.raises(UsageError, match="does not understand"):
-        SwitchOrder.read(body)
+        SwitchOrder.from_json(body)
 
 
-def test_a_service_that_stops_begins_nothing(tmp_path: Path) -> None:
+def test_a_stopping_service_begins_no_switch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def work(world: World) -> None:
-        world.service.orders._require_turn()
-        world.service.stopping = True
+        world.service.control.require_turn()
+        world.slot.is_stopping = True
         with pytest.raises(AlreadyServing, match="the service is stopping"):
-            world.service.orders._require_turn()
+            world.service.control.require_turn()
 
-    play(tmp_path, work)
+    play(tmp_path, monkeypatch, work)

@@ -131,7 +131,7 @@ def _served(model: str | None, settings: Settings) -> Record:
 
 def _found(settings: Settings) -> Record | None:
     """The deployment that is there, waited for while it starts."""
-    from llmdeploy.cli.events import say_phase
+    from llmdeploy.cli.phases import say_phase
     from llmdeploy.service.client import Watch
 
     deadline = time.monotonic() + settings.timeout
@@ -150,10 +150,11 @@ def _found(settings: Settings) -> Record | None:
 
 def _start(model: str | None, settings: Settings) -> Record:
     from llmdeploy.cli.serve import start
+    from llmdeploy.service.order import Order
 
     reference = options.resolve_model(settings.model if model is None else model)
     out.note(f"nothing is served; starting `{served_name(reference)}` on {settings.engine} in the background")
-    record = start([str(reference), f"--timeout={settings.timeout:g}"])
+    record = start(Order(reference, settings))
     out.note(f"`{record.served_name}` stays up at {record.url}/v1; `llmdeploy stop` ends it")
     if model is None and settings.source("model") == "default":
         out.hint("this is the self-test model; `llmdeploy config set model qwen3:8b` chooses a real one")

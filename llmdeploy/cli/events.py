@@ -4,14 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, assert_never
 
 from llmdeploy.cli.output import out
+from llmdeploy.cli.phases import INDENT, say_phase
 from llmdeploy.cli.progress import Downloads
+from llmdeploy.service.events import (
+    Download,
+    Fetching,
+    Loaded,
+    Note,
+    Percent,
+    Phase,
+    Planned,
+    Public,
+    Room,
+    Step,
+    Stopping,
+    Switched,
+    Wait,
+    document,
+)
 from llmdeploy.units import in_gib
 
 if TYPE_CHECKING:
-    from llmdeploy.service.launch import Event
     from llmdeploy.service.state import Record
 
 OnReady = Callable[["Record"], None]
@@ -27,15 +43,10 @@ STEPS = {
     "undo": "stop the new server, keep the old one",
 }
 """Of a switch, and what is done there."""
-INDENT = " " * len("[  0.0 s] ")
-
-
-def say_phase(name: str, elapsed: float) -> None:
-    out.note(f"[{elapsed:5.1f} s] {name}")
 
 
 class AsText:
-    """`service.deployment.Notices`, on stderr."""
+    """Shows what happens on stderr; a `service.service.ServiceListener`."""
 
     def __init__(self, announce: OnReady) -> None:
         self._announce = announce
@@ -51,29 +62,38 @@ class AsText:
     ) -> None:
         self._downloads.__exit__(kind, error, trace)
 
-    def tell(self, event: Event) -> None:
+    def on_event(self, event: Public, elapsed: float) -> None:
+        """Show an event; `elapsed`: seconds since the command or the service began."""
         match event:
-            case {"event": "phase", "phase": phase}:
-                say_phase(phase, event["elapsed"])
-            case {"event": "wait", "phase": phase, "line": line}:
+            case Phase(phase=phase):
+                say_phase(phase, elapsed)
+            case Wait(phase=phase, line=line):
                 short = line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."
-                say_phase(f"still {phase}" + (f": {short}" if line else ""), event["elapsed"])
-            case {"event": "percent", "phase": phase, "percent": percent}:
-                self._percent(phase, event["elapsed"], percent)
-            case {"event": "download", "file": file, "done": done, "total": total}:
+                say_phase(f"still {phase}" + (f": {short}" if line else ""), elapsed)
+            case Percent(phase=phase, percent=percent):
+                self._percent(phase, elapsed, percent)
+            case Download(file=file, done=done, total=total):
                 self._downloads.show(file, done, total)
-            case {"event": "step", "step": step}:
-                say_phase(f"{step}: {STEPS[step]}", event["elapsed"])
-            case {"event": "fetching", "bytes": size, "source": source} if size:
-                self._aside(f"{in_gib(size)} from {source}")
-            case {"event": "fetching", "reason": reason} if reason:
-                self._aside(f"its size is not known: {reason}")
-            case {"event": "plan"}:
+            case Step(step=step):
+                say_phase(f"{step}: {STEPS[step]}", elapsed)
+            case Fetching():
+                self._fetching(event)
+            case Planned():
                 self._aside(_plan(event))
-            case {"event": "loaded", "detail": detail, "context": context}:
+            case Loaded(detail=detail, context=context):
                 self._aside(f"{detail}" + (f", {context} tokens a request" if context else ""))
-            case {"event": "note", "text": text} | {"event": "room", "reason": text}:
+            case Note(text=text) | Room(reason=text):
                 self._aside(text)
+            case Switched() | Stopping():
+                pass
+            case _:
+                assert_never(event)
+
+    def _fetching(self, event: Fetching) -> None:
+        if event.bytes:
+            self._aside(f"{in_gib(event.bytes)} from {event.source}")
+        elif event.reason:
+            self._aside(f"its size is not known: {event.reason}")
 
     def _percent(self, name: str, elapsed: float, percent: int) -> None:
         """Not more often than once a second: a bar of vLLM's redraws itself all the time."""
@@ -93,13 +113,12 @@ class AsText:
         out.note("stopping")
 
 
-def _plan(event: Event) -> str:
-    threads = event["settings"].get("threads")
+def _plan(event: Planned) -> str:
+    threads = event.settings.get("threads")
     own = [] if threads is None else [f"{threads} threads"]
-    sizes = ", ".join([f"{event['context']} tokens a request", f"{event['parallel']} at a time", *own])
-    available = event["available_bytes"]
-    free = "" if available is None else f" of {in_gib(available)} free memory"
-    return f"{sizes}; {in_gib(event['needed_bytes'])}{free}"
+    sizes = ", ".join([f"{event.context} tokens a request", f"{event.parallel} at a time", *own])
+    free = "" if event.available_bytes is None else f" of {in_gib(event.available_bytes)} free memory"
+    return f"{sizes}; {in_gib(event.needed_bytes)}{free}"
 
 
 class AsJson(AsText):
@@ -110,25 +129,28 @@ class AsJson(AsText):
 
     def __init__(self, announce: OnReady) -> None:
         super().__init__(announce)
-        self._held: list[Event] | None = []
+        self._held: list[dict[str, Any]] | None = []
 
-    def tell(self, event: Event) -> None:
-        if event["event"] == "step" or (event["event"] == "phase" and event["phase"] != CHECKING):
+    def on_event(self, event: Public, elapsed: float) -> None:
+        if isinstance(event, Step) or (isinstance(event, Phase) and event.phase != CHECKING):
             self._release()
-        if event["event"] == "download" and not self._downloads.is_news(event["file"], event["done"], event["total"]):
+        if isinstance(event, Download) and not self._downloads.is_news(event.file, event.done, event.total):
             return
+        self._print(document(event, elapsed))
+
+    def _print(self, content: dict[str, Any]) -> None:
         if self._held is not None:
-            self._held.append(event)
+            self._held.append(content)
         else:
-            out.event(event)
+            out.event(content)
 
     def _release(self) -> None:
         held, self._held = self._held, None
-        for event in held or ():
-            out.event(event)
+        for content in held or ():
+            out.event(content)
 
     def on_ready(self, record: Record, elapsed: float) -> None:
         self._announce(record)
 
     def on_stop(self) -> None:
-        self.tell({"event": "stopping"})
+        self._print(document(Stopping()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -88,3 +88,22 @@ def resolve_model(text: str) -> ModelRef:
         if entry is not None and str(entry) != reference.name:
             out.note(f"`{reference.name}` is `{entry}`")
     return reference
+
+
+def deployment_flags(
+    engine: str | None,
+    context: int | None,
+    parallel: int | None,
+    threads: int | None,
+    gpu_layers: int | None,
+    timeout: float | None,
+) -> dict[str, Any]:
+    """Return the options of a deployment by the names of their keys in the configuration."""
+    return {
+        "engine": engine,
+        "context": context,
+        "parallel": parallel,
+        "timeout": timeout,
+        "engines.llamacpp.threads": threads,
+        "engines.llamacpp.gpu_layers": gpu_layers,
+    }

@@ -21,7 +21,6 @@ from llmdeploy.units import in_gib
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from llmdeploy.service.launch import Event
     from llmdeploy.service.pull import Asked, Pull
 
 ALL = "all"
@@ -110,7 +109,7 @@ def _reference(text: str, quant: str | None, revision: str | None, settings: Set
 def _asked(
     reference: ModelRef, engines: tuple[str, ...], settings: Settings, folder: Path | None, lock: bool
 ) -> list[Asked]:
-    from llmdeploy.service.launch import Order
+    from llmdeploy.service.order import Order
     from llmdeploy.service.pull import Asked
 
     return [Asked(Order(reference, replace(settings, engine=name)), None, folder, lock) for name in engines]
@@ -118,7 +117,7 @@ def _asked(
 
 def _locked(model: str | None, engine: str | None, settings: Settings, folder: Path | None) -> list[Asked]:
     from llmdeploy.models import lock
-    from llmdeploy.service.launch import Order
+    from llmdeploy.service.order import Order
     from llmdeploy.service.pull import Asked
 
     pins = lock.named(None if model is None else str(parse(model)), () if engine in {None, ALL} else (settings.engine,))
@@ -136,19 +135,23 @@ def _carry_out(
     asked: list[Asked], left_out: Callable[[str, LlmdeployError], None] | None, *, fit: bool, dry_run: bool
 ) -> list[Pull]:
     from llmdeploy.cli.progress import Downloads
+    from llmdeploy.service.events import Download, Note, Public, Wait
     from llmdeploy.service.pull import Pulls
     from llmdeploy.service.signals import interrupting
 
-    def tell(event: Event) -> None:
-        if event["event"] == "download":
-            downloads.show(event["file"], event["done"], event["total"])
-        elif event["event"] == "wait":
-            out.note(f"still {event['phase']}")
-        elif event["event"] == "note":
-            out.note(event["text"])
+    def on_event(event: Public) -> None:
+        match event:
+            case Download(file=file, done=done, total=total):
+                downloads.show(file, done, total)
+            case Wait(phase=phase):
+                out.note(f"still {phase}")
+            case Note(text=text):
+                out.note(text)
+            case _:
+                pass  # the first byte says more than the phases before it
 
     try:
-        with interrupting(), Downloads() as downloads, Pulls(tell, left_out) as pulls:
+        with interrupting(), Downloads() as downloads, Pulls(on_event, left_out) as pulls:
             ready = pulls.look(asked, start=not dry_run, fit=fit)
             for one in () if dry_run else ready:
                 out.note(_words(one))

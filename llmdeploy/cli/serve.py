@@ -17,8 +17,8 @@ from llmdeploy.cli.output import out
 from llmdeploy.cli.status import document
 from llmdeploy.config import Flags, Settings, api_key, keys
 from llmdeploy.errors import LlmdeployError, UsageError
-from llmdeploy.models.reference import ModelRef
 from llmdeploy.service import state
+from llmdeploy.service.order import Order
 from llmdeploy.service.state import Record, Situation
 
 EPILOG = """Examples:
@@ -57,15 +57,13 @@ def serve(
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Serve in the background.")] = False,
     json: options.Json = False,
 ) -> None:
+    if state.TICKET in os.environ:
+        _serve_here(_received(), as_json=True)
+        return
     flags = {
-        "engine": engine,
         "host": host,
         "port": port,
-        "context": context,
-        "parallel": parallel,
-        "timeout": timeout,
-        "engines.llamacpp.threads": threads,
-        "engines.llamacpp.gpu_layers": gpu_layers,
+        **options.deployment_flags(engine, context, parallel, threads, gpu_layers, timeout),
     }
     own = Flags(mmproj and mmproj.absolute(), allow_cloud, trust_remote_code)
     settings = replace(config.load(flags), flags=own)
@@ -74,11 +72,11 @@ def serve(
     reference = options.resolve_model(settings.model if model is None else model)
 
     def run(settings: Settings) -> None:
+        order = Order(reference, settings, repair)
         if detach:
-            given = [f"{key.flag}={flags[key.name]}" for key in keys() if flags.get(key.name) is not None]
-            announce(start([str(reference), *given, *_passed_on(settings, repair=repair)]), as_json=json)
+            announce(start(order), as_json=json)
         else:
-            _serve_here(reference, settings, repair=repair, as_json=json)
+            _serve_here(order, as_json=json)
 
     try:
         run(settings)
@@ -88,14 +86,9 @@ def serve(
         run(replace(settings, flags=replace(own, trust_remote_code=True)))
 
 
-def _passed_on(settings: Settings, *, repair: bool) -> list[str]:
-    """The flags that are no keys of the configuration, for the service in the background."""
-    return [
-        *([f"--mmproj={settings.flags.mmproj}"] if settings.flags.mmproj else []),
-        *(["--allow-cloud"] if settings.flags.allow_cloud else []),
-        *(["--trust-remote-code"] if settings.flags.trust_remote_code else []),
-        *([] if repair else ["--no-repair"]),
-    ]
+def _received() -> Order:
+    """Return the order of the command that started this service in the background."""
+    return Order.from_json(sys.stdin.buffer.read())
 
 
 def _agrees(error: LlmdeployError) -> bool:
@@ -117,20 +110,19 @@ def refuse_foreign(flags: dict[str, Any], engine: str, instead: str = "add `--en
             )
 
 
-def start(arguments: list[str]) -> Record:
+def start(order: Order) -> Record:
     """Serve in the background and wait until it is ready, saying each phase."""
-    from llmdeploy.cli.events import INDENT, say_phase
+    from llmdeploy.cli.phases import INDENT, say_phase
     from llmdeploy.service import client
 
-    record = client.start_in_background(arguments).wait(say_phase)
+    record = client.start_in_background(order).wait(say_phase)
     for note in record.notes:
         out.note(f"{INDENT}{note}")
     return record
 
 
-def _serve_here(reference: ModelRef, settings: Settings, *, repair: bool, as_json: bool) -> None:
+def _serve_here(order: Order, *, as_json: bool) -> None:
     from llmdeploy.cli.events import AsJson, AsText
-    from llmdeploy.service.launch import Order
     from llmdeploy.service.service import serve as run
     from llmdeploy.service.signals import Terminated
 
@@ -139,7 +131,7 @@ def _serve_here(reference: ModelRef, settings: Settings, *, repair: bool, as_jso
     with ExitStack() as stack:
         notices = stack.enter_context((AsJson if streams else AsText)(lambda record: announce(record, as_json=as_json)))
         try:
-            run(Order(reference, settings, repair), notices)
+            run(order, notices)
         except Terminated:
             out.note("stopped")
         except KeyboardInterrupt:

@@ -19,10 +19,10 @@ from llmdeploy.config import ENGINE_NAMES, Flags, Settings
 from llmdeploy.errors import ConfigError, UsageError
 from llmdeploy.models.reference import ModelRef, parse, served_name
 from llmdeploy.service import state
+from llmdeploy.service.order import Order, SwitchOrder
 
 if TYPE_CHECKING:
     from llmdeploy.service.dry_run import Rehearsal
-    from llmdeploy.service.launch import Event, Order
     from llmdeploy.service.state import Record
 
 EPILOG = """Examples:
@@ -60,8 +60,6 @@ class Target:
 
     @property
     def order(self) -> Order:
-        from llmdeploy.service.launch import Order
-
         return Order(self.reference, self.settings, self.repair)
 
     @property
@@ -106,14 +104,7 @@ def switch(
 ) -> None:
     situation = state.observe()
     record = situation.record if situation.state in {"starting", "ready"} else None
-    flags = {
-        "engine": engine,
-        "context": context,
-        "parallel": parallel,
-        "timeout": timeout,
-        "engines.llamacpp.threads": threads,
-        "engines.llamacpp.gpu_layers": gpu_layers,
-    }
+    flags = options.deployment_flags(engine, context, parallel, threads, gpu_layers, timeout)
     own = Flags(mmproj and mmproj.absolute(), allow_cloud, trust_remote_code)
     _check_words(engine, model, model_option, {**flags, "own": own != Flags()}, back=back)
     named = model if model is not None else model_option
@@ -199,9 +190,9 @@ def _file() -> Path:
 
 
 def _back(timeout: float | None) -> Target:
-    from llmdeploy.service import previous
+    from llmdeploy.service import history
 
-    found = previous.load()
+    found = history.load_previous()
     if found is None:
         raise UsageError("there was no switch to return from", "`llmdeploy switch ENGINE` makes one")
     settings = config.from_document(found.settings)
@@ -268,15 +259,15 @@ def _show(target: Target, rehearsal: Rehearsal, diff: str, *, hold: bool) -> Non
 def _write(target: Target) -> None:
     """Where no service makes the switch, this command writes it down."""
     from llmdeploy.config import edit as config_edit
-    from llmdeploy.service import previous
-    from llmdeploy.service.previous import PreviousDeployment
+    from llmdeploy.service import history
 
     before = config.load()
     old = config_edit.texts(target.file, target.changes)
     if old == target.changes:
         return
     config_edit.write(config_edit.edited(target.file, target.changes))
-    previous.save(PreviousDeployment(before.model, before.engine, config.document(before), str(target.file), old))
+    served = config.document(before)
+    history.save_previous(history.PreviousDeployment(before.model, before.engine, served, str(target.file), old))
 
 
 def _warn_of_variables() -> None:
@@ -289,22 +280,22 @@ def _warn_of_variables() -> None:
 def _switch(target: Target, record: Record, *, hold: bool, beside: bool, as_json: bool) -> None:
     from llmdeploy.cli.events import AsJson, AsText
     from llmdeploy.service import client, signals
-    from llmdeploy.service.switch import SwitchOrder
+    from llmdeploy.service.events import Step
 
-    order = SwitchOrder(target.order, target.file, target.changes, hold, beside).written()
+    order = SwitchOrder(target.order, target.file, target.changes, hold, beside).to_json()
     began = time.monotonic()
     step = ""
     style = AsJson if as_json else AsText
     try:
         with (
-            style(lambda record: announce(record, as_json=as_json)) as notices,
+            style(lambda record: announce(record, as_json=as_json)) as listener,
             signals.interrupting(),
             closing(client.switch(record, order)) as events,  # to leave is to call it off
         ):
             for event in events:
-                step = event.get("step", step)
-                told: Event = {**event, "elapsed": round(time.monotonic() - began, 1)}
-                notices.tell(told)
+                if isinstance(event, Step):
+                    step = event.step
+                listener.on_event(event, time.monotonic() - began)
     except KeyboardInterrupt:
         _interrupted(step)
         raise

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from llmdeploy.engines.diagnosis import Diagnosis
+from llmdeploy.engines.diagnosis import Diagnosis, Exit
 from llmdeploy.errors import Remedy
 from llmdeploy.hardware import Hardware
 from llmdeploy.models.facts import ModelFacts
@@ -188,6 +188,6 @@ class Engine(Protocol[A]):
         """A chat or completion request in this engine's dialect, the same object where it is; None without one."""
         ...
 
-    def diagnose(self, log: Sequence[str], exit_status: int) -> Diagnosis | None:
+    def diagnose(self, log: Sequence[str], exit: Exit) -> Diagnosis | None:
         """The cause of a server's end, out of its last lines; None when they tell nothing."""
         ...

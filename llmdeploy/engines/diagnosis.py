@@ -12,6 +12,28 @@ from llmdeploy.rules import Rule, matches
 
 
 @dataclass(frozen=True)
+class Exited:
+    """The end of a server's process."""
+
+    status: int
+    """The exit status, negative for a signal."""
+
+
+@dataclass(frozen=True)
+class Unreachable:
+    """The end of waiting for a server that somebody else runs."""
+
+    url: str
+    """The address of the server."""
+    seconds: float
+    """Seconds for which it has not answered."""
+
+
+Exit = Exited | Unreachable
+"""How a server ended."""
+
+
+@dataclass(frozen=True)
 class Diagnosis:
     cause: str
     fix: str

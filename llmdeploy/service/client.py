@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -33,7 +33,8 @@ from llmdeploy.service.process import ProcessId, identify, terminate, wait_gone
 from llmdeploy.service.state import Record, Situation
 
 if TYPE_CHECKING:
-    from llmdeploy.service.launch import Event
+    from llmdeploy.service.events import Public
+    from llmdeploy.service.order import Order
 
 STOP_DEADLINE = 10.0
 """Seconds the service may take to end by itself: its server's grace and some more."""
@@ -119,21 +120,27 @@ class Starting:
         self.process.wait()
 
 
-def start_in_background(arguments: Sequence[str]) -> Starting:
-    """Run `llmdeploy serve ARGUMENTS` as a service of its own session. Raises StateUnwritable."""
+def start_in_background(order: Order) -> Starting:
+    """Run `llmdeploy serve` as a service of its own session. Raises StateUnwritable.
+
+    The service reads the order from its standard input; the model's name in its command line is for people.
+    """
     # -P: the folder a user stands in must not lend its modules to the service.
-    command = [sys.executable, "-P", "-m", "llmdeploy", "serve", "--json", *arguments]
+    command = [sys.executable, "-P", "-m", "llmdeploy", "serve", "--json", "--", str(order.model)]
     ticket = secrets.token_hex(8)
     with ExitStack() as undo:
-        # It has no name, so it is gone with the last of the two that hold it.
+        # They have no names, so they are gone with the last of the two processes that hold them.
         answer = undo.enter_context(tempfile.TemporaryFile())
+        orders = undo.enter_context(tempfile.TemporaryFile())
         try:
+            orders.write(order.to_json())
+            orders.seek(0)
             paths.state_dir().mkdir(parents=True, exist_ok=True, mode=0o700)
             with state.open_private(state.service_log(), _append_or_begin(state.service_log())) as log:
                 process = subprocess.Popen(
                     command,
                     env={**os.environ, state.TICKET: ticket},
-                    stdin=subprocess.DEVNULL,
+                    stdin=orders,
                     stdout=answer,
                     stderr=log,
                     start_new_session=True,
@@ -141,6 +148,7 @@ def start_in_background(arguments: Sequence[str]) -> Starting:
                 )
         except OSError as error:
             raise state.unwritable(error) from error
+        orders.close()
         undo.pop_all()
     return Starting(process, answer, ticket)
 
@@ -151,11 +159,13 @@ def _append_or_begin(log: Path) -> int:
     return os.O_APPEND | (os.O_TRUNC if large else 0)
 
 
-def switch(record: Record, order: bytes) -> Generator[Event]:
-    """Have the service switch, and tell what happens; to stop listening calls it off, up to its commit.
+def switch(record: Record, order: bytes) -> Generator[Public]:
+    """Ask the service to switch, and yield what happens; to stop listening calls it off, up to its commit.
 
     Raises what kept it from being done.
     """
+    from llmdeploy.service import events
+
     headers = {"Authorization": f"Bearer {_token()}", "Content-Type": "application/json"}
     channel, path = connection(record.url, CONNECT)
     try:
@@ -165,11 +175,14 @@ def switch(record: Record, order: bytes) -> Generator[Event]:
         if answer.status != 200:
             raise LlmdeployError.from_document(json.loads(answer.read()))
         for line in answer:
-            event: Event = json.loads(line)
-            if "error" in event:
-                raise LlmdeployError.from_document(event)
+            content = json.loads(line)
+            if "error" in content:
+                raise LlmdeployError.from_document(content)
+            event = events.parse(content)
+            if event is None:
+                continue  # an event of a newer service
             yield event
-            if event["event"] == "switched":
+            if isinstance(event, events.Switched):
                 return
         raise HTTPException("it ended without a word")
     except (OSError, HTTPException, ValueError, KeyError) as error:

@@ -1,4 +1,4 @@
-"""What commands tell the service, through the gateway's port: each order with the token of the state folder."""
+"""The control route of the gateway: orders of commands, each with the token of the state folder."""
 
 from __future__ import annotations
 
@@ -7,46 +7,51 @@ import hmac
 from typing import TYPE_CHECKING, Any
 
 from llmdeploy.errors import AlreadyServing, LlmdeployError, NotPermitted, UsageError
-from llmdeploy.service.switch import Switch, SwitchOrder
+from llmdeploy.service import events
+from llmdeploy.service.events import Switched
+from llmdeploy.service.order import SwitchOrder
+from llmdeploy.service.switch import Switch
 
 if TYPE_CHECKING:
     from llmdeploy.gateway.control import ControlRequest
-    from llmdeploy.service.launch import Event
-    from llmdeploy.service.service import Service
+    from llmdeploy.service.events import Public
+    from llmdeploy.service.slot import Slot
 
 SWITCH = "/llmdeploy/switch"
 
 
 class ControlApi:
-    """One switch at a time; whoever asked for it is told what happens, and undoes it by leaving."""
+    """Runs one switch at a time; whoever asked for it is told what happens, and undoes it by leaving."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, token: str, slot: Slot) -> None:
         self.switch: asyncio.Future[None] | None = None
-        """The one that is under way, or was the last."""
-        self._listener: asyncio.Queue[Event | None] | None = None
+        """The switch that is under way, or was the last."""
+        self._token = token
+        self._slot = slot
+        self._listener: asyncio.Queue[dict[str, Any] | None] | None = None
 
-    async def take(self, exchange: ControlRequest) -> None:
+    async def take(self, request: ControlRequest) -> None:
         """Answer one order."""
         try:
-            self._require_token(exchange)
-            if (exchange.method, exchange.path) != ("POST", SWITCH):
-                raise UsageError(f"there is no `{exchange.method} {exchange.path}`", "update llmdeploy on both ends")
-            wanted = SwitchOrder.read(exchange.body)
-            self._require_turn()
+            self._require_token(request)
+            if (request.method, request.path) != ("POST", SWITCH):
+                raise UsageError(f"there is no `{request.method} {request.path}`", "update llmdeploy on both ends")
+            wanted = SwitchOrder.from_json(request.body)
+            self.require_turn()
         except LlmdeployError as error:
-            await exchange.answer(403 if isinstance(error, NotPermitted) else 409, error.as_document())
+            await request.answer(403 if isinstance(error, NotPermitted) else 409, error.as_document())
             return
-        await self._follow(exchange, Switch(self._service, wanted))
+        await self._follow(request, Switch(self._slot, wanted))
 
-    def _require_token(self, exchange: ControlRequest) -> None:
-        given = exchange.headers.get("authorization", "").removeprefix("Bearer ")
-        if not (exchange.is_local and hmac.compare_digest(given.encode(), self._service.token.encode())):
+    def _require_token(self, request: ControlRequest) -> None:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if not (request.is_local and hmac.compare_digest(given.encode(), self._token.encode())):
             raise NotPermitted("the service takes orders from its own user alone", "run it as the user who serves")
 
-    def _require_turn(self) -> None:
-        record = self._service.record
-        if self._service.stopping:
+    def require_turn(self) -> None:
+        """Raise AlreadyServing unless a switch can begin now."""
+        record = self._slot.recorder.record
+        if self._slot.is_stopping:
             raise AlreadyServing("the service is stopping", "`llmdeploy serve` starts another", code="stopping")
         if self.switch is not None and not self.switch.done():
             other = record.switch or {}
@@ -62,33 +67,34 @@ class ControlApi:
                 code="not_ready",
             )
 
-    async def _follow(self, exchange: ControlRequest, switch: Switch) -> None:
+    async def _follow(self, request: ControlRequest, switch: Switch) -> None:
         """Run the switch and pass on its events, until its end or until whoever asked has gone."""
-        events: asyncio.Queue[Event | None] = asyncio.Queue()
-        self._listener = events
+        told: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        self._listener = told
         self.switch = running = asyncio.ensure_future(switch.run())
-        running.add_done_callback(lambda _: events.put_nowait(None))
-        exchange.left.add_done_callback(lambda _: switch.call_off(running))
+        running.add_done_callback(lambda _: told.put_nowait(None))
+        request.left.add_done_callback(lambda _: switch.call_off(running))
         try:
-            await exchange.begin()
-            while (event := await events.get()) is not None:
-                await exchange.event(event)
-            await exchange.event(_outcome(running, self._service))
-            await exchange.end()
+            await request.begin()
+            while (event := await told.get()) is not None:
+                await request.event(event)
+            await request.event(_outcome(running, self._slot))
+            await request.end()
         except ConnectionError:  # it has gone; the switch is undone, or beyond that
             await asyncio.wait({running})
         finally:
-            if self._listener is events:  # a slow listener hears its end while the next switch runs
+            if self._listener is told:  # a slow listener hears its end while the next switch runs
                 self._listener = None
 
-    def tell(self, event: Event) -> None:
+    def on_event(self, event: Public, elapsed: float) -> None:
+        """Pass on an event to whoever asked for a switch."""
         if self._listener is not None:
-            self._listener.put_nowait(event)
+            self._listener.put_nowait(events.document(event, elapsed))
 
 
-def _outcome(running: asyncio.Future[None], service: Service) -> dict[str, Any]:
-    """The last event: the error, or what serves now."""
-    if running.cancelled() and service.stopping:
+def _outcome(running: asyncio.Future[None], slot: Slot) -> dict[str, Any]:
+    """Return the last line: the error, or what serves now."""
+    if running.cancelled() and slot.is_stopping:
         return LlmdeployError("the service was stopped, and the switch with it", "`llmdeploy serve`").as_document()
     if running.cancelled():
         return LlmdeployError("the switch was called off", "`llmdeploy status` shows what serves").as_document()
@@ -98,4 +104,5 @@ def _outcome(running: asyncio.Future[None], service: Service) -> dict[str, Any]:
     if error is not None:
         bug = LlmdeployError(f"this is a bug in llmdeploy: {error!r}", "`llmdeploy status`", code="internal")
         return bug.as_document()
-    return {"event": "switched", "engine": service.record.engine, "model": service.record.served_name}
+    record = slot.recorder.record
+    return events.document(Switched(record.engine, record.served_name))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from llmdeploy.engines.base import Engine
     from llmdeploy.models.facts import ModelFacts
     from llmdeploy.plan import Plan
-    from llmdeploy.service.launch import Order
+    from llmdeploy.service.order import Order
     from llmdeploy.service.state import Record
 
 

@@ -10,29 +10,29 @@ from llmdeploy.models import digest
 from llmdeploy.service import placement
 
 if TYPE_CHECKING:
-    from llmdeploy.service.launch import Launch
-    from llmdeploy.service.supervisor import Supervisor
+    from llmdeploy.service.launch import Ready
 
 
-def provenance(keeper: Supervisor, candidate: Launch) -> dict[str, Any]:
-    """The receipt of what a keeper serves. Reads each file of its weights that has no known digest yet."""
-    files = candidate.engine.files(candidate.artefact)
-    held = placement.held_memory(candidate.server, keeper.gpus)
+def provenance(ready: Ready) -> dict[str, Any]:
+    """Return the receipt of what serves. Reads each file of its weights whose checksum is not known yet."""
+    weights = ready.prepared.weights
+    files = ready.engine.files(weights)
+    held = placement.held_memory(ready.server.process, ready.gpus)
     return {
-        "engine": keeper.engine.name,
-        "engine_version": candidate.version,
-        "artefact": str(candidate.artefact),
-        "revision": _revision(candidate),
+        "engine": ready.engine.name,
+        "engine_version": ready.prepared.version,
+        "artefact": str(weights),
+        "revision": _revision(ready),
         "files": [_file(file) for file in files],
-        "argv": list(candidate.spec.argv),
+        "argv": list(ready.spec.argv),
         "memory": {"ram_bytes": held.memory, "gpu_bytes": {str(index): size for index, size in held.gpus}},
-        "ready_seconds": round(keeper.seconds, 1),
+        "ready_seconds": round(ready.seconds, 1),
     }
 
 
-def _revision(candidate: Launch) -> str | None:
+def _revision(ready: Ready) -> str | None:
     try:
-        return candidate.engine.revision(candidate.artefact)
+        return ready.engine.revision(ready.prepared.weights)
     except LlmdeployError:  # the daemon that knows it has gone meanwhile
         return None
 

@@ -15,15 +15,17 @@ from llmdeploy.models import lock, requirements
 from llmdeploy.models.reference import HubRepo, parse
 from llmdeploy.models.stores import folders
 from llmdeploy.paths import state_dir
-from llmdeploy.service.launch import Launch
+from llmdeploy.service.events import Download, Note
 from llmdeploy.service.ports import free_port
+from llmdeploy.service.starter import Starter
 
 if TYPE_CHECKING:
     from llmdeploy.hardware import Hardware
     from llmdeploy.models.lock import Pin
     from llmdeploy.models.requirements import Requirements
     from llmdeploy.plan import Plan
-    from llmdeploy.service.launch import OnEvent, Order
+    from llmdeploy.service.events import OnEvent
+    from llmdeploy.service.order import Order
 
 LOG = "pull.log"
 """Of a daemon that is started only to fetch."""
@@ -55,13 +57,13 @@ class Pull:
     need: Requirements
     plan: Plan | None = None
 
-    def __init__(self, asked: Asked, tell: OnEvent) -> None:
+    def __init__(self, asked: Asked, emit: OnEvent) -> None:
         self.order = asked.order
         self.asked = asked
         self.engine = registry.get(asked.order.settings.engine, asked.order.settings)
         self._artefact: Any = None
-        self._tell = tell
-        self._candidate = Launch(asked.order, self.engine, tell, state_dir() / LOG)
+        self._emit = emit
+        self._starter = Starter(self.engine, emit, state_dir() / LOG, asked.order.timeout)
 
     def look(self, *, start: bool) -> None:
         """Find what is needed, and what of it is missing; asks the source.
@@ -70,10 +72,10 @@ class Pull:
         DownloadFailed, that of what cannot be locked too.
         """
         if self.engine.daemon(self.order.wishes, free_port()) is not None and start:
-            self._candidate.reach()
+            self._starter.reach_engine(self.order.wishes)
         self._artefact = self.engine.artefact(self.order.model, anywhere=self.asked.anywhere)
         if saved := self.engine.saved(self._artefact):
-            self._tell({"event": "note", "text": saved})
+            self._emit(Note(saved))
         self.need = self.engine.need(self._artefact, self.asked.folder)
         if self.asked.folder and self.need.folder != self.asked.folder:
             raise UsageError(
@@ -99,7 +101,7 @@ class Pull:
             return False
         self.engine.pull(
             self._artefact,
-            lambda file, done, total: self._tell({"event": "download", "file": file, "done": done, "total": total}),
+            lambda file, done, total: self._emit(Download(file, done, total)),
             self.asked.folder,
         )
         return True
@@ -118,15 +120,15 @@ class Pull:
 
     def close(self) -> None:
         """End a daemon that was started for it."""
-        self._candidate.stop()
+        self._starter.stop()
 
 
 class Pulls:
     """Several pulls, of which none fetches a byte before all are known to be possible."""
 
-    def __init__(self, tell: OnEvent, left_out: LeftOut | None = None) -> None:
+    def __init__(self, emit: OnEvent, left_out: LeftOut | None = None) -> None:
         """`left_out`: told of engines that cannot be used for it; None: that is an error."""
-        self._tell = tell
+        self._emit = emit
         self._left_out = left_out
         self._stack = ExitStack()
 
@@ -141,7 +143,7 @@ class Pulls:
         machine = hardware.detect() if fit else None
         found = []
         for one in asked:
-            pull = Pull(one, self._tell)
+            pull = Pull(one, self._emit)
             self._stack.callback(pull.close)
             try:
                 self._check(pull, machine, start=start)

@@ -1,19 +1,26 @@
-"""A server as a child on a leash: start it, read it, end it with all it started."""
+"""A server's process: a child on a leash, or a server that runs already and is only watched."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
+from typing import TYPE_CHECKING
 
 from llmdeploy.config import api_key
+from llmdeploy.engines.diagnosis import Exit, Exited, Unreachable
 from llmdeploy.errors import NotPermitted
+from llmdeploy.service.health import reachable
 from llmdeploy.service.process import ProcessId, identify, kill_group
+
+if TYPE_CHECKING:
+    from llmdeploy.engines.base import ServerSpec
 
 GUARD = Path(__file__).with_name("watchdog.py")
 SECRET = {api_key.VARIABLE}
@@ -22,6 +29,10 @@ LAST_WORDS = 1.0
 """Seconds to read on after the server has ended."""
 LONGEST_LINE = 2**20
 """Bytes; a longer line comes in pieces."""
+LOOK = 1.0
+"""Seconds between two looks at a server that runs already."""
+PATIENCE = 15.0
+"""Seconds such a server may be away: a service manager starts it again."""
 
 
 class Child:
@@ -49,8 +60,8 @@ class Child:
         with self._guard.stdout as first_line:
             pid = int(first_line.readline() or b"0")
         self.server: ProcessId | None = identify(pid) if pid else None
-        self.ended: Future[int] = Future()
-        """The exit status, negative for a signal, once all it wrote was read."""
+        self.exit: Future[Exit] = Future()
+        """Done with the exit status, negative for a signal, once all that the server wrote was read."""
         reader = Thread(target=_read, args=(output, on_line), daemon=True)
         reader.start()
         Thread(target=self._wait, args=(reader,), daemon=True).start()
@@ -73,7 +84,44 @@ class Child:
         self.let_go()
         # What was written last; a process that left the group may hold the pipe open for as long as it likes.
         reader.join(LAST_WORDS)
-        self.ended.set_result(128 - status if 128 < status <= 128 + 64 else status)  # a server may also end with 255
+        # A server may also end with 255.
+        self.exit.set_result(Exited(128 - status if 128 < status <= 128 + 64 else status))
+
+
+class Attached:
+    """A server that somebody else runs: watched, and never ended. It has the methods of `Child`."""
+
+    server: ProcessId | None = None
+
+    def __init__(self, spec: ServerSpec, on_line: Callable[[str], None]) -> None:
+        self.exit: Future[Exit] = Future()
+        """Done when the server has been away for too long."""
+        self.is_away = False
+        """Whether it did not answer at the last look."""
+        self._let_go = Event()
+        on_line(f"attached to {spec.base_url}, which keeps a log of its own")
+        Thread(target=self._watch, args=(spec, on_line), daemon=True).start()
+
+    def let_go(self) -> None:
+        """Stop watching it."""
+        self._let_go.set()
+
+    def kill(self) -> None:
+        """Stop watching it: the server belongs to somebody else."""
+        self.let_go()
+
+    def _watch(self, spec: ServerSpec, on_line: Callable[[str], None]) -> None:
+        seen = time.monotonic()
+        while not self._let_go.wait(LOOK):
+            now = time.monotonic()
+            self.is_away = not reachable(spec)
+            if not self.is_away:
+                seen = now
+            elif now > seen + PATIENCE:
+                on_line(f"{spec.base_url} has not answered for {PATIENCE:g} s")
+                self.exit.set_result(Unreachable(spec.base_url, PATIENCE))
+                return
+        self.exit.set_result(Exited(0))
 
 
 def _read(output: int, on_line: Callable[[str], None]) -> None:

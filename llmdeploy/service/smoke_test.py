@@ -1,4 +1,4 @@
-"""The proof that a server answers: one token, and one image where its model sees. Health alone proves neither."""
+"""The proof that a server answers: one token, and one image if its model takes images. Health alone proves neither."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from llmdeploy.service.health import connection
 
 if TYPE_CHECKING:
     from llmdeploy.engines.base import Engine, Request, ServerSpec
-    from llmdeploy.service.launch import Launch
+    from llmdeploy.service.launch import Ready
 
 SIDE = 64
 """Pixels of the image's side: small enough to cost nothing, large enough for every vision model's patches."""
 
 
-def run_smoke_test(engine: Engine[Any], candidate: Launch) -> None:
-    """Have the server answer, each question within the time of a start. Raises StartFailed with its words, TimedOut."""
+def run_smoke_test(ready: Ready) -> None:
+    """Ask the server to answer, each question within the time of a start. Raises StartFailed, TimedOut."""
     try:
-        _require_answers(engine, candidate.spec, candidate.facts.capabilities, candidate.order.timeout)
-    except StartFailed as error:  # `llmdeploy logs` shows that of the server that serves
-        raise StartFailed(error.message, f"its log is `{candidate.log_file}`") from error
+        _require_answers(ready.engine, ready.spec, ready.prepared.facts.capabilities, ready.order.timeout)
+    except StartFailed as error:  # `llmdeploy logs` shows the log of the server that serves
+        raise StartFailed(error.message, f"its log is `{ready.server.log_file}`") from error
 
 
 def _require_answers(engine: Engine[Any], spec: ServerSpec, capabilities: tuple[str, ...], seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""One deployment, kept: started and repaired, watched, and started again where its server ends."""
+"""Keeps one deployment serving: starts and repairs its server, watches it, and starts it again when it ends."""
 
 from __future__ import annotations
 
@@ -9,247 +9,255 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
 from llmdeploy import hardware
 from llmdeploy.background import in_thread
 from llmdeploy.errors import DoesNotFit, LlmdeployError, PortInUse, ServerDied, StartFailed
-from llmdeploy.gateway.target import Target
 from llmdeploy.service import history, placement
-from llmdeploy.service.launch import Event, Launch, OnEvent, Order
+from llmdeploy.service.events import Down, Internal, Note, OnAnyEvent, Public, Serving, Started
+from llmdeploy.service.launch import Launch, Prepared, Ready, Settled, with_context
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from llmdeploy.engines.base import Engine
+    from llmdeploy.engines.base import Engine, Loaded, ServerSpec
     from llmdeploy.errors import Remedy
     from llmdeploy.hardware import Hardware
     from llmdeploy.plan import Plan
+    from llmdeploy.service.order import Order
     from llmdeploy.service.placement import HeldMemory
+    from llmdeploy.service.running import RunningServer
 
 T = TypeVar("T")
 
 REPAIRS = 4
-"""Tries of a start with other settings, after the first."""
+"""Number of starts with other settings, after the first start."""
 CRASHES = 5
-"""Ends of the server in a row after which it is not started again."""
+"""Number of ends of the server in a row after which it is not started again."""
 BACKOFF = 0.5
 """Seconds before a server that ended is started again; twice as long each time."""
 LONG = 5.0
-"""Seconds of a start from which on it is worth an estimate."""
+"""Seconds of a start from which on an estimate is told."""
 WATCH = 0.5
 """Seconds between two looks at whether the server has said that it is doomed, or is away."""
+KEEP = 30.0
+"""Seconds between two looks at whether the model is still loaded."""
 STEADY = 60.0
-"""Seconds of service after which an end is no longer in a row with those before."""
+"""Seconds of service after which an end no longer counts as in a row with the ends before."""
 GIVING_UP = 1.0
 """Seconds that a thread has to end once it was abandoned."""
 
 ENDINGS = (ServerDied, StartFailed, DoesNotFit, PortInUse)
-"""What another start may mend: what the last server held may not be free yet."""
+"""Errors that another start may mend: what the last server held may not be free yet."""
 
 
 class Supervisor:
-    """`look`, `settle` and `start` once; then `keep` for as long as it serves, and `stop`.
+    """Keeps the server of one order running: `prepare`, `apply_plan`, `start`, then `keep`; `stop` at any time.
 
-    Beside the candidate's events it tells `started`, `serving` (perhaps with another server), `down` and `note`.
+    It emits the events of its starts, and `Started`, `Serving` (perhaps with another server) and `Down`.
     """
 
-    def __init__(self, order: Order, engine: Engine[Any], tell: OnEvent, log_file: Path) -> None:
+    def __init__(self, order: Order, engine: Engine[Any], emit: OnAnyEvent, log_file: Path) -> None:
         self.order = order
         self.engine = engine
         self.log_file = log_file
         self.remedies: tuple[Remedy, ...] = ()
         """The settings that had to be changed, in order."""
-        self.seconds = 0.0
-        """That the last start took."""
-        self.gpus: tuple[tuple[int, int], ...] = ()
-        """What the last start took of each GPU: (index, bytes)."""
-        self._told = tell
+        self._emit = emit
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
-        self._known: history.Start | None = None
-        self.candidate = self._candidate()
+        self._last: history.Start | None = None
+        """The last start like this one."""
+        self._launch = self._new_launch()
 
-    def _candidate(self) -> Launch:
-        return Launch(self.order, self.engine, self._tell_in_loop, self.log_file)
+    def _new_launch(self) -> Launch:
+        return Launch(self.order, self.engine, self._emit_in_loop, self.log_file)
 
-    def _tell_in_loop(self, event: Event) -> None:
-        """Whatever thread it happens in, it is told in the loop's, and before the work that it is of has ended."""
+    def _emit_in_loop(self, event: Public | Internal) -> None:
+        """Emit in the loop's thread, whatever thread it happens in, and before the work that it is part of ends."""
         if threading.get_ident() == self._thread:
-            self._told(event)
+            self._emit(event)
             return
         with suppress(RuntimeError):  # the loop is closed: nobody listens any more
-            self._loop.call_soon_threadsafe(self._told, event)
-
-    def _tell(self, kind: str, **fields: Any) -> None:
-        self._told({"event": kind, **fields})
+            self._loop.call_soon_threadsafe(self._emit, event)
 
     def _note(self, text: str) -> None:
-        self._tell("note", text=text)
+        self._emit(Note(text))
 
-    async def look(self, spare: HeldMemory | None = None) -> None:
-        """See to it that all is here. From a start like it that had to be repaired the settings are taken.
+    async def prepare(self, spare: HeldMemory | None = None) -> Prepared:
+        """Make sure that all is here. The settings of a start like this one that had to be repaired are taken over.
 
-        `spare`: what a server holds that goes before this one comes.
+        `spare`: memory of a server that goes before this one comes.
         """
-        await self._in_thread(lambda: self.candidate.look(spare))
-        self._known = await in_thread(lambda: history.load(self._kind(hardware.detect())))
-        for remedy in self._known.remedies if self._known and self.order.repair else ():
+        prepared = await self._in_thread(lambda: self._launch.prepare(spare))
+        self._last = await in_thread(lambda: history.load_start(self._kind(prepared, hardware.detect())))
+        for remedy in self._last.remedies if self._last and self.order.repair else ():
             if self._take(remedy, "as the last start like this one needed"):
-                await in_thread(self._replaced.stop)
-                await self._in_thread(self.candidate.look)
+                prepared = await self._prepare_again()
+        return prepared
 
-    async def settle(self, plan: Plan | None = None) -> None:
-        """Take the plan, or one for the machine as it is now. Raises DoesNotFit."""
-        await self._in_thread(lambda: self.candidate.settle(plan))
+    def plan_for(self, prepared: Prepared, machine: Hardware) -> Plan:
+        """Return the settings for that machine. Raises DoesNotFit."""
+        return self._launch.plan_for(prepared, machine)
 
-    def _kind(self, machine: Hardware) -> str:
-        """What makes a start like another: the engine, its version and settings, the model, the wishes, the machine."""
+    async def apply_plan(self, prepared: Prepared, plan: Plan | None = None) -> Settled:
+        """Take the plan, or make one for the machine as it is now. Raises DoesNotFit."""
+        return await self._in_thread(lambda: self._launch.apply_plan(prepared, plan))
+
+    def _kind(self, prepared: Prepared, machine: Hardware) -> str:
+        """Return a key that two starts share if they are alike: engine, version, settings, model, wishes, machine."""
         order = self.order
         own = order.settings.of_engine(self.engine.name)
         memory = [machine.memory_total, *(gpu.memory_total for gpu in machine.gpus)]
-        return f"{self.engine.name} {self.candidate.version} {own} {order.model} {order.wishes} {memory}"
+        return f"{self.engine.name} {prepared.version} {own} {order.model} {order.wishes} {memory}"
 
-    async def start(self) -> None:
-        """Start; where the engine names the number that would have done, start again with it."""
+    async def start(self, settled: Settled) -> Ready:
+        """Start the server; if the engine names a number that would have done, start again with it."""
         for _ in range(REPAIRS):
             try:
-                await self._start()
-                return
+                return await self._start(settled)
             except StartFailed as error:
                 again = f"{error.message}; it is tried again with that"
                 if not self.order.repair or error.remedy is None or not self._take(error.remedy, again):
                     raise
-            await self._anew()
-        await self._start()
+            settled = await self.apply_plan(await self._prepare_again())
+        return await self._start(settled)
 
     def _take(self, remedy: Remedy, why: str) -> bool:
-        """Go on with an engine that has the setting; whether there is such a one."""
+        """Use an engine that has the setting for the next start; return whether there is one."""
         repaired = self.engine.repaired(remedy)
         if repaired is None:
             return False
         self.engine = repaired
         self.remedies = (*self.remedies, remedy)
         self._note(f"`{remedy.key}` {remedy.value}: {why}")
-        self._replaced, self.candidate = self.candidate, self._candidate()
         return True
 
-    async def _anew(self) -> None:
-        """Prepare another server, once the one before is gone."""
-        await in_thread(self._replaced.stop)
-        await self._in_thread(self.candidate.prepare)
+    async def _prepare_again(self) -> Prepared:
+        """Begin another start, once the server of the one before is gone."""
+        replaced, self._launch = self._launch, self._new_launch()
+        await in_thread(replaced.starter.stop)
+        return await self._in_thread(self._launch.prepare)
 
-    async def _start(self) -> None:
+    async def _start(self, settled: Settled) -> Ready:
         began = time.monotonic()
-        await self._in_thread(self.candidate.launch)
-        if self._known is not None and self._known.seconds > LONG:
-            self._note(f"the last start like this one took {self._known.seconds:.0f} s")
-        self._tell("started")
-        await self.candidate.until_ready()
-        self.seconds = time.monotonic() - began
-        await in_thread(self._learn)
-        self._tell("serving")
+        server = await self._in_thread(lambda: self._launch.start(settled))
+        if self._last is not None and self._last.seconds > LONG:
+            self._note(f"the last start like this one took {self._last.seconds:.0f} s")
+        self._emit(Started(settled, server))
+        loaded = await self._launch.wait_ready(settled, server)
+        seconds = time.monotonic() - began
+        ready = await in_thread(lambda: self._learn(settled, server, loaded, seconds))
+        self._emit(Serving(ready))
+        return ready
 
-    def _learn(self) -> None:
-        """What is known once it is ready: the memory that it has taken, and how it came up."""
+    def _learn(self, settled: Settled, server: RunningServer, loaded: Loaded | None, seconds: float) -> Ready:
+        """Measure the memory that the start has taken, and remember how the server came up."""
         now = hardware.detect()
-        self.gpus = placement.taken(self.candidate.machine, now)
         lasting = tuple(it for it in self.remedies if it.lasts)
-        history.save(self._kind(now), history.Start(self.seconds, lasting))
+        history.save_start(self._kind(settled.prepared, now), history.Start(seconds, lasting))
+        return Ready(
+            order=self.order,
+            engine=self.engine,
+            prepared=settled.prepared,
+            plan=with_context(settled.plan, loaded.context if loaded else None),
+            spec=settled.spec,
+            server=server,
+            loaded=loaded,
+            seconds=seconds,
+            gpus=placement.taken(settled.machine, now),
+        )
 
-    async def keep(self, ended: LlmdeployError | None = None) -> None:
-        """Serve, and start the server again where it ends: later each time, and not after the fifth end in a row.
+    async def keep(self, ready: Ready, ended: LlmdeployError | None = None) -> None:
+        """Serve, and start the server again when it ends: later each time, and not after the fifth end in a row.
 
-        `ended`: it does not run now, for that reason. Raises what keeps it from being started again.
+        `ready`: the server that serves, or that served last; `ended`: the error that ended it. Raises the error that
+        keeps it from being started again.
         """
         crashes, began = (0, time.monotonic()) if ended is None else (1, math.inf)
         while True:
             try:
                 if ended is not None:
                     began = math.inf  # a start that fails is no service
-                    await self._restart(ended, BACKOFF * 2 ** (crashes - 1))
+                    ready = await self._restart(ended, BACKOFF * 2 ** (crashes - 1))
                 began = time.monotonic()
-                await self._serve()
+                await self._serve(ready)
             except ENDINGS as error:
                 crashes = crashes + 1 if time.monotonic() < began + STEADY else 1
-                if self.candidate.attached:
+                if self._is_external:
                     raise  # it is not ours to start
                 if crashes == CRASHES:
                     message = f"the server ended {crashes} times in a row; at last: {error.message}"
                     raise ServerDied(message, error.hint) from error
                 ended = error
 
-    async def _restart(self, ended: LlmdeployError, delay: float) -> None:
+    async def _restart(self, ended: LlmdeployError, delay: float) -> Ready:
         self._note(f"{ended.message}; it is started again in {delay:g} s")
-        self._tell("down", error=ended)
+        self._emit(Down(ended))
         await asyncio.sleep(delay)
-        await self.again()
+        ready = await self.start_again()
         self._note("it serves again")
+        return ready
 
-    async def again(self) -> None:
+    async def start_again(self) -> Ready:
         """Start another server with the same settings, once the one before is gone."""
-        self._replaced, self.candidate = self.candidate, self._candidate()
-        await self._anew()
-        await self._start()
+        return await self._start(await self.apply_plan(await self._prepare_again()))
 
-    async def _serve(self) -> None:
-        """Until the server ends."""
-        keeping = asyncio.ensure_future(self.candidate.keep())
+    async def _serve(self, ready: Ready) -> None:
+        """Watch the server until it ends. Raises ServerDied."""
+        server, ended = ready.server, asyncio.wrap_future(ready.server.exit)
+        keeping = asyncio.ensure_future(self._keep_loaded(ready.spec))
         away = False
         try:
             while True:
-                await asyncio.wait({self.candidate.ended}, timeout=WATCH)
-                self.candidate.raise_if_over()
-                if away != self.candidate.away:
+                await asyncio.wait({ended}, timeout=WATCH)
+                server.raise_if_over()
+                if away != server.is_away:
                     away = not away
-                    self._tell_whether(away)
+                    self._tell_whether_away(ready, away)
         finally:
             keeping.cancel()
 
-    def _tell_whether(self, away: bool) -> None:
-        """A server of another's is away, or back. Whoever keeps it may start it again."""
+    async def _keep_loaded(self, spec: ServerSpec) -> None:
+        """Make sure, for as long as it serves, that the model stays where it was loaded."""
+        while True:
+            await asyncio.sleep(KEEP)
+            with suppress(LlmdeployError):  # the next round tries again; the end of a server is seen elsewhere
+                await self.engine.keep(spec)
+
+    def _tell_whether_away(self, ready: Ready, away: bool) -> None:
+        """Tell that an external server is away, or back. Whoever keeps it may start it again."""
         if away:
-            message = f"`{self.candidate.spec.base_url}` does not answer"
+            message = f"`{ready.spec.base_url}` does not answer"
             self._note(f"{message}; requests wait until it does")
-            self._tell("down", error=ServerDied(message, "`llmdeploy status` tells when it serves again"))
+            self._emit(Down(ServerDied(message, "`llmdeploy status` tells when it serves again")))
         else:
             self._note("it answers again")
-            self._tell("serving")
-
-    def target(self) -> Target:
-        """Where requests go that its server is to answer."""
-        now, url = self.candidate, urlsplit(self.candidate.spec.base_url)
-        return Target(
-            engine=self.engine.name,
-            model=now.spec.served_name,
-            host=url.hostname or "127.0.0.1",
-            port=url.port or (443 if url.scheme == "https" else 80),
-            capabilities=now.facts.capabilities,
-            context=now.plan.context.value,
-            adapt=self.engine.adapt,
-            lacks=self.engine.lacks,
-            tls=url.scheme == "https",
-            prefix=url.path,
-        )
+            self._emit(Serving(ready))
 
     @property
-    def serves(self) -> bool:
-        """Whether its server is ready and has not ended."""
-        return self.candidate.serves
+    def _is_external(self) -> bool:
+        """Whether somebody else runs the server of the last start."""
+        server = self._launch.starter.server
+        return server is not None and server.is_external
 
     async def stop(self) -> None:
-        """End the server and give back what was taken; fine where there is none."""
-        await in_thread(self.candidate.stop)
+        """End the server and give back what was taken; does nothing if nothing was started."""
+        await in_thread(self._launch.starter.stop)
+
+    def kill(self) -> None:
+        """End the server at once."""
+        self._launch.starter.kill()
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        """The candidate's work; cancelled, it is ended with all that it has started."""
-        candidate, working = self.candidate, asyncio.ensure_future(in_thread(work))
+        """Do the work of a start in a thread; when cancelled, end it with all that it has started."""
+        starter, working = self._launch.starter, asyncio.ensure_future(in_thread(work))
         try:
             return await asyncio.shield(working)
         except asyncio.CancelledError:
-            candidate.abandon()
+            starter.abandon()
             deadline = time.monotonic() + GIVING_UP
             while not working.done() and time.monotonic() < deadline:
-                await in_thread(candidate.stop)  # it may wait for a daemon, and ends with it
+                await in_thread(starter.stop)  # it may wait for a daemon, and ends with it
                 await asyncio.wait({working}, timeout=0.05)
             if working.done():
                 working.exception()  # which nobody wants to know now

@@ -6,199 +6,173 @@ check -> prepare -> prove -> commit. What fails before the commit is undone; the
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmdeploy import config, hardware
 from llmdeploy.background import in_thread
 from llmdeploy.config import edit as config_edit
-from llmdeploy.errors import LlmdeployError, StartFailed, UsageError
-from llmdeploy.models.reference import parse
-from llmdeploy.service import placement, previous
-from llmdeploy.service.launch import Event, Order
+from llmdeploy.errors import LlmdeployError, StartFailed
+from llmdeploy.service import history, placement
+from llmdeploy.service.events import Down, Internal, Public, Room, Started, Step
 from llmdeploy.service.placement import HeldMemory, Placement
-from llmdeploy.service.previous import PreviousDeployment
 from llmdeploy.service.smoke_test import run_smoke_test
 
 if TYPE_CHECKING:
     from llmdeploy.gateway.target import Target
     from llmdeploy.hardware import Hardware
-    from llmdeploy.service.service import Service
+    from llmdeploy.service.launch import Prepared, Ready
+    from llmdeploy.service.order import SwitchOrder
+    from llmdeploy.service.slot import Slot
     from llmdeploy.service.supervisor import Supervisor
 
 RELEASE_SECONDS = 10.0
-"""For a server's memory to be free once it has ended."""
+"""Seconds to wait until a server's memory is free, once it has ended."""
 POLL = 0.25
+"""Seconds between two looks at the free memory."""
 
 
 @dataclass(frozen=True)
-class SwitchOrder:
-    """What is to serve, and what is then written."""
+class Checked:
+    """The new deployment can be served: it is all here, and there is a plan for it."""
 
-    order: Order
-    file: Path
-    """The configuration file."""
-    changes: dict[str, str | None]
-    """Its keys that change; None for one that goes."""
-    hold: bool = True
-    """Whether requests wait where they cannot be answered meanwhile, or are refused."""
-    beside: bool = True
-    """Whether the new server may start beside the old one."""
-
-    @classmethod
-    def read(cls, body: bytes) -> SwitchOrder:
-        """From the order of a command. Raises UsageError, ConfigError."""
-        try:
-            content = json.loads(body)
-            settings = config.from_document(content["settings"])
-            order = Order(parse(content["model"]), settings, bool(content["repair"]))
-            return cls(
-                order, Path(content["file"]), dict(content["changes"]), bool(content["hold"]), bool(content["beside"])
-            )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            hint = "`llmdeploy stop`, then serve again"
-            raise UsageError("the service does not understand this order", hint) from None
-
-    def written(self) -> bytes:
-        """As `read` takes it."""
-        content = {
-            "settings": config.document(self.order.settings),
-            "model": str(self.order.model),
-            "repair": self.order.repair,
-            "hold": self.hold,
-            "beside": self.beside,
-            "file": str(self.file),
-            "changes": self.changes,
-        }
-        return json.dumps(content).encode()
+    prepared: Prepared
+    held: HeldMemory
+    """The memory that the old server holds."""
+    placement: Placement
 
 
 class Switch:
-    """One transaction, run once."""
+    """One transaction on a slot, run once."""
 
-    def __init__(self, service: Service, wanted: SwitchOrder) -> None:
-        self._service = service
+    def __init__(self, slot: Slot, wanted: SwitchOrder) -> None:
+        self._slot = slot
+        self._recorder = slot.recorder
         self._wanted = wanted
-        self._old = service.current
+        self._old = slot.supervisor
+        self._new = slot.new_supervisor(wanted.order, slot.free_log, self._on_event)
         self._step = ""
         self._left = False
-        """The old server is watched no more, and requests wait or are refused."""
+        """Whether the old server is no longer watched, and requests wait or are refused."""
         self._cleared = False
-        """The old server is gone, or about to go."""
+        """Whether the old server is gone, or about to go."""
         self._decided = False
-        """It is committed, or being undone."""
+        """Whether the switch is committed, or being undone."""
 
     def call_off(self, running: asyncio.Future[None]) -> None:
-        """Undo it, unless it is done already, or being undone: that must come to its end."""
+        """Undo the switch, unless it is done already, or being undone: that must come to its end."""
         if not self._decided:
             running.cancel()
 
     async def run(self) -> None:
-        """Raises what kept it from being done; then the old deployment serves."""
-        service, old = self._service, self._old
-        engines = (old.engine.name, self._wanted.order.settings.engine)
-        self._new = service.keeper(self._wanted.order, service.free_log, self._hear)
+        """Carry out the switch. Raises what kept it from being done; then the old deployment serves."""
+        metrics = self._slot.metrics
+        engines = (self._old.engine.name, self._wanted.order.settings.engine)
         try:
-            await self._check()
-            await self._prepare()
-            await self._prove()
-            self._commit()
+            checked = await self._check()
+            ready = await self._prepare(checked)
+            await self._prove(ready)
+            old_target = self._commit(ready)
         except BaseException as error:
             self._decided = True
-            service.gateway.metrics.switched(*engines, "rolled_back")
+            metrics.switched(*engines, "rolled_back")
             await self._undo()
             if isinstance(error, LlmdeployError):
-                raise self._told(error) from error
+                raise self._explained(error) from error
             raise
-        service.gateway.metrics.switched(*engines, "done")
-        await self._finish()
+        metrics.switched(*engines, "done")
+        await self._finish(old_target)
 
-    async def _check(self) -> None:
-        """The engine, the weights, the room. Nothing of the old deployment is touched."""
+    async def _check(self) -> Checked:
+        """Check the engine, the weights and the memory. Nothing of the old deployment is touched."""
         self._enter("check")
         edit = config_edit.edited(self._wanted.file, self._wanted.changes)
         if edit.after != edit.before:
             config_edit.require_writable(self._wanted.file)
-        self._holds = await in_thread(lambda: holds(self._old))
-        await self._new.look(self._given)
+        held = await in_thread(self._held)
+        prepared = await self._new.prepare(self._given(held))
         machine = await in_thread(hardware.detect)
-        self._holds = await in_thread(lambda: holds(self._old))  # the fetching may have taken hours
-        self._room = await in_thread(lambda: self._room_for(machine))
-        self._room.plan.require_fit(str(self._wanted.order.model))
-        self._service.tell({"event": "room", "beside": self._room.beside, "reason": self._room.reason})
+        held = await in_thread(self._held)  # the download may have taken hours
+        found = await in_thread(lambda: self._place(prepared, held, machine))
+        found.plan.require_fit(str(self._wanted.order.model))
+        self._slot.emit(Room(found.beside, found.reason))
+        return Checked(prepared, held, found)
 
-    def _room_for(self, machine: Hardware) -> Placement:
-        """Whether both fit, as the engine plans them. Raises DoesNotFit."""
-        new = self._new
-        beside = new.candidate.plan_for(machine)
-        alone = new.candidate.plan_for(placement.without(machine, self._given))
+    def _held(self) -> HeldMemory:
+        """Return the memory that the old server holds."""
+        ready = self._slot.ready
+        return HeldMemory() if ready is None else placement.held_memory(ready.server.process, ready.gpus)
+
+    def _place(self, prepared: Prepared, held: HeldMemory, machine: Hardware) -> Placement:
+        """Decide whether both servers fit at once, as the engine plans them. Raises DoesNotFit."""
+        beside = self._new.plan_for(prepared, machine)
+        alone = self._new.plan_for(prepared, placement.without(machine, self._given(held)))
         return placement.decide(beside, alone, shares=self._shares, allowed=self._wanted.beside)
 
     @property
     def _shares(self) -> bool:
-        """Whether one daemon is behind both."""
+        """Whether one daemon is behind both servers."""
         return self._new.engine.name == self._old.engine.name and not self._new.engine.side_by_side
 
-    @property
-    def _given(self) -> HeldMemory:
-        """What the old server gives back when it goes; a daemon of another's counts what it lets go itself."""
-        return HeldMemory() if self._shares and self._old.candidate.attached else self._holds
+    def _given(self, held: HeldMemory) -> HeldMemory:
+        """Return the memory that is free once the old server is gone.
 
-    async def _prepare(self) -> None:
+        An external daemon that serves both counts what it lets go itself.
+        """
+        ready = self._slot.ready
+        is_external = ready is not None and ready.server.is_external
+        return HeldMemory() if self._shares and is_external else held
+
+    async def _prepare(self, checked: Checked) -> Ready:
         """Start the new server: beside the old one, or once that one is gone."""
         self._enter("prepare")
-        if not self._room.beside:
-            await self._clear()
-        await self._new.settle(self._room.plan if self._room.beside else None)
-        await self._new.start()
+        beside = checked.placement.beside
+        if not beside:
+            await self._clear(checked.held)
+        settled = await self._new.apply_plan(checked.prepared, checked.placement.plan if beside else None)
+        return await self._new.start(settled)
 
-    async def _clear(self) -> None:
-        """Have requests wait, let those that run end, stop the old server, and wait until its memory is free."""
-        service = self._service
+    async def _clear(self, held: HeldMemory) -> None:
+        """Make requests wait, let those that run end, stop the old server, and wait until its memory is free."""
+        slot = self._slot
         self._left = True
-        await service.leave()
+        await slot.leave()
         reason = f"switching to `{self._wanted.order.served_name}` on {self._wanted.order.settings.engine}"
         if self._wanted.hold:
-            service.gateway.route.hold(reason)
+            slot.route.hold(reason)
         else:
-            service.gateway.route.refuse(LlmdeployError(reason, "try again in a while", code="switching"))
-        await self._drain(service.target)
+            slot.route.refuse(LlmdeployError(reason, "try again in a while", code="switching"))
+        if slot.target is not None:
+            await slot.drain(slot.target)
         self._cleared = True
         before = await in_thread(hardware.detect)
         await self._old.stop()
-        service.update(server=None, server_url="")
+        self._recorder.update(server=None, server_url="")
         deadline = time.monotonic() + RELEASE_SECONDS
-        expected = placement.without(before, self._holds)
+        expected = placement.without(before, held)
         while not placement.is_free(await in_thread(hardware.detect), expected) and time.monotonic() < deadline:
             await asyncio.sleep(POLL)
 
-    async def _drain(self, target: Target) -> None:
-        """Let the requests end that are with a server."""
-        seconds = self._service.order.settings.gateway.drain_timeout
-        if cut := await self._service.gateway.route.drain(target, seconds):
-            requests = "1 request" if cut == 1 else f"{cut} requests"
-            self._service.tell({"event": "note", "text": f"{requests} had not ended after {seconds:g} s: cut"})
-
-    async def _prove(self) -> None:
+    async def _prove(self, ready: Ready) -> None:
         self._enter("prove")
-        new = self._new.candidate
-        await in_thread(lambda: run_smoke_test(self._new.engine, new))
-        new.raise_if_over()
+        await in_thread(lambda: run_smoke_test(ready))
+        ready.server.raise_if_over()
 
-    def _commit(self) -> None:
-        """Nothing in here waits, so nothing comes between. The write of the configuration is the point of no return."""
+    def _commit(self, ready: Ready) -> Target | None:
+        """Write the configuration and adopt the new server; return the target of the old one.
+
+        Nothing in here waits, so nothing comes between. The write of the configuration is the point of no return.
+        """
         self._enter("commit")
-        service, wanted = self._service, self._wanted
+        slot, wanted = self._slot, self._wanted
         before = config_edit.texts(wanted.file, wanted.changes)
         config_edit.write(config_edit.edited(wanted.file, wanted.changes))
         self._decided = True
         order = self._old.order
-        previous.save(
-            PreviousDeployment(
+        history.save_previous(
+            history.PreviousDeployment(
                 model=str(order.model),
                 engine=order.settings.engine,
                 settings=config.document(order.settings),
@@ -206,55 +180,58 @@ class Switch:
                 changes=before,
             )
         )
-        self._old_target = service.target
-        service.adopt(self._new)
+        old_target = slot.target
+        slot.adopt(self._new, ready)
+        return old_target
 
-    async def _finish(self) -> None:
+    async def _finish(self, old_target: Target | None) -> None:
         """Let the requests that the old server answers end, then stop it."""
-        service = self._service
+        slot = self._slot
         if not self._cleared:
             self._enter("finish")
-            await service.leave()
-            service.keep()
-            await self._drain(self._old_target)
+            await slot.leave()
+            slot.keep()
+            if old_target is not None:
+                await slot.drain(old_target)
             await self._old.stop()
         else:
-            service.keep()
-        service.dismiss(self._old)
+            slot.keep()
+        slot.dismiss(self._old)
         self._off_record()
 
     async def _undo(self) -> None:
-        """The new server goes, and the old one serves again."""
-        service = self._service
+        """Stop the new server, and make the old one serve again."""
+        slot = self._slot
         await self._new.stop()
-        service.dismiss(self._new)
-        if service.stopping:
+        slot.dismiss(self._new)
+        if slot.is_stopping:
             return
-        self._service.tell({"event": "step", "step": "undo"})
-        if self._cleared or (self._left and not self._old.serves):
+        slot.emit(Step("undo"))
+        if self._cleared or (self._left and not slot.serves):
             await self._restore()
         elif self._left:
-            service.gateway.route.point(service.target)
-            service.keep()
+            slot.point()
+            slot.keep()
         self._off_record()
 
     async def _restore(self) -> None:
         try:
-            await self._old.again()
+            await self._old.start_again()
         except Exception as error:  # it is tried again, and requests wait; another time it ends the service
             bug = StartFailed(f"this is a bug in llmdeploy: {error!r}", "`llmdeploy status`", code="internal")
             ended = error if isinstance(error, LlmdeployError) else bug
-            self._service.hear(self._old, {"event": "down", "error": ended})
-            self._service.keep(ended)
+            self._slot.on_event(self._old, Down(ended))
+            self._slot.keep(ended)
         else:
-            self._service.keep()
+            self._slot.keep()
 
     def _off_record(self) -> None:
         with suppress(LlmdeployError):  # the disk may be full
-            self._service.update(switch=None)
+            self._recorder.update(switch=None)
 
-    def _told(self, error: LlmdeployError) -> LlmdeployError:
-        record = self._service.record
+    def _explained(self, error: LlmdeployError) -> LlmdeployError:
+        """Return the error with the step that failed, and what serves now."""
+        record = self._recorder.record
         serves = "serves as before" if record.state == "ready" else "is being started again"
         message = f"the switch failed at the step `{self._step}`: {error.message}"
         message = f"{message}; `{record.served_name}` on {record.engine} {serves}"
@@ -262,29 +239,24 @@ class Switch:
 
     def _enter(self, step: str) -> None:
         self._step = step
-        self._service.tell({"event": "step", "step": step})
+        self._slot.emit(Step(step))
         self._on_record(step=step)
 
     def _on_record(self, **changes: Any) -> None:
         order = self._wanted.order
-        known = {"engine": order.settings.engine, "model": order.served_name, **(self._service.record.switch or {})}
+        known = {"engine": order.settings.engine, "model": order.served_name, **(self._recorder.record.switch or {})}
         try:
-            self._service.update(switch={**known, **changes})
+            self._recorder.update(switch={**known, **changes})
         except LlmdeployError:
             if not self._decided:
                 raise  # after the commit a full disk stops nothing
 
-    def _hear(self, keeper: Supervisor, event: Event) -> None:
-        """Of the new deployment: on record by its switch, until it is adopted."""
-        if event["event"] == "started" and not self._decided:
-            server = keeper.candidate.server
+    def _on_event(self, supervisor: Supervisor, event: Public | Internal) -> None:
+        """Pass on an event of the new deployment; until it is adopted, its server is on record as the switch's."""
+        if isinstance(event, Started) and not self._decided:
+            server = event.server.process
             self._on_record(
-                url=keeper.candidate.spec.base_url,
+                url=event.settled.spec.base_url,
                 server=server and {"pid": server.pid, "started": server.started},
             )
-        self._service.hear(keeper, event)
-
-
-def holds(keeper: Supervisor) -> HeldMemory:
-    """What a keeper's server holds of the machine."""
-    return placement.held_memory(keeper.candidate.server, keeper.gpus)
+        self._slot.on_event(supervisor, event)

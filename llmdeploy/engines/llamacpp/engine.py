@@ -172,9 +172,11 @@ class LlamaCpp:
     def release(self, base_url: str, served_name: str) -> None:
         """Its memory is free when its process is gone."""
 
-    def diagnose(self, log: Sequence[str], exit_status: int) -> diagnosis.Diagnosis | None:
-        last_resort = (ANY_ERROR,) if exit_status > 0 else ()
-        return diagnosis.diagnose((*RULES, *last_resort), log, exit_status)
+    def diagnose(self, log: Sequence[str], exit: diagnosis.Exit) -> diagnosis.Diagnosis | None:
+        if isinstance(exit, diagnosis.Unreachable):
+            return None
+        last_resort = (ANY_ERROR,) if exit.status > 0 else ()
+        return diagnosis.diagnose((*RULES, *last_resort), log, exit.status)
 
     @cached_property
     def _program(self) -> Program | EngineMissing:

@@ -390,12 +390,13 @@ class Ollama:
     def adapt(self, request: Request) -> Request:
         return dialect.adapt(request, thinks=self._thinks)
 
-    def diagnose(self, log: Sequence[str], exit_status: int) -> engine_failures.Diagnosis | None:
-        if found := engine_failures.by_signal(exit_status):
-            return found
-        if log and (gone := re.fullmatch(r"(\S+) (has not answered for .*)", log[-1])):  # the words of `Attached`
+    def diagnose(self, log: Sequence[str], exit: engine_failures.Exit) -> engine_failures.Diagnosis | None:
+        if isinstance(exit, engine_failures.Unreachable):
             start = hints(sys.platform)["start"]
-            return engine_failures.Diagnosis(f"Ollama at `{gone[1]}` {gone[2]}", f"start it: {start}")
+            cause = f"Ollama at `{exit.url}` has not answered for {exit.seconds:g} s"
+            return engine_failures.Diagnosis(cause, f"start it: {start}")
+        if found := engine_failures.by_signal(exit.status):
+            return found
         # Its log tells of each model's end too: only what it says as it gives up is a cause of its own.
         last = next((line for line in reversed(log) if line.startswith(GIVING_UP)), None)
         if last is None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmdeploy import paths
 from llmdeploy.engines.base import EngineStatus, ServerSpec
+from llmdeploy.engines.diagnosis import Exited
 from llmdeploy.engines.python_environment import find
 from llmdeploy.engines.vllm import consent, failures, fit, flags, log
 from llmdeploy.engines.vllm.program import PROGRAM
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from llmdeploy.config import Settings
-    from llmdeploy.engines.diagnosis import Diagnosis
+    from llmdeploy.engines.diagnosis import Diagnosis, Exit
     from llmdeploy.engines.python_environment.contents import Environment
     from llmdeploy.engines.python_environment.find import Found
     from llmdeploy.errors import Remedy
@@ -144,8 +145,8 @@ class Vllm:
     def release(self, base_url: str, served_name: str) -> None:
         """Its memory is free when its processes are gone."""
 
-    def diagnose(self, log: Sequence[str], exit_status: int) -> Diagnosis | None:
-        return failures.diagnose(log, exit_status)
+    def diagnose(self, log: Sequence[str], exit: Exit) -> Diagnosis | None:
+        return failures.diagnose(log, exit.status) if isinstance(exit, Exited) else None
 
 
 def _module(found: Environment) -> tuple[str, ...]:

@@ -1,0 +1,137 @@
+"""A server that runs: its process, its log, and what its log says."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from typing import TYPE_CHECKING, Any
+
+from llmdeploy.engines.diagnosis import Exit, Exited
+from llmdeploy.errors import LlmdeployError, ServerDied, StartFailed
+from llmdeploy.service import signals
+from llmdeploy.service.server_log import ServerLog, open_log
+from llmdeploy.service.server_process import Attached, Child
+from llmdeploy.service.state import open_private, unwritable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from llmdeploy.engines.base import Engine, Loaded, ServerSpec, Step
+    from llmdeploy.service.process import ProcessId
+
+STOP_GRACE = 3.0
+"""Seconds a server has to end by itself before it is killed."""
+
+
+class RunningServer:
+    """A server that was started here, or that somebody else runs and this service uses."""
+
+    def __init__(self, engine: Engine[Any], spec: ServerSpec, log_file: Path) -> None:
+        """Start the server, or watch the one that runs already. Raises StateUnwritable."""
+        self.log_file = log_file
+        self.is_ready = False
+        """Whether the server has answered for its model."""
+        self._engine = engine
+        self._reader = engine.progress()
+        self._steps: list[Step] = []
+        self._log: ServerLog = open_log(log_file)
+        try:
+            for file, text in spec.files.items():
+                with open_private(file, os.O_TRUNC) as stream:
+                    stream.write(text)
+            self._process = _process(spec, self.write_line)
+        except OSError as error:
+            self._log.close()
+            raise unwritable(error) from error
+
+    @property
+    def exit(self) -> Future[Exit]:
+        """How the server ended, once it has."""
+        return self._process.exit
+
+    @property
+    def process(self) -> ProcessId | None:
+        """The server's process; None if somebody else runs it."""
+        return self._process.server
+
+    @property
+    def is_external(self) -> bool:
+        """Whether somebody else runs the server."""
+        return isinstance(self._process, Attached)
+
+    @property
+    def is_away(self) -> bool:
+        """Whether an external server does not answer at the moment: it may be started again."""
+        return isinstance(self._process, Attached) and self._process.is_away
+
+    @property
+    def serves(self) -> bool:
+        """Whether the server is ready and has not ended."""
+        return self.is_ready and not self.exit.done()
+
+    @property
+    def last_line(self) -> str:
+        """The last line of the server's log that is not blank."""
+        return next((line for line in reversed(list(self._log.tail)) if line.strip()), "")
+
+    def write_line(self, line: str) -> None:
+        """Write a line to the log. Called in a thread, where nothing may fail: `take_steps` passes on what it says."""
+        self._log.write(line)
+        if step := self._reader.feed(line):
+            self._steps.append(step)
+
+    def take_steps(self) -> list[Step]:
+        """Return the steps of the start that the log has told since the last call."""
+        taken: list[Step] = []
+        while self._steps:  # a thread appends to it meanwhile
+            taken.append(self._steps.pop(0))
+        return taken
+
+    def loaded(self) -> Loaded | None:
+        """Return what the log tells about the model in memory, once the server is ready."""
+        return self._reader.outcome()
+
+    def raise_if_over(self) -> None:
+        """Raise ServerDied or StartFailed if the server has ended, or has said that it will."""
+        if self.exit.done():
+            raise self.ending(self.exit.result())
+        if self.is_ready and self._reader.is_doomed:
+            raise self.ending(Exited(1))
+
+    def ending(self, exit: Exit) -> LlmdeployError:
+        """Return the error that explains the server's end."""
+        kind, when = (ServerDied, "while it served") if self.is_ready else (StartFailed, "before it was ready")
+        diagnosis = self._engine.diagnose(list(self._log.tail), exit)
+        log = f"its log is `{self.log_file}`"
+        if diagnosis is not None:
+            error = kind(f"the server ended {when}: {diagnosis.cause}", f"{diagnosis.fix}; {log}")
+            error.remedy = diagnosis.remedy
+            return error
+        return kind(f"the server ended {when} ({_how(exit)}): {self.last_line or 'it wrote nothing'}", log)
+
+    def let_go(self) -> None:
+        """Ask the server to end, or stop watching an external one."""
+        self._process.let_go()
+
+    def stop(self) -> None:
+        """End the server, politely first, and close its log."""
+        self.let_go()
+        if not wait([self.exit], STOP_GRACE + 1).done:
+            self.kill()
+            wait([self.exit], STOP_GRACE)
+        self._log.close()
+
+    def kill(self) -> None:
+        """End the server at once."""
+        self._process.kill()
+
+
+def _process(spec: ServerSpec, on_line: Callable[[str], None]) -> Child | Attached:
+    return Child(spec.argv, spec.env, STOP_GRACE, on_line) if spec.argv else Attached(spec, on_line)
+
+
+def _how(exit: Exit) -> str:
+    if not isinstance(exit, Exited):
+        return "it does not answer"
+    return signals.named(-exit.status) if exit.status < 0 else f"status {exit.status}"

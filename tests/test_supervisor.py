@@ -1,0 +1,290 @@
+"""The supervisor of a deployment, without a server."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from llmdeploy import hardware
+from llmdeploy.background import in_thread
+from llmdeploy.config import Settings
+from llmdeploy.engines import registry
+from llmdeploy.engines.base import ServerSpec
+from llmdeploy.engines.diagnosis import Exit, Exited
+from llmdeploy.errors import DoesNotFit, LlmdeployError, PortInUse, Remedy, ServerDied, StartFailed
+from llmdeploy.models.facts import ModelFacts
+from llmdeploy.models.reference import CatalogName
+from llmdeploy.plan import Plan, Setting
+from llmdeploy.service import history, launch, placement, supervisor
+from llmdeploy.service.events import Down, Download, Internal, Note, Phase, Public, Serving
+from llmdeploy.service.launch import Launch, Prepared, Ready, Settled
+from llmdeploy.service.order import Order
+from llmdeploy.service.running import RunningServer
+from llmdeploy.service.slot import target_of
+from llmdeploy.service.starter import Abandoned, Starter
+from llmdeploy.service.supervisor import Supervisor
+from llmdeploy.units import GIB
+
+AnyEvent = Public | Internal
+ORDER = Order(CatalogName("selftest"), Settings())
+SPEC = ServerSpec((), "http://127.0.0.1:1", "/health", "selftest")
+PLAN = Plan(Setting(8192, ""), Setting(1, ""), (), None)
+PREPARED = Prepared("1", "weights", ModelFacts("llama", 1, (1,), 1, 1, 1, 1, 1))
+
+
+def make_supervisor(folder: Path, events: list[AnyEvent]) -> Supervisor:
+    """Return a supervisor. To be called inside a loop: it emits its events there."""
+    return Supervisor(ORDER, registry.get("llamacpp", Settings()), events.append, folder / "server.log")
+
+
+class PlayedServer:
+    """A server without a process."""
+
+    is_away = is_external = False
+    process = None
+
+    def __init__(self) -> None:
+        self.exit: Future[Exit] = Future()
+
+    def raise_if_over(self) -> None: ...
+
+
+def make_ready(spec: ServerSpec = SPEC) -> Ready:
+    engine = registry.get("llamacpp", Settings())
+    return Ready(ORDER, engine, PREPARED, PLAN, spec, cast("RunningServer", PlayedServer()), None, 0.0, ())
+
+
+def settled(machine: hardware.Hardware) -> Settled:
+    return Settled(PREPARED, PLAN, machine, SPEC)
+
+
+class PlayedLaunch(Launch):
+    """A launch whose server is ready at once."""
+
+    def start(self, settled: Settled) -> RunningServer:
+        return cast("RunningServer", PlayedServer())
+
+    async def wait_ready(self, settled: Settled, server: RunningServer) -> None: ...
+
+
+@pytest.mark.parametrize("kind", [StartFailed, DoesNotFit, PortInUse])
+def test_a_server_that_served_long_and_starts_no_more_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: type[LlmdeployError]
+) -> None:
+    monkeypatch.setattr(supervisor, "STEADY", -1)  # whatever served, served long
+    delays = []
+
+    async def serve(_: object, ready: object) -> None:
+        raise ServerDied("it was killed", "")
+
+    async def restart(_: object, ended: object, delay: float) -> None:
+        delays.append(delay)
+        if len(delays) == 20:
+            pytest.fail("it is started for ever")
+        raise kind("it does not start", "")
+
+    async def keep() -> None:
+        await make_supervisor(tmp_path, []).keep(make_ready())
+
+    monkeypatch.setattr(Supervisor, "_serve", serve)
+    monkeypatch.setattr(Supervisor, "_restart", restart)
+    with pytest.raises(ServerDied, match="the server ended 5 times in a row; at last: it does not start"):
+        asyncio.run(keep())
+    assert delays == [0.5, 1, 2, 4]
+
+
+def test_a_setting_that_followed_the_free_memory_is_not_taken_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kept: list[history.Start] = []
+    monkeypatch.setattr(history, "save_start", lambda kind, start: kept.append(start))
+    monkeypatch.setattr(supervisor, "Launch", PlayedLaunch)
+
+    async def start() -> None:
+        one = make_supervisor(tmp_path, [])
+        one.remedies = (Remedy("gpu_memory_utilization", 0.4, lasts=False), Remedy("max_model_len", 384))
+        await one.start(settled(hardware.detect()))
+
+    asyncio.run(start())
+    assert [start.remedies for start in kept] == [(Remedy("max_model_len", 384),)]
+
+
+def test_unreachable_external_server_is_reported_and_so_is_its_recovery(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(supervisor, "WATCH", 0.01)
+    events: list[AnyEvent] = []
+    ready = make_ready(ServerSpec((), "http://127.0.0.1:5000", "/api/version"))
+    server = cast("PlayedServer", ready.server)
+
+    async def told(count: int) -> list[type[Any]]:
+        while len(events) < count:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)  # once is enough
+        return [type(event) for event in events]
+
+    async def serve() -> None:
+        one = make_supervisor(tmp_path, events)
+        serving = asyncio.ensure_future(one.keep(ready))
+        assert await told(0) == []
+        server.is_away = True
+        assert await told(2) == [Note, Down]
+        assert events[0] == Note("`http://127.0.0.1:5000` does not answer; requests wait until it does")
+        assert isinstance(events[1], Down)
+        assert events[1].error.message == "`http://127.0.0.1:5000` does not answer"
+        server.is_away = False
+        assert await told(4) == [Note, Down, Note, Serving]
+        serving.cancel()
+
+    asyncio.run(asyncio.wait_for(serve(), 10))
+
+
+def test_memory_that_a_start_took_of_a_gpu_stays_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is measured when the server is ready, whatever other servers come and go later."""
+
+    def machine(free: int) -> hardware.Hardware:
+        return replace(hardware.detect(), gpus=(hardware.Gpu(0, "A", 80 * GIB, free * GIB),))
+
+    before, ready, later = machine(40), machine(10), machine(50)
+    monkeypatch.setattr(supervisor, "Launch", PlayedLaunch)
+
+    async def start() -> None:
+        one = make_supervisor(tmp_path, [])
+        monkeypatch.setattr(hardware, "detect", lambda: ready)
+        started = await one.start(settled(before))
+        monkeypatch.setattr(hardware, "detect", lambda: later)
+        assert started.gpus == ((0, 30 * GIB),)
+        assert placement.held_memory(started.server.process, started.gpus).gpus == ((0, 30 * GIB),)
+
+    asyncio.run(start())
+
+
+class WaitingStarter(Starter):
+    """A starter whose daemon never answers."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.begun, self.stopped = threading.Event(), threading.Event()
+
+    def reach_engine(self, wishes: object) -> None:
+        self.begun.set()
+        assert self.stopped.wait(10), "it was not stopped"
+        raise StartFailed("the daemon ended", "")
+
+    def stop(self) -> None:
+        self.stopped.set()
+
+
+def test_a_start_that_is_called_off_ends_what_its_thread_waits_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(launch, "Starter", WaitingStarter)
+
+    async def call_off() -> WaitingStarter:
+        one = make_supervisor(tmp_path, [])
+        starter = cast("WaitingStarter", one._launch.starter)
+        preparing = asyncio.ensure_future(one.prepare())
+        await in_thread(lambda: starter.begun.wait(10))
+        preparing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await preparing
+        return starter
+
+    assert asyncio.run(call_off()).stopped.is_set()
+
+
+class PlayedEngine:
+    """An engine whose model takes its time to be released."""
+
+    name = "played"
+
+    def __init__(self) -> None:
+        self.released: list[str] = []
+
+    async def load(self, spec: ServerSpec) -> None: ...
+
+    def release(self, base_url: str, served_name: str) -> None:
+        self.released.append(served_name)
+        time.sleep(0.2)
+
+
+class EndingServer(PlayedServer):
+    """A server that ends as soon as it is stopped."""
+
+    def stop(self) -> None:
+        if not self.exit.done():
+            self.exit.set_result(Exited(0))
+
+
+def test_two_threads_that_stop_a_server_release_its_model_once(tmp_path: Path) -> None:
+    """One was called off while it waited; the second must not undo what a third has begun meanwhile."""
+    engine = PlayedEngine()
+    one = Starter(cast("Any", engine), lambda event: None, tmp_path / "log", 10)
+    one.server = cast("RunningServer", EndingServer())
+    asyncio.run(one.load(SPEC))
+    others = [threading.Thread(target=one.stop) for _ in range(2)]
+    for thread in others:
+        thread.start()
+    for thread in others:
+        thread.join()
+    assert engine.released == ["selftest"]
+
+
+def test_a_download_that_is_called_off_ends_with_its_next_piece(tmp_path: Path) -> None:
+    events: list[Public] = []
+    starter = Starter(registry.get("llamacpp", Settings()), events.append, tmp_path / "log", 10)
+    starter.emit(Download("x", 1, 2))
+    starter.abandon()
+    with pytest.raises(Abandoned):
+        starter.emit(Download("x", 2, 2))
+    assert events == [Download("x", 1, 2)]
+
+
+def test_an_event_of_a_thread_comes_before_what_the_thread_returns(tmp_path: Path) -> None:
+    events: list[AnyEvent] = []
+
+    async def work() -> None:
+        one = make_supervisor(tmp_path, events)
+        for number in range(20):
+            await in_thread(lambda number=number: one._launch.starter.enter(str(number)))  # type: ignore[misc]
+            assert events[-1] == Phase(str(number))
+
+    asyncio.run(work())
+
+
+def test_a_thread_that_nobody_waits_for_keeps_nothing_alive() -> None:
+    never = threading.Event()
+
+    async def leave() -> None:
+        waiting = asyncio.ensure_future(in_thread(never.wait))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    began = time.monotonic()
+    asyncio.run(leave())
+    assert time.monotonic() - began < 5
+    never.set()
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://127.0.0.1:5000", ("127.0.0.1", 5000, False, "")),
+        ("http://[::1]:5000", ("::1", 5000, False, "")),
+        ("http://gpu.example/ollama", ("gpu.example", 80, False, "/ollama")),
+        ("https://gpu.example/ollama", ("gpu.example", 443, True, "/ollama")),
+        ("https://gpu.example:8443", ("gpu.example", 8443, True, "")),
+    ],
+)
+def test_requests_go_to_the_whole_of_an_address(url: str, expected: tuple[str, int, bool, str]) -> None:
+    found = target_of(make_ready(ServerSpec((), url, "/health", served_name="selftest")))
+    assert (found.host, found.port, found.tls, found.prefix) == expected
