@@ -162,7 +162,9 @@ def test_the_service_in_the_background_gets_the_options_and_no_key(world: World)
     result = world.run("serve", "selftest", "--detach", "--host", "127.0.0.2", LLMDEPLOY_API_KEY="sesame")
     assert result.status == 0, result.text
     [service] = [it for it in world.processes() if "serve" in it.cmdline()]
-    assert "--host=127.0.0.2" in service.cmdline()
+    assert service.cmdline()[-5:] == ["llmdeploy", "serve", "--json", "--", "selftest"]
+    assert world.record()["settings"]["host"] == "127.0.0.2"
+    assert world.record()["url"].startswith("http://127.0.0.2:")
     assert service.environ()["LLMDEPLOY_API_KEY"] == "sesame"
     assert not [it for it in world.processes() if "sesame" in shlex.join(it.cmdline())]
     assert "LLMDEPLOY_API_KEY" not in psutil.Process(world.record()["server"]["pid"]).environ()

@@ -64,7 +64,7 @@ def servers(world: World) -> list[psutil.Process]:
 
 
 def is_engine(process: psutil.Process) -> bool:
-    return any("llamacpp_server" in word or word.endswith("/llama-server") for word in process.cmdline())
+    return any("llamacpp.server_program" in word or word.endswith("/llama-server") for word in process.cmdline())
 
 
 def answer(world: World, model: str = "selftest") -> str:
