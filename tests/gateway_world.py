@@ -1,4 +1,4 @@
-"""A gateway between an engine and applications whose every byte a test decides."""
+"""A gateway between an engine and applications, both of which a test controls to the byte."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Handler = Callable[["Peer", "EngineRequest"], Awaitable[None]]
 
 
 def run(loop: str, test: Callable[[], Awaitable[None]], seconds: float = 30) -> None:
-    """Runs a test on that loop; an error that nobody took fails it."""
+    """Run a test on that event loop; an unhandled error fails it."""
     factory: Any = asyncio.new_event_loop
     if loop == "uvloop":
         import uvloop
@@ -44,7 +44,7 @@ def run(loop: str, test: Callable[[], Awaitable[None]], seconds: float = 30) -> 
 
 
 def on_loops(test: Callable[[], Awaitable[None]]) -> Callable[[str], None]:
-    """Makes a test of a coroutine that needs no fixtures: it is run on every loop."""
+    """Turn a coroutine that needs no fixtures into a test that runs on every event loop."""
 
     def on_loop(loop: str) -> None:
         run(loop, test)
@@ -58,7 +58,7 @@ def on_loops(test: Callable[[], Awaitable[None]]) -> Callable[[str], None]:
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """A request as the engine got it."""
+    """A request as the engine received it."""
 
     line: str
     headers: dict[str, str]
@@ -110,7 +110,7 @@ class Peer(asyncio.Protocol):
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.result()  # an error of the test's is told by the loop
+            task.result()  # an error in the test's handler is reported by the loop
 
     def pause_writing(self) -> None:
         self._writable.clear()
@@ -146,7 +146,7 @@ class Peer(asyncio.Protocol):
 
 
 class Engine:
-    """A server of HTTP/1.1 that does what `handler` says."""
+    """An HTTP/1.1 server that answers with `handler`."""
 
     def __init__(self, handler: Handler) -> None:
         self.handler = handler
@@ -166,12 +166,12 @@ class Engine:
 
     @property
     def tags(self) -> list[Any]:
-        """The tags of the requests, in the order in which they came."""
+        """The tags of the requests, in the order received."""
         return [it.document.get("user") for it in self.asked]
 
 
 async def echo(peer: Peer, asked: EngineRequest) -> None:
-    """Answers with the tag of the request; streams where a stream is asked for."""
+    """Answer with the tag of the request, as a stream if one is requested."""
     try:
         document = asked.document
     except ValueError:
@@ -187,7 +187,7 @@ async def echo(peer: Peer, asked: EngineRequest) -> None:
 
 
 async def silent(peer: Peer, asked: EngineRequest) -> None:
-    """Never answers."""
+    """Never answer."""
     await peer.gone.wait()
 
 
@@ -207,7 +207,7 @@ def post(
     body: bytes | None = None,
     version: str = "1.1",
 ) -> bytes:
-    """A request, with a tag that the engine repeats."""
+    """Return a request with a tag that the engine repeats."""
     if body is None:
         messages = [{"role": "user", "content": "hi"}]
         body = json.dumps({"model": "m", "messages": messages, "user": tag, "stream": stream}).encode()
@@ -225,7 +225,7 @@ class Answer:
     headers: dict[str, str]
     body: bytes
     whole: bool
-    """Whether it ended as its framing says."""
+    """Whether the body ended as its framing says."""
 
     @property
     def document(self) -> Any:
@@ -290,7 +290,7 @@ class App:
         return Answer(status, headers, bytes(body), whole)
 
     async def is_closed(self) -> bool:
-        """Waits for the end of the connection; False if something else comes."""
+        """Wait for the end of the connection. Return False if bytes come instead."""
         try:
             return not await self.reader.read(1)
         except ConnectionError:
@@ -313,7 +313,7 @@ class World:
         return app
 
     async def ask(self, data: bytes) -> Answer:
-        """One request on a connection of its own."""
+        """Send one request on a new connection, and return its answer."""
         app = await self.app()
         try:
             return await app.ask(data)
@@ -344,7 +344,7 @@ async def world(
             app.leave()
         try:
             await gateway.close()
-        finally:  # uvloop does not close while something is open
+        finally:  # uvloop does not close its servers while a connection is open
             for client in gateway.clients:
                 client.transport.abort()
             for server in gateway._servers:
@@ -366,7 +366,7 @@ ERROR = LlmdeployError("`llamacpp` ended five times in a row", "`llmdeploy logs`
 
 
 def assert_refused(answer: Answer, status: int, words: str = "") -> None:
-    """It is an error in OpenAI's shape, with a sentence and a hint."""
+    """Assert that the answer is an error in OpenAI's form, with a message and a hint."""
     assert answer.status == status, answer
     assert answer.whole
     assert set(answer.error) >= {"message", "type", "param", "code", "llmdeploy"}
@@ -376,7 +376,7 @@ def assert_refused(answer: Answer, status: int, words: str = "") -> None:
 
 @contextlib.contextmanager
 def noted_order() -> Iterator[list[Any]]:
-    """The tags of the requests in the order in which they go out."""
+    """Yield a list that gets the tags of the requests in the order in which they are sent to the engine."""
     sent: list[Any] = []
     send = Upstream.send
 

@@ -20,7 +20,7 @@ from tests.gateway_world import (
     world,
 )
 
-# Connections
+# Kept and shared
 
 
 @on_loops
@@ -89,7 +89,7 @@ async def test_requests_of_a_client_that_does_not_read_are_not_read() -> None:
 async def test_a_connection_that_the_engine_closed_is_replaced_unnoticed() -> None:
     async def handler(peer: Peer, asked: EngineRequest) -> None:
         if len(peer.engine.asked) == 2:
-            peer.transport.abort()  # as if it had been closed while the request was on its way
+            peer.transport.abort()  # looks as if it was closed while the request was on its way
         else:
             await echo(peer, asked)
 
@@ -112,7 +112,7 @@ async def test_an_idle_connection_is_dropped_before_the_engine_does() -> None:
         await it.engine.peers[0].gone.wait()
         (upstream,) = pool._idle
         upstream.idle_since -= 4.1
-        await it.engine.peers[1].gone.wait()  # by the sweep
+        await it.engine.peers[1].gone.wait()  # closed by the periodic sweep
         assert pool._idle == []
 
 
@@ -130,7 +130,7 @@ async def test_unrequested_bytes_end_a_connection() -> None:
         app = await it.app()
         assert (await app.ask(post(1))).document == {"tag": 1}
         answered.set()
-        async with asyncio.timeout(2):  # at once, and not for being idle
+        async with asyncio.timeout(2):  # at once, and not after the idle time
             await it.engine.peers[0].gone.wait()
         assert (await app.ask(post(2))).document == {"tag": 2}
         assert await app.ask(get("/health"))
@@ -157,7 +157,7 @@ async def test_idle_client_connections_are_closed() -> None:
         assert await used.is_closed()
 
 
-# Leaving
+# Clients that leave or do not read
 
 
 @on_loops

@@ -24,7 +24,7 @@ from tests.gateway_world import (
     world,
 )
 
-# Commands
+# Requests that the service answers
 
 
 @on_loops
@@ -140,7 +140,7 @@ async def test_a_command_does_not_run_ahead_of_a_slow_reader() -> None:
         assert got == 1000
 
 
-# The end, and the beginning
+# Start and stop
 
 
 @on_loops
@@ -187,7 +187,7 @@ async def test_localhost_is_a_name_for_the_loopback_addresses() -> None:
 
 
 def test_memory_stays_flat() -> None:
-    """Requests leave nothing behind: neither objects nor what they hold."""
+    """Requests leave no objects and no memory behind."""
     import gc
 
     async def test() -> None:

@@ -1,4 +1,4 @@
-"""Errors in one shape; and what engines really say, in the words of one."""
+"""Errors in OpenAI's form, and real error messages of the engines that get the same form."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_refusal_is_in_openai_s_shape() -> None:
     assert json.loads(body_of(refused))["error"]["llmdeploy"]["engine"] is None
 
 
-# As they were seen: what came, and the status, code, param and message that the application gets.
+# Real error answers: engine, status and body, and the status, code, param and message that the application gets.
 SEEN: list[tuple[str, int, Any, tuple[int, str | None, str | None, str]]] = [
     (
         "llamacpp",

@@ -27,8 +27,6 @@ from tests.gateway_world import (
     world,
 )
 
-# Engines that fail
-
 
 @on_loops
 async def test_a_lost_server_and_a_replaced_one_are_told_apart() -> None:
@@ -183,7 +181,7 @@ VLLM_FAILS = b'{"error": {"message": "EngineCore encountered an issue.", "type":
 
 @on_loops
 async def test_an_error_event_of_the_engine_breaks_off_the_stream() -> None:
-    """As vLLM does when a worker of its dies."""
+    """vLLM sends such an event, and then a clean end, when one of its workers dies."""
 
     async def handler(peer: Peer, asked: EngineRequest) -> None:
         await peer.begin_stream()

@@ -1,4 +1,4 @@
-"""Ten thousand requests, whole and broken, in pieces, at once: each is answered or refused, and none crosses."""
+"""Ten thousand requests at once, valid and broken, in pieces: each gets its own answer or is refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.gateway_world import CHAT, LOOPS, App, World, chunked, echo, run, wor
 
 REQUESTS = 10_000
 CONNECTIONS = 100
-"""At once."""
+"""Connections at the same time."""
 NASTY = [
     b"\r",
     b"\n",
@@ -43,7 +43,7 @@ NASTY += [
 
 @dataclass
 class Script:
-    """What one connection sends, in which pieces, and what it may be answered."""
+    """The bytes that one connection sends, their pieces, and the answers that are allowed."""
 
     data: bytes
     tags: list[str]
@@ -52,7 +52,7 @@ class Script:
 
 
 def request(rng: random.Random, tag: str, *, last: bool) -> bytes:
-    """A valid one, in one of the forms that clients send."""
+    """Return a valid request, in one of the forms that clients send."""
     messages = [{"role": "user", "content": "x" * rng.choice([1, 9, 300])}]
     body = json.dumps({"model": "m", "user": tag, "stream": rng.random() < 0.3, "messages": messages})
     names = ["Host", "host", "HOST"]
@@ -68,7 +68,7 @@ def request(rng: random.Random, tag: str, *, last: bool) -> bytes:
 
 
 def broken(rng: random.Random, data: bytes) -> bytes:
-    """One to three bytes or pieces changed, put in, taken out, or the rest cut off."""
+    """Return the bytes with one to three changes: some replaced, inserted or removed, or the rest cut off."""
     for _ in range(rng.randrange(1, 4)):
         at = rng.randrange(len(data))
         match rng.randrange(5):
@@ -132,7 +132,7 @@ async def play(it: World, script: Script, rng: random.Random) -> None:
 
 
 async def check(app: App, script: Script, everyones: set[str]) -> None:
-    """Reads answers until the connection ends."""
+    """Read answers until the connection ends."""
     got = []
     while True:
         try:

@@ -15,7 +15,7 @@ from tests.gateway_world import (
     world,
 )
 
-# What is answered here
+# Answers without an engine
 
 
 @on_loops
@@ -118,7 +118,7 @@ async def test_metrics_count_what_happened() -> None:
         assert "llmdeploy_requests_held 0.0" in lines
 
 
-# Who may
+# Access
 
 
 @on_loops

@@ -80,7 +80,7 @@ async def test_the_answer_to_a_body_that_is_too_large_is_not_lost() -> None:
         app.writer.write(post(body=b"a" * (65 * 2**20)))
         (client,) = it.gateway.clients
         await until(lambda: client._state is State.LINGERING)
-        await asyncio.sleep(0.2)  # for the connection to fail meanwhile
+        await asyncio.sleep(0.2)  # time in which the connection could fail
         reading.resume_reading()
         assert_refused(await app.answer(), 413, "64 MiB")
 
@@ -128,7 +128,7 @@ async def test_slow_requests_are_refused() -> None:
         app = await it.app()
         request = post("a")
         for at in range(0, len(request), 20):
-            await asyncio.sleep(0.03 if at > 100 else 0)  # slow, but it goes on
+            await asyncio.sleep(0.03 if at > 100 else 0)  # slow, but it makes progress
             await app.send(request[at : at + 20])
         assert (await app.answer()).document == {"tag": "a"}
 
@@ -166,7 +166,7 @@ HOSTILE = {
     "no colon": f"{OK}A\r\n\r\n".encode(),
     "no host": b"GET /health HTTP/1.1\r\n\r\n",
     "two hosts": f"{OK}Host: localhost\r\n\r\n".encode(),
-    "a host that is none": b"GET /health HTTP/1.1\r\nHost: a/b@c\r\n\r\n",
+    "a host that is not valid": b"GET /health HTTP/1.1\r\nHost: a/b@c\r\n\r\n",
     "two spaces": b"GET  /health HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "a tab": b"GET\t/health\tHTTP/1.1\r\nHost: localhost\r\n\r\n",
     "no version": b"GET /health\r\n\r\n",
@@ -181,7 +181,7 @@ HOSTILE = {
     "another scheme": b"GET https://localhost/health HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "a target without a slash": b"GET health HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "a target of high bytes": b"GET /h\xc3\xa9 HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    "a chunk size that is none": chunks(b"a").replace(b"1\r\na", b"g\r\na"),
+    "a chunk size that is not a number": chunks(b"a").replace(b"1\r\na", b"g\r\na"),
     "a chunk size with a sign": chunks(b"a").replace(b"1\r\na", b"+1\r\na"),
     "a chunk size with 0x": chunks(b"a").replace(b"1\r\na", b"0x1\r\na"),
     "a chunk size with an underscore": chunks(b"a" * 17).replace(b"11\r\n", b"1_1\r\n"),

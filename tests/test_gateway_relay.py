@@ -17,8 +17,6 @@ from tests.gateway_world import (
     world,
 )
 
-# What goes through
-
 
 @on_loops
 async def test_a_request_and_its_answer_are_relayed() -> None:

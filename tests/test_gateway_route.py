@@ -20,8 +20,6 @@ from tests.gateway_world import (
     world,
 )
 
-# Waiting
-
 
 @on_loops
 async def test_held_requests_are_served_in_order_up_to_the_limit() -> None:

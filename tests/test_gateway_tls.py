@@ -1,4 +1,4 @@
-"""The relay to a server that is reached over TLS, or under a path."""
+"""The relay to a server that is reached over TLS, or under a path prefix."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def trusted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @contextlib.asynccontextmanager
 async def behind_tls(handler: Handler, prefix: str = "", **limits: float) -> AsyncIterator[World]:
-    """A gateway that points to `localhost`, over TLS."""
+    """Yield a gateway whose target is `localhost` over TLS."""
     engine = Engine(handler)
     server = await asyncio.get_running_loop().create_server(lambda: Peer(engine), "127.0.0.1", 0, ssl=security())
     port = server.sockets[0].getsockname()[1]

@@ -1,4 +1,4 @@
-"""What a request may ask, in the same words for every engine."""
+"""The checks of requests, the same for every engine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
 
 
 def body(**fields: Any) -> bytes:
-    """A chat request, with these fields too; None for one that is left out is `...`."""
+    """Return a chat request with these fields; `...` as a value leaves the field out."""
     whole = {"model": "selftest", "messages": HELLO, **fields}
     return json.dumps({name: value for name, value in whole.items() if value is not ...}).encode()
 
@@ -50,7 +50,7 @@ def sent(content: bytes, target: Target = TARGET, path: str = CHAT) -> dict[str,
     return document
 
 
-# --- What goes through
+# --- Bodies that are sent unchanged
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_an_adapted_body_is_the_same_object_if_nothing_changes() -> None:
     assert prepare(CHAT, content, replace(TARGET, adapt=adapt)) is content
 
 
-# --- What is sent otherwise
+# --- Bodies that are changed
 
 
 def test_an_engine_gets_its_dialect() -> None:
@@ -130,7 +130,7 @@ def test_a_completion_is_short_by_default() -> None:
     assert complete(max_completion_tokens=9999)["max_tokens"] == 8192
 
 
-# --- What is refused
+# --- Bodies that are refused
 
 WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"model": ...}, "model", "`model` is missing"),
@@ -348,7 +348,7 @@ def test_requests_of_other_apis_are_sent_unchanged(path: str, fields: dict[str, 
     assert prepare(path, content, replace(TARGET, adapt=adapt)) is content
 
 
-# --- Anything at all
+# --- Arbitrary bodies
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

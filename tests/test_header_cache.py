@@ -1,4 +1,4 @@
-"""Heads that are remembered: read once, and never taken for another."""
+"""The cache of heads: each is parsed once, and never mistaken for another."""
 
 from __future__ import annotations
 

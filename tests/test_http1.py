@@ -1,4 +1,4 @@
-"""The framing of HTTP/1.1, without a socket."""
+"""HTTP/1.1 framing, without a socket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What llmdeploy reads from msgspec's errors, with the installed release of msgspec."""
+"""The parts of errors that the installed release of msgspec raises."""
 
 from __future__ import annotations
 

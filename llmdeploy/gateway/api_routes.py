@@ -28,7 +28,7 @@ def refused(method: str, path: str, *, has_control: bool) -> Refused | None:
     elif path.startswith(CONTROL) and has_control:
         allowed = "GET, POST"
     else:
-        return Refused(404, f"there is no route `{path[:200]}`", code="unknown_route", hint=_HINT)
+        return Refused(404, f"the route `{path[:200]}` does not exist", code="unknown_route", hint=_HINT)
     if method in allowed.split(", "):
         return None
     message = f"`{path[:200]}` does not take {method}"
@@ -51,7 +51,7 @@ def models(path: str, target: Target | None, since: int) -> dict[str, Any]:
         if model["id"] == name:
             return model
     hint = f"the model is called `{target.model}`" if target is not None else "no model is served yet"
-    raise Refused(404, f"there is no model `{name[:200]}`", code="model_not_found", param="model", hint=hint)
+    raise Refused(404, f"the model `{name[:200]}` does not exist", code="model_not_found", param="model", hint=hint)
 
 
 def _model(target: Target, since: int) -> dict[str, Any]:

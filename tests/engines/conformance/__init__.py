@@ -1,5 +1,5 @@
-"""The same requests to every real engine, through the gateway: what came is one matrix.
+"""The same requests to every real engine, through the gateway; the answers form one matrix.
 
-`cases.py` has the requests and what must come of each, the same for every engine. What comes otherwise on one of them
-stands in `differences.py` with its reason, and in docs/api.md; anything else that differs fails.
+`cases.py` has the requests and the answers expected from every engine. An answer that differs on one engine is listed
+in `differences.py` with its reason, and in docs/api.md; any other difference fails.
 """

@@ -1,4 +1,4 @@
-"""What came: an answer in one piece or as a stream, as a cell of the matrix."""
+"""Answers, in one piece or as a stream, and their cells in the matrix."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 PATIENCE = 60
-"""Seconds for an answer."""
+"""Seconds to wait for an answer."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,14 @@ class Answer:
 
     @cached_property
     def document(self) -> dict[str, Any]:
-        """Of an answer in one piece."""
+        """The JSON document of an answer in one piece."""
         assert self.headers["content-type"].startswith("application/json"), self.headers
         document: dict[str, Any] = json.loads(self.content)
         return document
 
     @cached_property
     def error(self) -> dict[str, Any]:
-        """Of a refusal, whose shape is the same whoever refused."""
+        """The error of a refusal, which has the same form whether the gateway or the engine refused."""
         assert list(self.document) == ["error"], self.document
         error: dict[str, Any] = self.document["error"]
         assert set(error) == {"message", "type", "param", "code", "llmdeploy"}
@@ -42,7 +42,7 @@ class Answer:
 
     @cached_property
     def events(self) -> list[dict[str, Any]]:
-        """Of a stream, whose shape is checked."""
+        """The events of a stream, whose form is checked."""
         blocks = self.content.decode().replace("\r\n", "\n").split("\n\n")
         assert blocks.pop() == ""
         assert all(block.startswith("data: ") and "\n" not in block for block in blocks), blocks
@@ -57,7 +57,7 @@ class Answer:
 
     @cached_property
     def read(self) -> Read:
-        """The choices, and the usage; raises AssertionError where the shape is not OpenAI's."""
+        """The choices and the usage; raises AssertionError if the form is not OpenAI's."""
         return _streamed(self.events) if self.is_stream else _whole(self.document)
 
 
@@ -69,7 +69,7 @@ class Read:
     finishes: list[str] = field(default_factory=list)
     usage: dict[str, Any] | None = None
     logprobs: list[dict[str, Any]] = field(default_factory=list)
-    """Of the first choice."""
+    """The token probabilities of the first choice."""
     calls: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -90,7 +90,10 @@ def _whole(document: dict[str, Any]) -> Read:
 
 
 def _streamed(events: list[dict[str, Any]]) -> Read:
-    """Its head is the same in all events, the role comes first, the reason of the end once and then the usage."""
+    """Read a stream, and assert its form.
+
+    The head is the same in all events, the role comes first, and each finish reason once, with only usage after it.
+    """
     assert len({(event["id"], event["model"], event["object"]) for event in events}) == 1
     _check_head(events[0])
     read = Read(events[0]["object"], events[0]["model"])
@@ -141,7 +144,7 @@ def ask(port: int, method: str, path: str, body: bytes | None, headers: dict[str
 
 
 def leave(port: int, body: bytes) -> None:
-    """Ask for a stream, and go at its first piece."""
+    """Request a stream, and close the connection at its first piece."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
     response = connection.getresponse()

@@ -1,4 +1,4 @@
-"""The requests, and what must come of each on every engine."""
+"""The requests, and the answer to each that every engine must give."""
 
 from __future__ import annotations
 
@@ -27,32 +27,34 @@ Holds = Callable[[Answer], object]
 
 @dataclass(frozen=True)
 class Case:
+    """One request and its expected answer."""
+
     name: str
     body: Body
     cell: str
     text: str | None = None
-    """Of the first choice, where it is the same on every engine."""
+    """The text of the first choice, if it is the same on every engine."""
     param: str | None = None
-    """Of a refusal."""
+    """The field that a refusal names."""
     path: str = CHAT
     method: str = "POST"
     headers: dict[str, str] = field(default_factory=lambda: {"Content-Type": "application/json"})
     model: str = "selftest"
-    """Or `blind`, without its projector, or `handy`, with a template that has tools."""
+    """Other values: `blind`, without its projector, and `handy`, whose template has tools."""
     holds: Holds | None = None
-    """What else must be true of the answer; raises AssertionError."""
+    """A further check of the answer; raises AssertionError."""
 
     def content(self) -> bytes | None:
         return json.dumps({"model": self.model, **self.body}).encode() if isinstance(self.body, dict) else self.body
 
 
 def ok(name: str, body: Body, text: str, **more: Any) -> Case:
-    """One that is answered to its end."""
+    """Return a case that is answered to its end."""
     return Case(name, body, "200 stop", text, **more)
 
 
 def wrong(name: str, body: Body, param: str, **more: Any) -> Case:
-    """One with a field that is refused."""
+    """Return a case with a field that is refused."""
     return Case(name, body, "400 invalid_value", param=param, **more)
 
 
@@ -65,7 +67,7 @@ def picture(name: str) -> bytes:
 
 
 def encoded(kind: str) -> bytes:
-    """A red image in that format."""
+    """Return a red image in that format."""
     content = BytesIO()
     Image.new("RGB", (64, 64), (255, 0, 0)).save(content, kind)
     return content.getvalue()
@@ -100,12 +102,12 @@ def schema(of: dict[str, Any]) -> dict[str, Any]:
 
 
 def without(name: str) -> bytes:
-    """A body that lacks a field."""
+    """Return a body without that field."""
     whole = {"model": "selftest", **COUNT}
     return json.dumps({key: value for key, value in whole.items() if key != name}).encode()
 
 
-# --- What must be true beyond status and text
+# --- Checks beyond status and text
 
 
 def has_usage(answer: Answer) -> None:
@@ -125,7 +127,7 @@ def counted(tokens: int) -> Holds:
 
 
 def usage_comes_alone(answer: Answer) -> None:
-    """In an event of its own, the last."""
+    """Assert that the usage comes in a separate last event."""
     check_usage(answer.events[-1]["usage"])
     assert answer.events[-1]["choices"] == []
     assert not any(event.get("usage") for event in answer.events[:-1])
@@ -156,7 +158,7 @@ def begins_an_object(answer: Answer) -> None:
 
 
 def names(*words: str) -> Holds:
-    """What the message of a refusal holds."""
+    """Return a check that the message of a refusal contains these words."""
 
     def holds(answer: Answer) -> None:
         assert all(word in answer.error["message"] for word in words), answer.error
@@ -198,7 +200,7 @@ TALK = [
         "1 1 3",
     ),
     ok(
-        "the assistant's turn begun",
+        "unfinished assistant message",
         {"messages": [*user("Count to 9"), {"role": "assistant", "content": "1 2 3"}], "temperature": 0},
         "1 2 3 4 5 6 7 8 9",
     ),
@@ -247,7 +249,7 @@ STREAMS = [
     ),
     Case("stream refused", {**OVERFLOW, "stream": True}, "400 context_length_exceeded", param="messages"),
     wrong("stream_options alone", {**COUNT, "stream_options": {"include_usage": True}}, "stream_options"),
-    wrong("stream is no boolean", {**COUNT, "stream": "yes"}, "stream"),
+    wrong("stream is not a boolean", {**COUNT, "stream": "yes"}, "stream"),
 ]
 
 SAMPLING = [

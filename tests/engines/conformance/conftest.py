@@ -1,4 +1,4 @@
-"""The engines that are here, each with one server for all requests."""
+"""The installed engines, each with one server for all requests."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.conftest import World, copy_selftest
 from tests.engines.conformance import matrix
 
 ALIGNMENT = 32
-"""Of the tensors in a GGUF file, by default."""
+"""Bytes to which the tensors in a GGUF file are aligned by default."""
 
 
 @dataclass
 class Served:
-    """The self-test model on one engine, and beside it other forms of it: `blind` and `handy`."""
+    """The self-test model on one engine, and two variants of it: `blind` and `handy`."""
 
     engine: str
     folder: Path
@@ -26,7 +26,7 @@ class Served:
     worlds: dict[str, World] = field(default_factory=dict)
 
     def world(self, model: str = "selftest") -> World:
-        """Served when it is first asked for."""
+        """Return the world that serves this model; it starts at the first call."""
         if model not in self.worlds:
             world = self.worlds[model] = World(self.folder / model)
             world.environment |= self.environment
@@ -36,7 +36,7 @@ class Served:
         return self.worlds[model]
 
     def _file(self, model: str) -> Path:
-        """Without its projector, by a name of its own: Ollama has all of them at once."""
+        """Return a copy without the projector. Its name is the model's, because Ollama holds all models at once."""
         file = copy_selftest(self.folder / "files", mmproj=False).rename(self.folder / "files" / f"{model}.gguf")
         if model == "handy":
             file.write_bytes(with_tools(file.read_bytes()))
@@ -44,9 +44,9 @@ class Served:
 
 
 def with_tools(content: bytes) -> bytes:
-    """The same GGUF file with a template that names tools: longer by its alignment, so that nothing else moves."""
+    """Return the GGUF file with a template that names tools, longer by one alignment so that tensors stay aligned."""
     key = b"tokenizer.chat_template"
-    at = content.index(key) + len(key) + struct.calcsize("<I")  # after the key, its type
+    at = content.index(key) + len(key) + struct.calcsize("<I")  # the type stands between the key and the value
     (length,) = struct.unpack_from("<Q", content, at)
     begins = at + struct.calcsize("<Q")
     named = b"{%- if tools -%}{%- endif -%}".ljust(ALIGNMENT)
@@ -69,7 +69,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             environment["OLLAMA_HOST"] = request.getfixturevalue("real_ollama").url
         if engine == "vllm":
             environment["LLMDEPLOY_ENGINES_VLLM_PYTHON"] = request.getfixturevalue("vllm_python")
-            environment["PYTHONWARNINGS"] = ""  # vLLM's own are no failure of ours
+            environment["PYTHONWARNINGS"] = ""  # warnings inside vLLM must not fail the run
     except pytest.skip.Exception as why:
         matrix.ABSENT[engine] = str(why)
         raise

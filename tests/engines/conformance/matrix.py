@@ -1,4 +1,4 @@
-"""The matrix: requests by engines, and in each cell what came."""
+"""The matrix of requests and engines; each cell is the answer in short."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Iterator
 ENGINES = ("llamacpp", "ollama", "vllm")
 
 OTHERWISE, WRONG = " *", " !"
-"""After a cell that is not as on the other engines: known, with its reason; or a failure."""
+"""Marks after a cell that differs from the other engines: a known difference, and a failure."""
 
 CAME: dict[str, dict[str, str]] = {engine: {} for engine in ENGINES}
-"""By engine and request."""
+"""The cells, by engine and request."""
 ABSENT: dict[str, str] = {}
-"""The engines that are not here, and why."""
+"""The engines that are not available, and why."""
 
 
 def lines() -> Iterator[str]:
-    """One line a request."""
+    """Yield the lines of the matrix, one for each request."""
     columns = [engine for engine in ENGINES if CAME[engine]]
     names = list(dict.fromkeys(name for engine in columns for name in CAME[engine]))
     first = max(map(len, names), default=0)
@@ -25,9 +25,9 @@ def lines() -> Iterator[str]:
     for name in names:
         cells = (CAME[engine].get(name, "-") for engine in columns)
         yield _line(first, name, zip(cells, widths, strict=True))
-    yield f"{OTHERWISE.strip()} as differences.py tells; {WRONG.strip()} not as it must be; - not asked"
+    yield f"{OTHERWISE.strip()} explained in differences.py; {WRONG.strip()} not as expected; - not requested"
     for engine, why in ABSENT.items():
-        yield f"{engine} is not here: {why}"
+        yield f"{engine} is not available: {why}"
 
 
 def _line(first: int, name: str, cells: Iterator[tuple[str, int]]) -> str:

@@ -1,4 +1,4 @@
-"""One behaviour on every engine: each request gets what `cases.py` says, but for what `differences.py` tells."""
+"""The same behaviour on every engine: each case gets its expected answer, except for the listed differences."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.engines.conformance.differences import DIFFERENCES, ONE_FORM
 JSON = {"Content-Type": "application/json"}
 OTHERWISE = {(difference.name, difference.engine): difference for difference in DIFFERENCES}
 SOON = 10.0
-"""Seconds in which an engine must be free again that eight have left: their songs would take it half a minute."""
+"""Seconds until an engine must be free after eight clients left: their songs would take it half a minute."""
 
 
 def came(served: Served, case: Case) -> Answer:
@@ -47,7 +47,7 @@ def test_a_request_gets_the_expected_answer(served: Served, case: Case) -> None:
     assert answer.cell == otherwise.cell, answer.content[:500]
     if otherwise.text is not None:
         assert answer.read.texts[0] == otherwise.text
-    with pytest.raises(AssertionError):  # else it is a difference no more
+    with pytest.raises(AssertionError):  # else the difference does not exist any longer
         check(answer, case)
     cells[case.name] = answer.cell + matrix.OTHERWISE
 
@@ -77,7 +77,7 @@ def test_a_seed_repeats_the_answer(served: Served) -> None:
 
 
 def test_a_hundred_at_once(served: Served) -> None:
-    """Each gets its own answer."""
+    """Assert that each of a hundred requests at once gets its own answer."""
 
     def count(to: int) -> list[str]:
         body = {"messages": user(f"Count to {to}"), "temperature": 0, "stream": to % 2 == 0}
@@ -99,11 +99,11 @@ def in_flight(port: int) -> float:
 
 
 def test_a_client_that_leaves_frees_the_engine(served: Served) -> None:
-    """`sing` has no end but the context's: an engine that went on would sing for long."""
+    """`sing` ends only with the context, so an engine that continued would be busy for long."""
     port = served.world().port
     song = json.dumps({"model": "selftest", **SING, "stream": True}).encode()
     began = time.monotonic()
-    for _ in range(8):  # more than any of them has slots for
+    for _ in range(8):  # more than any engine has slots for
         answers.leave(port, song)
     answer = came(served, Case("", COUNT, ""))
     assert answer.read.texts == ["1 2 3 4 5"]
@@ -133,9 +133,9 @@ def test_openais_client_works(served: Served) -> None:
 
 
 def test_the_documentation_has_the_differences() -> None:
-    """Each with its reason, in the table of docs/api.md, and no other."""
+    """Assert that the table in docs/api.md has each difference with its reason, and no other."""
     text = (ROOT / "docs" / "api.md").read_text()
-    _, _, table = text.partition("| request | engine | what comes | why |\n| --- | --- | --- | --- |\n")
+    _, _, table = text.partition("| request | engine | answer | reason |\n| --- | --- | --- | --- |\n")
     rows = table.partition("\n\n")[0].splitlines()
     assert rows == [difference.row for difference in DIFFERENCES]
 
