@@ -182,7 +182,7 @@ CASES = [
     ),
     (
         ["serve", "http://x/y.gguf"], 2,
-        "error: `http://x/y.gguf` is no address of a model",
+        "error: `http://x/y.gguf` is not the address of a model",
         "hint: the forms are `hf://owner/repo`, `hf://owner/repo:Q4_K_M` and `hf://owner/repo/file.gguf`",
     ),
     (["serve", "a" * 8000], 1, None, "hint: `llmdeploy models catalog` lists the names"),

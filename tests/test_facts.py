@@ -329,13 +329,13 @@ def test_a_damaged_header(tmp_path: Path, header: bytes, detail: str) -> None:
 )
 def test_a_header_without_what_a_model_must_say(tmp_path: Path, fields: dict[str, Any], key: str) -> None:
     path = write(tmp_path / "x.gguf", fields)
-    assert refusal(path)[0] == f"`{path}` does not say its `{key}`, which a model must"
+    assert refusal(path)[0] == f"the header of `{path}` has no valid `{key}`, which every model needs"
 
 
 def test_a_header_without_an_architecture(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0))
-    assert refusal(path)[0] == f"`{path}` does not say its `general.architecture`, which a model must"
+    assert refusal(path)[0] == f"the header of `{path}` has no valid `general.architecture`, which every model needs"
 
 
 def test_a_wrong_number_of_layers_does_not_fill_the_memory(tmp_path: Path) -> None:

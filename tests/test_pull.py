@@ -227,7 +227,7 @@ def test_what_differs_from_the_lock_is_refused_before_the_first_byte(here: World
         (["--locked", "--lock"], 2, "error: `--lock` and `--locked` exclude each other"),
         (["--locked", "--quant", "Q8_0"], 2, "error: `--quant` and `--locked` exclude each other"),
         (["qwen3:8b", "--revision", "v1"], 2, "error: `qwen3:8b` has no revisions"),
-        ([f"hf://{GGUF}:F16", "--quant", "Q8_0"], 2, "says already which quantization it is"),
+        ([f"hf://{GGUF}:F16", "--quant", "Q8_0"], 2, "already names a quantization"),
         ([GGUF, "--source", "elsewhere"], 2, "error: `--source` must be `huggingface` or `modelscope`"),
         ([GGUF, "--dir", __file__], 2, "` is a file"),
         ([GGUF, "--engine", "mine"], 2, "error: `--engine` must be"),

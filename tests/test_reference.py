@@ -213,7 +213,7 @@ def test_a_model_of_ollamas_that_reads_like_a_repository_is_told_how_to_be_named
     with pytest.raises(UsageError) as error:
         parse("user/model:latest")
     assert error.value.hint == (
-        "a model of Ollama's is `ollama://user/model:latest`; a GGUF repository names its files: `owner/repo:Q4_K_M`"
+        "a model of Ollama is `ollama://user/model:latest`; a GGUF repository names its files: `owner/repo:Q4_K_M`"
     )
 
 

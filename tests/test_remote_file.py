@@ -137,7 +137,7 @@ def test_a_header_that_is_cut_is_named_by_its_source(size: int) -> None:
     with pytest.raises(ModelInvalid) as caught:
         gguf_header.read_remote("hf://owner/repo/x.gguf", store.open())
     assert caught.value.message.startswith("`hf://owner/repo/x.gguf` is ")
-    assert caught.value.hint == "take another file: this one is no good where it is from"
+    assert caught.value.hint == "take another file: this one is damaged at its source"
 
 
 def test_a_field_that_is_said_to_be_huge_fills_no_memory(tmp_path: Path) -> None:

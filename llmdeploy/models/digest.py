@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 2**22
 BLOCK_BYTES = 2**20
 LARGE_BYTES = 2**24
-"""Size from which on the digest of a download is computed in a thread of its own, beside the bytes that arrive."""
+"""Size in bytes from which on a separate thread computes the digest of a download while its bytes arrive."""
 WAITING_BLOCKS = 2
-"""Blocks that may wait for that thread; a block of a Xet stream has 64 MB."""
+"""The most blocks that may wait for that thread; a block of a Xet stream has 64 MB."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def sha256(path: Path, on_progress: Callable[[str, int, int], None]) -> str:
-    """The digest of a file, 64 hexadecimal digits. Raises ModelInvalid where it cannot be read."""
+    """Return the SHA-256 of a file, 64 hexadecimal digits. Raises ModelInvalid if it cannot be read."""
     if digest := known(path):
         return digest
     try:
@@ -47,7 +47,7 @@ def sha256(path: Path, on_progress: Callable[[str, int, int], None]) -> str:
 
 
 def known(path: Path) -> str | None:
-    """The digest, where it is there without reading the file."""
+    """Return the SHA-256 if it is known without reading the file, else None."""
     try:
         file = path.resolve(strict=True)
         status = file.stat()
@@ -60,22 +60,23 @@ def known(path: Path) -> str | None:
 
 
 def _by_name(file: Path) -> str | None:
-    """The Hub's cache and Ollama's store name a file by its digest.
+    """Return the digest in the name of a file of the Hub's cache or of Ollama's store.
 
-    So does the store that repositories of the Hub's cache share, two folders deep, but by Xet's hash: another one.
+    The store that repositories of the Hub's cache share, two folders deep, names files by Xet's hash, which is not a
+    SHA-256.
     """
     name = file.name.removeprefix("sha256-")
     return name if file.parent.name == "blobs" and _SHA256.fullmatch(name) else None
 
 
 def earlier(path: Path) -> str | None:
-    """The digest that it had when it was last computed, in whatever state the file is now."""
+    """Return the digest that was computed last, even if the file has changed since; None if there was none."""
     digest: str | None = _known().get(str(path.resolve()), (None, None, None))[2]
     return digest
 
 
 def save(path: Path, digest: str) -> None:
-    """The file has that digest as it is now: another program has set its time."""
+    """Save the digest of a file as it is now, for example after another program has set its time."""
     with suppress(OSError):
         file = path.resolve(strict=True)
         status = file.stat()
@@ -114,16 +115,17 @@ def _state_file() -> JsonFile:
 
 
 class Checksum:
-    """Of what is fed to it, from the first byte on."""
+    """The digest of a download, fed with its bytes from the first one on."""
 
     def __init__(self, file: RemoteFile) -> None:
-        """SHA-256; or SHA-1 over Git's head of a blob and the content, where the file is no LFS object."""
+        """Use SHA-256 for an LFS object; else SHA-1 over Git's header of a blob and the content."""
         self._hash = hashlib.sha256() if file.sha256 else hashlib.sha1(f"blob {file.size}\0".encode())
         self._is_large = file.size >= LARGE_BYTES
         self._thread: _HashThread | None = None
         self._block = memoryview(bytearray(min(BLOCK_BYTES, file.size)))
 
     def feed(self, data: bytes) -> None:
+        """Hash the next bytes."""
         if self._is_large and not self._thread:
             self._thread = _HashThread(self._hash)
         if self._thread and data:  # an empty block ends the thread
@@ -132,24 +134,25 @@ class Checksum:
             self._hash.update(data)
 
     def feed_from(self, stream: FileIO) -> int:
-        """A block that is read there, before anything was fed otherwise; its bytes: 0 at the end."""
+        """Hash the next block of `stream`; return its size in bytes, 0 at the end. Not after `feed()`."""
         assert not self._thread
         count = stream.readinto(self._block)
         self._hash.update(self._block[:count])
         return count
 
     def digest(self) -> str:
-        """Hexadecimal; nothing can be fed after it."""
+        """Return the digest in hexadecimal; nothing can be fed after it."""
         self.close()
         return self._hash.hexdigest()
 
     def close(self) -> None:
+        """End the thread, after it has hashed what it was given."""
         if self._thread:
             self._thread.close()
 
 
 def of_file(file: RemoteFile, path: Path) -> str:
-    """The digest of what lies there, as that file's is computed."""
+    """Return the digest of the file at `path`, by the algorithm that the source uses for `file`."""
     checksum = Checksum(file)
     with path.open("rb", buffering=0) as stream:
         while checksum.feed_from(stream):

@@ -1,4 +1,4 @@
-"""ModelFacts: sizes and shapes of a model, read from the headers of its GGUF files."""
+"""Sizes and shapes of a model (`ModelFacts`), read from the headers of its GGUF files."""
 
 from __future__ import annotations
 
@@ -15,34 +15,35 @@ from llmdeploy.models.reference import HubFile
 from llmdeploy.text import listed
 
 UNKNOWN_LENGTH = 2**31
-"""The context of a model of which no length is told: any wish is within it."""
+"""The context length, in tokens, of a model whose files do not state one: larger than any that a user sets."""
 
 Place = Path | HubFile
-"""A file of this machine, or one at its source."""
+"""A file on this machine, or one at its source."""
 
 _PART = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}\.gguf")
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What planning needs to know of a model. Bytes are bytes; lengths are in elements or tokens."""
+    """The facts about a model that planning needs. Sizes of files are in bytes, lengths in elements or tokens."""
 
     architecture: str
     weights_bytes: int
-    """Sum of the tensors' bytes: the file without its header."""
+    """Bytes of all tensors: the file without its header."""
     kv_heads: tuple[int, ...]
-    """One per layer."""
+    """Number of KV heads of each layer."""
     key_length: int
     value_length: int
     embedding_length: int
     vocabulary_size: int
     context_length: int
-    """The longest context the model was trained for."""
+    """The longest context that the model was trained for, in tokens."""
     mmproj_bytes: int = 0
-    """Of a vision projector in a file of its own."""
+    """Bytes of the tensors of a vision projector in a separate file; 0 if there is none."""
     capabilities: tuple[str, ...] = ("text",)
-    """What it takes and does: `text`, `image`, and what an engine knows beyond: `tools`, `thinking`."""
+    """Capabilities: `text`, `image`, and those that only an engine knows: `tools`, `thinking`."""
     source: str = ""
+    """The files that the facts were read from, for people."""
 
     @property
     def layers(self) -> int:
@@ -53,25 +54,25 @@ class ModelFacts:
         return "image" in self.capabilities
 
     def kv_bytes_per_token(self, bytes_per_element: int = 2) -> int:
-        """Bytes of KV cache for one token of context: the sum over layers of kv_heads x (key + value length) x bytes.
+        """Return the bytes of KV cache for one token: the sum over layers of kv_heads x (key + value length) x bytes.
 
         This is llama.cpp's `KV self size`: right within 0.1 % on 44 of 45 start-up logs of real models. Layers with a
-        sliding window or a recurrent state are counted in full, so for models that have them it is an upper bound.
+        sliding window or a recurrent state are counted in full, so it is an upper bound for models that have them.
         """
         return sum(self.kv_heads) * (self.key_length + self.value_length) * bytes_per_element
 
 
 def parts(weights: Path) -> list[Path]:
-    """All files of a model: more than one where it is split. Raises what `read_gguf` raises."""
+    """Return all files of a model: more than one if it is split. Raises what `read_gguf` raises."""
     others = _other_parts(gguf_header.read(weights), weights)
     return [weights, *(part for part in others if isinstance(part, Path))]
 
 
 def read_gguf(weights: Place, mmproj: Place | None = None) -> ModelFacts:
-    """The facts of a model file, all parts of a split one counted, and of its vision projector; here or at the source.
+    """Return the facts of a model, with all parts of a split one, and its vision projector, here or at the source.
 
-    Raises ModelNotFound when a file is missing, ModelInvalid when one cannot be a model or a projector, and
-    DownloadFailed when the source cannot be asked.
+    Raises ModelNotFound if a file is missing, ModelInvalid if one cannot be a model or a projector, and DownloadFailed
+    if the source cannot be reached.
     """
     first = _header(weights)
     _check_kind(first, weights)
@@ -80,7 +81,7 @@ def read_gguf(weights: Place, mmproj: Place | None = None) -> ModelFacts:
 
 
 def of_headers(parts: Sequence[Header], projector: Header | None, source: str) -> ModelFacts:
-    """The facts of a model, by the headers of all its parts and of its vision projector. Raises ModelInvalid."""
+    """Return the facts of a model from the headers of all parts and of its vision projector. Raises ModelInvalid."""
     if projector is not None and not projector.is_projector:
         raise ModelInvalid(
             f"`{projector.name}` is not a vision projector",
@@ -132,16 +133,16 @@ def _facts(header: Header, weights_bytes: int, mmproj_bytes: int) -> ModelFacts:
 
 
 def _calls_tools(header: Header) -> bool:
-    """Its template is written for the model by who trained it, and tells whether it knows them."""
+    """Return whether the chat template, which the people who trained the model wrote, mentions tools."""
     template = header.fields.get("tokenizer.chat_template")
     return isinstance(template, str) and re.search(r"\btools\b", template) is not None
 
 
 def _per_layer(header: Header, key: str, layers: int) -> tuple[int, ...]:
-    """A field that is one number for all layers, or an array with one for each."""
+    """Return the values of a field that is one number for all layers, or an array with a number for each layer."""
     value = header.fields.get(key)
     if isinstance(value, int):
-        # The file says how many layers it has: a wrong number must not fill the memory.
+        # The number of layers comes from the file: a wrong one must not fill the memory.
         if not 0 < layers <= 100_000:
             raise gguf_header.damaged(header.name, f"it claims {layers} layers")
         return (value,) * layers
@@ -152,7 +153,7 @@ def _per_layer(header: Header, key: str, layers: int) -> tuple[int, ...]:
 
 def _missing(header: Header, key: str) -> ModelInvalid:
     return ModelInvalid(
-        f"`{header.name}` does not say its `{key}`, which a model must",
+        f"the header of `{header.name}` has no valid `{key}`, which every model needs",
         "it was converted by an old or broken tool: convert it again with llama.cpp, or download another file",
     )
 
@@ -169,7 +170,7 @@ def _check_kind(header: Header, place: Place) -> None:
 
 
 def _other_parts(header: Header, place: Place) -> list[Place]:
-    """The other files of a split model, in order."""
+    """Return the other files of a split model, in order."""
     count, number = header.fields.get("split.count", 1), header.fields.get("split.no", 0)
     if not isinstance(count, int) or not isinstance(number, int) or count <= 1:
         return []

@@ -1,7 +1,7 @@
-"""The header of a GGUF file: its fields, and what its tensors take.
+"""The header of a GGUF file: its fields, and the sizes of its tensors.
 
-It is read here and not with `gguf.GGUFReader`, which builds an array for every token and takes 7 s for a vocabulary of
-150,000; this takes 0.1 s. What the numbers in a header mean (block sizes of tensor types) is gguf's.
+This module reads it without `gguf.GGUFReader`, which builds an array for every token and takes 7 s for a vocabulary of
+150,000 tokens; this takes 0.1 s. The block sizes of the tensor types are taken from the package `gguf`.
 Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -31,19 +31,22 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 
 LONGEST = 256 * 1024**2
-"""Bytes of a field: a vocabulary has a few MB. A damaged length must not fill the memory."""
-AT_ITS_SOURCE = "take another file: this one is no good where it is from"
+"""The most bytes of a field. A vocabulary has a few MB; a damaged length must not fill the memory."""
+AT_ITS_SOURCE = "take another file: this one is damaged at its source"
 
 
 @dataclass(frozen=True)
 class Header:
+    """The header of one GGUF file."""
+
     name: str
-    """The file's path; of one that is not here, what it is called where it is from."""
+    """The path of the file, or its address at the source."""
     fields: Mapping[str, Any]
-    """Numbers, texts and tuples of numbers; an array of texts is there as its length."""
+    """Numbers, texts and tuples of numbers; instead of an array of texts, its length."""
     tensor_bytes: int
+    """Bytes of all tensors."""
     tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Name -> shape, the dimension that runs fastest first."""
+    """Name -> shape; the dimension whose elements are adjacent comes first."""
 
     @property
     def is_projector(self) -> bool:
@@ -51,7 +54,7 @@ class Header:
 
 
 def read(path: Path) -> Header:
-    """Raises ModelNotFound when there is no such file, and ModelInvalid when it is no whole GGUF file."""
+    """Read the header of a file. Raises ModelNotFound if it is missing, ModelInvalid if it is not a whole GGUF file."""
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -75,7 +78,7 @@ def read(path: Path) -> Header:
 
 
 def read_remote(name: str, file: BinaryIO) -> Header:
-    """Of a file elsewhere, which is called `name`. Raises ModelInvalid, and what it raises to read from it."""
+    """Read the header of a file at its source, whose address is `name`. Raises ModelInvalid, and what `file` raises."""
     try:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
@@ -107,16 +110,18 @@ def _read_header(name: str, file: BinaryIO, size: int) -> Header:
 
 
 class _Damaged(Exception):
-    """The bytes are no GGUF header."""
+    """The bytes are not a GGUF header."""
 
 
 @dataclass(frozen=True)
 class _Cursor:
+    """A position in a file of `size` bytes, from which fields are read one after the other."""
+
     file: BinaryIO
     size: int
 
     def numbers(self, form: str, count: int = 1) -> tuple[Any, ...]:
-        """The next `count` little-endian numbers."""
+        """Read the next `count` little-endian numbers."""
         self.check(count * struct.calcsize(form))
         layout = struct.Struct(f"<{count}{form}")
         return layout.unpack(self.file.read(layout.size))
@@ -130,7 +135,7 @@ class _Cursor:
         return self.file.read(length).decode("utf-8", errors="replace")
 
     def skip_texts(self, count: int) -> None:
-        """Texts are skipped without being made: a vocabulary has 150,000."""
+        """Skip `count` texts without decoding them: a vocabulary has 150,000."""
         read, seek, length = self.file.read, self.file.seek, struct.Struct("<Q")
         try:
             for _ in range(count):
@@ -140,11 +145,11 @@ class _Cursor:
         self.check(0)
 
     def check(self, count: int) -> None:
-        """Refuse to go on when fewer than `count` bytes are left, or it is too long for a field."""
+        """Raise _Damaged if fewer than `count` bytes are left, or if `count` is too long for a field."""
         if self.file.tell() + count > self.size:
             raise self._ends()
         if count > LONGEST:
-            raise _Damaged(f"a field of its header is said to have {count:,} bytes")
+            raise _Damaged(f"its header states a field of {count:,} bytes")
 
     def _ends(self) -> _Damaged:
         return _Damaged(f"its header does not end within the {self.size:,} bytes that are there")
@@ -155,15 +160,16 @@ class _Tensor:
     name: str
     shape: tuple[int, ...]
     offset: int
-    """In bytes, as `size`."""
+    """Bytes from the start of the first tensor."""
     size: int
+    """Bytes."""
 
 
 def _parse(cursor: _Cursor) -> tuple[dict[str, Any], list[_Tensor], int]:
-    """The fields, the tensors, and where the last tensor ends; the magic has been read."""
+    """Return the fields, the tensors, and the offset at which the last tensor ends; the magic has been read."""
     version = cursor.number("I")
     if version not in _VERSIONS:
-        raise _Damaged(f"it says GGUF version {version}, and versions 2 and 3 can be read")
+        raise _Damaged(f"it has GGUF version {version}, and only versions 2 and 3 can be read")
     tensor_count, field_count = cursor.numbers("Q", 2)
     fields = {}
     for _ in range(field_count):
@@ -207,7 +213,7 @@ def _tensor(cursor: _Cursor) -> _Tensor:
 
 
 def quantization(header: Header) -> str:
-    """How its weights are stored, as files are named after it: `Q4_K_M`, `F16`; empty where it does not say."""
+    """Return the quantization as in names of files, such as `Q4_K_M` or `F16`; empty if the header has none."""
     try:
         name: str = _types().LlamaFileType(header.fields.get("general.file_type")).name
     except ValueError:
@@ -217,7 +223,7 @@ def quantization(header: Header) -> str:
 
 @cache
 def _types() -> Any:
-    """The constants of the `gguf` package, without the package: that brings NumPy, 16 MB for the life of a service."""
+    """Load the constants of the package `gguf` alone: the package imports NumPy, 16 MB for the life of a service."""
     package = find_spec("gguf")
     assert package is not None
     assert package.submodule_search_locations
@@ -229,7 +235,7 @@ def _types() -> Any:
     return module
 
 
-# --- What is told of a file that is none
+# --- Errors of files that are not GGUF files
 
 
 def damaged(name: str, detail: str) -> ModelInvalid:

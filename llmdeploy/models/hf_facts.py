@@ -1,4 +1,4 @@
-"""Sizes and shapes of a model in Hugging Face form: by its config.json and the headers of its safetensors files."""
+"""Sizes and shapes of a model in Hugging Face form, from its config.json and the headers of its safetensors files."""
 
 from __future__ import annotations
 
@@ -22,25 +22,27 @@ LAYERS_HEADS_HIDDEN = ("num_hidden_layers", "num_attention_heads", "hidden_size"
 LARGEST = 2**63 - 1
 LARGEST_CONFIG = 16 * 1024**2
 FEW = 8
-"""Files whose headers are looked at, at a source: each takes two requests."""
+"""The most files at a source whose headers are read: each takes two requests."""
 
 
 class Files(Protocol):
-    """The files of one model, here or at their source."""
+    """The files of one model, on this machine or at their source."""
 
     def names(self) -> Sequence[str]: ...
 
     def config(self) -> dict[str, Any]:
-        """What config.json says. Raises ModelNotFound, ModelInvalid."""
+        """Return the content of config.json. Raises ModelNotFound, ModelInvalid."""
         ...
 
     def tensor_bytes(self, names: Sequence[str]) -> int:
-        """What the tensors of these safetensors files take. Raises ModelInvalid."""
+        """Return the bytes of the tensors of these safetensors files. Raises ModelInvalid."""
         ...
 
 
 @dataclass(frozen=True)
 class Folder:
+    """A model in a folder on this machine."""
+
     path: Path
 
     def names(self) -> Sequence[str]:
@@ -62,7 +64,7 @@ class Folder:
 
 @dataclass(frozen=True)
 class Repository:
-    """At its source. All methods may raise DownloadFailed."""
+    """A model at its source. All methods may raise DownloadFailed."""
 
     listing: Listing
 
@@ -76,7 +78,10 @@ class Repository:
             return _object(self._name(CONFIG), file.read(LARGEST_CONFIG), AT_ITS_SOURCE)
 
     def tensor_bytes(self, names: Sequence[str]) -> int:
-        """Exact, but for a repository of many files whose index has no total: then their headers count too."""
+        """Return the bytes of the tensors: exact, unless there are many files and no total in an index.
+
+        Then the sizes of the files are used, which count their headers too.
+        """
         size = sum(file.size for file in self.listing.files if file.path in names)
         if len(names) > 1 and (total := self._total(names[0])) and 0.99 * size <= total <= size:
             return total
@@ -90,7 +95,7 @@ class Repository:
             raise ModelInvalid(error.message, AT_ITS_SOURCE) from None
 
     def _total(self, name: str) -> int:
-        """The sum that the index of files such as this one tells at its beginning; 0 where it does not."""
+        """Return the total size at the beginning of the index that goes with this file; 0 if there is none."""
         index = re.sub(r"(-\d+-of-\d+)?\.safetensors$", ".safetensors.index.json", name)
         if index not in self.names():
             return 0
@@ -99,7 +104,7 @@ class Repository:
         return int(found[1]) if found else 0
 
     def _open(self, name: str) -> BinaryIO:
-        """At the commit that was listed: the repository may change meanwhile."""
+        """Open a file at the commit of the listing, because the repository may change meanwhile."""
         repo = self.listing.repo
         file = HubFile(repo.repo, name, self.listing.commit or repo.revision, repo.source)
         return source.origin(repo.source).open_remote(file)
@@ -110,13 +115,13 @@ class Repository:
 
 
 def weights(names: Sequence[str]) -> list[str]:
-    """The safetensors files that vLLM loads: of a repository of Mistral's, which has them twice, the consolidated."""
+    """Return the safetensors files that vLLM loads. Mistral's repositories have the weights twice: then the consolidated ones."""
     files = sorted(name for name in names if name.endswith(".safetensors") and "/" not in name)
     return [name for name in files if name.startswith("consolidated")] or files
 
 
 def read(files: Files) -> ModelFacts:
-    """Raises ModelNotFound, ModelInvalid, and DownloadFailed where the files are not here."""
+    """Read the facts of a model. Raises ModelNotFound, ModelInvalid, and DownloadFailed if the files are remote."""
     config = files.config()
     text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
     assert isinstance(text, dict)
@@ -138,15 +143,15 @@ def read(files: Files) -> ModelFacts:
 
 
 def _cached_heads(text: dict[str, Any], heads: int, hidden: int) -> tuple[int, int, int]:
-    """How many heads the KV cache has in a layer, and the lengths of a key and a value."""
-    if latent := _number(text, "kv_lora_rank"):  # DeepSeek's: one latent vector for all heads
+    """Return the number of heads that the KV cache has in a layer, and the lengths of a key and a value."""
+    if latent := _number(text, "kv_lora_rank"):  # DeepSeek has one latent vector for all heads
         return 1, latent + _number(text, "qk_rope_head_dim"), 0
     length = _number(text, "head_dim", hidden // heads if heads else 0)
     return _number(text, "num_key_value_heads", heads), length, length
 
 
 def _per_layer(text: dict[str, Any], heads: int, layers: int) -> tuple[int, ...]:
-    """The KV heads of each layer: none where a layer keeps a state of fixed size instead."""
+    """Return the KV heads of each layer: 0 for a layer that keeps a state of fixed size instead."""
     kinds = text.get("layer_types")
     if not isinstance(kinds, list) or len(kinds) != layers:
         return (heads,) * layers
@@ -159,7 +164,7 @@ def _number(table: dict[str, Any], name: str, default: int = 0) -> int:
 
 
 def json_object(file: Path) -> dict[str, Any]:
-    """What a JSON file of a model's says. Raises ModelNotFound, ModelInvalid."""
+    """Read a JSON file of a model. Raises ModelNotFound, ModelInvalid."""
     try:
         content = file.read_bytes()
     except FileNotFoundError:
@@ -175,7 +180,7 @@ def _object(name: str, content: bytes, hint: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ModelInvalid(f"`{name}` cannot be read: {error}", hint) from error
     if not isinstance(document, dict):
-        raise ModelInvalid(f"`{name}` is no JSON object", hint)
+        raise ModelInvalid(f"`{name}` is not a JSON object", hint)
     return document
 
 

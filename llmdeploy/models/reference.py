@@ -1,4 +1,4 @@
-"""ModelRef: what the user names.
+"""References to models, as users write them.
 
     model    = name | repo | file | tag | path
     name     = word [":" word]                          qwen2.5-vl:7b, qwen3:8b-q8_0   a name of the catalog
@@ -6,8 +6,8 @@
                                                         Qwen/Qwen3-8B, hf://Qwen/Qwen3-8B-GGUF:Q4_K_M@main
     file     = scheme owner "/" name "/" path ".gguf" ["@" revision]
                                                         hf://Qwen/Qwen3-8B-GGUF/Qwen3-8B-Q4_K_M.gguf
-    scheme   = "hf://" | "ms://"                        the Hugging Face Hub, ModelScope; without one: the Hub
-    revision = a branch, a tag or a commit; without one the main branch (at ModelScope `master`)
+    scheme   = "hf://" | "ms://"                        the Hugging Face Hub, ModelScope; no scheme: the Hub
+    revision = a branch, a tag or a commit; no revision: the main branch (at ModelScope `master`)
     tag      = "ollama://" [[host "/"] user "/"] word [":" word]    a model of Ollama's registry
              | ("hf.co/" | "huggingface.co/") owner "/" name [":" quantization]    a GGUF repository, as Ollama names it
     path     = ./x.gguf, /models/x.gguf, ~/x.gguf       a file on this machine
@@ -15,8 +15,8 @@
 
 A text is a path when it ends in `.gguf` without a scheme, begins with `.`, `~` or `/`, or is the path of something that
 exists. A quantization names the GGUF files of a repository that hold it (`Q4_K_M`, `IQ4_XS`, `MXFP4`, `BF16`). The
-address of a page of huggingface.co, modelscope.cn or ollama.com is read as what it shows. A name that is not of the
-catalog is one of Ollama's on that engine.
+address of a page of huggingface.co, modelscope.cn or ollama.com means the model that the page shows. A name that the
+catalog does not have is read by Ollama as a name of its registry.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from llmdeploy.errors import UsageError
 from llmdeploy.text import plain
 
 Source = Literal["hf", "ms"]
-"""Where repositories are: the Hugging Face Hub, ModelScope."""
+"""The place of a repository: the Hugging Face Hub or ModelScope."""
 MAIN: dict[Source, str] = {"hf": "main", "ms": "master"}
-"""The branch that is meant where none is named."""
+"""The branch of a reference that names no revision."""
 
 HUB_FORMS = "`hf://owner/repo`, `hf://owner/repo:Q4_K_M` and `hf://owner/repo/file.gguf`"
 OLLAMA_SCHEME = "ollama://"
 HUB_HOSTS = ("hf.co/", "huggingface.co/")
 QUANT = r"(?:UD-)?(?:I?Q\d\w*|TQ\d\w*|MXFP4\w*|NVFP4\w*|BF16|FP?16|FP?32|FP8)"
-"""The quantizations of GGUF files, in either case."""
+"""Pattern of the quantizations of GGUF files; upper and lower case are the same."""
 LONGEST_NAME = 80
-"""Characters that Ollama allows in a part of a name; the other engines allow more."""
+"""The most characters that Ollama allows in a part of a name; the other engines allow more."""
 
 _REVISION = r"(?:@(?P<revision>[\w./-]+))?"
 _REPOSITORY = re.compile(
@@ -74,7 +74,7 @@ class HubRepo:
     revision: str = "main"
     source: Source = "hf"
     quant: str = ""
-    """Of the GGUF files that are meant, in capitals; empty where the engine is left to choose."""
+    """Quantization of the GGUF files, in capitals; empty if the engine chooses."""
 
     def __str__(self) -> str:
         quant = f":{self.quant}" if self.quant else ""
@@ -82,7 +82,7 @@ class HubRepo:
 
     @property
     def home(self) -> HubRepo:
-        """It as a whole, whatever the quantization."""
+        """The same repository without a quantization."""
         return replace(self, quant="")
 
 
@@ -100,12 +100,14 @@ class HubFile:
 
     @property
     def home(self) -> HubRepo:
-        """The repository it is in."""
+        """The repository that has the file."""
         return HubRepo(self.repo, self.revision, self.source)
 
 
 @dataclass(frozen=True)
 class CatalogName:
+    """A model by its name in the catalog."""
+
     name: str
 
     def __str__(self) -> str:
@@ -126,9 +128,9 @@ ModelRef = CatalogName | Path | HubFile | HubRepo | OllamaTag
 
 
 def parse(text: str) -> ModelRef:
-    """The reference that `text` names; `str()` of it, parsed again, is the same reference.
+    """Return the reference that `text` names; `str()` of it, parsed again, is the same reference.
 
-    Raises UsageError when it is none of these forms.
+    Raises UsageError if the text has none of the forms above.
     """
     text = _shown_by(text)
     if not _can_be_a_name(text):
@@ -138,7 +140,7 @@ def parse(text: str) -> ModelRef:
     if text.startswith((OLLAMA_SCHEME, *HUB_HOSTS)):
         return _parse_tag(text)
     if "://" in text:
-        raise UsageError(f"`{plain(text)}` is no address of a model", f"the forms are {HUB_FORMS}")
+        raise UsageError(f"`{plain(text)}` is not the address of a model", f"the forms are {HUB_FORMS}")
     if text.endswith(".gguf") or text[:1] in {".", "~", "/"} or _names_a_path(text):
         return Path(_expanded(text)).absolute()
     if _NAME.fullmatch(text):
@@ -149,9 +151,9 @@ def parse(text: str) -> ModelRef:
 
 
 def served_name(reference: ModelRef) -> str:
-    """The model name applications send, on every engine: the name, or the file's without its ending.
+    """Return the model name that applications send: the name, or the name of the file without its suffix.
 
-    It holds what every engine allows: letters, digits, `_`, `.` and `-` in each part.
+    It has only characters that every engine allows: letters, digits, `_`, `.` and `-` in each part.
     """
     match reference:
         case CatalogName() | OllamaTag():
@@ -162,26 +164,26 @@ def served_name(reference: ModelRef) -> str:
             name = reference.name
         case HubFile():
             name = Path(reference.file).name
-    # A leading dash would read as a flag of the server's.
+    # The server would read a leading dash as a flag.
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name.removesuffix(".gguf")).strip("-.")[:LONGEST_NAME] or "model"
 
 
 def with_quant(reference: ModelRef, quant: str) -> ModelRef:
-    """The same model in another quantization. Raises UsageError for what has one of its own, or is no quantization."""
+    """Return the model in another quantization. Raises UsageError if it names one already, or `quant` is not valid."""
     if not re.fullmatch(r"[\w.-]+", quant, re.ASCII):
-        raise UsageError(f"`{plain(quant)}` is no quantization", "such as `Q4_K_M`, `Q8_0`, `awq`, `fp8`")
+        raise UsageError(f"`{plain(quant)}` is not a quantization", "such as `Q4_K_M`, `Q8_0`, `awq`, `fp8`")
     match reference:
         case CatalogName():
             return CatalogName(f"{reference.name}-{quant.lower()}")
         case HubRepo(quant=""):
             return replace(reference, quant=quant.upper())
-    raise UsageError(f"`{reference}` says already which quantization it is", "leave `--quant` out")
+    raise UsageError(f"`{reference}` already names a quantization", "leave `--quant` out")
 
 
 def with_revision(reference: ModelRef, revision: str) -> ModelRef:
-    """The same repository or file at another revision. Raises UsageError for what has none."""
+    """Return the repository or file at another revision. Raises UsageError for a model that has no revisions."""
     if not re.fullmatch(r"[\w./-]+", revision, re.ASCII):
-        raise UsageError(f"`{plain(revision)}` is no revision", "a branch, a tag or a commit of the repository")
+        raise UsageError(f"`{plain(revision)}` is not a revision", "a branch, a tag or a commit of the repository")
     if isinstance(reference, HubRepo | HubFile):
         return replace(reference, revision=revision)
     raise UsageError(
@@ -194,7 +196,7 @@ def _at(reference: HubRepo | HubFile) -> str:
 
 
 def _shown_by(text: str) -> str:
-    """What the page at an address of the web shows, as a reference; any other text as it is."""
+    """Return the reference to the model that a web page shows; any other text unchanged."""
     for page, scheme in _PAGES:
         if match := page.fullmatch(text):
             rest = unquote(match[1].partition("?")[0].partition("#")[0]).strip("/")
@@ -232,19 +234,19 @@ def _parse_repository(text: str) -> HubFile | HubRepo:
 
 def _hint(text: str) -> str:
     if re.fullmatch(rf"{_PART}/{_PART}:{_PART}", text):
-        return f"a model of Ollama's is `{OLLAMA_SCHEME}{text}`; a GGUF repository names its files: `owner/repo:Q4_K_M`"
+        return f"a model of Ollama is `{OLLAMA_SCHEME}{text}`; a GGUF repository names its files: `owner/repo:Q4_K_M`"
     return "`llmdeploy models catalog` lists the names"
 
 
 def _can_be_a_name(text: str) -> bool:
     try:
-        return b"\0" not in text.encode("utf-8", "surrogateescape")  # bytes of a file's name that are no text
+        return b"\0" not in text.encode("utf-8", "surrogateescape")  # file names may have bytes that are not text
     except UnicodeEncodeError:
         return False
 
 
 def _expanded(text: str) -> str:
-    """With the home for `~`; as it is for a user there is none of, or none that this locale can spell."""
+    """Replace `~` by the home folder; the text stays for an unknown user, or a folder that this locale cannot encode."""
     try:
         return os.path.expanduser(text)
     except UnicodeEncodeError:

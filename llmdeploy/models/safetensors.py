@@ -1,4 +1,4 @@
-"""The header of a safetensors file: what its tensors take, and how many numbers of which type they hold.
+"""The header of a safetensors file: the bytes of its tensors, and how many numbers of each type they hold.
 
 Layout: 8 bytes, the length of the header (little-endian); the header, a JSON object; the tensors, without a hole.
 https://huggingface.co/docs/safetensors
@@ -19,20 +19,22 @@ from typing import Any, BinaryIO
 from llmdeploy.models import gguf_header
 
 INDEX = "model.safetensors.index.json"
-"""Beside weights in several files: which tensor is in which."""
+"""Name of the file that lists, for weights in several files, which tensor is in which of them."""
 LONGEST = 100_000_000
-"""Bytes of a header: the format's own limit."""
+"""The most bytes of a header: the limit of the format."""
 
 
 @dataclass(frozen=True)
 class SafetensorsHeader:
+    """The header of one safetensors file."""
+
     tensor_bytes: int
     elements: Mapping[str, int]
-    """Numbers of each type, by the format's names: `BF16`, `F8_E4M3`, `I32` (which may hold eight of 4 bits)."""
+    """Count of numbers of each type, by the names of the format: `BF16`, `F8_E4M3`, `I32` (may hold eight of 4 bits)."""
 
 
 def read(name: str, file: BinaryIO) -> SafetensorsHeader:
-    """Of a file, here or elsewhere, which is called `name`. Raises ModelInvalid where it is no whole one."""
+    """Read the header of the file `name`, on this machine or at its source. Raises ModelInvalid if it is not whole."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     start = file.read(8)
@@ -49,7 +51,7 @@ def read(name: str, file: BinaryIO) -> SafetensorsHeader:
 
 
 def indexed(index: Path | None) -> frozenset[str]:
-    """The files that an index names; none where there is no index, or none that can be read."""
+    """Return the files that an index names; empty if it is missing or cannot be read."""
     try:
         return frozenset(json.loads(index.read_bytes())["weight_map"].values()) if index else frozenset()
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
