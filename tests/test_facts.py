@@ -301,7 +301,7 @@ def test_any_damage_ends_in_facts_or_in_a_sentence(tmp_path: Path, data: st.Data
 @pytest.mark.parametrize(
     ("header", "detail"),
     [
-        (struct.pack("<IQQ", 1, 0, 0), "it says GGUF version 1, and versions 2 and 3 can be read"),
+        (struct.pack("<IQQ", 1, 0, 0), "it has GGUF version 1, and only versions 2 and 3 can be read"),
         (struct.pack("<IQQ", 3, 2**63, 2**63), "its header does not end within the 24 bytes that are there"),
         (struct.pack("<IQQQ", 3, 0, 1, 2**62), "its header does not end within the 32 bytes that are there"),
         (struct.pack("<IQQQ1sI", 3, 0, 1, 1, b"k", 99), "it has a field of the unknown type 99"),

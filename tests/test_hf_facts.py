@@ -242,7 +242,7 @@ def test_a_repository_without_a_tokenizer_is_refused_before_it_is_fetched(hub: H
     [
         ({"README.md": b""}, "`hf://owner/model` holds no `config.json`"),
         ({"config.json": b"<html>"}, "`hf://owner/model/config.json` cannot be read: "),
-        ({"config.json": b"[]"}, "`hf://owner/model/config.json` is no JSON object"),
+        ({"config.json": b"[]"}, "`hf://owner/model/config.json` is not a JSON object"),
         (
             {"config.json": b"{}", "model.safetensors": bytes(1000)},
             "`hf://owner/model/model.safetensors` is truncated or damaged: ",

@@ -383,14 +383,14 @@ def test_a_listing_that_leads_out_of_the_cache_is_refused(path: str, tmp_path: P
     file = RemoteFile(path, 4, sha256="ab" * 32)
     listing = Listing(HubRepo("owner/x"), "c" * 40, (file,))
     for folder in (None, tmp_path):
-        with pytest.raises(DownloadFailed, match="which is no path within it"):
+        with pytest.raises(DownloadFailed, match="which is not a path within it"):
             transfer.need(listing, [file], folder)
 
 
 def test_a_file_without_a_digest_is_refused_before_its_first_byte() -> None:
     listing = Listing(HubRepo("owner/x"), "c" * 40, (RemoteFile("x.gguf", 4), RemoteFile("y", 4, git_oid="d" * 40)))
     assert chosen(listing, ["y"]) == listing.files[1:]
-    with pytest.raises(DownloadFailed, match=r"does not tell the digest of `x\.gguf`"):
+    with pytest.raises(DownloadFailed, match=r"states no digest of `x\.gguf`"):
         chosen(listing, ["x.gguf"])
 
 

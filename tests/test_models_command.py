@@ -231,7 +231,7 @@ def test_what_is_fetched_now_stays(machine: World, cache: Path) -> None:
     locks = cache / ".locks" / f"models--{HF.replace('/', '--')}"
     with FileLock(locks / "0123.lock"):
         result = machine.run("models", "rm", HF, "--yes")
-    assert (result.status, result.stderr.splitlines()[0]) == (1, f"error: files of `hf://{HF}` are fetched now")
+    assert (result.status, result.stderr.splitlines()[0]) == (1, f"error: files of `hf://{HF}` are being downloaded")
     assert f"hf://{HF}" in stored(machine)
     assert machine.run("models", "rm", HF, "--yes").status == 0
 

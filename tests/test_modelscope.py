@@ -202,7 +202,7 @@ def test_what_is_here_is_not_fetched_again(machine: Machine, scope: Scope) -> No
 def test_bytes_that_were_changed_on_the_way_are_not_taken(machine: Machine, scope: Scope) -> None:
     scope.wrong = {"model.safetensors"}
     message, _ = machine.fail()
-    assert message.startswith(f"what came of `model.safetensors` is not what `ms://{REPO}` lists: ")
+    assert message.startswith(f"the download of `model.safetensors` is not what `ms://{REPO}` lists: ")
     assert machine.run(f"origin.held(parse('ms://{REPO}'))") == []
 
 
@@ -315,7 +315,10 @@ def test_a_store_that_knows_no_ranges_does_not_send_a_model_for_its_header(machi
     read = f"(lambda file: (file.seek({{}}), file.read(8).hex()))(origin.open_remote(parse('ms://{REPO}/big.gguf')))"
     assert machine.run(read.format(1000))[1] == "00" * 8
     message, _ = machine.fail(read.format(15_000_000))
-    assert message == f"`{scope.url}` sends `ms://{REPO}/big.gguf` only as a whole, too much to look at its header"
+    assert (
+        message
+        == f"`{scope.url}` sends `ms://{REPO}/big.gguf` only as a whole, which is too much for reading its header"
+    )
 
 
 # --- The library's own way
@@ -447,7 +450,7 @@ def test_a_repository_that_is_not_everybodys_opens_with_a_token(machine: Machine
 @pytest.mark.parametrize("token", ["ms secret", "ms\nsecret", "ms-sécret"])
 def test_a_token_that_is_none_is_not_shown(machine: Machine, scope: Scope, token: str) -> None:
     message, hint = machine.fail(MODELSCOPE_API_TOKEN=token)
-    assert message.startswith("`MODELSCOPE_API_TOKEN` holds what no access token has")
+    assert message.startswith("`MODELSCOPE_API_TOKEN` has a blank or a letter that is not ASCII")
     assert "cret" not in message + hint
     assert scope.requests == []
 
@@ -486,7 +489,7 @@ def test_something_that_is_no_modelscope(machine: Machine, scope: Scope, body: b
 @pytest.mark.parametrize("trap", ["../../outside", "/etc/outside", "a\\..\\outside"])
 def test_a_path_that_leads_out_of_the_cache_is_refused(machine: Machine, scope: Scope, trap: str) -> None:
     scope.traps = (trap,)
-    assert machine.fail()[0] == f"ModelScope lists `{trap}`, which is no path in a repository"
+    assert machine.fail()[0] == f"ModelScope lists `{trap}`, which is not a path in a repository"
 
 
 def test_a_reference_that_leads_out_of_the_cache_finds_nothing(machine: Machine, tmp_path: Path) -> None:

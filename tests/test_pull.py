@@ -249,7 +249,7 @@ def test_what_cannot_be_done_is_told_in_a_sentence(here: World, arguments: list[
 
 def test_a_mirror_that_is_no_address(here: World) -> None:
     result = here.run("pull", GGUF, HF_ENDPOINT="mirror")
-    assert "error: `HF_ENDPOINT` is `mirror`, which is no address\n" in result.stderr
+    assert "error: `HF_ENDPOINT` is `mirror`, which is not an address\n" in result.stderr
 
 
 def test_no_network_names_the_alternatives(here: World) -> None:

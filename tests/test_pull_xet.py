@@ -136,7 +136,7 @@ def test_other_bytes_are_noticed_and_the_right_ones_taken_later(here: World, cas
     cas.hub.wrong.add(terms(cas)[0])
     refused = here.run(*PULL)
     assert refused.status == 1
-    assert f"error: what came of `{BIG}` is not what `hf://{REPO}` lists: its digest is " in refused.stderr
+    assert f"error: the download of `{BIG}` is not what `hf://{REPO}` lists: its digest is " in refused.stderr
     assert not any(path.name == BIG for path in (here.folder / "hf").rglob("*"))
     cas.hub.wrong.clear()
     done = here.run(*PULL)

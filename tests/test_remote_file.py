@@ -145,7 +145,7 @@ def test_a_field_that_is_said_to_be_huge_fills_no_memory(tmp_path: Path) -> None
     at = content.index(b"N" * 20) - 8
     content[at : at + 8] = (2**40).to_bytes(8, "little")
     store = Store(bytes(content) + bytes(remote_file.FIRST), claimed=2**43)
-    with pytest.raises(ModelInvalid, match="a field of its header is said to have 1,099,511,627,776 bytes"):
+    with pytest.raises(ModelInvalid, match="its header states a field of 1,099,511,627,776 bytes"):
         gguf_header.read_remote("x.gguf", store.open())
 
 

@@ -69,7 +69,7 @@ def test_what_is_removed_while_it_comes_is_not_taken_for_whole(machine: Machine,
     until(lambda: list(machine.cache.glob("*/snapshots/*/tokenizer.json")))
     next(machine.cache.glob("*/snapshots/*/tokenizer.json")).unlink()
     error = machine.said(process)["error"]
-    assert error["message"] == f"`tokenizer.json` was removed while other files of `{ADDRESS}` came"
+    assert error["message"] == f"`tokenizer.json` was removed while other files of `{ADDRESS}` were downloaded"
     assert are_right(machine.pull(ADDRESS))
 
 
@@ -151,7 +151,7 @@ def test_a_refusal_leaves_no_part(machine: Machine, hub: Hub) -> None:
 def test_a_wrong_digest_is_told_and_the_part_thrown_away(machine: Machine, hub: Hub) -> None:
     hub.wrong = {"model.gguf"}
     message, hint = machine.fail(GGUF)
-    assert message.startswith("what came of `model.gguf` is not what `hf://owner/model-GGUF` lists: its digest is ")
+    assert message.startswith("the download of `model.gguf` is not what `hf://owner/model-GGUF` lists: its digest is ")
     assert "again later" in hint
     assert machine.parts() == machine.blobs() == []
     assert hub.sent_bytes() == 2 * len(NOISE), "it is tried once more"

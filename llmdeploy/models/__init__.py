@@ -1,1 +1,1 @@
-"""Which model: names, catalog, facts from file headers, downloads."""
+"""Models: names, catalog, facts from the headers of files, downloads, and what is on this machine."""

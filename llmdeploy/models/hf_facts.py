@@ -115,7 +115,7 @@ class Repository:
 
 
 def weights(names: Sequence[str]) -> list[str]:
-    """Return the safetensors files that vLLM loads. Mistral's repositories have the weights twice: then the consolidated ones."""
+    """Return the safetensors files that vLLM loads: the consolidated ones in Mistral's repositories, with both."""
     files = sorted(name for name in names if name.endswith(".safetensors") and "/" not in name)
     return [name for name in files if name.startswith("consolidated")] or files
 

@@ -1,7 +1,6 @@
-"""llmdeploy.lock: the revisions and digests that the models of a project are pinned to.
+"""The file llmdeploy.lock: the revisions and digests that the models of a project are pinned to.
 
-It lies in the project's folder, beside `llmdeploy.toml`. A model that it names is fetched and served at the commit that
-it names.
+It is in the project's folder, beside `llmdeploy.toml`. A model in it is downloaded and served at the commit in it.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ R = TypeVar("R", bound=HubRepo | HubFile)
 
 
 class LockedFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Size in bytes; the digest is a SHA-256, or for small files Git's SHA-1."""
+    """One file of a pin. Its size in bytes; its digest is a SHA-256, or Git's SHA-1 for small files."""
 
     name: str
     size: int
@@ -39,17 +38,17 @@ class LockedFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Pin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one engine gets for one name."""
+    """The exact files that one engine gets for one name."""
 
     model: str
-    """As the user names it; a name of the catalog in the catalog's own spelling."""
+    """Name that the user gives; a name of the catalog is spelled as in the catalog."""
     engine: str
     source: str
-    """The repository as it was asked for (`hf://owner/repo`, `hf://owner/repo@branch`), or the Ollama tag."""
+    """Repository as the user named it (`hf://owner/repo`, `hf://owner/repo@branch`), or the Ollama tag."""
     revision: str
-    """The commit, or the digest of the tag."""
+    """Commit of the repository, or digest of the tag."""
     files: tuple[LockedFile, ...]
-    """Of a tag none: its digest is over the digests of all its files."""
+    """Files of the repository; empty for a tag, whose digest covers all its files."""
 
 
 class _Lock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,7 +57,7 @@ class _Lock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read(file: Path = LOCK) -> tuple[Pin, ...]:
-    """What is pinned here; nothing where there is no such file. Raises ConfigError."""
+    """Return the pins of this folder; none if the file is missing. Raises ConfigError."""
     import tomllib
 
     try:
@@ -73,7 +72,7 @@ def read(file: Path = LOCK) -> tuple[Pin, ...]:
 
 
 def write(pins: Iterable[Pin], file: Path = LOCK) -> None:
-    """Replace the file. Raises ConfigError."""
+    """Write the pins, in place of those in the file. Raises ConfigError."""
     import tomlkit
 
     from llmdeploy import atomic_file
@@ -91,19 +90,19 @@ def write(pins: Iterable[Pin], file: Path = LOCK) -> None:
         tables.append(tomlkit.item({**msgspec.to_builtins(pin), "files": files}))
     try:
         atomic_file.replace(file, tomlkit.dumps(document).encode())
-        file.chmod(0o644)  # it belongs to the project, and holds nothing private
+        file.chmod(0o644)  # it belongs to the project and has nothing private
     except OSError as error:
         hint = permissions_hint(file.absolute().parent)
         raise ConfigError(f"`{file}` cannot be written: {error.strerror}", hint) from None
 
 
 def with_pins(pins: Iterable[Pin], new: Iterable[Pin]) -> tuple[Pin, ...]:
-    """The pins, those of the same model and engine replaced."""
+    """Return the pins, with the new ones in place of those for the same model and engine."""
     return tuple({(pin.model, pin.engine): pin for pin in (*pins, *new)}.values())
 
 
 def pin(model: str, engine: str, need: Requirements) -> Pin:
-    """What is needed, as a pin. Raises DownloadFailed where the source does not tell what it is exactly."""
+    """Return the pin of these requirements. Raises DownloadFailed if the source states no revision or digests."""
     if not need.revision or not all(file.digest for file in need.files):
         raise DownloadFailed(
             f"`{need.source}` does not tell its revision, so it cannot be locked", "leave `--lock` or `--locked` out"
@@ -114,7 +113,7 @@ def pin(model: str, engine: str, need: Requirements) -> Pin:
 
 
 def named(model: str | None, engines: Sequence[str]) -> tuple[Pin, ...]:
-    """What is locked here: of all models or one, for all engines or those. Raises ModelNotFound where nothing is."""
+    """Return the pins of one model or all, for some engines or all. Raises ModelNotFound if there are none."""
     pins = read()
     if not pins:
         raise ModelNotFound(f"there is no `{LOCK}` here", "`llmdeploy pull MODEL --lock` writes one")
@@ -132,13 +131,13 @@ def named(model: str | None, engines: Sequence[str]) -> tuple[Pin, ...]:
 
 
 def pinned(model: object, reference: R, settings: Settings) -> R:
-    """The repository or file that a name stands for, at the commit that the lock of this folder pins it to."""
+    """Return the repository or file of a name, at the commit that the lock of this folder pins it to."""
     found = _pin_of(model, reference, settings)
     return reference if found is None else replace(reference, revision=found.revision)
 
 
 def hubs(model: object, reference: R, settings: Settings) -> tuple[str, ...]:
-    """Where a repository of the Hub is looked for, best first: where the lock has it from, there alone."""
+    """Return the sources for a repository of the Hub, best first; only the source in the lock if it is pinned."""
     order = source.in_order(settings.hub)
     if settings.source("source") == "--source":
         return order
@@ -146,7 +145,7 @@ def hubs(model: object, reference: R, settings: Settings) -> tuple[str, ...]:
 
 
 def require_same(locked: Pin, need: Requirements) -> None:
-    """Raises DownloadFailed, before anything is fetched, where what is needed is not what is locked."""
+    """Raise DownloadFailed, before any download, if the requirements differ from the pin."""
     found = pin(locked.model, locked.engine, need)
     if found.revision == locked.revision and set(found.files) == set(locked.files):
         return
@@ -161,7 +160,7 @@ def require_same(locked: Pin, need: Requirements) -> None:
 
 
 def _pin_of(model: object, reference: HubRepo | HubFile, settings: Settings) -> Pin | None:
-    """That of the engine; else that of another which takes the same repository."""
+    """Return the pin for the engine, else that of another engine for the same repository."""
     pins = [one for one in read() if one.source == str(reference.home)] if settings.flags.pinned else []
     name = _spelled(str(model)) if pins else ""
     found = [one for one in pins if one.model == name]

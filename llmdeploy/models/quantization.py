@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BITS = (4, 5, 6, 8, 3, 16, 2, 32, 1)
-"""Of a weight, in the order in which they are taken where no quantization is named."""
+"""Bits of a weight, in the order of preference if no quantization is named."""
 FIRST = ("Q4_K_M", "Q4_K_S", "Q4_0", "MXFP4", "Q5_K_M", "Q6_K", "Q8_0", "Q3_K_M", "BF16", "F16", "Q2_K")
-"""Before others of as many bits."""
+"""Quantizations that are preferred to others of the same number of bits."""
 
 _NAMES = r"I?Q\d(?:_[A-Z0-9]+)*|TQ\d(?:_\d)?|MXFP4(?:_MOE)?|NVFP4|BF16|FP?16|FP?32|FP8"
 _NAME = re.compile(rf"(?:^|[-._/ ])((?:UD-)?(?:{_NAMES}))(?=[-./ ]|$)", re.IGNORECASE)
@@ -28,12 +28,12 @@ _GGUF = ".gguf"
 
 @dataclass(frozen=True)
 class Choice:
-    """Paths within a repository."""
+    """The files of one model, as paths within a repository."""
 
     weights: tuple[str, ...]
-    """The first part, then the others."""
+    """The file of the weights; if they are split, the first part and then the others."""
     mmproj: str | None
-    """The vision projector; None where there is none that belongs to it."""
+    """The vision projector; None if there is none for this model."""
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -41,10 +41,10 @@ class Choice:
 
 
 def choose(paths: Iterable[str], quant: str = "", where: str = "the repository") -> Choice:
-    """The files of a quantization, upper and lower case alike.
+    """Return the files of a quantization; upper and lower case are the same.
 
-    Where none is named: Q4_K_M, as Ollama and llama.cpp take it; else another of four bits, then more bits up to eight,
-    then fewer. Raises ModelNotFound, with those there are.
+    If none is named, it is Q4_K_M, as for Ollama and llama.cpp; else another of four bits, then more bits up to eight,
+    then fewer. Raises ModelNotFound, which lists the quantizations of the repository.
     """
     paths = tuple(paths)
     every = models(paths)
@@ -58,7 +58,7 @@ def choose(paths: Iterable[str], quant: str = "", where: str = "the repository")
 
 
 def belonging(weights: str, paths: Sequence[str]) -> Choice:
-    """A file with the other parts of its model, and with its projector: of its own folder or of one above."""
+    """Return a file with the other parts of its model, and its projector from the same folder or one above."""
     name = PurePosixPath(weights).name
     for folder in PurePosixPath(weights).parents:
         if mmproj := choose_mmproj(name, _ggufs(folder, paths)):
@@ -67,14 +67,14 @@ def belonging(weights: str, paths: Sequence[str]) -> Choice:
 
 
 def quant_of(path: str) -> str:
-    """The quantization that the name of a file or of its folder tells, in capitals; empty where none does."""
+    """Return the quantization in the name of a file or of its folder, in capitals; empty if there is none."""
     folder, name = str(PurePosixPath(path).parent), PurePosixPath(_stem(path)).name
     found = _NAME.findall(name) or _NAME.findall(folder)
     return str(found[-1]).upper() if found else ""
 
 
 def models(paths: Iterable[str]) -> list[str]:
-    """Those that are models, of one in parts the first."""
+    """Return the paths that are models; of a split model, the first part."""
     return [
         path
         for path in paths
@@ -85,7 +85,7 @@ def models(paths: Iterable[str]) -> list[str]:
 
 
 def find_mmproj(weights: Path) -> Path | None:
-    """The vision projector that lies beside a model file, or None."""
+    """Return the vision projector in the folder of a model file, or None."""
     try:
         names = sorted(path.name for path in weights.parent.glob("*.gguf"))
     except OSError:
@@ -95,9 +95,10 @@ def find_mmproj(weights: Path) -> Path | None:
 
 
 def choose_mmproj(weights: str, names: list[str]) -> str | None:
-    """The projector among the GGUF files of a folder that belongs to `weights`: none is better than a wrong one.
+    """Return the projector, among the GGUF files of a folder, that belongs to `weights`; None rather than a wrong one.
 
-    One named after the model belongs to it. One named after no model belongs to the only model of the folder.
+    A projector with the name of a model belongs to that model. A projector without the name of a model belongs to the
+    only model of the folder.
     """
     projectors = [name for name in names if "mmproj" in name.lower() and name != weights]
     models = {tuple(_model_words(name)) for name in [*names, weights] if "mmproj" not in name.lower()}
@@ -115,7 +116,7 @@ def choose_mmproj(weights: str, names: list[str]) -> str | None:
 
 
 def _holds(path: str, quant: str) -> bool:
-    """Of a dynamic one of Unsloth's the `UD-` need not be named, and F16 is FP16."""
+    """Return whether a file has a quantization. Unsloth's `UD-` may be left out, and F16 is the same as FP16."""
     name, wanted = quant_of(path), re.sub(r"^FP(?=16|32)", "F", quant.upper())
     return re.sub(r"^FP(?=16|32)", "F", name) in {wanted, f"UD-{wanted}"}
 
@@ -128,7 +129,7 @@ def _rank(path: str) -> tuple[int, int, bool, int, str]:
         BITS.index(bits) if bits in BITS else len(BITS),
         FIRST.index(plain) if plain in FIRST else len(FIRST),
         plain != name,
-        len(path),  # the model's own name, before that of a variant
+        len(path),  # the name of the model itself is shorter than that of a variant
         path,
     )
 
@@ -142,18 +143,18 @@ def _parts(weights: str) -> tuple[str, ...]:
 
 
 def _ggufs(folder: PurePosixPath, paths: Iterable[str]) -> list[str]:
-    """The models and projectors of a folder."""
+    """Return the names of the models and projectors in a folder."""
     found = (PurePosixPath(path) for path in paths if path.lower().endswith(_GGUF))
     return [path.name for path in found if path.parent == folder and "imatrix" not in path.name.lower()]
 
 
 def _stem(path: str) -> str:
-    """Without `.gguf` and the number of a part."""
+    """Return the path without `.gguf` and the number of a part."""
     return _PART.sub("", path[: -len(_GGUF)])
 
 
 def _model_words(name: str) -> list[str]:
-    """The words of a file name that tell which model it is: no format, no quantization, no part number."""
+    """Return the words of a file name that identify the model, without format, quantization and part number."""
     stem = re.sub(r"-\d{5}-of-\d{5}$", "", name.lower().removesuffix(".gguf"))
     stem = stem.replace("mmproj", "").strip("-._ ")
     stem = re.sub(rf"(^|[-._])(i1-)?{QUANT}$", "", stem, flags=re.IGNORECASE)

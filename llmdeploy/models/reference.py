@@ -246,7 +246,7 @@ def _can_be_a_name(text: str) -> bool:
 
 
 def _expanded(text: str) -> str:
-    """Replace `~` by the home folder; the text stays for an unknown user, or a folder that this locale cannot encode."""
+    """Replace `~` by the home folder, unless the user is unknown or this locale cannot encode the folder."""
     try:
         return os.path.expanduser(text)
     except UnicodeEncodeError:

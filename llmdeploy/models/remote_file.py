@@ -1,4 +1,4 @@
-"""A file elsewhere, read as one that is here: only the ranges that are read are fetched."""
+"""Remote files that are read like local ones: only the ranges that are read are downloaded."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 Get = Callable[[int, int], bytes]
-"""The bytes from the first offset up to, and without, the second."""
+"""A function that returns the bytes from one offset up to, but not including, another."""
 
 FIRST = 256 * 1024
-"""Bytes of the first request, and of one behind a jump: most headers need no more."""
+"""Bytes of the first request, and of a request after a jump: most headers need no more."""
 LARGEST = 8 * 1024**2
-"""Of one request, and all that is held in memory."""
+"""The most bytes of one request, which are all that is kept in memory."""
 MOST = 256 * 1024**2
-"""Of all requests: the largest header there is has 100 MB. A damaged one must not bring a model of TB after all."""
+"""The most bytes of all requests. The largest known header has 100 MB; a damaged one must not load a whole model."""
 
 
 class RangeFile(io.RawIOBase):
-    """A seekable file of `size` bytes. Each request that goes on where the last one ended asks for twice as much."""
+    """A seekable file of `size` bytes. A request that continues the last one is for twice as many bytes."""
 
     def __init__(self, get: Get, size: int, name: str = "") -> None:
         self._get = get
@@ -29,14 +29,14 @@ class RangeFile(io.RawIOBase):
         self._name = name
         self._at = 0
         self._start = 0
-        """Offset of the window: the bytes that were fetched last."""
+        """Offset of the window, which has the bytes that were downloaded last."""
         self._window = b""
         self._next = FIRST
         self._fetched = 0
 
     @property
     def name(self) -> str:
-        """Of the file, for people."""
+        """Name of the file, for people."""
         return self._name
 
     def readable(self) -> bool:
@@ -67,7 +67,7 @@ class RangeFile(io.RawIOBase):
         return len(part)
 
     def _fetch(self) -> None:
-        """Have the window hold this place. Raises OSError where too much was read, or the server sent too little."""
+        """Move the window to the current offset. Raises OSError if too much was read or the server sent too little."""
         end = self._start + len(self._window)
         goes_on = end <= self._at < end + FIRST  # a header is read with small jumps
         start = end if goes_on else self._at
@@ -83,5 +83,5 @@ class RangeFile(io.RawIOBase):
 
 
 def opened(get: Get, size: int, name: str = "") -> BinaryIO:
-    """A file to read in, small reads too."""
+    """Return a buffered file, which makes small reads cheap."""
     return cast(BinaryIO, io.BufferedReader(RangeFile(get, size, name), FIRST))

@@ -1,6 +1,6 @@
-"""Removing models from this machine: what is not ours to remove, and how the rest goes.
+"""Removal of models from this machine, and the models that llmdeploy does not remove.
 
-Ollama's models are not removed here: only its daemon may, which knows what else needs a file.
+Ollama's models are removed by its daemon, which knows what else needs a file, and not here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from llmdeploy.paths import selftest_dir
 
 
 def refusal(model: InstalledModel) -> LlmdeployError | None:
-    """Why it is not removed, with what the user can do; None where it may be."""
+    """Return the error for a model that llmdeploy does not remove, with a hint; None if it may be removed."""
     if model.root == selftest_dir():
         return LlmdeployError(
             f"`{model.reference}` ships with llmdeploy", "it goes with the package", code="not_removed"
@@ -38,21 +38,21 @@ def refusal(model: InstalledModel) -> LlmdeployError | None:
 
 
 def require_at_rest(going: Sequence[InstalledModel]) -> None:
-    """Raises LlmdeployError for a model of the Hub's cache of which some program fetches files now."""
+    """Raise LlmdeployError for a model of the Hub's cache whose files a program is downloading."""
     for model in going:
         if model.place == "hub" and (folder := _folder(model)):
             from llmdeploy.models.hub.cache import in_work
 
             if in_work(folder):
                 raise LlmdeployError(
-                    f"files of `{model.reference}` are fetched now",
-                    "wait for that, or end it with Ctrl-C where it runs",
+                    f"files of `{model.reference}` are being downloaded",
+                    "wait for the download, or end it with Ctrl-C",
                     code="not_removed",
                 )
 
 
 def remove(store: Store, going: Sequence[InstalledModel]) -> None:
-    """Remove models from the caches and folders: what no other model of `store` needs. Raises LlmdeployError."""
+    """Remove models from caches and folders, without files that other models need. Raises LlmdeployError."""
     for place, way in WAYS.items():
         if here := [model for model in going if model.place == place]:
             try:
@@ -66,7 +66,7 @@ def remove(store: Store, going: Sequence[InstalledModel]) -> None:
 
 
 def _what(error: OSError, models: Sequence[InstalledModel]) -> str:
-    """What cannot be done: of whole folders an error tells only the name of a file within."""
+    """Return what failed. An error in a folder that is removed as a whole has only the name of a file in it."""
     file = os.fsdecode(error.filename or "")
     return f"`{file}` cannot be removed" if os.path.isabs(file) else f"`{models[0].root}` cannot be changed"
 
@@ -97,7 +97,7 @@ def _from_folder(store: Store, going: Sequence[InstalledModel]) -> None:
         _unlink(files)
         folders.forget(root, [it.with_name(it.name.removesuffix(folders.PART)) for it in files])
         for folder in sorted({file.parent for file in files}, reverse=True):
-            with suppress(OSError):  # the user's own files are in it
+            with suppress(OSError):  # it has files of the user
                 folder.rmdir()
 
 
@@ -107,13 +107,13 @@ WAYS: Mapping[Place, Callable[[Store, Sequence[InstalledModel]], None]] = Mappin
 
 
 def going_files(store: Store, going: Sequence[InstalledModel]) -> list[Path]:
-    """The files that go, links as links: not what a model needs which stays, such as a projector."""
+    """Return the files to remove, links as links, without those that a remaining model needs, such as a projector."""
     kept = {file for model in store.everything if model not in going for file in model.files}
     return [file for file in dict.fromkeys(file for model in going for file in model.files) if file not in kept]
 
 
 def _folder(model: InstalledModel) -> Path | None:
-    """The folder of its repository in the Hub's cache."""
+    """Return the folder of the model's repository in the Hub's cache."""
     for file in (*model.files, *model.parts):
         with suppress(ValueError):
             return model.root / file.relative_to(model.root).parts[0]
@@ -125,7 +125,7 @@ def _repository(model: InstalledModel) -> str:
 
 
 def _left_by_all(store: Store, going: Sequence[InstalledModel]) -> list[Path]:
-    """The folders of repositories of which nothing stays."""
+    """Return the folders of repositories that lose all their models."""
     stays = {_folder(model) for model in store.held if model not in going}
     return [folder for folder in dict.fromkeys(map(_folder, going)) if folder and folder not in stays]
 

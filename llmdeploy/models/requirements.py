@@ -1,4 +1,4 @@
-"""Need: what an engine needs of a model, file by file, and what of it is missing on this machine."""
+"""Requirements: the files that an engine needs of a model, and how much of each is missing on this machine."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class RequiredFile:
-    """Sizes in bytes."""
+    """One file that is needed. Sizes in bytes."""
 
     name: str
     size: int
     here: int = 0
-    """Bytes of it that are on this machine already: all, those of a download that was broken off, or none."""
+    """Bytes that are on this machine already: all, those of an interrupted download, or 0."""
     digest: str = ""
-    """What its content is checked against; empty where the source does not tell."""
+    """Digest that its content is checked against; empty if the source does not state one."""
 
     @property
     def missing(self) -> int:
@@ -34,19 +34,21 @@ class RequiredFile:
 
 @dataclass(frozen=True)
 class Requirements:
+    """The files that one engine needs of one model. Sizes in bytes."""
+
     source: str
-    """Where it is from: a repository as it was asked for (`hf://owner/repo`), or an Ollama tag."""
+    """Repository as the user named it (`hf://owner/repo`), or an Ollama tag."""
     folder: Path | None
-    """Where what is missing goes, there or not; None: to another machine."""
+    """Folder that the download goes to, which need not exist; None if that is on another machine."""
     files: tuple[RequiredFile, ...]
     revision: str = ""
-    """The commit of the repository, or the digest of the tag; empty where it is not known."""
+    """Commit of the repository, or digest of the tag; empty if it is not known."""
     copies: int = 0
-    """Bytes that are needed there besides: a second copy, for a while or for good."""
+    """Bytes that are needed in the folder in addition: a second copy, temporary or permanent."""
     remedy: str = "free some space"
-    """What to do where the disk is too small."""
+    """Hint for a disk that is too small."""
     unknown: str = ""
-    """Why `files` are not known, where they are not: then something is missing, and nobody here can say how much."""
+    """Reason why `files` are not known, or empty. Then something is missing, but its size is not known."""
 
     @property
     def size(self) -> int:
@@ -61,16 +63,16 @@ class Requirements:
         return not self.unknown and self.missing == 0
 
     def free(self) -> int | None:
-        """Bytes free on the file system that what is missing goes to; None where that is not this machine's."""
+        """Return the free bytes of the file system that the download goes to; None if it is on another machine."""
         return None if self.folder is None else shutil.disk_usage(existing(self.folder)).free
 
     def require_room(self) -> None:
-        """Raises DownloadFailed, with both numbers, where the disk cannot hold what is missing."""
+        """Raise DownloadFailed, with both sizes, if the disk cannot hold what is missing."""
         require_room([self])
 
 
 def require_room(needs: Sequence[Requirements]) -> None:
-    """Raises DownloadFailed where a disk cannot hold what is missing of all that goes there."""
+    """Raise DownloadFailed if a disk cannot hold all downloads that go to it."""
     disks: dict[int, list[Requirements]] = {}
     for need in needs:
         if need.folder is not None and need.missing:
@@ -88,9 +90,9 @@ def require_room(needs: Sequence[Requirements]) -> None:
 
 
 def of_local_files(source: str, paths: Sequence[Path]) -> Requirements:
-    """Of files that are all on this machine: nothing is missing. The Hub's cache names them by their digests.
+    """Return the requirements of files that are all on this machine. The Hub's cache names them by their digests.
 
-    Raises ModelNotFound where one is gone.
+    Raises ModelNotFound if a file is gone.
     """
     commit = commit_of(paths) or ""
     return Requirements(source, paths[0].parent, tuple(_file_here(path, commit) for path in paths), commit)
@@ -106,11 +108,11 @@ def _file_here(path: Path, commit: str) -> RequiredFile:
 
 
 def existing(path: Path) -> Path:
-    """The path, or the next one above that is there, as far as this user may look."""
+    """Return the path, or the nearest folder above it that exists and that this user can see."""
     return next(one for one in [path.absolute(), *path.absolute().parents] if os.path.exists(one))
 
 
 def _asked(needs: Sequence[Requirements]) -> int:
-    """Bytes, those of a file that several engines need once."""
+    """Return the bytes to download; a file that several engines need counts once."""
     files = {(it.folder, it.source, it.revision, file.name): file.missing for it in needs for file in it.files}
     return sum(files.values()) + sum(need.copies for need in needs)

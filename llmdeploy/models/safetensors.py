@@ -30,7 +30,7 @@ class SafetensorsHeader:
 
     tensor_bytes: int
     elements: Mapping[str, int]
-    """Count of numbers of each type, by the names of the format: `BF16`, `F8_E4M3`, `I32` (may hold eight of 4 bits)."""
+    """Count of numbers of each type, by the format's names: `BF16`, `F8_E4M3`, `I32` (may hold eight of 4 bits)."""
 
 
 def read(name: str, file: BinaryIO) -> SafetensorsHeader:

@@ -1,7 +1,7 @@
-"""Where weights come from: the seam between a download and the place it is from.
+"""Sources of weights: the interface between a download and the place that has the files.
 
-A source lists a repository and copies bytes of its files; `transfer` does what is the same everywhere: what is missing,
-room on the disk, resuming, checking, several files at once.
+A source lists a repository and copies bytes of its files. `transfer` does what is the same for all sources: it finds
+what is missing, checks the space on the disk, resumes, compares digests and downloads several files at once.
 """
 
 from __future__ import annotations
@@ -18,42 +18,42 @@ from llmdeploy.errors import DownloadFailed, UsageError
 from llmdeploy.models.reference import HubFile, HubRepo, Source
 
 OnProgress = Callable[[str, int, int], None]
-"""Called with file name, bytes so far and bytes in all (0: the server does not say); perhaps from another thread."""
+"""A function of file name, bytes so far and bytes in all (0 if unknown); it may be called from another thread."""
 
 MODULES: dict[Source, str] = {"hf": "llmdeploy.models.hub", "ms": "llmdeploy.models.modelscope"}
 CACHE_VARIABLES: dict[Source, str] = {"hf": "HF_HOME", "ms": "MODELSCOPE_CACHE"}
-"""They move the caches."""
+"""Names of the variables that move the caches."""
 
 NAMES: dict[str, Source] = {"huggingface": "hf", "modelscope": "ms"}
-"""As the configuration calls them."""
+"""Sources by their names in the configuration."""
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file of a repository at a commit; size in bytes."""
+    """One file of a repository at a commit. Its size is in bytes."""
 
     path: str
-    """Within the repository, with `/`."""
+    """Path within the repository, with `/`."""
     size: int
     sha256: str = ""
-    """64 hexadecimal digits; empty for a small file that is no LFS object."""
+    """SHA-256 in 64 hexadecimal digits; empty for a small file that is not an LFS object."""
     git_oid: str = ""
-    """The SHA-1 of Git's blob, 40 digits, where there is no sha256."""
+    """SHA-1 of Git's blob in 40 hexadecimal digits, for a file without a SHA-256."""
     xet: str = ""
-    """The hash under which Xet stores it; empty where it does not."""
+    """Hash under which Xet stores the file; empty if Xet does not have it."""
 
     @property
     def digest(self) -> str:
-        """What its content is checked against, and its name in the Hub's cache."""
+        """The digest that the content is checked against, and the name of the file in the Hub's cache."""
         return self.sha256 or self.git_oid
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a repository holds at a revision."""
+    """The files of a repository at a revision."""
 
     repo: HubRepo
-    """As it was asked for."""
+    """Repository as the user named it."""
     commit: str
     files: tuple[RemoteFile, ...]
 
@@ -72,7 +72,7 @@ M = TypeVar("M", bound=_Model)
 
 
 class Sink(Protocol):
-    """The part that a file's bytes go to; a file to write, as far as libraries need one."""
+    """The partial file that a download is written to, with the methods that libraries need of a file."""
 
     path: Path
 
@@ -83,56 +83,56 @@ class Sink(Protocol):
     def flush(self) -> None: ...
 
     def follow(self, arrived: int = 0) -> None:
-        """For one who appends to `path` itself: to be called often, and once it is done.
+        """Hash and count the bytes that a library has appended to `path` by itself: call it often, and at the end.
 
-        `arrived` of the file's bytes may have come already, though they are not all written.
+        `arrived`: bytes that the library has received in all, even if they are not all written yet.
         """
         ...
 
 
 class Origin(Protocol):
-    """A source of repositories; a module is one, with these methods as its functions.
+    """A source of repositories: a module that has these methods as functions.
 
     All but `cache`, `cached` and `held` may use the network and raise DownloadFailed.
     """
 
     def cache(self) -> Path:
-        """The folder of its cache on this machine."""
+        """Return the folder of the source's cache on this machine."""
         ...
 
     def cached(self, file: HubFile) -> Path | None:
-        """The file in the cache, whole, or None. Touches no network."""
+        """Return the whole file in the cache, or None. Uses no network."""
         ...
 
     def held(self, repo: HubRepo) -> tuple[str, ...]:
-        """The paths of the repository's files that are cached at that revision. Touches no network."""
+        """Return the paths of the repository's files that are cached at that revision. Uses no network."""
         ...
 
     def listing(self, repo: HubRepo) -> Listing:
-        """What the repository holds."""
+        """Request the files of the repository."""
         ...
 
     def part(self, listing: Listing, file: RemoteFile) -> Path:
-        """Where the bytes of a download that goes on lie, so that a later one finds them."""
+        """Return the path of the partial file, at which a later download finds it."""
         ...
 
     def lock(self, listing: Listing, file: RemoteFile) -> Path:
-        """The lock file that all programs which share the cache take before they write that file."""
+        """Return the lock file that all programs that share the cache take before they write that file."""
         ...
 
     def copy(self, listing: Listing, file: RemoteFile, start: int, sink: Sink) -> None:
-        """Write the file's bytes from `start` on to `sink`.
+        """Write the bytes of the file from `start` on to `sink`.
 
-        Where the server sends the file from its beginning all the same, the sink is sought to 0 and truncated first.
+        If the server sends the file from its beginning in spite of `start`, seek `sink` to 0 and truncate it first.
         """
         ...
 
     def place(self, listing: Listing, file: RemoteFile, part: Path) -> Path:
-        """Take a file that is whole and checked into the cache; where it lies then."""
+        """Move a whole and checked file into the cache; return its path there."""
         ...
 
     def open_remote(self, file: HubFile) -> BinaryIO:
-        """The file at the source, to seek and read in: only the ranges that are read are fetched."""
+        """Open a file at the source for seeking and reading; only the ranges that are read are downloaded."""
         ...
 
 
@@ -142,12 +142,12 @@ def commit_of(files: Iterable[Path]) -> str | None:
 
 
 def origin(source: Source) -> Origin:
-    """The source of that name."""
+    """Return the module of the source."""
     return cast("Origin", import_module(MODULES[source]))
 
 
 def at(reference: R, name: str) -> R:
-    """The same repository or file at the source of that name. Raises UsageError."""
+    """Return the same repository or file at the source of that name. Raises UsageError."""
     if reference.source == NAMES[name]:
         return reference
     if reference.source == "ms":
@@ -158,36 +158,36 @@ def at(reference: R, name: str) -> R:
 
 
 def in_order(name: str) -> tuple[str, ...]:
-    """The sources, that one first."""
+    """Return the names of all sources, with that one first."""
     return (name, *(other for other in NAMES if other != name))
 
 
 def first_here(models: Iterable[M]) -> M:
-    """The first of several that is on this machine; where none is, the first."""
+    """Return the first model that is on this machine; the first of all if there is none."""
     options = tuple(models)
     return next((model for model in options if model.present()), options[0])
 
 
 def cached(file: HubFile) -> Path | None:
-    """The file in its source's cache on this machine, or None. Touches no network."""
+    """Return the file in its source's cache on this machine, or None. Uses no network."""
     return origin(file.source).cached(file)
 
 
 def chosen(listing: Listing, paths: Sequence[str]) -> tuple[RemoteFile, ...]:
-    """Its files of these paths, in their order. Raises DownloadFailed."""
+    """Return the files of these paths, in their order. Raises DownloadFailed if the listing lacks one."""
     files = {file.path: file for file in listing.files}
     if missing := [path for path in paths if path not in files]:
         raise DownloadFailed(f"`{listing.repo.repo}` has no file `{missing[0]}`", _near(missing[0], list(files)))
     if unchecked := [path for path in paths if not files[path].digest]:
         raise DownloadFailed(
-            f"`{listing.repo.repo}` does not tell the digest of `{unchecked[0]}`, so what comes could not be checked",
+            f"`{listing.repo.repo}` states no digest of `{unchecked[0]}`, so the download could not be checked",
             "take it from another source",
         )
     return tuple(files[path] for path in paths)
 
 
 def _near(path: str, paths: Sequence[str]) -> str:
-    """Those of the same kind, those of a like name first."""
+    """Return a hint with files of the same kind, those with similar names first."""
     alike = [other for other in paths if Path(other).suffix == Path(path).suffix]
     near = difflib.get_close_matches(path, alike, n=5)
     names = [*near, *(name for name in alike if name not in near)][:5]

@@ -1,4 +1,4 @@
-"""One view of the models that are on this machine, whoever put them there."""
+"""The models on this machine, whichever program put them there."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from llmdeploy.models.stores.installed import DiskUsage, InstalledModel, StoreLi
 
 @dataclass(frozen=True)
 class Store:
-    """What is here, in all places."""
+    """The models in all places of this machine."""
 
     everything: tuple[InstalledModel, ...]
-    """Hidden names too."""
+    """All models, with those that are hidden from people."""
     notes: tuple[str, ...]
-    """What could not be read."""
+    """Sentences about what could not be read."""
 
     @property
     def held(self) -> tuple[InstalledModel, ...]:
-        """The models, for people."""
+        """The models that are shown to people."""
         return tuple(one for one in self.everything if not one.hidden)
 
     @cached_property
@@ -36,11 +36,11 @@ class Store:
         return DiskUsage(self.everything)
 
     def freed(self, *going: InstalledModel) -> int:
-        """Bytes that removing these frees."""
+        """Return the bytes that the removal of these models frees."""
         return self._ledger.freed(going)
 
     def named(self, text: str) -> list[InstalledModel]:
-        """The models that a name means: one place's, or all places' for a name of the catalog. Raises ModelNotFound."""
+        """Return the models of that name; a name of the catalog finds them in all places. Raises ModelNotFound."""
         wanted = _meanings(parse(text))
         if found := [one for one in self.held if any(_is(one, reference) for reference in wanted)]:
             return found
@@ -57,9 +57,9 @@ class Store:
 
 
 def scan(ollama_models: str | None = None) -> Store:
-    """What is here now. Touches no network and asks no daemon.
+    """Read all places, without the network and without Ollama's daemon.
 
-    `ollama_models`: Ollama's store, where our configuration names one.
+    `ollama_models`: Ollama's store, if the configuration names one.
     """
     shelves: list[StoreListing] = [
         hub_cache.read(source.origin("hf").cache()),
@@ -74,14 +74,14 @@ def scan(ollama_models: str | None = None) -> Store:
 
 
 def _meanings(reference: ModelRef) -> list[ModelRef]:
-    """What a name of the catalog stands for at each engine; any other reference itself."""
+    """Return the references that a name of the catalog has at each engine; any other reference unchanged."""
     if not isinstance(reference, CatalogName):
         return [reference]
     entry = lookup.get(reference.name)
     if entry is None:
         return [reference, OllamaTag(reference.name)]
     found: list[ModelRef] = [CatalogName(str(entry))]
-    with suppress(ModelNotFound):  # as below: it is not to be had in this form
+    with suppress(ModelNotFound):  # the entry has no such form; the same below
         if isinstance(weights := entry.weights, HubFile):
             found += [source.at(weights, name) for name in source.NAMES]
     with suppress(ModelNotFound):
@@ -94,7 +94,7 @@ def _meanings(reference: ModelRef) -> list[ModelRef]:
 
 
 def _is(model: InstalledModel, wanted: ModelRef) -> bool:
-    """Whether a reference means this model, or the repository or folder that it is of."""
+    """Return whether a reference means this model, or the repository or folder that it belongs to."""
     mine = model.reference
     match wanted:
         case Path():

@@ -1,7 +1,7 @@
-"""The files of a repository, brought to this machine: what is missing, resumed, checked, several at a time.
+"""Downloads of the files of a repository: only what is missing, resumed, checked, several files at a time.
 
-A file lies under its own name only when all its bytes are there and its digest is right. What a process leaves that is
-killed is a part, which the next one takes up. Of all files the first is placed last: where it is, all are.
+A file gets its name only when all its bytes are there and its digest is right. A process that is killed leaves a
+partial file, which the next one resumes. The first of the files is placed last: if it is there, all are.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 
 FILES_AT_ONCE = 8
 POLL_SECONDS = 0.2
-"""Seconds between two looks at a lock that another process holds, or at Ctrl-C where a wait does not end by it."""
+"""Seconds between two checks of a lock that another process holds, or for Ctrl-C in a wait that it does not end."""
 PROGRESS_SECONDS = 0.05
 """Seconds between two progress reports on one file."""
 TRIES = 2
-"""A part may have gone wrong on the disk: fetched anew, the file is as it should be."""
+"""Downloads of one file at most: a partial file that was damaged on the disk is downloaded again."""
 
 
 def need(listing: Listing, files: Sequence[RemoteFile], folder: Path | None = None) -> Requirements:
-    """What these files need on the disk of their source's cache, or of `folder`."""
+    """Return what these files need on the disk of their source's cache, or of `folder`."""
     homes = [_destination(listing, file, folder) for file in files]
     where = (
         "give another folder with `--dir`"
@@ -56,10 +56,10 @@ def need(listing: Listing, files: Sequence[RemoteFile], folder: Path | None = No
 
 
 def fetch(listing: Listing, files: Sequence[RemoteFile], on_progress: OnProgress, folder: Path | None = None) -> None:
-    """Bring those that are missing here: to the source's cache, or to `folder` under their paths.
+    """Download the files that are missing, to the source's cache, or to `folder` under their paths.
 
-    Refuses before the first byte where the disk has no room. Raises DownloadFailed; the error of one file ends all, and
-    so does Ctrl-C, at once.
+    Raises DownloadFailed, before the first byte if the disk is too small. The error of one file ends all downloads at
+    once, and so does Ctrl-C.
     """
     needed = need(listing, files, folder)
     needed.require_room()
@@ -71,7 +71,7 @@ def fetch(listing: Listing, files: Sequence[RemoteFile], on_progress: OnProgress
     download.all(missing)
     if lost := [home.file.path for home in homes if not home.is_whole()]:
         raise DownloadFailed(
-            f"`{lost[0]}` was removed while other files of `{listing.repo}` came",
+            f"`{lost[0]}` was removed while other files of `{listing.repo}` were downloaded",
             "the same command fetches what is missing",
         )
 
@@ -81,7 +81,7 @@ def fetch(listing: Listing, files: Sequence[RemoteFile], on_progress: OnProgress
 
 @dataclass(frozen=True)
 class _Destination:
-    """Of one file: where its part and it itself lie. Used by one thread at a time."""
+    """The paths of one file: of its partial file and of the file itself. Used by one thread at a time."""
 
     file: RemoteFile
     root: Path
@@ -90,10 +90,10 @@ class _Destination:
     is_whole: Callable[[], bool]
     place: Callable[[Path], object]
     variable: str = ""
-    """It moves the cache; empty for a folder that the user has named."""
+    """Name of the variable that moves the cache; empty for a folder that the user has named."""
 
     def here(self) -> int:
-        """Bytes."""
+        """Return the bytes that are here already."""
         if self.is_whole():
             return self.file.size
         with suppress(OSError):
@@ -103,9 +103,11 @@ class _Destination:
 
 
 def _destination(listing: Listing, file: RemoteFile, folder: Path | None) -> _Destination:
-    """Raises DownloadFailed where `folder` holds another file under that name."""
+    """Return the destination of a file. Raises DownloadFailed if `folder` has another file of that name."""
     if ".." in PurePosixPath(file.path).parts or PurePosixPath(file.path).is_absolute():
-        raise DownloadFailed(f"`{listing.repo}` lists `{file.path}`, which is no path within it", "take another source")
+        raise DownloadFailed(
+            f"`{listing.repo}` lists `{file.path}`, which is not a path within it", "take another source"
+        )
     if folder is not None:
         return _in_folder(listing, file, folder)
     at = origin(listing.repo.source)
@@ -121,7 +123,7 @@ def _destination(listing: Listing, file: RemoteFile, folder: Path | None) -> _De
 
 
 def _is_cached(at: Origin, listing: Listing, file: RemoteFile) -> bool:
-    """At that commit, and found under the revision too."""
+    """Return whether the cache has the file at that commit, and finds it by the revision too."""
     repo = listing.repo
     path = at.cached(HubFile(repo.repo, file.path, listing.commit, repo.source))
     return path is not None and path == at.cached(HubFile(repo.repo, file.path, repo.revision, repo.source))
@@ -135,7 +137,7 @@ def _in_folder(listing: Listing, file: RemoteFile, folder: Path) -> _Destination
             f"`{path}` is there already, and is not what `{listing.repo.repo}` has under that name",
             "move it away, or give another folder with `--dir`",
         )
-    # The lock lies elsewhere: the folder is the user's.
+    # The lock is in the state folder, because the folder belongs to the user.
     lock = state_dir() / "locks" / f"{hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:32]}.lock"
     return _Destination(file, folder, lambda: part, lock, path.is_file, partial(_move, file, path))
 
@@ -154,15 +156,15 @@ def _move(file: RemoteFile, path: Path, part: Path) -> None:
         digest.save(path, file.sha256)
 
 
-# --- How it comes
+# --- The download
 
 
 class _Stopped(BaseException):
-    """Ends a thread whose work is no longer wanted. Libraries that retry on errors let it pass."""
+    """Ends a thread whose work is no longer needed. Libraries that retry on errors do not catch it."""
 
 
 class _Download:
-    """Several files on their way."""
+    """A download of several files, by several threads."""
 
     def __init__(self, listing: Listing, on_progress: OnProgress, count: int) -> None:
         self._listing = listing
@@ -173,7 +175,7 @@ class _Download:
         self._first_may_be_placed = threading.Event()
 
     def all(self, homes: Sequence[_Destination]) -> None:
-        """Raises what the first one that fails raises."""
+        """Download all files. Raises the first error."""
         todo: SimpleQueue[_Destination] = SimpleQueue()
         done: SimpleQueue[BaseException | None] = SimpleQueue()
         for home in homes:
@@ -186,12 +188,12 @@ class _Download:
                     try:
                         self._fetch_one(home, is_first=home is homes[0])
                         done.put(None)
-                    except BaseException as error:  # handed to who waits
+                    except BaseException as error:  # handed to the waiting thread
                         done.put(error)
 
         try:
             for _ in homes[:FILES_AT_ONCE]:
-                threading.Thread(target=work, daemon=True).start()  # nobody waits for one that hangs in the network
+                threading.Thread(target=work, daemon=True).start()  # a hanging one must not be waited for
             for _ in homes:
                 if error := _wait_for_next(done):
                     raise error
@@ -210,16 +212,16 @@ class _Download:
             self._count_finished()
 
     def _fill(self, home: _Destination) -> None:
-        """Have the part be whole and right."""
+        """Complete the partial file and check its digest."""
         for attempt in range(TRIES):
-            part = home.part()  # another one, once one that was there is found wrong
+            part = home.part()  # a different one after a damaged one was found
             part.parent.mkdir(parents=True, exist_ok=True)
-            if digest.known(part) == home.file.digest:  # a blob that another commit has brought
+            if digest.known(part) == home.file.digest:  # another commit has the same content
                 return
             try:
                 found = self._copy(home, part)
             except BaseException:
-                if part.stat().st_size == 0:  # nothing that a later one could go on with
+                if part.stat().st_size == 0:  # nothing that a later download could resume
                     part.unlink()
                 raise
             if found == home.file.digest:
@@ -228,13 +230,13 @@ class _Download:
             self._report(home, 0)
             if attempt == TRIES - 1:
                 raise DownloadFailed(
-                    f"what came of `{home.file.path}` is not what `{self._listing.repo}` lists: its digest is "
+                    f"the download of `{home.file.path}` is not what `{self._listing.repo}` lists: its digest is "
                     f"{found[:12]}…, and not {home.file.digest[:12]}…",
-                    "try again later, or from another network: something on the way changes it",
+                    "try again later, or from another network: something on the way changes the file",
                 )
 
     def _copy(self, home: _Destination, part: Path) -> str:
-        """Append what is missing; the digest of all that is there then."""
+        """Download what is missing to the end of the partial file; return the digest of the whole."""
         start = part.stat().st_size if part.exists() else 0
         if start > home.file.size:
             part.unlink()
@@ -242,7 +244,7 @@ class _Download:
         with part.open("a+b", buffering=0) as stream:
             sink = _PartialFile(part, stream, home, partial(self._continue, home))
             try:
-                sink.follow()  # what an earlier process has left
+                sink.follow()  # the bytes that an earlier process has left
                 if start < home.file.size:
                     origin(self._listing.repo.source).copy(self._listing, home.file, start, sink)
                 return sink.checksum.digest()
@@ -272,7 +274,7 @@ class _Download:
 
     @contextmanager
     def _locked(self, home: _Destination) -> Iterator[None]:
-        """Alone among all processes that write that file; the system frees the lock of one that was killed."""
+        """Hold the lock of the file among all processes; the system frees the lock of a process that was killed."""
         from filelock import FileLock, Timeout
 
         home.lock.parent.mkdir(parents=True, exist_ok=True)
@@ -282,8 +284,8 @@ class _Download:
                 lock.acquire(timeout=POLL_SECONDS)
                 break
             except Timeout:
-                self._continue(home, home.here())  # what the other has brought
-            except NotImplementedError:  # a file system without locks: the digest tells what two have mixed up
+                self._continue(home, home.here())  # the bytes that the other process has written
+            except NotImplementedError:  # a file system without locks: the digest finds what two writers mixed up
                 break
         try:
             yield
@@ -292,7 +294,7 @@ class _Download:
 
 
 class _PartialFile:
-    """A part that is written to: counts, computes the digest, and ends where it is told to."""
+    """A partial file that is written: counts its bytes, computes the digest, and ends the download if it must stop."""
 
     def __init__(self, path: Path, stream: FileIO, home: _Destination, on_bytes: Callable[[int], None]) -> None:
         self.path = path
@@ -306,7 +308,9 @@ class _PartialFile:
 
     def write(self, data: bytes) -> int:
         if self._at + len(data) > self._home.file.size:
-            raise DownloadFailed(f"more comes of `{self._home.file.path}` than it has", "try again later")
+            raise DownloadFailed(
+                f"more bytes of `{self._home.file.path}` arrive than it should have", "try again later"
+            )
         with _disk_errors(self._home.root, self._home.variable):
             rest = memoryview(data)
             while rest:
@@ -316,7 +320,10 @@ class _PartialFile:
         return len(data)
 
     def follow(self, arrived: int = 0) -> None:
-        """Take in what the part has beyond what is known of. The one who appends it may have `arrived` bytes in all."""
+        """Hash and count the bytes that the writer appended to the file since the last call.
+
+        `arrived`: bytes that the writer reports as received in all, even if they are not on the disk yet.
+        """
         self._arrived = min(max(arrived, self._arrived), self._home.file.size)
         with _disk_errors(self._home.root, self._home.variable):
             self._stream.seek(self._at)
@@ -334,7 +341,7 @@ class _PartialFile:
         return self._at
 
     def seek(self, place: int, whence: int = 0) -> int:
-        """To the beginning only: the server sends all of it again."""
+        """Go back to the beginning, and nowhere else: the server sends the whole file again."""
         assert (place, whence) == (0, 0)
         self.checksum.close()
         self.checksum = Checksum(self._home.file)
@@ -355,7 +362,7 @@ def _wait_for_next(results: SimpleQueue[BaseException | None]) -> BaseException 
 
 @contextmanager
 def _disk_errors(root: Path, variable: str) -> Iterator[None]:
-    """Errors of the disk, in a sentence. `variable`: what moves the root; empty where `--dir` has named it."""
+    """Raise DownloadFailed for errors of the disk. `variable`: the one that moves `root`; empty for `--dir`."""
     try:
         yield
     except OSError as error:

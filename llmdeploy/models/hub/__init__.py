@@ -1,8 +1,8 @@
 """The Hugging Face Hub: a source of repositories, and the cache that all programs of this machine share.
 
-The only package that imports huggingface_hub. That library reads the variables: HF_ENDPOINT (a mirror), HF_TOKEN,
-HF_HOME and HF_HUB_CACHE (where the cache is), HF_HUB_OFFLINE, HF_HUB_DISABLE_XET, HF_HUB_ETAG_TIMEOUT and
-HF_HUB_DOWNLOAD_TIMEOUT (seconds until a silent server counts as gone; 10 each).
+This is the only package that imports huggingface_hub, which reads these variables: HF_ENDPOINT (a mirror), HF_TOKEN,
+HF_HOME and HF_HUB_CACHE (the folder of the cache), HF_HUB_OFFLINE, HF_HUB_DISABLE_XET, HF_HUB_ETAG_TIMEOUT and
+HF_HUB_DOWNLOAD_TIMEOUT (seconds until a silent server is given up; 10 each).
 """
 
 from llmdeploy.models.hub.api import listing, open_remote

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def listing(repo: HubRepo) -> Listing:
-    """Two requests: for the commit that the revision names, and for its files. Raises DownloadFailed."""
+    """Request the commit of the revision, and then the files of that commit. Raises DownloadFailed."""
     with explaining(HubFile(repo.repo, "", repo.revision)):
         from huggingface_hub import HfApi, constants
         from huggingface_hub.utils import build_hf_headers, paginate
 
-        # Asked once without retries, so that a dead network is told within HF_HUB_ETAG_TIMEOUT.
+        # One request without retries, so that a dead network is reported within HF_HUB_ETAG_TIMEOUT.
         wait = constants.HF_HUB_ETAG_TIMEOUT
         commit = HfApi().model_info(repo.repo, revision=repo.revision, timeout=wait).sha
         assert commit is not None
@@ -33,7 +33,7 @@ def listing(repo: HubRepo) -> Listing:
 
 
 def open_remote(file: HubFile) -> BinaryIO:
-    """The file, to seek and read in. Raises DownloadFailed, here and where it is read."""
+    """Open a file of the Hub for seeking and reading. Raises DownloadFailed, here and from reads."""
     remote = _Remote(file)
     with explaining(file):
         remote.locate()
@@ -52,20 +52,22 @@ def _file(entry: dict[str, Any]) -> RemoteFile:
 
 
 class _Remote:
+    """A file at the Hub, or at the storage that the Hub redirects to."""
+
     def __init__(self, file: HubFile) -> None:
         self._file = file
         self.size = 0
 
     def locate(self) -> None:
-        """Find out how large it is and where its bytes are."""
+        """Request the size of the file and the address of its bytes."""
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
         from huggingface_hub.errors import FileMetadataError
 
         self._url = hf_hub_url(self._file.repo, self._file.file, revision=self._file.revision)
-        # Asked once without retries, so that a dead network is told within HF_HUB_ETAG_TIMEOUT.
+        # One request without retries, so that a dead network is reported within HF_HUB_ETAG_TIMEOUT.
         metadata = get_hf_file_metadata(self._url)
         if metadata.size is None:
-            raise FileMetadataError("it tells no size")
+            raise FileMetadataError("it states no size")
         self._location, self.size = metadata.location, metadata.size
 
     def get(self, start: int, end: int) -> bytes:
@@ -81,7 +83,7 @@ class _Remote:
             return self._got(start, end)
 
     def _may_pass(self, status: int) -> bool:
-        """Whether another try may do: the right in the store's address has run out, or the server had a bad moment."""
+        """Return whether another try may succeed: the signed address has expired, or the server had an error."""
         return status >= 500 or (status in {401, 403} and not self._at_the_hub)
 
     def _got(self, start: int, end: int) -> bytes:
@@ -97,10 +99,10 @@ class _Remote:
         return sink.getvalue()
 
     def _headers(self, start: int, end: int) -> dict[str, str]:
-        """The token is for the Hub: the store that the Hub sends us to finds a right in the address itself."""
+        """Return the headers of a range. Only the Hub gets the token: the address of the storage is signed."""
         from huggingface_hub.utils import build_hf_headers
 
-        # Compressed, the ranges would be those of other bytes.
+        # Ranges of a compressed answer would be ranges of other bytes.
         ours = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
         headers: dict[str, str] = build_hf_headers(token=None if self._at_the_hub else False, headers=ours)
         return headers
@@ -111,11 +113,11 @@ class _Remote:
 
 
 class _MoreThanAsked(Exception):
-    """The server sends the file from its beginning to its end."""
+    """The server sends more than the range."""
 
 
 class _LimitedBuffer(io.BytesIO):
-    """Takes so many bytes; one more ends the transfer."""
+    """A buffer of at most `limit` bytes; one more ends the transfer."""
 
     def __init__(self, limit: int) -> None:
         super().__init__()

@@ -1,11 +1,11 @@
-"""The Hub's cache on this machine, as huggingface_hub, transformers and vLLM read and write it.
+"""The Hub's cache on this machine, in the layout that huggingface_hub, transformers and vLLM share.
 
-    models--owner--name/refs/main                   the commit that the branch was at when it was last fetched
+    models--owner--name/refs/main                   the commit of the branch at its last download
     models--owner--name/snapshots/COMMIT/PATH       a link to the content
-    models--owner--name/blobs/DIGEST                the content, by its SHA-256, or Git's SHA-1 where Git has it
-    .locks/models--owner--name/DIGEST.lock          held by who writes that blob
+    models--owner--name/blobs/DIGEST                the content, by its SHA-256, or by Git's SHA-1 if it is in Git
+    .locks/models--owner--name/DIGEST.lock          locked by the process that writes that blob
 
-Where links are not allowed (Windows), the content lies in the snapshot itself. Layout:
+On systems that do not allow links (Windows), the content is in the snapshot itself. Layout:
 https://huggingface.co/docs/huggingface_hub/guides/manage-cache
 """
 
@@ -27,7 +27,7 @@ from llmdeploy.models.source import Listing, RemoteFile
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 PART = ".llmdeploy.incomplete"
-"""Behind the digest: huggingface_hub's own parts have names that no later download finds."""
+"""Suffix of a partial file after the digest: huggingface_hub's own names are not found by a later download."""
 
 
 def cache() -> Path:
@@ -41,7 +41,7 @@ def cached(file: HubFile) -> Path | None:
     snapshot = _snapshot(file.home)
     if snapshot is None or ".." in PurePosixPath(file.file).parts:
         return None
-    with suppress(OSError):  # a folder that may not be read: `fetch` says so
+    with suppress(OSError):  # a folder without permission: the download reports it
         path = snapshot / file.file
         return path if path.is_file() else None
     return None
@@ -57,7 +57,7 @@ def held(repo: HubRepo) -> tuple[str, ...]:
 
 
 def part(listing: Listing, file: RemoteFile) -> Path:
-    """The part; or the file itself, where another commit has brought its content."""
+    """Return the path of the partial file, or of the file itself if another commit has brought its content."""
     blob, pointer = _blob(listing, file), _pointer(listing, file)
     whole = next((path for path in (blob, pointer) if path.is_file() and path.stat().st_size == file.size), None)
     return whole or blob.with_name(file.digest + PART)
@@ -68,7 +68,7 @@ def lock(listing: Listing, file: RemoteFile) -> Path:
 
 
 def in_work(repository: Path) -> bool:
-    """Whether a program writes files of a repository, which is given by its folder."""
+    """Return whether a program is writing files of the repository in that folder."""
     from filelock import FileLock, Timeout
 
     for path in (repository.parent / ".locks" / repository.name).glob("*.lock"):
@@ -77,7 +77,7 @@ def in_work(repository: Path) -> bool:
                 pass
         except Timeout:
             return True
-        except (OSError, NotImplementedError):  # another user's, or a file system without locks: nobody can tell
+        except (OSError, NotImplementedError):  # a file of another user, or a file system without locks: unknown
             continue
     return False
 
@@ -95,7 +95,7 @@ def place(listing: Listing, file: RemoteFile, part: Path) -> Path:
 def remove(files: Collection[Path], repositories: Collection[Path]) -> None:
     """Remove files of snapshots, and whole repositories (their folders), from the cache.
 
-    A blob that another file needs stays. Raises LlmdeployError where something cannot be removed.
+    A blob that another file needs stays, by huggingface_hub's own rules. Raises LlmdeployError if something remains.
     """
     library.silence()
     from huggingface_hub import scan_cache_dir
@@ -105,7 +105,7 @@ def remove(files: Collection[Path], repositories: Collection[Path]) -> None:
     found = scan_cache_dir(cache())
     for repo in found.repos:
         if repo.repo_path in folders:
-            # Alone: a repository that is a copy of another may have its commits too.
+            # Only this one: a copy of a repository has the same commits.
             alone = replace(found, repos=frozenset({repo}))
             alone.delete_revisions(*(revision.commit_hash for revision in repo.revisions)).execute()
         elif gone := [it for revision in repo.revisions for it in revision.files if it.file_path in real]:
@@ -131,32 +131,32 @@ def _pointer(listing: Listing, file: RemoteFile) -> Path:
 
 
 def _snapshot(repo: HubRepo) -> Path | None:
-    """The folder of the repository's files at its revision; it need not exist."""
+    """Return the folder of the repository's files at its revision; it need not exist."""
     commit = repo.revision
     if not COMMIT.fullmatch(commit):
         try:
             commit = (_folder(repo) / "refs" / repo.revision).read_text().strip()
-        except (OSError, ValueError):  # none, or a name that no file can have
+        except (OSError, ValueError):  # it is missing, or no file can have that name
             return None
     return _folder(repo) / "snapshots" / commit if COMMIT.fullmatch(commit) else None
 
 
 def _link(blob: Path, pointer: Path) -> None:
     pointer.parent.mkdir(parents=True, exist_ok=True)
-    pointer.unlink(missing_ok=True)  # one that leads nowhere
+    pointer.unlink(missing_ok=True)  # a broken link
     try:
         pointer.symlink_to(os.path.relpath(blob, pointer.parent))
     except FileExistsError:  # another process made it
         return
-    except OSError:  # Windows, for who may not make links
+    except OSError:  # Windows, for users who may not make links
         blob.replace(pointer)
 
 
 def _name(ref: Path, commit: str) -> None:
-    """The revision is that commit from now on, for whoever asks without a network."""
+    """Record that the revision is that commit, for later use without a network."""
     if ref.name == commit or (ref.is_file() and ref.read_text() == commit):
         return
     ref.parent.mkdir(parents=True, exist_ok=True)
-    new = ref.with_name(f"{ref.name}.{os.getpid()}.{threading.get_ident()}.new")  # files arrive side by side
+    new = ref.with_name(f"{ref.name}.{os.getpid()}.{threading.get_ident()}.new")  # several threads place files
     new.write_text(commit)
     new.replace(ref)

@@ -1,4 +1,4 @@
-"""The bytes of the Hub's files: from its Xet storage, or over plain HTTP."""
+"""Downloads of the Hub's files, from its Xet storage or over plain HTTP."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from llmdeploy.models.reference import HubFile
 from llmdeploy.models.source import Listing, RemoteFile, Sink
 
 POLL_SECONDS = 0.01
-"""Seconds between two looks at what hf_xet has written."""
+"""Seconds between two checks of what hf_xet has written."""
 
 
 def copy(listing: Listing, file: RemoteFile, start: int, sink: Sink) -> None:
-    """Raises DownloadFailed, and what the sink raises."""
+    """Download a file from offset `start` on. Raises DownloadFailed, and what the sink raises."""
     with explaining(HubFile(listing.repo.repo, file.path, listing.commit)):
         from huggingface_hub import constants
 
@@ -29,10 +29,10 @@ def copy(listing: Listing, file: RemoteFile, start: int, sink: Sink) -> None:
             _by_xet(listing, file, start, sink)
         except LlmdeployError:
             raise
-        except Exception:  # hf_xet has its own; where only its storage is out of reach, the Hub sends the file itself
+        except Exception:  # hf_xet has its own; if only its storage is unreachable, the Hub sends the file
             if file.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
                 raise
-            sink.follow()  # should hf_xet write on even now, the digest tells
+            sink.follow()  # if hf_xet still writes, the digest will show it
             _by_http(listing, file, sink.tell(), sink)
 
 
@@ -46,12 +46,12 @@ def _by_xet(listing: Listing, file: RemoteFile, start: int, sink: Sink) -> None:
             _rest_by_xet(access, info, start, sink)
         else:
             _all_by_xet(access, info, sink)
-    if sink.tell() < file.size:  # after an error its stream may end as if all had come
+    if sink.tell() < file.size:  # after an error the stream may end as if it were complete
         raise EOFError(f"Xet sent {sink.tell()} of {file.size} bytes")
 
 
 def _all_by_xet(access: dict[str, Any], info: Any, sink: Sink) -> None:
-    """It writes the file itself, from its beginning on and in order, with half the processor time of its streams."""
+    """Let hf_xet write the file itself, in order: that takes half the processor time of its streams."""
     with xet_memory.session().new_file_download_group(**access) as group:
         download = group.start_download_file(info, str(sink.path))
         wait = threading.Thread(target=_wait, args=(download,), daemon=True)
@@ -63,7 +63,7 @@ def _all_by_xet(access: dict[str, Any], info: Any, sink: Sink) -> None:
 
 
 def _wait(download: Any) -> None:
-    with suppress(Exception):  # the group raises it too
+    with suppress(Exception):  # the group raises the same
         download.result()
 
 
@@ -77,7 +77,7 @@ def _by_http(listing: Listing, file: RemoteFile, start: int, sink: Sink) -> None
     from huggingface_hub.utils import build_hf_headers
 
     url = hf_hub_url(listing.repo.repo, file.path, revision=listing.commit)
-    # Of a compressed answer no range could be asked for.
+    # A compressed answer could not be resumed by a range.
     headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
     library.http_get(url, cast("BinaryIO", sink), file.size, headers, start)
 

@@ -1,4 +1,4 @@
-"""What failures of huggingface_hub mean, in a sentence and with a way on."""
+"""Explanations of huggingface_hub's errors: a sentence and a hint for the user."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def explaining(file: HubFile) -> Iterator[None]:
-    """What goes wrong within becomes DownloadFailed; errors of ours, and Ctrl-C, stay what they are."""
+    """Raise DownloadFailed for every error in the block, except those of llmdeploy and Ctrl-C."""
     library.silence()
     try:
         yield
@@ -32,7 +32,7 @@ def explaining(file: HubFile) -> Iterator[None]:
 
 
 def explain(file: HubFile, error: Exception) -> DownloadFailed:
-    """What it means for that file, or for its repository where the file has no name."""
+    """Return the error for that file, or for its repository if the file has no name."""
     from huggingface_hub import errors
 
     chain = network.chain(error)
@@ -42,11 +42,11 @@ def explain(file: HubFile, error: Exception) -> DownloadFailed:
     return _explain_settings(chain) or _explain_network(file, chain)
 
 
-# --- What a failure means
+# --- Causes
 
 
 def _explain_answer(file: HubFile, error: HfHubHTTPError) -> DownloadFailed:
-    """The Hub answered, and not with the file."""
+    """Return the error for an HTTP status with which the Hub answered."""
     from huggingface_hub import errors
 
     status = error.response.status_code
@@ -76,7 +76,7 @@ def _explain_answer(file: HubFile, error: HfHubHTTPError) -> DownloadFailed:
 
 def _explain_gate(repo: str, status: int) -> DownloadFailed:
     page = f"{_endpoint()}/{repo}"
-    if status == 403:  # there is a token, and the Hub knows it
+    if status == 403:  # the Hub knows the token
         return DownloadFailed(
             f"`{repo}` is gated, and the account of the access token is not let in yet",
             f"accept its terms at `{page}` with that account; some owners look at each request",
@@ -88,7 +88,7 @@ def _explain_gate(repo: str, status: int) -> DownloadFailed:
 
 
 def _explain_settings(chain: list[BaseException]) -> DownloadFailed | None:
-    """The user's own words are the cause. None when they are not."""
+    """Return the error if a setting or a name that the user gave is the cause, else None."""
     from huggingface_hub import errors
 
     for error in chain:
@@ -99,19 +99,21 @@ def _explain_settings(chain: list[BaseException]) -> DownloadFailed | None:
             )
         if isinstance(error, errors.HFValidationError):
             return DownloadFailed("the Hub allows no such repository name", "the form is `hf://owner/repo/file.gguf`")
-        if isinstance(error, OSError) and error.filename:  # that of a connection names no file
+        if isinstance(error, OSError) and error.filename:  # errors of connections name no file
             hint = "set `HF_HOME` to a folder that you may write to"
             return DownloadFailed(f"`{error.filename}` cannot be used: {error.strerror}", hint)
     return None
 
 
 def _explain_network(file: HubFile, chain: list[BaseException]) -> DownloadFailed:
-    """The Hub was not reached, or it broke off."""
+    """Return the error for a Hub that was not reached, or whose answer ended early."""
     from huggingface_hub import errors
 
     endpoint = _endpoint()
     if not endpoint.startswith(("http://", "https://")):
-        return DownloadFailed(f"`HF_ENDPOINT` is `{endpoint}`, which is no address", "such as `https://huggingface.co`")
+        return DownloadFailed(
+            f"`HF_ENDPOINT` is `{endpoint}`, which is not an address", "such as `https://huggingface.co`"
+        )
     proxy = network.proxy_to(endpoint)
     where = f"`{endpoint}`" + (f" through the proxy `{proxy}`" if proxy else "")
     hint = f"check the network, {ELSEWHERE}"
@@ -123,7 +125,7 @@ def _explain_network(file: HubFile, chain: list[BaseException]) -> DownloadFaile
     if any(isinstance(error, TimeoutError) for error in chain) or any("Timeout" in name for name in names):
         return DownloadFailed(f"{where} did not answer in time", hint)
     not_the_hubs = ValueError | TypeError | KeyError | AssertionError | errors.FileMetadataError
-    if isinstance(chain[0], not_the_hubs):  # no JSON, other JSON, no headers of its
+    if isinstance(chain[0], not_the_hubs):  # not JSON, other JSON, or other headers
         return DownloadFailed(f"{where} does not answer as a Hub does", f"check `HF_ENDPOINT`, or {LOCAL_FILE}")
     what = f"`{file.file or file.repo}`"
     return DownloadFailed(f"{what} could not be downloaded from {where}: {network.reason(chain)}", hint)

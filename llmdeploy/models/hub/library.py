@@ -1,4 +1,4 @@
-"""huggingface_hub as this package uses it: set up before its import, silent, and the parts of it that are not public.
+"""The use of huggingface_hub: its settings before the import, its silence, and the parts of it that are not public.
 
 Only this file may use what huggingface_hub does not promise to keep. `PRIVATE` names all of it, and a test looks for
 each name, so that a release without one fails there.
@@ -16,7 +16,7 @@ PRIVATE = (
     "huggingface_hub.utils._xet.refresh_xet_connection_info",
 )
 CHUNK_BYTES = 2**20
-"""Bytes that are written at once, and the most that are lost if a process is killed."""
+"""Bytes of one write, and the most that are lost if a process is killed."""
 
 
 def disable_telemetry() -> None:
@@ -31,7 +31,7 @@ def disable_telemetry() -> None:
 def silence() -> None:
     """Silence its warnings and its log, for good, because other threads download too.
 
-    What matters of them becomes an exception.
+    Everything important is raised as an exception.
     """
     disable_telemetry()
     warnings.filterwarnings("ignore", module=r"(huggingface_hub|llmdeploy\.models\.hub)(\..*)?$")

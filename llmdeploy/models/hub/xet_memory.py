@@ -1,4 +1,4 @@
-"""Memory for hf_xet, which takes up to 64 MB for each piece of a file and gives them back at once."""
+"""The memory of hf_xet, which allocates up to 64 MB for each piece of a file and frees them at once."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from functools import cache
 from typing import Any
 
 BUFFER_BYTES = 512_000_000
-"""Bytes that all files on their way have together; hf_xet's own limit is 6 GB."""
+"""Bytes of the buffers of all downloads together; hf_xet's own limit is 6 GB."""
 TRIM_THRESHOLD_BYTES = 2**30
-"""Free memory from which on glibc returns it to the system, while files are downloaded."""
+"""Free bytes that glibc keeps during downloads before it returns memory to the system."""
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 DEFAULT_MMAP_MAX, DEFAULT_TRIM_THRESHOLD_BYTES = 65536, 2**17
 """The values that glibc starts with; they are restored because a service goes on after its downloads."""
@@ -24,9 +24,9 @@ _users = 0
 
 @contextmanager
 def reused() -> Iterator[None]:
-    """Have glibc keep what is given back for the next piece, until the last one leaves this.
+    """Make glibc keep freed memory for the next piece, until the last download ends.
 
-    Else each piece is mapped anew, and the kernel clears its pages: a fifth of a download's processor time.
+    Otherwise each piece gets new pages, which the kernel clears: a fifth of the processor time of a download.
     """
     global _users
     with _changing:
@@ -46,7 +46,7 @@ def reused() -> Iterator[None]:
 
 
 def session() -> Any:
-    """Of hf_xet, one for all downloads; with little memory where the user has not said how much."""
+    """Return the session of hf_xet for all downloads, with small buffers unless the user has set their size."""
     with _changing:
         return _session()
 

@@ -1,4 +1,4 @@
-"""ModelScope: its repositories, and its cache on this machine. A source of repositories (`llmdeploy.models.source`)."""
+"""ModelScope as a source of repositories (`llmdeploy.models.source`), with its cache on this machine."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ __all__ = [
 ]
 
 MOST_FILES = 3000
-"""As many entries ModelScope lists at most, and does not say that there are more."""
-PAUSES = (0.2, 1)
-"""Seconds before another try where a connection broke off and nothing had come."""
+"""The most entries that ModelScope lists; it does not say whether there are more."""
+PAUSES_SECONDS = (0.2, 1)
+"""Seconds before each further try after a connection ended and brought nothing."""
 
 
 def cached(file: HubFile) -> Path | None:
-    """The file in the cache, whole, or None. Touches no network."""
+    """Return the whole file in the cache, or None. Uses no network."""
     return layout.find(file)
 
 
 def held(repo: HubRepo) -> tuple[str, ...]:
-    """The paths of the repository's files that are cached at that revision. Touches no network."""
+    """Return the paths of the repository's files that are cached at that revision. Uses no network."""
     return layout.held(repo)
 
 
 def listing(repo: HubRepo) -> Listing:
-    """What the repository holds. Raises DownloadFailed."""
+    """Request the files of the repository. Raises DownloadFailed."""
     commit = _commit(repo)
     entries = api.document(_any(repo), "repo/files", {"Revision": commit, "Recursive": "True"}).get("Files")
     if entries is None:
@@ -63,9 +63,9 @@ def listing(repo: HubRepo) -> Listing:
 
 
 def part(listing: Listing, file: RemoteFile) -> Path:
-    """Where the bytes of a download that goes on lie, so that a later one finds them.
+    """Return the path of the partial file, at which a later download finds it.
 
-    A file of that size which another commit or the library has brought is a part too, until its digest is checked.
+    A file of that size that another commit or the library has brought counts as one until its digest is checked.
     """
     found = layout.library_folder(listing.repo) / file.path
     if found.is_file() and found.stat().st_size == file.size:
@@ -75,19 +75,19 @@ def part(listing: Listing, file: RemoteFile) -> Path:
 
 
 def lock(listing: Listing, file: RemoteFile) -> Path:
-    """The lock file that all programs which share the cache take before they write that file."""
+    """Return the lock file that all programs that share the cache take before they write that file."""
     return layout.lock(listing.repo.repo, file.path)
 
 
 def copy(listing: Listing, file: RemoteFile, start: int, sink: Sink) -> None:
-    """Write the file's bytes from `start` on to `sink`; a connection that breaks off is taken up again.
+    """Write the bytes of the file from `start` on to `sink`; resume if the connection ends early.
 
-    Where ModelScope sends the file from its beginning all the same, the sink is sought to 0 and truncated first.
-    Raises DownloadFailed; what `sink` raises goes through.
+    If ModelScope sends the file from its beginning in spite of `start`, seek `sink` to 0 and truncate it first.
+    Raises DownloadFailed, and what `sink` raises.
     """
     wanted = HubFile(listing.repo.repo, file.path, listing.commit, "ms")
     at = furthest = start
-    pauses = iter(PAUSES)
+    pauses = iter(PAUSES_SECONDS)
     while True:
         try:
             for reached in _written(wanted, at, sink):
@@ -95,7 +95,7 @@ def copy(listing: Listing, file: RemoteFile, start: int, sink: Sink) -> None:
             return
         except api.BrokenOff:
             if at > furthest:
-                furthest, pauses = at, iter(PAUSES)
+                furthest, pauses = at, iter(PAUSES_SECONDS)
             elif (pause := next(pauses, None)) is None:
                 raise
             else:
@@ -103,7 +103,7 @@ def copy(listing: Listing, file: RemoteFile, start: int, sink: Sink) -> None:
 
 
 def place(listing: Listing, file: RemoteFile, part: Path) -> Path:
-    """Take a file that is whole and checked into the cache; where it lies then. Raises OSError."""
+    """Move a whole and checked file into the cache; return its path there. Raises OSError."""
     whole = layout.snapshot(listing.repo.repo, listing.commit) / file.path
     whole.parent.mkdir(parents=True, exist_ok=True)
     os.replace(part, whole)
@@ -113,7 +113,7 @@ def place(listing: Listing, file: RemoteFile, part: Path) -> Path:
 
 
 def open_remote(file: HubFile) -> BinaryIO:
-    """The file at ModelScope, to seek and read in: only the ranges that are read are fetched. Raises DownloadFailed."""
+    """Open a file at ModelScope for seeking and reading; only what is read is downloaded. Raises DownloadFailed."""
     with api.content(file, 0, 1) as response:
         _, size = api.extent(response)
     if size is None:
@@ -124,7 +124,7 @@ def open_remote(file: HubFile) -> BinaryIO:
             first, _ = api.extent(response)
             if first != start and end > remote_file.LARGEST:
                 raise DownloadFailed(
-                    f"`{api.endpoint()}` sends `{file}` only as a whole, too much to look at its header",
+                    f"`{api.endpoint()}` sends `{file}` only as a whole, which is too much for reading its header",
                     "a proxy that drops `Range` is in the way: check `env | grep -i proxy`",
                 )
             content = bytearray()
@@ -142,7 +142,7 @@ def _any(repo: HubRepo) -> HubFile:
 
 
 def _commit(repo: HubRepo) -> str:
-    """The commit that a revision names."""
+    """Return the commit that a revision names."""
     if layout.COMMIT.fullmatch(repo.revision):
         return repo.revision
     found = api.document(_any(repo), "commits", {"Ref": repo.revision, "PageNumber": "1", "PageSize": "1"}).get(
@@ -171,14 +171,16 @@ def _files(entries: Sequence[dict[str, Any]]) -> tuple[RemoteFile, ...]:
     for file in files:
         path = PurePosixPath(file.path)
         if path.is_absolute() or ".." in path.parts or "\\" in file.path:
-            raise DownloadFailed(f"ModelScope lists `{file.path}`, which is no path in a repository", "report it there")
+            raise DownloadFailed(
+                f"ModelScope lists `{file.path}`, which is not a path in a repository", "report it there"
+            )
     return files
 
 
 def _written(file: HubFile, start: int, sink: Sink) -> Iterator[int]:
-    """Write the file from `start` on; the offset that is reached, again and again."""
+    """Write the file from `start` on to `sink`, and yield each offset that is reached."""
     with api.content(file, start) as response:
-        too_long = response.status_code == 416  # what is here of the file is longer than the file
+        too_long = response.status_code == 416  # the partial file is longer than the file
         first, _ = api.extent(response)
         if first not in {0, start}:
             raise api.stranger()
@@ -187,7 +189,7 @@ def _written(file: HubFile, start: int, sink: Sink) -> Iterator[int]:
             sink.truncate()
             yield 0
         if too_long:
-            raise api.BrokenOff(f"`{file}` has fewer bytes than were fetched of it", "try again")
+            raise api.BrokenOff(f"`{file}` has fewer bytes than were downloaded", "try again")
         for block in response.iter_bytes():
             sink.write(block)
             first += len(block)

@@ -1,18 +1,18 @@
-"""ModelScope's API, as far as a download needs it: three GETs below `<endpoint>/api/v1/models/<owner>/<name>`.
+"""The part of ModelScope's API that a download needs: three GETs below `<endpoint>/api/v1/models/<owner>/<name>`.
 
-    commits?Ref=<revision>&PageNumber=1&PageSize=1    Data.Commit[0].Id; of an unknown revision no commit
+    commits?Ref=<revision>&PageNumber=1&PageSize=1    Data.Commit[0].Id; empty for an unknown revision
     repo/files?Revision=<commit>&Recursive=True       Data.Files[]: Path, Type, Size, Sha256; 3000 at most
     repo?Revision=<commit>&FilePath=<path>            the file, or a redirect to a store, which has ranges
 
-The official client, modelscope-hub, would be 50 MB of other packages for these, and downloads in a way of its own. The
-routes, the token and the variables are those of its source (0.5.1: `_legacy_api.py`, `config.py`; `commits` is the
-`list_repo_commits` of modelscope 1.3x); the numbers of the errors, where a body says `Code`, are as measured by others
-(most failures have the status 404, and only the number tells them apart). A range may be answered with the status 200
-(github.com/modelscope/modelscope_hub/issues/50), and a small file as a whole: what counts is Content-Range.
+The official client, modelscope-hub, would bring 50 MB of other packages for these, and has its own way of downloading.
+The routes, the token and the variables are those of its source (0.5.1: `_legacy_api.py`, `config.py`; `commits` is the
+`list_repo_commits` of modelscope 1.3x). The numbers of the errors, in `Code` of a body, are as reported by others: most
+failures have the status 404, and only the number distinguishes them. A range may be answered with the status 200
+(github.com/modelscope/modelscope_hub/issues/50), and a small file as a whole: Content-Range decides.
 
 MODELSCOPE_ENDPOINT (or MODELSCOPE_DOMAIN) names another address, MODELSCOPE_API_TOKEN a token,
-MODELSCOPE_DOWNLOAD_TIMEOUT the seconds until a silent server counts as gone. The token goes to that address only, never
-on to the store. A login of the library's is not read: it is a pickle.
+MODELSCOPE_DOWNLOAD_TIMEOUT the seconds until a silent server is given up. The token is sent to that address only, never
+to the storage. A login of the library is not read, because it is a pickle.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ CONNECT_SECONDS = 10
 READ_SECONDS = 30
 
 NO_REPOSITORY, NO_ACCESS, NO_REVISION, NO_FILE = 10010205001, 10010200001, 10990101004, 10990101007
-"""What `Code` says in the body of a refusal."""
+"""Values of `Code` in the body of an error."""
 
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 _TOKEN_HINT = "set `MODELSCOPE_API_TOKEN` to an access token (`{endpoint}/my/access/token`)"
 
 
 class BrokenOff(DownloadFailed):
-    """The connection ended before the answer did; another try may go on."""
+    """The connection ended before the answer; another try may resume."""
 
 
 def endpoint() -> str:
-    """The address of ModelScope, without a slash at its end."""
+    """Return the address of ModelScope, without a slash at its end."""
     address = os.environ.get("MODELSCOPE_ENDPOINT") or os.environ.get("MODELSCOPE_DOMAIN") or "https://modelscope.cn"
     return (address if "://" in address else f"https://{address}").rstrip("/")
 
 
 def document(file: HubFile, route: str, query: Mapping[str, str]) -> dict[str, Any]:
-    """The `Data` of an answer in JSON. Raises DownloadFailed."""
+    """Return the `Data` of a JSON answer. Raises DownloadFailed."""
     with answer(file, route, query) as response:
         response.read()
         try:
@@ -71,9 +71,9 @@ def document(file: HubFile, route: str, query: Mapping[str, str]) -> dict[str, A
 def answer(
     file: HubFile, route: str, query: Mapping[str, str], start: int = 0, end: int | None = None
 ) -> Iterator[httpx.Response]:
-    """A GET that is answered, its body still to be read; of a range of bytes where one is named.
+    """Send a GET, for a range of bytes if one is given, and yield the answer before its body is read.
 
-    Raises DownloadFailed, and BrokenOff where it ends too early.
+    Raises DownloadFailed, and BrokenOff if the connection ends too early.
     """
     import httpx
 
@@ -94,12 +94,12 @@ def answer(
 
 
 def content(file: HubFile, start: int = 0, end: int | None = None) -> AbstractContextManager[httpx.Response]:
-    """The answer to a GET of a file, or of a range of its bytes; `extent` tells which bytes it has."""
+    """Send a GET for a file or a range of its bytes; `extent` reads from the answer which bytes it has."""
     return answer(file, "repo", {"Revision": file.revision, "FilePath": file.file}, start, end)
 
 
 def extent(response: httpx.Response) -> tuple[int, int | None]:
-    """The offset of the first byte that an answer has, and the size of the whole file; None where it is not told."""
+    """Return the offset of the first byte of an answer, and the size of the whole file; None if it is not stated."""
     if match := _RANGE.fullmatch(response.headers.get("Content-Range", "").strip()):
         return int(match[1]), None if match[2] == "*" else int(match[2])
     size = response.headers.get("Content-Length", "")
@@ -107,11 +107,12 @@ def extent(response: httpx.Response) -> tuple[int, int | None]:
 
 
 def stranger() -> DownloadFailed:
+    """Return the error for an answer that ModelScope would not send."""
     return DownloadFailed(f"`{endpoint()}` does not answer as ModelScope does", "check `MODELSCOPE_ENDPOINT`")
 
 
 def _client() -> httpx.Client:
-    """Raises DownloadFailed where the proxies or certificates of the environment are malformed."""
+    """Return an HTTP client. Raises DownloadFailed if proxies or certificates of the environment are malformed."""
     import httpx
 
     address = endpoint()
@@ -134,26 +135,27 @@ def _read_seconds() -> float:
 
 
 def _headers() -> dict[str, str]:
-    """A token goes as both: the older routes read the cookie. httpx sends neither of them on to another host.
+    """Return the headers of a request, with the token twice: the older routes read the cookie.
 
-    Raises DownloadFailed where the token could not be in a header, and would be shown in the error of one.
+    httpx sends neither of the two to another host. Raises DownloadFailed if the token is not valid in a header: the
+    error of httpx would show it.
     """
     headers = {"Accept-Encoding": "identity", "User-Agent": f"llmdeploy/{__version__}"}
     if token := os.environ.get("MODELSCOPE_API_TOKEN", "").strip():
         if not re.fullmatch(r"[!-:<-~]+", token):
             raise DownloadFailed(
-                "`MODELSCOPE_API_TOKEN` holds what no access token has: a blank, or a letter that is not ASCII",
+                "`MODELSCOPE_API_TOKEN` has a blank or a letter that is not ASCII, which no access token has",
                 "set it again: `export MODELSCOPE_API_TOKEN=ms-...`",
             )
         headers |= {"Authorization": f"Bearer {token}", "Cookie": f"m_session_id={token}"}
     return headers
 
 
-# --- What a failure means
+# --- Causes of failures
 
 
 def _refusal(file: HubFile, response: httpx.Response) -> DownloadFailed:
-    """ModelScope answered, and not with what was asked for."""
+    """Return the error for an answer that is a refusal."""
     status, code = response.status_code, _code(response)
     token = _TOKEN_HINT.format(endpoint=endpoint())
     if code == NO_REVISION:
@@ -181,6 +183,7 @@ def _refusal(file: HubFile, response: httpx.Response) -> DownloadFailed:
 
 
 def no_revision(file: HubFile) -> DownloadFailed:
+    """Return the error for a revision that the repository does not have."""
     meant = HubFile(file.repo, file.file, "master", "ms") if file.file else HubFile(file.repo, "", "master", "ms").home
     return DownloadFailed(
         f"`{file.repo}` has no revision `{file.revision}` at ModelScope", f"`{meant}` names its main branch"
@@ -205,7 +208,7 @@ def _after(response: httpx.Response) -> str:
 
 
 def _unreached(error: Exception) -> DownloadFailed:
-    """It was not reached, or it broke off."""
+    """Return the error for a ModelScope that was not reached, or a connection that ended early."""
     import httpx
 
     chain = network.chain(error)

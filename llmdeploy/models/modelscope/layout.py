@@ -1,13 +1,13 @@
-"""The cache that ModelScope's own library keeps: what we put there it finds, and what it has fetched we find.
+"""The layout of the cache that llmdeploy shares with ModelScope's own library.
 
     <cache>/models/<owner>--<name>/snapshots/<revision>/<path>    <cache>: MODELSCOPE_CACHE, or ~/.cache/modelscope
-    <cache>/models/<owner>--<name>/refs/<branch>                  ours: the commit that we last fetched of the branch
+    <cache>/models/<owner>--<name>/refs/<branch>                  llmdeploy's: the commit at the last download
     <cache>/.lock/file_<digest>.lock
-    <cache>[/hub]/models/<owner>/<name, `.` as `___`>/<path>      modelscope up to 1.37; read first where it is there
+    <cache>[/hub]/models/<owner>/<name, `.` as `___`>/<path>      modelscope up to 1.37; read first if it exists
 
-(modelscope-hub 0.5.1: `_download.py`, `config.py`.) The library's folder of a branch may hold files of several commits,
-and does not tell of which. So a file of ours lies in the folder of its commit, and the folder where the library looks
-has a hard link to it: stored once, found by both. The library replaces such a link, it never writes into the file.
+(modelscope-hub 0.5.1: `_download.py`, `config.py`.) The library's folder of a branch may have files of several commits
+without a record of which. So llmdeploy puts a file into the folder of its commit, and a hard link to it into the folder
+that the library reads: stored once, found by both. The library replaces such a link, it never writes into the file.
 """
 
 from __future__ import annotations
@@ -24,50 +24,50 @@ from llmdeploy.models.reference import MAIN, HubFile, HubRepo
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 PARTS = (".incomplete", ".parallel_tmp")
-"""The endings of files that are not whole: the library's, and ours."""
+"""Suffixes of partial files, of llmdeploy and of the library."""
 
 
 def cache() -> Path:
-    """The folder of ModelScope's cache, there or not."""
+    """Return the folder of ModelScope's cache, which need not exist."""
     if path := os.environ.get("MODELSCOPE_CACHE"):
         return Path(os.path.expanduser(path)).absolute()
     return Path(os.path.expanduser("~/.cache/modelscope"))
 
 
 def snapshot(repo: str, revision: str) -> Path:
-    """The folder of a repository's files at a revision: a branch, a tag or a commit."""
+    """Return the folder of a repository's files at a revision: a branch, a tag or a commit."""
     return _repository(repo) / "snapshots" / revision
 
 
 def library_folder(repo: HubRepo) -> Path:
-    """The folder in which the library looks for the files of that revision."""
+    """Return the folder in which the library looks for the files of that revision."""
     older = _older_folder(repo.repo) if repo.revision == MAIN["ms"] else None
     return older or snapshot(repo.repo, repo.revision)
 
 
 def lock(repo: str, path: str) -> Path:
-    """The lock file that the library takes before it writes a file of a repository, whatever the revision."""
+    """Return the lock file that the library takes before it writes a file, one for all its revisions."""
     key = "\0".join(("modelscope-hub-download-lock-v2", "file", "model", repo, path))
     return cache() / ".lock" / f"file_{hashlib.sha256(key.encode()).hexdigest()}.lock"
 
 
 def find(file: HubFile) -> Path | None:
-    """The file in the cache, whole, or None."""
+    """Return the whole file in the cache, or None."""
     if ".." in PurePosixPath(file.revision, file.file).parts:
         return None
-    with suppress(OSError):  # a folder that may not be read
+    with suppress(OSError):  # a folder without permission
         path = _folder(file.home) / file.file
         return path if path.is_file() else None
     return None
 
 
 def held(repo: HubRepo) -> tuple[str, ...]:
-    """The paths of the repository's files that are whole in the cache at that revision."""
+    """Return the paths of the repository's files that are whole in the cache at that revision."""
     return tuple(sorted(_files(_folder(repo)))) if ".." not in PurePosixPath(repo.revision).parts else ()
 
 
 def name(repo: HubRepo, commit: str) -> None:
-    """A branch or a tag is at that commit from now on. Raises OSError."""
+    """Record that the branch or tag is at that commit. Raises OSError."""
     ref = _ref(repo)
     if repo.revision != commit and _named(ref) != commit:
         ref.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def name(repo: HubRepo, commit: str) -> None:
 
 
 def share(file: Path, into: Path) -> None:
-    """Have the library find the file in its own folder too, where the file system has hard links."""
+    """Link the file into the library's own folder too, if the file system has hard links."""
     with suppress(OSError):
         into.parent.mkdir(parents=True, exist_ok=True)
         if not into.exists() or not into.samefile(file):
@@ -84,9 +84,9 @@ def share(file: Path, into: Path) -> None:
 
 
 def repositories(root: Path) -> list[tuple[HubRepo, Path]]:
-    """What a cache holds: each repository at each revision, branches and tags first, and the folder of its files.
+    """Return each repository of a cache at each revision, branches and tags first, with the folder of its files.
 
-    The same file may be in several of them: at its branch and at its commit.
+    The same file may be in several of these folders: at its branch and at its commit.
     """
     models = root / "models"
     snapshots = sorted(models.glob("*--*/snapshots/*"), key=lambda folder: (_is_commit(folder), folder))
@@ -101,7 +101,7 @@ def _repository(repo: str) -> Path:
 
 
 def _folder(repo: HubRepo) -> Path:
-    """Of the commit that we have fetched; the library's, where it alone has fetched any, or ours were removed."""
+    """Return llmdeploy's folder of the last commit, or the library's folder if that one does not exist."""
     commit = _named(_ref(repo))
     ours = snapshot(repo.repo, commit) if commit else None
     return ours if ours and ours.is_dir() else library_folder(repo)
@@ -139,7 +139,7 @@ def _is_commit(folder: Path) -> bool:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """The files in a folder, by their paths in it; those that are not whole left out, and the library's own."""
+    """Yield the paths of the files in a folder, without partial files and the library's own records."""
     for path in folder.rglob("*"):
         name = path.relative_to(folder)
         if not name.parts[0].startswith(".") and not name.name.endswith(PARTS) and path.is_file():

@@ -1,4 +1,4 @@
-"""The names of the Hub's repositories at ModelScope: the same in most cases."""
+"""The names of the Hub's repositories at ModelScope, which are the same in most cases."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Repository = TypeVar("Repository", bound=HubRepo | HubFile)
 
 
 def at_modelscope(reference: Repository) -> Repository:
-    """The same repository, or file of it, at ModelScope; whether it is there is not known.
+    """Return the same repository or file at ModelScope; whether it exists there is not known.
 
-    A revision that is not the main branch stays: the commits of the two are not the same.
+    A revision other than the main branch is not changed, although commits differ between the two.
     """
     if reference.source == "ms":
         return reference

@@ -1,1 +1,1 @@
-"""The places where models lie on this machine: one reader each. `llmdeploy.models.store` is the view of them all."""
+"""Readers of the places that have models on this machine, one each; `llmdeploy.models.store` combines them."""
