@@ -110,7 +110,7 @@ def remove(engine: EngineName, yes: Yes = False, json: options.Json = False) -> 
 
 
 def _require_vllm(engine: str, verb: str) -> None:
-    """Raises UsageError and InstallFailed: the other engines are not installed by llmdeploy."""
+    """Raise UsageError for an unknown engine, and InstallFailed for one that llmdeploy does not install."""
     if engine == "vllm":
         return
     if engine not in ENGINE_NAMES:
@@ -125,7 +125,7 @@ def _require_vllm(engine: str, verb: str) -> None:
 
 
 def _require_idle() -> None:
-    """What serves now must keep its files. Raises InstallFailed."""
+    """Raise InstallFailed if the engine serves now: its files are in use."""
     from llmdeploy.service import state
 
     situation = state.observe()

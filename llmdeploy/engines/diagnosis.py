@@ -1,4 +1,4 @@
-"""An engine's last words -> the cause in one sentence, and the fix. Tables: the first row that matches speaks."""
+"""The diagnosis of a server that ended: its log and its exit status -> the cause in one sentence, and the fix."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ Exit = Exited | Unreachable
 
 @dataclass(frozen=True)
 class Diagnosis:
+    """The cause of a server's end and the fix, as users read them; with a remedy if llmdeploy can apply the fix."""
+
     cause: str
     fix: str
     remedy: Remedy | None = None
@@ -49,19 +51,19 @@ class FailureRule(Rule):
     remedy: Callable[[Mapping[str, str]], Remedy | None] | None = None
     """Computes a remedy from the groups; its value fills `{value}` in `fix`. A rule whose remedy is None is skipped."""
     log_pattern: str = ""
-    """What a line of the whole log must match too. Its groups fill `cause` and `fix` as well."""
+    """A second pattern that some line of the whole log must match too. Its groups fill `cause` and `fix` as well."""
 
 
 def diagnose(table: Sequence[FailureRule], log: Sequence[str], exit_status: int) -> Diagnosis | None:
-    """What the log of a server that ended with `exit_status` (negative: by that signal) says.
+    """Return why a server ended, from its log and its exit status (negative: the number of a signal).
 
-    None when no line is known and the status tells nothing.
+    None if no rule matches and the status gives no reason either.
     """
     return by_signal(exit_status) or first(table, log)
 
 
 def by_signal(exit_status: int) -> Diagnosis | None:
-    """What the signal tells that ended a server; None where it tells nothing."""
+    """Return the diagnosis for a signal that ended a server; None for other ends."""
     return _lacks_instructions(exit_status) or killed(exit_status)
 
 
@@ -86,7 +88,7 @@ def _diagnosis(rule: FailureRule, match: re.Match[str], log: Sequence[str]) -> D
 
 
 def killed(exit_status: int) -> Diagnosis | None:
-    """What an end by a signal from outside says, whatever the log holds."""
+    """Return the diagnosis of a server that another program killed; None for other ends. The log does not matter."""
     if exit_status in {-9, -signal.SIGTERM}:  # Windows has no SIGKILL to name
         name = "SIGKILL" if exit_status == -9 else "SIGTERM"
         return Diagnosis(

@@ -111,7 +111,7 @@ RULES = (
         "model",
         "`llmdeploy status` tells what is served",
     ),
-    # What llama.cpp calls an error of its own, and a corrected request mends
+    # Errors that llama.cpp reports as its own, although the request is wrong
     EngineErrorRule(r"^Failed to parse|^Invalid |^Missing |is not supported|must be ", 400, statuses=(500, 501)),
     EngineErrorRule(r"server busy|currently busy|backlog limit", 503, "engine_busy", hint="try again in a moment"),
     EngineErrorRule(r"^Loading model", 503, "engine_loading", hint="try again in a moment"),

@@ -83,5 +83,5 @@ RULES = (
 ANY_ERROR = FailureRule(
     r"^[\d.]+ E (?:\w+ +)?(?P<words>\S.*)", "llama.cpp says: {words}", "`llmdeploy logs` has the rest"
 )
-"""Any line that llama.cpp calls an error. The first is the cause where it ended in order; after a crash it may be an
-old one of no weight."""
+"""Any line that llama.cpp marks as an error. The first one is the cause of an orderly end; after a crash it may be
+an old and unimportant one."""

@@ -1,7 +1,7 @@
-"""llama.cpp's own HTTP server, out of the xllamacpp wheel, as a program.
+"""The HTTP server of llama.cpp in the xllamacpp wheel, as a program.
 
-Run as `python -m llmdeploy.engines.llamacpp.server_program`. It takes the flags of `llama-server` that the engine uses,
-so one command line serves both programs. It serves from C++ threads until it is killed.
+Run it as `python -m llmdeploy.engines.llamacpp.server_program`. It has the flags of `llama-server` that the engine
+uses, so one command line starts both programs. It serves from C++ threads until it is killed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import threading
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the server until it is killed. Return 1 if it cannot start."""
     arguments = _parse(argv)
     import xllamacpp
 
@@ -28,14 +29,14 @@ def main(argv: list[str] | None = None) -> int:
     params.hostnames = [arguments.host]
     params.port = arguments.port
     params.model_alias = {arguments.alias}
-    params.cors_origins = ""  # no web page but the server's own may use the model
+    params.cors_origins = ""  # web pages of other origins may not use the model
     params.endpoint_metrics = arguments.metrics
     if cache_mib := os.environ.get("LLAMA_ARG_CACHE_RAM"):
         params.cache_ram_mib = int(cache_mib)
     try:
         server = xllamacpp.Server(params)  # returns when the model is loaded and the port listens
     except RuntimeError as error:
-        print(error, file=sys.stderr)  # the cause stands above it, in llama.cpp's own log
+        print(error, file=sys.stderr)  # the cause is above it, in the log of llama.cpp
         return 1
     threading.Event().wait()
     del server

@@ -1,8 +1,8 @@
-"""Ollama's daemon over HTTP: what is there, what runs, pull, create, load, release.
+"""Calls to Ollama's daemon over HTTP: list, show, pull, create, delete, load and unload models.
 
-The official client does what it does in full: pull, create, delete. Plain HTTP does the rest: it has no
-HEAD of a blob and no load, its list and show drop fields, and its upload of a blob tells no progress.
-Every failure is an LlmdeployError (see failures.py).
+The official client makes the calls that it supports in full: pull, create and delete. Plain HTTP makes the others:
+the client cannot check for a blob or load a model, its `list` and `show` drop fields, and its upload of a blob does not
+report progress. Every failure is an LlmdeployError (see failures.py).
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ if TYPE_CHECKING:
 OnStatus = Callable[[str], None]
 
 SILENCE_SECONDS = 1800.0
-"""Without a line while it pulls or creates: it checks and rewrites files of many GB without a word."""
+"""Seconds without output while Ollama pulls or creates: it checks and rewrites files of many GB silently."""
 NAME_SECONDS = 60.0
-"""Without a line while it makes a second name: it reads headers and writes a small file."""
+"""Seconds without output while Ollama creates an alias: it reads headers and writes a small file."""
 STALL_SECONDS = 300.0
-"""Without a byte while it pulls: it tries again and again for ever, and reports that every 60 ms."""
+"""Seconds without new bytes of a pull: Ollama retries forever, and reports each attempt every 60 ms."""
 UPLOAD_CHUNK = 1 << 20
 
 
 class Layers:
-    """The layers of one pull. Ollama's numbers may run backwards after a retry; these do not."""
+    """The progress of one pull by layer. Ollama's numbers may decrease after a retry; these never do."""
 
     def __init__(self) -> None:
         self._layers: dict[str, tuple[int, int]] = {}
 
     def update(self, name: str, done: int, total: int) -> bool:
-        """Take in one report; whether it brought anything new."""
+        """Record one report. Return whether it brought anything new."""
         before = self._layers.get(name)
         total = max(total, before[1] if before else 0)
         now = (min(max(done, before[0] if before else 0), total), total)
@@ -63,40 +63,41 @@ class Layers:
         return self._layers[name]
 
     def unfinished(self) -> list[str]:
+        """Return the names of the layers that are not complete."""
         return [name for name, (done, total) in self._layers.items() if done < total]
 
     @property
     def missing(self) -> int:
-        """Bytes, of the layers seen so far: Ollama names the next one when it begins with it."""
+        """The missing bytes of the layers seen so far: Ollama names a layer only when it starts to download it."""
         return sum(total - done for done, total in self._layers.values())
 
 
 class Daemon(Connection):
-    """The Ollama server at an address."""
+    """Ollama's daemon at an address."""
 
-    # --- What is there
+    # --- Inspect
 
     def models(self) -> list[Installed]:
-        """The models that the daemon has."""
+        """Return the models that the daemon has."""
         with self._translated(RequestFailed):
             return [documents.installed(model) for model in self._get("/api/tags")["models"] or ()]
 
     def show(self, model: str) -> Shown:
-        """What the daemon tells of a model. Raises ModelNotFound."""
+        """Return the daemon's description of a model. Raises ModelNotFound."""
         with self._translated(RequestFailed, model):
             document = self._post("/api/show", {"model": model}, model)
             if documents.has_hidden_heads(document):
-                # Only then: it tells every token too, which makes 10 MB.
+                # Only if needed: the verbose answer lists every token too and has 10 MB.
                 document = self._post("/api/show", {"model": model, "verbose": True}, model)
             size = next((one.size for one in self.models() if same_name(one.name, model)), None)
             return documents.shown(document, size)
 
     def running(self) -> list[Running]:
-        """The models in memory."""
+        """Return the models in memory."""
         return self._running(self._patience)
 
     def has_blob(self, digest: str) -> bool:
-        """Whether the daemon has a file of that digest (`sha256:...`)."""
+        """Return whether the daemon has a file with this digest (`sha256:...`)."""
         with self._translated(RequestFailed), self._http(self._patience) as http:
             response = http.head(f"/api/blobs/{digest}")
         if response.status_code == 404:
@@ -104,10 +105,10 @@ class Daemon(Connection):
         self._check(response, RequestFailed)
         return True
 
-    # --- What is made there
+    # --- Create and delete
 
     def push_blob(self, path: Path, digest: str, on_progress: OnProgress) -> None:
-        """Give the daemon a file of this machine. Raises ModelInvalid where it is not of that digest."""
+        """Upload a file to the daemon. Raises ModelInvalid if the file does not have this digest."""
         with _opened(path) as file:
             size = os.fstat(file.fileno()).st_size
 
@@ -116,7 +117,7 @@ class Daemon(Connection):
                     yield chunk
                     on_progress(path.name, min(file.tell(), size), size)
 
-            # A length instead of chunked coding: a proxy can pass it on without keeping it all.
+            # A length instead of chunked coding: a proxy can forward the file without storing all of it.
             headers = {"Content-Length": str(size)}
             with self._translated(RequestFailed), self._http(SILENCE_SECONDS) as http:
                 response = http.post(f"/api/blobs/{digest}", content=chunks(), headers=headers)
@@ -129,21 +130,21 @@ class Daemon(Connection):
         parameters: Mapping[str, Any] | None = None,
         on_status: OnStatus = lambda status: None,
     ) -> None:
-        """Make a model out of pushed files: file name -> digest. Ollama 0.30 and newer rewrite a GGUF for it."""
+        """Create a model from uploaded files: file name -> digest. Ollama 0.30 and newer rewrite a GGUF for it."""
         self._create(model, on_status, files=dict(files), parameters=dict(parameters or {}) or None)
 
     def create_alias(self, alias: str, base: str, parameters: Mapping[str, Any], license: str | None = None) -> None:
-        """Make a second name with parameters of its own; the weights are shared. Raises ModelNotFound.
+        """Create an alias of a model with parameters of its own; the weights are shared. Raises ModelNotFound.
 
-        `license` is added to those of the base: a text that goes with the model and changes nothing else.
+        `license` is added to the licenses of the base: a text that stays with the alias and changes nothing else.
         """
-        # A base that is missing would start a download, so it is looked for first.
+        # Ollama would download a missing base, so the base is checked first.
         self._post("/api/show", {"model": base}, base)
         wishes = {"from_": base, "parameters": dict(parameters) or None, "license": license}
         self._create(alias, lambda status: None, NAME_SECONDS, **wishes)
 
     def delete(self, model: str) -> None:
-        """Remove a name, and the files that no other name uses. A missing one is fine."""
+        """Delete a name, and the files that no other name uses. A missing name is not an error."""
         with suppress(ModelNotFound), self._translated(RequestFailed, model), self._ollama(self._patience) as client:
             client.delete(model)
 
@@ -155,9 +156,9 @@ class Daemon(Connection):
         silence: float = SILENCE_SECONDS,
         stall: float = STALL_SECONDS,
     ) -> None:
-        """Fetch a model. An exception, KeyboardInterrupt too, closes the connection, and Ollama stops.
+        """Download a model. An exception, also KeyboardInterrupt, closes the connection, and Ollama stops the download.
 
-        `on_progress` hears layer by layer; `Layers` adds them up. `silence` and `stall` are in seconds.
+        `on_progress` is called for each layer; `silence` and `stall` are in seconds.
         """
         layers, status, moved = Layers(), "", time.monotonic()
 
@@ -179,11 +180,11 @@ class Daemon(Connection):
                         "check the network and run it again: what is there is kept",
                     )
         self._check_success(status, DownloadFailed, model)
-        for name in layers.unfinished():  # Ollama reports every 60 ms, so it is silent about the last bytes
+        for name in layers.unfinished():  # Ollama reports every 60 ms, so the last bytes may go unreported
             _, total = layers[name]
             on_progress(name, total, total)
 
-    # --- What is in memory
+    # --- Load and unload
 
     async def load(self, model: str, *, timeout: float = 600.0) -> None:
         """Load a model and keep it loaded; `timeout` in seconds. To cancel it ends the load.
@@ -198,16 +199,16 @@ class Daemon(Connection):
         with self._translated(StartFailed, model):
             async with self._made(httpx.AsyncClient, timeout) as http:
                 response = await http.post("/api/generate", json=body)
-        # In a thread: for a better message it may ask the daemon.
+        # In a thread: for a better message `_document` may ask the daemon.
         await asyncio.to_thread(self._document, response, StartFailed, model)
 
     def unload(self, model: str) -> None:
-        """Let the memory of a model go. One that is not loaded, or not there, is fine."""
+        """Unload a model. A model that is not loaded, or does not exist, is not an error."""
         with suppress(ModelNotFound):
             self._post("/api/generate", {"model": model, "keep_alive": 0, "stream": False}, model)
 
     def wait_released(self, model: str, seconds: float) -> bool:
-        """Whether the model left the memory within that time."""
+        """Wait until a model has left the memory, at most `seconds`. Return whether it has."""
         deadline = time.monotonic() + seconds
         while True:
             left = max(deadline - time.monotonic(), 0.1)
@@ -219,7 +220,7 @@ class Daemon(Connection):
             time.sleep(0.1)
 
     def _running(self, seconds: float) -> list[Running]:
-        # Not by the official client: to import it takes a second, and `doctor` asks too.
+        # Without the official client: its import takes a second, and `doctor` makes this call too.
         with self._translated(RequestFailed):
             return [documents.running(model) for model in self._get("/api/ps", seconds)["models"] or ()]
 
@@ -234,7 +235,7 @@ class Daemon(Connection):
                 if status.startswith("pulling"):
                     break
                 on_status(status)
-        if status.startswith("pulling"):  # the base went away a moment ago
+        if status.startswith("pulling"):  # the base was deleted a moment ago
             raise failures.explain(f"model '{wishes.get('from_')}' not found", self._context(model))
         self._check_success(status, RequestFailed, model)
 
@@ -247,12 +248,12 @@ class Daemon(Connection):
         model: str,
         layers: Layers | None = None,
     ) -> Iterator[Iterator[ollama.ProgressResponse]]:
-        """The lines of a long answer. However it is left, the connection is closed."""
+        """Yield the lines of a long answer. The connection is closed whatever ends the block."""
 
         def lines() -> Generator[ollama.ProgressResponse, None, None]:
             with closing(cast("Generator[ollama.ProgressResponse, None, None]", start(client))) as parts:
                 while True:
-                    # Around each line only: what the reader of the lines raises is its own.
+                    # Around each line only: an exception of the code that reads the lines is not Ollama's.
                     with self._translated(otherwise, model, layers.missing if layers else 0):
                         part = next(parts, None)
                     if part is None:
@@ -273,7 +274,7 @@ def _opened(path: Path) -> BinaryIO:
 def _read(file: BinaryIO, path: Path) -> bytes:
     try:
         return file.read(UPLOAD_CHUNK)
-    except OSError as error:  # not to be taken for one of the connection
+    except OSError as error:  # it must not be mistaken for an error of the connection
         raise _unreadable(path, error) from error
 
 

@@ -1,4 +1,4 @@
-"""How Ollama is asked: the two clients, and every failure of theirs as one of ours."""
+"""The connection to Ollama's server: the two HTTP clients, and their failures as errors of llmdeploy."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ T = TypeVar("T")
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 10.0
-"""For what the daemon knows by heart."""
+"""Seconds for an answer that the daemon has at hand."""
 
 
 class Connection:
-    """The way to the server at `url`. Holds nothing open: each call makes its own client."""
+    """The server at `url`. Nothing is kept open: each call makes its own client."""
 
     def __init__(self, url: str, *, program_version: str | None = None, patience: float = ANSWER_SECONDS) -> None:
-        """`program_version`: of the `ollama` that is installed, where it is known; it makes messages better."""
+        """`program_version` is the version of the installed `ollama`, if known; it makes messages more precise."""
         self._patience = patience
         self.url = url.rstrip("/")
         self.is_local = is_local_url(url)
         self._program_version = program_version
 
     def options(self, read: float) -> dict[str, Any]:
-        """For a client of httpx."""
+        """Return the arguments for a client of httpx; `read` is the time-out of an answer in seconds."""
         import httpx
 
         return {
@@ -49,7 +49,7 @@ class Connection:
         }
 
     def _made(self, make: Callable[..., T], read: float) -> T:
-        """A client. httpx reads the proxies and certificates of the environment, and these may be malformed."""
+        """Make a client. httpx reads proxies and certificates from the environment, and these may be malformed."""
         import httpx
 
         try:
@@ -63,7 +63,7 @@ class Connection:
         return self._made(httpx.Client, read)
 
     def _ollama(self, read: float) -> ollama.Client:
-        """The official client, which would send the key of Ollama's cloud to any host."""
+        """Make the official client, without the API key of Ollama's cloud, which it would send to any host."""
         module = _imported_ollama()
 
         def make(base_url: str, **options: Any) -> ollama.Client:
@@ -82,11 +82,11 @@ class Connection:
             response = http.post(path, json=body)
         return self._document(response, RequestFailed, model)
 
-    # --- What went wrong
+    # --- Errors
 
     @contextmanager
     def _translated(self, otherwise: type[LlmdeployError], model: str = "", missing_bytes: int = 0) -> Iterator[None]:
-        """Failures of both clients become ours; `otherwise` is for those that nobody knows."""
+        """Turn the failures of both clients into errors of llmdeploy; unknown ones become `otherwise`."""
         try:
             yield
         except LlmdeployError:
@@ -100,11 +100,11 @@ class Connection:
     def _explained(
         self, error: Exception, otherwise: type[LlmdeployError], model: str, missing_bytes: int
     ) -> LlmdeployError | None:
-        """Our error for one of a client; None for a bug."""
+        """Return the error of llmdeploy for an exception of a client; None for a bug."""
         import httpx
 
         status = getattr(error, "status_code", None)
-        if status is not None:  # ollama.ResponseError; not by its name, which would import ollama for plain HTTP
+        if status is not None:  # an ollama.ResponseError; its class would need an import of ollama
             words = _words(getattr(error, "error", ""), status)
             return failures.explain(words, self._context(model, missing_bytes), otherwise=otherwise)
         place = failures.Context(host=self._remote_host)
@@ -117,7 +117,7 @@ class Connection:
         if isinstance(error, httpx.HTTPError | httpx.InvalidURL | OSError | ImportError | UnicodeError):
             return failures.unreachable(self.url, str(error))
         if isinstance(error, ValueError | TypeError | AttributeError | KeyError):
-            # No JSON, or of another shape: json, pydantic and the official client raise one each.
+            # Not JSON, or JSON of another shape: json, pydantic and the official client each raise their own error.
             return failures.not_ollama(self.url, f"{type(error).__name__}: {error}")
         return None
 
@@ -127,7 +127,7 @@ class Connection:
             raise failures.explain(words, self._context(model), otherwise=otherwise)
 
     def _check_success(self, status: str, otherwise: type[LlmdeployError], model: str) -> None:
-        """A stream without its last line was cut: the daemon ended."""
+        """Raise an error if a stream ended without its last line: then the daemon ended."""
         if status != "success":
             raise failures.broken_off(self.url, self._context(model), otherwise)
 
@@ -142,7 +142,7 @@ class Connection:
         return document
 
     def _context(self, model: str, missing_bytes: int = 0) -> failures.Context:
-        """What makes a message better, as far as the daemon still tells it."""
+        """Return the details that make a message more precise, as far as the daemon still answers."""
         names, version = [], None
         with suppress(Exception), self._http(2.0) as http:
             version = http.get("/api/version").json()["version"]
@@ -168,7 +168,7 @@ _READ_AT_IMPORT = re.compile(r"OLLAMA_HOST|OLLAMA_API_KEY|SSL_CERT_FILE|SSL_CERT
 
 
 def _imported_ollama() -> Any:
-    """The module `ollama`. Its import makes a client out of the environment, and fails where that is malformed."""
+    """Import the module `ollama` without the variables that it reads at import: malformed ones would make it fail."""
     with _IMPORT:
         if "ollama" in sys.modules:
             return sys.modules["ollama"]
@@ -185,7 +185,7 @@ def _without_cloud_key(request: httpx.Request) -> None:
 
 
 def _words(text: Any, status: int) -> Any:
-    """The words of an error's body; an empty one and a page of a proxy have none."""
+    """Return the message in the body of an error; an empty body or a web page of a proxy gives only the status."""
     if not text or (isinstance(text, str) and text.lstrip().startswith("<")):
         return f"status {status}"
     return text

@@ -1,4 +1,4 @@
-"""A request in the words that Ollama knows: what it would read otherwise, or not at all. Pure."""
+"""The translation of requests for Ollama, which ignores or misreads some fields of the OpenAI API. Pure."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ Body = Mapping[str, Any]
 OBJECT = {"type": "json_schema", "json_schema": {"name": "object", "schema": {"type": "object"}}}
 THOUGHTS = frozenset({"reasoning_effort", "reasoning"})
 OTHER_IMAGES = re.compile(r"^data:image/(gif|bmp);")
-"""It can read them, and refuses them by their names."""
+"""Images that Ollama can decode but rejects because of their media type."""
 
 
 def adapt(request: Body, *, thinks: bool = True) -> Body:
-    """The same object where nothing needs changing. `thinks`: of a model that does not, it refuses to hear of it."""
-    # Go takes a field by its name in any case, and the last one: no other model comes in by `Model`.
+    """Translate a request; the same object if nothing changes.
+
+    `thinks` is whether the model can think: for others Ollama rejects the fields about thinking.
+    """
+    # Go matches field names in any case, and the last one wins: a field `Model` must not replace `model`.
     changed = {name: value for name, value in request.items() if name == name.lower()}
     if not thinks:
         changed = {name: value for name, value in changed.items() if name not in THOUGHTS}
@@ -24,7 +27,7 @@ def adapt(request: Body, *, thinks: bool = True) -> Body:
         changed["max_tokens"] = most
     format = changed.get("response_format")
     if isinstance(format, dict) and format.get("type") == "json_object":
-        # Where a model's template comes from its GGUF file, it enforces nothing but a schema.
+        # For a model whose template comes from its GGUF file, Ollama enforces only a schema.
         changed["response_format"] = OBJECT
     if changed.pop("tool_choice", None) is not None:
         _choose(changed, request["tool_choice"])
@@ -41,7 +44,7 @@ def _is_same(changed: Body, request: Body) -> bool:
 
 
 def _choose(changed: dict[str, Any], choice: Any) -> None:
-    """It knows no `tool_choice`: `none` is to have no tools, a function to have no other."""
+    """Translate `tool_choice`, which Ollama ignores: `none` removes the tools, a function removes all others."""
     tools = changed.get("tools") or []
     if isinstance(choice, dict):
         name = choice.get("function", {}).get("name")
@@ -53,7 +56,7 @@ def _choose(changed: dict[str, Any], choice: Any) -> None:
 def _message(message: Any) -> Any:
     content = message.get("content")
     if content is None and not message.get("tool_calls"):
-        return {**message, "content": ""}  # an assistant's, which may be silent
+        return {**message, "content": ""}  # a message of the assistant may have no content
     if isinstance(content, list) and any(_is_renamed(part) for part in content):
         return {**message, "content": [_as_png(part) if _is_renamed(part) else part for part in content]}
     return message
@@ -65,6 +68,6 @@ def _is_renamed(part: Any) -> bool:
 
 
 def _as_png(part: Any) -> Any:
-    """It goes by the bytes then."""
+    """Return the part with the media type of PNG: Ollama then detects the real format from the bytes."""
     url = OTHER_IMAGES.sub("data:image/png;", part["image_url"]["url"], count=1)
     return {**part, "image_url": {**part["image_url"], "url": url}}

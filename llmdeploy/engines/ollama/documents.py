@@ -1,4 +1,4 @@
-"""What Ollama's documents mean: the models it has, those in memory, and one shown in full."""
+"""Ollama's JSON documents: the models that it has, the models in memory, and one model in detail."""
 
 from __future__ import annotations
 
@@ -20,41 +20,41 @@ class Installed:
     capabilities: tuple[str, ...]
     """Empty before Ollama 0.30."""
     context_length: int | None
-    """The longest the model was trained for; None before Ollama 0.30."""
+    """The longest context that the model was trained for, in tokens; None before Ollama 0.30."""
     remote_host: str | None = None
-    """Where it really runs, for a model of Ollama's cloud."""
+    """The host of a model of Ollama's cloud; None for a model of this machine."""
     parent: str = ""
-    """What it was created from, where that was another name."""
+    """The name that it was created from, if it was created from another model."""
     digest: str = ""
 
 
 @dataclass(frozen=True)
 class Running:
-    """A model in memory. `size_vram` is what of `size` is on GPUs."""
+    """A model in memory. `size_vram` is the part of `size` that is on GPUs, in bytes."""
 
     name: str
     size: int
     size_vram: int
     context_length: int | None
-    """Tokens one request may use; None before Ollama 0.10."""
+    """Tokens that one request may use; None before Ollama 0.10."""
     expires_at: datetime | None
 
     @property
     def expires_soon(self) -> bool:
-        """Whether it is not kept for good: Ollama shows that as a time in centuries."""
+        """Whether Ollama will unload it: for a model that is kept, Ollama shows a time centuries ahead."""
         return self.expires_at is not None and self.expires_at - datetime.now(UTC) < timedelta(days=365)
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What the daemon tells of one model; None where it does not know."""
+    """The details of one model. A field is None if the daemon does not know it."""
 
     capabilities: tuple[str, ...]
     architecture: str | None
     context_length: int | None
-    """The longest the model was trained for."""
+    """The longest context that the model was trained for, in tokens."""
     heads: tuple[int, ...]
-    """One per layer, as `kv_heads`; empty where they are not known."""
+    """The attention heads of each layer; empty if they are not known. The same holds for `kv_heads`."""
     kv_heads: tuple[int, ...]
     layers: int | None
     key_length: int | None
@@ -62,22 +62,23 @@ class Shown:
     embedding_length: int | None
     vocabulary_size: int | None
     size: int | None
-    """Bytes of all its files."""
+    """The size of all its files in bytes."""
     blobs: tuple[str, ...]
-    """Paths on the daemon's machine: the model, and a projector behind it."""
+    """The paths on the daemon's machine: the model, then the vision projector."""
     projector: bool
-    """A vision projector in a file of its own."""
+    """Whether it has a vision projector in a file of its own."""
     remote_host: str | None
     license: str = ""
-    """All its licenses, one behind the other."""
+    """All its licenses in one text."""
 
 
 def same_name(one: str, other: str) -> bool:
-    """Whether two names are one model's: `X` is `x:latest`."""
+    """Return whether two names mean the same model: `X` is `x:latest`."""
     return full_name(one) == full_name(other)
 
 
 def installed(model: Mapping[str, Any]) -> Installed:
+    """Read one model of `/api/tags`."""
     return Installed(
         name=model["name"],
         size=model["size"],
@@ -90,6 +91,7 @@ def installed(model: Mapping[str, Any]) -> Installed:
 
 
 def running(model: Mapping[str, Any]) -> Running:
+    """Read one model of `/api/ps`."""
     return Running(
         name=model["name"],
         size=model["size"],
@@ -100,7 +102,7 @@ def running(model: Mapping[str, Any]) -> Running:
 
 
 def _time(text: Any) -> datetime | None:
-    """A time as Go writes it: with nine digits of a second, or Z."""
+    """Read a time as Go writes it: with nine digits of a second, or Z."""
     try:
         time = datetime.fromisoformat(text)
     except (TypeError, ValueError):
@@ -109,12 +111,13 @@ def _time(text: Any) -> datetime | None:
 
 
 def has_hidden_heads(document: Mapping[str, Any]) -> bool:
-    """Whether layers differ in their heads: such arrays are told on request only."""
+    """Return whether the layers have different numbers of heads: Ollama sends such arrays only on request."""
     info = document.get("model_info") or {}
     return any(value is None for key, value in info.items() if ".attention.head_count" in key)
 
 
 def shown(document: Mapping[str, Any], size: int | None) -> Shown:
+    """Read the document of `/api/show`; `size` is the size of all files in bytes."""
     info = document.get("model_info") or {}
     architecture = info.get("general.architecture")
     return Shown(
@@ -132,7 +135,7 @@ def shown(document: Mapping[str, Any], size: int | None) -> Shown:
 
 
 def _shape(info: Mapping[str, Any], architecture: str | None, tensors: Any) -> dict[str, Any]:
-    """Sizes of a model's parts, by the rules of GGUF."""
+    """Return the dimensions of a model, from its GGUF fields."""
 
     def number(key: str) -> int | None:
         value = info.get(f"{architecture}.{key}")

@@ -1,6 +1,6 @@
-"""What Ollama's words and its silence mean: our errors.
+"""The errors of llmdeploy for Ollama's error messages, and for an Ollama that does not answer.
 
-An error's text may itself be JSON, nested; it is unwrapped before the rules see it.
+The text of an error may be nested JSON; it is unwrapped before the rules see it.
 """
 
 from __future__ import annotations
@@ -22,30 +22,33 @@ from llmdeploy.rules import ErrorRule, first_match
 
 RULES = (*DOWNLOAD, *MEMORY, *LOAD, *SERVE, *REQUEST)
 _LONGEST = 300
-"""Characters of Ollama's own words in a message: a crash brings pages."""
+"""The longest quotation of Ollama in a message, in characters: a crash writes pages."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What is known beside the words themselves. Everything may be unknown."""
+    """The facts that make a message more precise. Each may be unknown."""
 
     model: str = ""
     known: Sequence[str] = ()
-    """Names that the server has."""
+    """The names of the models that the server has."""
     server_version: str | None = None
     program_version: str | None = None
-    """Of the `ollama` that is installed: it may be newer than the server that still runs."""
+    """The version of the installed `ollama`, which may be newer than the running server."""
     missing_bytes: int = 0
-    """What was still to be fetched."""
+    """The bytes that were still to be downloaded."""
     host: str = ""
-    """The machine of the server, where it is another than this one."""
+    """The address of the server if it is another machine; empty for this machine."""
     platform: str = sys.platform
 
 
 def explain(
     words: object, context: Context | None = None, *, otherwise: type[LlmdeployError] = RequestFailed
 ) -> LlmdeployError:
-    """What Ollama's `words` mean: a text, or what stood behind `error` in its JSON. `otherwise`: of unknown ones."""
+    """Return the error for a message of Ollama: a text, or the value of `error` in its JSON.
+
+    `otherwise` is the class of the error for a message that no rule matches.
+    """
     context = context or Context()
     text = one_line(unwrap(words))
     found = find_rule(text)
@@ -63,7 +66,7 @@ def find_rule(text: str) -> tuple[ErrorRule, re.Match[str]] | None:
 
 
 def unwrap(error: object) -> str:
-    """The words of an error, out of JSON in JSON: `{"error": "{\\"error\\": {\\"message\\": ...}}"}`."""
+    """Return the message of an error, taken out of nested JSON: `{"error": "{\\"error\\": {\\"message\\": ...}}"}`."""
     if isinstance(error, Mapping):
         inner = next((error[key] for key in ("error", "message") if error.get(key)), None)
         return json.dumps(dict(error), default=str) if inner is None else unwrap(inner)
@@ -79,32 +82,37 @@ def unwrap(error: object) -> str:
 
 
 def one_line(text: str) -> str:
+    """Return a text on one line, without control characters."""
     return " ".join("".join(character if character.isprintable() else " " for character in text).split())
 
 
 def is_newer(version: str | None, than: str | None) -> bool:
-    """Whether one version is surely above another. `0.0.0` is what builds of one's own say: unknown."""
+    """Return whether a version is known to be newer than another. Builds from source report `0.0.0`: unknown."""
     one, other = _numbers(version), _numbers(than)
     return bool(one and other) and one > other
 
 
-# --- What the daemon's silence means: failures without words
+# --- Failures without a message of Ollama
 
 
 def not_running(url: str, context: Context) -> EngineMissing:
+    """Return the error for a refused connection."""
     return EngineMissing(f"no Ollama answers at `{url}`", "{on}start it: {start}".format(**_fields({}, "", context)))
 
 
 def silent(url: str, context: Context) -> TimedOut:
+    """Return the error for a server that does not answer in time."""
     return TimedOut(f"Ollama at `{url}` does not answer in time", "{log} tells why".format(**_fields({}, "", context)))
 
 
 def broken_off(url: str, context: Context, otherwise: type[LlmdeployError]) -> LlmdeployError:
+    """Return the error for an answer that ended early."""
     hint = (AGAIN if otherwise is DownloadFailed else "run it again") + "; {log} tells why"
     return otherwise(f"Ollama at `{url}` broke off its answer", hint.format(**_fields({}, "", context)))
 
 
 def not_ollama(url: str, why: str) -> RequestFailed:
+    """Return the error for an answer that is not Ollama's."""
     return RequestFailed(
         f"what answers at `{url}` does not speak as Ollama does: {_shortened(one_line(why))}",
         "set `OLLAMA_HOST` to the address of Ollama",
@@ -112,16 +120,18 @@ def not_ollama(url: str, why: str) -> RequestFailed:
 
 
 def unreachable(url: str, why: str) -> EngineMissing:
+    """Return the error for an address that cannot be reached from this machine."""
     return EngineMissing(
         f"there is no way to `{url}`: {_shortened(one_line(why))}",
         "check `OLLAMA_HOST`, and the proxy variables: `env | grep -i proxy`",
     )
 
 
-# --- The fields of the rows
+# --- The fields of the messages
 
 
 def _fields(groups: Mapping[str, str | None], text: str, context: Context) -> dict[str, str]:
+    """Return the values for the fields in the messages of the rules."""
     model = groups.get("model") or context.model
     words = groups.get("words") or "no reason"
     path = groups.get("path") or ""
@@ -148,7 +158,7 @@ def _fields(groups: Mapping[str, str | None], text: str, context: Context) -> di
 
 
 def _versions(context: Context) -> dict[str, str]:
-    """Which part is old: the server that runs, or all that is installed."""
+    """Return the versions, and the hint for the old part: the running server, or the installation."""
     server, program = context.server_version, context.program_version
     on = f"on `{context.host}`: " if context.host else ""
     here = hints(context.platform)
@@ -160,13 +170,13 @@ def _versions(context: Context) -> dict[str, str]:
 
 
 def _fetch(model: str, known: Sequence[str]) -> str:
-    """A hint for a model that the server lacks: the registry has it, or it may be another's name."""
+    """Return a hint for a model that the server lacks: how to download it, or names that are similar."""
     in_registry = any(model in {entry.tag, *entry.tags.values()} for entry in lookup.load().values())
     return f"fetch it: `ollama pull {model}`" if in_registry else _near(model, known)
 
 
 def _near(model: str, known: Sequence[str]) -> str:
-    """A hint with names that are like a missing one: of the catalog, and of what the server has."""
+    """Return a hint with names similar to a missing one, from the catalog and from the server's models."""
     meant = lookup.get(model)
     if meant and meant.tag and not meant.quant and meant.tag != model:
         return f"did you mean `{meant.tag}`?"
@@ -186,14 +196,14 @@ def _on_hub(model: str) -> bool:
 
 
 def _registry(text: str, model: str) -> str:
-    """The host that Ollama's server wanted to reach: its words name it."""
+    """Return the host that Ollama's server tried to reach, as its message names it."""
     if match := re.search(r"https?://([^/\s\"]+)", text):
         return f"`{match[1]}`"
     return "the Hub" if _on_hub(model) else "Ollama's registry"
 
 
 def _store(text: str) -> str:
-    """Where the store is, out of the path of a file that could not be written."""
+    """Return the folder of the store, from the path of a file that could not be written."""
     match = re.search(r"(?:write|open|mkdir|truncate|fallocate) (\S+?)(?:[/\\](?:blobs|manifests)\b\S*)?: ", text)
     return f" `{match[1]}`" if match else ""
 

@@ -1,4 +1,4 @@
-"""What to type, and where to look, for Ollama on each operating system: the parts of hints."""
+"""The commands and places of Ollama on each operating system, as parts of hints."""
 
 from __future__ import annotations
 

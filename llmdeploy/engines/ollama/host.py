@@ -1,4 +1,4 @@
-"""OLLAMA_HOST: which address Ollama's server listens at and where a client finds it, by Ollama's own rules.
+"""OLLAMA_HOST: the address of Ollama's server and the URL for its clients, by Ollama's own rules.
 
 unset                  127.0.0.1:11434
 0.0.0.0, [::], :8080   all interfaces; a client takes the loopback address
@@ -24,16 +24,21 @@ _NAME = re.compile(r"[\w.-]*")
 
 @dataclass(frozen=True)
 class Host:
+    """The meaning of a value of OLLAMA_HOST."""
+
     url: str
-    """What a client connects to, without a slash at its end."""
+    """The URL for clients, without a slash at its end."""
     listen: str
-    """What `ollama serve` listens at: `host:port`; an empty host is all interfaces."""
+    """The address that `ollama serve` listens at, `host:port`; an empty host is all interfaces."""
     problem: str | None = None
-    """What is wrong with the value, and what Ollama makes of it."""
+    """The mistake in the value and its effect in Ollama; None if there is none."""
 
 
 def parse(text: str | None) -> Host:
-    """What the value of OLLAMA_HOST means; None or blank: it is not set. Every text means something."""
+    """Return the meaning of a value of OLLAMA_HOST; None or a blank text means that it is not set.
+
+    Every text has a meaning: Ollama replaces what it does not understand by defaults.
+    """
     value = (text or "").strip().strip("\"'").strip()
     if value == "ollama.com":
         value = "https://ollama.com"
@@ -59,7 +64,7 @@ def is_local_url(url: str) -> bool:
 
 
 def _split(hostport: str) -> tuple[str, str | None]:
-    """Host and port. No port where there is none, and where Go's `net.SplitHostPort` sees none."""
+    """Split a host and a port. The port is None if there is none, also if only Go's `net.SplitHostPort` sees none."""
     bracketed = re.fullmatch(r"\[([^\[\]]*)\]:([^:\[\]]*)", hostport)
     plain = re.fullmatch(r"([^:\[\]]*):([^:\[\]]*)", hostport)
     if match := bracketed or plain:
@@ -80,7 +85,7 @@ def _address(host: str) -> IPv4Address | IPv6Address | None:
 
 
 def _reachable(host: str) -> str:
-    """The host for a client: all interfaces are none to connect to (on Windows that fails)."""
+    """Return the host for clients: they cannot connect to the address of all interfaces (on Windows)."""
     address = _address(host)
     if address is not None and address.is_unspecified:
         return "::1" if address.version == 6 else "127.0.0.1"

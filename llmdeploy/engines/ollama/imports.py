@@ -1,7 +1,7 @@
-"""GGUF files of this machine as a model of Ollama's: made once, by content, and without a copy where that can be.
+"""The import of GGUF files into Ollama: once for each content, and without a copy if possible.
 
-Where the store is ours and on the same disk, the files are linked into it and a manifest is written beside them, which
-Ollama sees at once. Elsewhere they are pushed, and Ollama makes a model of them.
+If the store belongs to this user and is on the same disk, the files are linked into it and a manifest is written, which
+Ollama sees at once. Otherwise the files are uploaded, and Ollama creates a model from them.
 """
 
 from __future__ import annotations
@@ -32,40 +32,42 @@ if TYPE_CHECKING:
 CONFIG = "application/vnd.docker.container.image.v1+json"
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf\b")
-"""Of a model in parts Ollama makes one file."""
+"""The name of one part of a model in several files."""
 
 
 @dataclass(frozen=True)
 class Import:
+    """GGUF files that become a model of Ollama."""
+
     daemon: Daemon
     store: Path
-    """Where the daemon's store is, if it is ours."""
+    """The folder of the daemon's store, if it is on this machine."""
     model: GgufModel
 
     def name(self, on_progress: OnProgress = lambda name, done, total: None) -> str:
-        """By the file's name for people, by the content of all files for certain. Raises what `digests` raises."""
+        """Return the model's name in Ollama: the file's name and a digest of all files. Raises as `digests` does."""
         content = hashlib.sha256("+".join(self.digests(on_progress).values()).encode()).hexdigest()
         return f"{NAMESPACE}/{served_name(self.model.paths()[0]).lower()}:{content[:12]}"
 
     def is_there(self) -> bool:
-        """Whether it was made. Not where the digests are unknown: they take a while, which `make` tells."""
+        """Return whether the model exists in Ollama. False if the digests are unknown: computing them takes a while."""
         known = self.model.present() and all(digest.known(path) for path in self.files)
         return known and any(same_name(one.name, self.name()) for one in self.daemon.models())
 
     def make(self, on_progress: OnProgress) -> None:
-        """Make the model, where it is not there yet."""
+        """Create the model in Ollama if it does not exist yet."""
         before = {path: digest.earlier(path) for path in self.files}
         files, name = self.digests(on_progress), self.name()
         self._drop_overwritten(before, files)
         if self.is_there():
             return
-        # Of a model in parts Ollama makes one file.
+        # Ollama cannot load a model in several files from links: it has to join them.
         if len(facts.parts(self.model.paths()[0])) == 1 and self._linked(files):
             try:
                 _write_manifest(self.store, name, files)
                 return
-            except OSError as error:  # mostly Ollama can, or tells why it cannot
-                if error.errno == errno.ENOSPC:  # it would say that the file is no good
+            except OSError as error:  # usually Ollama can create it, or reports why it cannot
+                if error.errno == errno.ENOSPC:  # Ollama would report that the file is damaged
                     raise failures.explain(f"write {self.store}: {error.strerror}") from error
         for path, sha256 in files.items():
             if not self.daemon.has_blob(f"sha256:{sha256}"):
@@ -73,7 +75,7 @@ class Import:
         self.daemon.create_from_files(name, {path.name: f"sha256:{sha256}" for path, sha256 in files.items()})
 
     def can_link(self, need: Requirements) -> bool:
-        """Whether what the model needs can be linked into the store, once it is here."""
+        """Return whether the files of the model can be linked into the store, once they are downloaded."""
         if any(_PART.search(file.name) for file in need.files):
             return False
         here = [*self.model.local_files(), need.folder or self.store]
@@ -81,11 +83,14 @@ class Import:
             store = existing(self.store).stat()
             is_ours = self.daemon.is_local and store.st_uid == os.geteuid()
             return is_ours and existing(here[0]).stat().st_dev == store.st_dev
-        except (OSError, AttributeError):  # a system without users
+        except (OSError, AttributeError):  # a system without user ids
             return False
 
     def digests(self, on_progress: OnProgress = lambda name, done, total: None) -> dict[Path, str]:
-        """The SHA-256 of each file: all parts of the weights, the projector. Raises ModelNotFound, ModelInvalid."""
+        """Return the SHA-256 of each file: all parts of the weights, and the projector.
+
+        Raises ModelNotFound, ModelInvalid.
+        """
         return {path: digest.sha256(path, on_progress) for path in self.files}
 
     @property
@@ -95,9 +100,9 @@ class Import:
         return [*facts.parts(weights), *([mmproj] if mmproj else [])]
 
     def _drop_overwritten(self, before: dict[Path, str | None], files: dict[Path, str]) -> None:
-        """A link to a file that was written anew in its place is no longer what its name in the store says."""
+        """Remove links to files that were overwritten in place: their content no longer matches their name."""
         for path, sha256 in files.items():
-            with suppress(OSError):  # mostly there is none
+            with suppress(OSError):  # usually no such link exists
                 link = self._blob(before[path] or "")
                 if before[path] != sha256 and path.samefile(link):
                     link.unlink()
@@ -106,23 +111,23 @@ class Import:
         return self.store / "blobs" / f"sha256-{sha256}"
 
     def _linked(self, files: dict[Path, str]) -> bool:
-        """Put links to the files into the store; whether they are there, and it is the daemon's store."""
+        """Link the files into the store. Return whether that worked and the daemon sees them."""
         try:
             if not self.daemon.is_local or self.store.stat().st_uid != os.geteuid():
                 return False
             (self.store / "blobs").mkdir(exist_ok=True)
             made = [link for path, sha256 in files.items() if (link := _link(path, self._blob(sha256)))]
-        except (OSError, AttributeError):  # no store there, another disk, a system without users
+        except (OSError, AttributeError):  # no store, another disk, or a system without user ids
             return False
         if all(self.daemon.has_blob(f"sha256:{sha256}") for sha256 in files.values()):
             return True
-        for link in made:  # it is another Ollama's
+        for link in made:  # the store belongs to another Ollama
             link.unlink(missing_ok=True)
         return False
 
 
 def _link(path: Path, link: Path) -> Path | None:
-    """The link, if it was made now."""
+    """Create a hard link. Return it, or None if it exists already."""
     with suppress(FileExistsError):
         os.link(path.resolve(), link)
         return link
@@ -130,7 +135,7 @@ def _link(path: Path, link: Path) -> Path | None:
 
 
 def _write_manifest(store: Path, name: str, files: dict[Path, str]) -> None:
-    """What Ollama itself would write for these files, as its version 0.33 does."""
+    """Write the manifest that Ollama 0.33 itself would write for these files."""
     weights, *projector = files
     fields = gguf_header.read(weights).fields
     family = str(fields.get("general.architecture", ""))
@@ -160,7 +165,7 @@ def _write_manifest(store: Path, name: str, files: dict[Path, str]) -> None:
 
 
 def _put(store: Path, file: Path, content: bytes) -> None:
-    """Write a file of the store, whole or not at all."""
+    """Write a file of the store in one step."""
     temporary = store / f".{file.name}"  # not among the blobs and manifests, where Ollama would read it
     try:
         temporary.write_bytes(content)

@@ -1,4 +1,4 @@
-"""What answers at an address: an Ollama, one that starts, another program, or nothing."""
+"""The probe of an address: an Ollama, one that is starting, another program, or nothing."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
     import httpx
 
 PROBE_SECONDS = 1.8
-"""All that a probe may take."""
+"""Seconds that a whole probe may take."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What answers at an address."""
+    """The result of a probe."""
 
     state: Literal["running", "refused", "silent", "other", "forbidden"]
     version: str | None
     detail: str
-    """In words that `doctor` can show."""
+    """The result in words, as `doctor` shows it."""
 
 
 def probe(url: str) -> Probe:
-    """What answers at the address. Never raises, takes under 2 s."""
+    """Find out what answers at an address. Raises nothing and takes under 2 s."""
     connection = Connection(url)
     try:
         return within(PROBE_SECONDS, lambda: _ask(connection))
@@ -38,7 +38,7 @@ def probe(url: str) -> Probe:
         if connection.is_local:
             return Probe("silent", None, f"`{url}` accepts connections and does not answer")
         return Probe("refused", None, f"`{url}` does not answer")
-    except Exception as error:  # a proxy, a certificate, a strange address: each raises its own
+    except Exception as error:  # proxies, certificates and malformed addresses each raise their own errors
         return Probe("refused", None, f"no way to `{url}`: {one_line(str(error))}")
 
 
@@ -64,15 +64,17 @@ def _ask(connection: Connection) -> Probe:
 
 @dataclass(frozen=True)
 class Answer:
+    """An HTTP answer of an unknown program."""
+
     status: int
     headers: Mapping[str, str]
-    """By lower-case names."""
+    """The headers, by names in lower case."""
     body: bytes
-    """The beginning of it."""
+    """The beginning of the body."""
 
 
 def recognise(version: Answer, root: Answer) -> Probe:
-    """What a server is, by its answers to `/api/version` and `/`. Other programs have a version too."""
+    """Recognize a server by its answers to `/api/version` and `/`. Other programs have a version too."""
     number = _version_of(version)
     if number is not None and b"Ollama is running" in root.body:
         return Probe("running", number, f"Ollama {number}")
@@ -105,7 +107,7 @@ def _described(answer: Answer) -> str:
 
 
 def _answer(http: httpx.Client, path: str) -> Answer:
-    """An answer and the beginning of its body: another program's may have no end."""
+    """Return an answer with the beginning of its body: the body of another program may have no end."""
     body = b""
     with http.stream("GET", path, headers={"Accept-Encoding": "identity", "Connection": "close"}) as response:
         for chunk in response.iter_raw():

@@ -1,7 +1,8 @@
-"""Ollama's registry, asked without Ollama: what a name stands for, how large it is, and what its weights' header says.
+"""Requests to Ollama's registry without Ollama: the manifest of a model, its size, and the header of its weights.
 
-The daemon asks it too, perhaps by another way and with a key of its own: what is not to be had from here it may have.
-The protocol is that of container registries: a manifest lists layers, and a layer's address leads on to a CDN.
+The daemon may reach the registry by another network and with a key of its own, so a model that cannot be read here may
+still be available to it. The protocol is that of container registries: a manifest lists layers, and the address of a
+layer redirects to a CDN.
 """
 
 from __future__ import annotations
@@ -23,36 +24,41 @@ from llmdeploy.models.facts import ModelFacts
 from llmdeploy.models.stores.ollama import LAYER, parts
 
 SECONDS = 10.0
-"""For each answer."""
+"""Seconds for each answer."""
 LARGEST_MANIFEST = 4 * 1024**2
 HINT = "Ollama asks it by itself; check the network"
 
 
 @dataclass(frozen=True)
 class Layer:
+    """One file of a model."""
+
     kind: str
-    """`model`, `projector`, `template`; what a layer of another registry is, is not known."""
+    """The kind of file, such as `model`, `projector` or `template`; other registries use other names."""
     digest: str
     """SHA-256: 64 hexadecimal digits."""
     size: int
-    """Bytes."""
+    """The size in bytes."""
 
 
 @dataclass(frozen=True)
 class Manifest:
+    """The list of the files of a model."""
+
     name: str
-    """The model's, as it was asked for."""
+    """The name of the model, as it was requested."""
     digest: str
-    """SHA-256 of its bytes: what Ollama tells as the model's."""
+    """The SHA-256 of the manifest, which Ollama shows as the digest of the model."""
     layers: tuple[Layer, ...]
-    """With its configuration, which is one too."""
+    """All layers, the configuration included."""
 
     @property
     def size(self) -> int:
-        """What Ollama tells as the model's size."""
+        """The size of all layers in bytes, which Ollama shows as the size of the model."""
         return sum(layer.size for layer in self.layers)
 
     def layer(self, kind: str) -> Layer | None:
+        """Return the first layer of a kind."""
         return next((layer for layer in self.layers if layer.kind == kind), None)
 
 
@@ -66,6 +72,7 @@ class Registry(Connection):
         super().__init__(f"{scheme}://{host}", patience=SECONDS)
 
     def manifest(self) -> Manifest:
+        """Fetch the manifest of the model."""
         with self._streamed(f"/v2/{self._model}/manifests/{self._tag}", {"Accept": MANIFEST}) as response:
             if response.status_code != 200:
                 raise self._refused(f"it answers with status {response.status_code}")
@@ -73,10 +80,10 @@ class Registry(Connection):
         return Manifest(self._name, hashlib.sha256(content).hexdigest(), self._layers(content))
 
     def open(self, layer: Layer) -> BinaryIO:
-        """The file of a layer, to seek and read in: only what is read is fetched."""
+        """Open the file of a layer. It can seek, and only the parts that are read are downloaded."""
 
         def get(start: int, end: int) -> bytes:
-            # Compressed, the ranges would be those of other bytes.
+            # The range would refer to the compressed bytes otherwise.
             headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
             with self._streamed(f"/v2/{self._model}/blobs/sha256:{layer.digest}", headers) as response:
                 if response.status_code != 206 and not (response.status_code == 200 and end - start == layer.size):
@@ -86,7 +93,7 @@ class Registry(Connection):
         return remote_file.opened(get, layer.size, self._name)
 
     def facts(self, manifest: Manifest) -> ModelFacts:
-        """By the header of its weights; `weights_bytes` is the size of all its files, as Ollama's daemon tells it."""
+        """Return the facts in the weights' header; `weights_bytes` is the size of all files, as the daemon shows it."""
         layer = manifest.layer("model")
         if layer is None:
             raise self._refused(f"`{self._name}` is no GGUF file there")
@@ -94,7 +101,7 @@ class Registry(Connection):
             with self.open(layer) as file:
                 header = gguf_header.read_remote(self._name, file)
             found = model_facts.of_headers([header], None, f"header of `{self._name}` at {self._host}")
-        except ModelInvalid as error:  # Ollama has forms of its own, which it reads all the same
+        except ModelInvalid as error:  # Ollama has formats of its own, which it can read nevertheless
             raise DownloadFailed(error.message, error.hint) from error
         sees = manifest.layer("projector") or f"{found.architecture}.vision.block_count" in header.fields
         capabilities = [*found.capabilities, *(["image"] if sees else [])]
@@ -112,7 +119,7 @@ class Registry(Connection):
                 yield response
         except (httpx.HTTPError, OSError) as error:
             raise self._refused(str(error) or type(error).__name__) from error
-        except EngineMissing as error:  # there is no way to it: the environment names a proxy that is none
+        except EngineMissing as error:  # the environment names a proxy that cannot be used
             raise DownloadFailed(error.message, error.hint) from error
 
     def _layers(self, content: bytes) -> tuple[Layer, ...]:
@@ -141,7 +148,7 @@ def _layer(document: dict[str, Any]) -> Layer:
 
 
 def _read(response: Any, most: int) -> bytes:
-    """The answer's bytes; never more than that are read, whatever the server sends."""
+    """Return at most that many bytes of the answer, whatever the server sends."""
     content = bytearray()
     for chunk in response.iter_bytes():
         content += chunk

@@ -1,4 +1,4 @@
-"""Removing models from Ollama's store: by the daemon, which alone knows what else needs a file."""
+"""The removal of models from Ollama's store by the daemon: only it knows which other models use a file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def daemon_with(settings: Settings, names: Mapping[str, str]) -> Daemon:
-    """The daemon that has these models: name -> digest. Raises LlmdeployError where none runs, or it has others."""
+    """Return the daemon that has these models: name -> digest.
+
+    Raises LlmdeployError if no daemon runs, and NotPermitted if the one that runs has another store.
+    """
     daemon = Daemon(host.parse(settings.ollama.host or os.environ.get("OLLAMA_HOST")).url)
     try:
         models = daemon.models()

@@ -1,4 +1,4 @@
-"""What of a model is in Ollama's store, where that is this machine's: a need, layer by layer."""
+"""The files that a model needs in Ollama's store, and which of them are there if the store is on this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REMEDY = "free some space there; another folder: set `OLLAMA_MODELS`, here and w
 
 
 def of_manifest(manifest: Manifest, store: Path | None) -> Requirements:
-    """The layers of a manifest against the store; None: it is another machine's."""
+    """Return the requirements of a model of the registry. `store` is None if it is on another machine."""
     files = [
         RequiredFile(layer.digest[:12], layer.size, stored_bytes(layer, store), layer.digest)
         for layer in manifest.layers
@@ -23,29 +23,30 @@ def of_manifest(manifest: Manifest, store: Path | None) -> Requirements:
 
 
 def of_installed(model: Installed, store: Path | None) -> Requirements:
-    """Of a model that the daemon has."""
+    """Return the requirements of a model that the daemon has: nothing is missing."""
     file = RequiredFile(model.name, model.size, model.size, model.digest)
     return Requirements(str(OllamaTag(model.name)), store, (file,), revision=model.digest, remedy=REMEDY)
 
 
 def of_import(source: str, size: int, store: Path | None) -> Requirements:
-    """Of GGUF files that Ollama is given: they are copied into its store, and there written once more."""
+    """Return the requirements of GGUF files for an import: Ollama copies them into its store, then rewrites them."""
     return Requirements(source, store, (RequiredFile("its copy in Ollama's store", size),), copies=size, remedy=REMEDY)
 
 
 def with_copies(files: Requirements, store: Requirements | None) -> Requirements:
-    """What is fetched, with what the store takes of it, where that is on the same disk."""
+    """Return the requirements of a download, plus what the store takes if it is on the same disk."""
     if store is None or not files.missing or not _on_one_disk(files.folder, store.folder):
         return files
     return replace(files, copies=files.copies + store.missing + store.copies)
 
 
 def of_unknown(name: str, store: Path | None, why: str) -> Requirements:
+    """Return the requirements of a model whose size is unknown, with the reason."""
     return Requirements(str(OllamaTag(name)), store, (), unknown=why, remedy=REMEDY)
 
 
 def stored_bytes(layer: Layer, store: Path | None) -> int:
-    """Bytes of a layer that the store has. A part has its full length from the beginning, and holes."""
+    """Return the bytes of a layer that the store has. A partial file is sparse and as long as the whole file."""
     if store is None:
         return 0
     blob = store / "blobs" / f"sha256-{layer.digest}"
@@ -53,7 +54,7 @@ def stored_bytes(layer: Layer, store: Path | None) -> int:
         if blob.exists():
             return layer.size
         return min(layer.size, getattr(blob.with_name(f"{blob.name}-partial").stat(), "st_blocks", 0) * 512)
-    except OSError:  # not there, or another user's
+    except OSError:  # it does not exist, or belongs to another user
         return 0
 
 

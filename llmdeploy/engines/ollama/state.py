@@ -1,4 +1,4 @@
-"""How Ollama is here: installed, running, as whom, with which store, on which processor. Never raises."""
+"""The state of Ollama on this machine: program, server, user, store and processor. Raises nothing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from llmdeploy.engines.ollama.host import Host
 
 SECONDS = 1.9
-"""All that a look may take."""
+"""Seconds that the whole detection may take."""
 VERSION_SECONDS = 1.5
 
 PROGRAMS = (
@@ -37,28 +37,30 @@ PROGRAMS = (
     "/Applications/Ollama.app/Contents/Resources/ollama",
     r"%LOCALAPPDATA%\Programs\Ollama\ollama.exe",
 )
-"""Where its installers put it; a service's PATH may lack these."""
+"""The places where Ollama's installers put the program; the PATH of a service may lack them."""
 
 
 @dataclass(frozen=True)
 class State:
+    """The program and the server of Ollama, as they were detected."""
+
     host: Host
     probe: Probe
     program: Path | None = None
     program_version: str | None = None
     program_problem: str = ""
-    """Why the program that was named cannot be run."""
+    """The reason why the configured program cannot be run; empty if it can."""
     starting: bool = False
-    """It accepts connections and does not answer yet: it looks for GPUs."""
+    """Whether the server accepts connections but does not answer yet: it searches for GPUs first."""
     owner: str | None = None
-    """The user it runs as, where that is another."""
+    """The user that the server runs as, if it is another user."""
     store: Path | None = None
     processor: str = ""
-    """Where the models that are loaded are computed; empty where none is."""
+    """The device of the loaded model, in words; empty if no model is loaded."""
 
 
 def detect(settings: Settings) -> State:
-    """How Ollama is here, now. Takes under 2 s."""
+    """Detect the current state. Takes under 2 s."""
     deadline = time.monotonic() + SECONDS
     at = host.parse(settings.ollama.host or os.environ.get("OLLAMA_HOST"))
     program, problem = find_program(settings)
@@ -73,12 +75,12 @@ def detect(settings: Settings) -> State:
         return state
     try:
         return within(max(0.05, deadline - time.monotonic()), lambda: _with_details(state))
-    except Exception:  # what is known without it is shown
+    except Exception:  # the state is shown without these details
         return state
 
 
 def _with_details(state: State) -> State:
-    """What takes more questions."""
+    """Return the state with the details that need more requests."""
     state = replace(state, owner=_owner(urlsplit(state.host.url).port or 0))
     if state.probe.state == "silent":
         return replace(state, starting=_ollama_runs())
@@ -96,7 +98,7 @@ def _with_details(state: State) -> State:
 
 
 def describe(state: State, platform: str = sys.platform) -> EngineStatus:
-    """The state in words, and whether a model can be served with it."""
+    """Describe the state in words, and decide whether it can serve a model."""
     how = hints(platform)
     version = state.probe.version or state.program_version
     if state.probe.state == "running":
@@ -125,10 +127,10 @@ def describe(state: State, platform: str = sys.platform) -> EngineStatus:
 
 
 def processor(running: Running, file_size: int) -> str:
-    """Where a loaded model is computed, by what Ollama tells of its memory.
+    """Return the device of a loaded model, in words, from the memory that Ollama reports.
 
-    Ollama says that all of it is on GPUs where it could not read what its engine allocated: then both numbers are the
-    size of the file, and tell nothing.
+    If Ollama could not read what its engine allocated, it reports that everything is on GPUs: then both numbers are the
+    size of the file and say nothing.
     """
     if running.size_vram == 0:
         return "on the CPU"
@@ -141,7 +143,7 @@ def processor(running: Running, file_size: int) -> str:
 
 
 def find_program(settings: Settings) -> tuple[Path | None, str]:
-    """The `ollama` program, and what is wrong with the one that was named."""
+    """Return the `ollama` program, or the reason why the configured one cannot be used."""
     if settings.ollama.program:
         path = Path(settings.ollama.program)
         usable = path.is_file() and os.access(path, os.X_OK)
@@ -153,7 +155,7 @@ def find_program(settings: Settings) -> tuple[Path | None, str]:
 
 
 def _program_version(program: Path | None) -> str | None:
-    """The version of the program itself, which may be newer than that of a server that still runs."""
+    """Return the version of the program, which may be newer than the running server."""
     if program is None:
         return None
     with suppress(OSError, subprocess.SubprocessError):
@@ -164,7 +166,7 @@ def _program_version(program: Path | None) -> str | None:
             errors="replace",
             timeout=VERSION_SECONDS,
             stdin=subprocess.DEVNULL,
-            # Whom it asks for the version of the server is no matter here, and that one may be silent.
+            # The program also asks a server for its version; a closed port keeps it from waiting for a silent one.
             env={**os.environ, "OLLAMA_HOST": "127.0.0.1:1"},
         )
         match = re.search(r"client version is (\S+)", done.stdout + done.stderr)
@@ -173,7 +175,7 @@ def _program_version(program: Path | None) -> str | None:
 
 
 def _owner(port: int) -> str | None:
-    """The user of the process that listens on a port of this machine, where that is another; Linux tells."""
+    """Return the user whose process listens on a port of this machine, if it is another user. Only on Linux."""
     if not Path("/proc/net/tcp").exists():
         return None
     import pwd
@@ -190,7 +192,7 @@ def _owner(port: int) -> str | None:
 
 
 def listener(table: str, port: int) -> int | None:
-    """The user id of who listens on a port, out of the text of `/proc/net/tcp`."""
+    """Return the user id of the process that listens on a port, from the text of `/proc/net/tcp`."""
     for line in table.splitlines()[1:]:
         fields = line.split()
         if len(fields) > 7 and fields[1].endswith(f":{port:04X}") and fields[3] == "0A":
@@ -199,7 +201,7 @@ def listener(table: str, port: int) -> int | None:
 
 
 def _ollama_runs() -> bool:
-    """Whether a process of this machine is called Ollama."""
+    """Return whether a process on this machine is called Ollama."""
     import psutil
 
     return any((process.info["name"] or "").lower().startswith("ollama") for process in psutil.process_iter(["name"]))

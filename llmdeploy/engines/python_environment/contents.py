@@ -1,4 +1,4 @@
-"""An environment and what is installed in it: asked of its Python, and remembered. Nothing is imported or raised."""
+"""The contents of an environment, as its Python reports them, with a cache. Nothing is imported and nothing raised."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ INSPECT = Path(__file__).with_name("inspect_python.py")
 
 @dataclass(frozen=True)
 class Contents:
-    """What is installed beside a Python, as `inspect_python.py` tells it."""
+    """The packages beside a Python, as `inspect_python.py` reports them."""
 
     python_version: str
     folders: list[str]
-    """Where its packages are."""
+    """The folders of its packages."""
     name: str | None = None
     version: str | None = None
-    """vLLM's, by its metadata."""
+    """The version of the engine, from its metadata."""
     requires_python: str = ""
     package: bool = False
-    """Whether vLLM's code is there too."""
+    """Whether the code of the engine is installed too."""
     torch: str | None = None
     cuda: str | None = None
-    """What torch was built for, and so on."""
+    """The version of CUDA that torch was built for. The same holds for `rocm` and `xpu`."""
     rocm: str | None = None
     xpu: str | None = None
 
     @property
     def device(self) -> str:
-        """What this vLLM computes on: by its name and its version's mark (`+cpu`), which vLLM goes by too."""
+        """The device of this build, from its name and the suffix of its version (`+cpu`), as vLLM itself decides."""
         mark = (self.version or "").partition("+")[2]
         if (self.name or "").endswith("-cpu") or "cpu" in mark:
             return "cpu"
@@ -53,15 +53,15 @@ class Contents:
 
 @dataclass(frozen=True)
 class Environment:
-    """A Python that should have vLLM."""
+    """A Python that may have the engine."""
 
     python: str
     origin: str
-    """How it was found, in words."""
+    """The way in which it was found, in words."""
     contents: Contents | None = None
-    """None where it could not tell, or not in time."""
+    """The contents; None if its Python could not report them, or not in time."""
     problem: str = ""
-    """Why nothing can be run with it, on whatever machine."""
+    """The reason why it cannot be used on any machine; empty if there is none."""
 
     @property
     def version(self) -> str | None:
@@ -73,7 +73,7 @@ class Environment:
 
 
 def read(program: PythonProgram, environment: Environment, seconds: float = INSPECT_SECONDS) -> Environment:
-    """The environment with what is installed there, out of its Python's mouth or as it was told before."""
+    """Return the environment with its contents, from its Python or from the cache."""
     if environment.problem:
         return environment
     contents = _remembered(program, environment.python)
@@ -91,7 +91,7 @@ def read(program: PythonProgram, environment: Environment, seconds: float = INSP
 
 
 def problem(program: PythonProgram, contents: Contents) -> str:
-    """What is wrong with an installation by itself."""
+    """Return what is wrong with an installation, whatever the machine; empty if nothing is."""
     if contents.version is None:
         return f"there is no {program.label}"
     name = f"{program.label} {contents.version}"
@@ -107,7 +107,7 @@ def problem(program: PythonProgram, contents: Contents) -> str:
 
 
 def fits(requires_python: str, version: str) -> bool:
-    """Whether a Python is one of those that `Requires-Python` names, such as `>=3.11,<3.15`."""
+    """Return whether a version of Python satisfies `Requires-Python`, such as `>=3.11,<3.15`."""
     have = numbers(version)
     for operator, bound in re.findall(r"(>=|<=|<|>|!=)\s*([\d.]+)", requires_python):
         want = numbers(bound)
@@ -124,16 +124,17 @@ def fits(requires_python: str, version: str) -> bool:
 
 
 def numbers(version: str) -> tuple[int, ...]:
+    """Return the numbers of a version, without its local part."""
     return tuple(map(int, re.findall(r"\d+", version.partition("+")[0])))
 
 
 def _inspected(program: PythonProgram, python: str, seconds: float) -> Contents:
-    """Raises TimeoutExpired, OSError, ValueError and TypeError."""
+    """Ask a Python for its contents. Raises TimeoutExpired, OSError, ValueError and TypeError."""
     if seconds <= 0:
         raise subprocess.TimeoutExpired(python, seconds)
     done = subprocess.run(
         [python, "-c", INSPECT.read_text(), program.name, *program.distributions],
-        cwd="/",  # the folder one stands in lends no modules
+        cwd="/",  # modules in the current folder must not be imported
         capture_output=True,
         text=True,
         errors="replace",
@@ -146,11 +147,12 @@ def _inspected(program: PythonProgram, python: str, seconds: float) -> Contents:
 
 
 def _marks(python: str, contents: Contents) -> list[list[Any]]:
-    """What changes when something is installed there: the times of the folders of packages, and of the Python."""
+    """Return the values that change with each installation: the times of the package folders and of the Python."""
     return [[path, modified(Path(path))] for path in (python, *contents.folders)]
 
 
 def modified(path: Path) -> int:
+    """Return when a file or folder was changed, in nanoseconds; 0 if it does not exist."""
     try:
         return path.stat().st_mtime_ns
     except OSError:
@@ -158,7 +160,7 @@ def modified(path: Path) -> int:
 
 
 def _entries(program: PythonProgram) -> dict[str, Any]:
-    """Return what is remembered, by the path of each Python that still exists."""
+    """Return the cache, by the path of each Python that still exists."""
     entries: dict[str, Any] = JsonFile(_file(program)).read({})
     return {python: entry for python, entry in entries.items() if os.path.exists(python)}
 

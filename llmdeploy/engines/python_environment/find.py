@@ -1,4 +1,4 @@
-"""Where an engine that is a Python program is installed, and whether it runs here. Nothing is imported or raised."""
+"""The search for the environments that have an engine. The engine is not imported, and nothing is raised."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STAMP = "llmdeploy.json"
 
 @dataclass(frozen=True)
 class Found:
-    """The environment that would serve, or the one that comes closest, and how it stands with it."""
+    """The environment that would serve, or else the first candidate, and its status."""
 
     environment: Environment | None
     status: EngineStatus
@@ -54,7 +54,7 @@ def detect(
         found = Found(environment, judge(program, environment, machine))
         if found.status.usable:
             return found
-        # What cannot run must not stand in the way of what can.
+        # An environment that cannot be used must not hide one that can.
         closest = closest or found
     if closest:
         return closest
@@ -62,12 +62,12 @@ def detect(
     return Found(None, EngineStatus(False, None, missing, program.install_command, installed=False))
 
 
-# Where it may be
+# The places
 
 
 def candidates(program: PythonProgram, settings: Settings) -> Iterator[Environment]:
-    """The Pythons that should have vLLM, the most wanted first. One that was named is the only one."""
-    python: str | None = getattr(settings, f"{program.name}_python")
+    """Yield the Pythons that may have the engine, the preferred one first. A configured one is the only one."""
+    python: str | None = getattr(settings, program.name).python
     if python:
         yield Environment(python, f"set by `engines.{program.name}.python`")
         return
@@ -87,7 +87,7 @@ def _here(program: PythonProgram) -> Iterator[Environment]:
 
 
 def _on_path(script: str | None) -> Iterator[Environment]:
-    if script is None or not os.path.isabs(script):  # one of the folder one stands in is not meant
+    if script is None or not os.path.isabs(script):  # a script in the current folder is not meant
         return
     try:
         with open(script, "rb") as file:
@@ -102,20 +102,20 @@ def _on_path(script: str | None) -> Iterator[Environment]:
 
 
 def python_of(script: str) -> str | None:
-    """The Python that a script is for, by its first line; a path with blanks, or a long one, stands in the second."""
+    """Return the Python of a script, from its first line, or from its second if the path is long or has blanks."""
     long = re.match(r"""#!/bin/sh\n'''exec' ["']?(/[^"'\n]*?)["']? "\$0\"""", script)
     found = long or re.match(r"#!(/\S+)", script)
     return found[1] if found and os.path.basename(found[1]).startswith("python") else None
 
 
 def made(program: PythonProgram) -> Iterator[Environment]:
-    """The environments that `engines install` brought to their end, the latest first."""
+    """Yield the complete environments that `engines install` made, the latest first."""
     for stamp in sorted(program.folder.glob(f"*/{STAMP}"), key=modified, reverse=True):
         yield Environment(str(stamp.parent / "bin" / "python"), "installed by llmdeploy")
 
 
 def _machine(seconds: float) -> Hardware | None:
-    """This machine; None where its driver does not answer in time."""
+    """Detect this machine; None if its driver does not answer in time."""
     from llmdeploy import hardware
 
     try:

@@ -16,14 +16,14 @@ DRIVERS = {11: "450", 12: "525", 13: "580"}
 
 
 def judge(program: PythonProgram, environment: Environment, machine: Hardware | None) -> EngineStatus:
-    """How it stands with an environment on a machine; None where its NVIDIA driver was too slow to answer."""
+    """Return the status of an environment on a machine; `machine` is None if its driver did not answer in time."""
     at = f"`{environment.python}`, {environment.origin}"
     if environment.problem:
         return EngineStatus(
             False, environment.version, f"{program.label} at {at}: {environment.problem}", program.replace_hint
         )
     contents = environment.contents
-    if contents is None:  # on a cold disk: slow is not broken
+    if contents is None:  # a cold disk is slow; the environment may still be usable
         return EngineStatus(True, None, f"{program.label} at {at}, slow to tell its version")
     if contents.device == "cuda" and machine and (why := unfit(program, contents.cuda, machine)):
         reason, hint = why
@@ -37,7 +37,7 @@ def judge(program: PythonProgram, environment: Environment, machine: Hardware | 
 
 
 def unfit(program: PythonProgram, cuda: str | None, machine: Hardware) -> tuple[str, str] | None:
-    """Why a build for that CUDA does not run on a machine, and what to do; None where it does."""
+    """Return why a build for this CUDA does not run on a machine, and a hint; None if it runs."""
     build = f"this build is for NVIDIA GPUs{f' (CUDA {cuda})' if cuda else ''}"
     if machine.gpu_problem and not machine.gpus:
         return f"{build}, and {machine.gpu_problem}", "`nvidia-smi` shows what the driver says"

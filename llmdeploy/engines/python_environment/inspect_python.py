@@ -1,4 +1,4 @@
-"""What is installed beside a Python, as JSON on stdout: read from files, without importing vLLM or torch.
+"""A program that prints what is installed beside its Python, as JSON, without an import of the engine or torch.
 
 `contents.py` makes any Python run the text of this file, so it uses only what Python 3.8 knows. Arguments: the name of
 the package, then the names of its distributions, the preferred one first.
@@ -23,13 +23,13 @@ def distribution(names: list[str]) -> metadata.Distribution | None:
 
 
 def package(name: str) -> str | None:
-    """The folder of a package, which is not imported."""
+    """Return the folder of a package, without importing it."""
     spec = util.find_spec(name)
     return os.path.dirname(spec.origin) if spec and spec.origin else None
 
 
 def torch_version() -> dict[str, str | None]:
-    """What torch was built for: `version.py` has a line for each, such as `cuda: Optional[str] = '13.0'`."""
+    """Return the fields of torch's `version.py`, from lines such as `cuda: Optional[str] = '13.0'`."""
     folder = package("torch")
     if folder is None:
         return {}
@@ -39,6 +39,7 @@ def torch_version() -> dict[str, str | None]:
 
 
 def main() -> None:
+    """Print the contents."""
     name, *distributions = sys.argv[1:]
     found = distribution(distributions)
     torch = torch_version()

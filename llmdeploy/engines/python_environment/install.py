@@ -1,7 +1,7 @@
 """The installation of an engine that is a Python program: planned as data, made with progress, complete or removed.
 
-An environment counts when its stamp is written, which is the last step. One without is what an earlier run left, and
-the next run clears it away.
+An environment is complete when its stamp is written, in the last step. An environment without one is a remnant of an
+interrupted run, and the next run removes it.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 PYTHON_SECONDS = 5
 TEST_SECONDS = 300
-"""For `PROGRAM --version`: 10 s, and the first time all of it is compiled and read from disk."""
+"""Seconds for `PROGRAM --version`: it takes 10 s, and longer the first time, when Python compiles everything."""
 
 
 @dataclass(frozen=True)
 class Installation:
-    """What would be done."""
+    """The plan of an installation."""
 
     version: str
     cpu: bool
@@ -48,7 +48,7 @@ class Installation:
     tool: str
     """`uv` or `pip`."""
     python: str
-    """The interpreter it is made with; a version that uv fetches where there is none."""
+    """The interpreter for the environment, or a version of Python that uv downloads."""
     steps: tuple[Step, ...]
     size: Size
 
@@ -57,13 +57,13 @@ class Installation:
         return Environment(str(self.folder / "bin" / "python"), "installed by llmdeploy")
 
 
-# Planned
+# The plan
 
 
 def plan(
     program: PythonProgram, version: str | None = None, *, cpu: bool = False, platform: str = sys.platform
 ) -> Installation:
-    """What would be done here. Raises UsageError for no version, InstallFailed where it cannot be installed."""
+    """Plan an installation. Raises UsageError for an invalid version, InstallFailed if it is not possible here."""
     version = version or program.version
     if not re.fullmatch(r"\d+(\.\w+)+", version):
         raise UsageError(f"`{version}` is no version", f"one such as `{program.version}`")
@@ -93,12 +93,12 @@ def plan(
 def steps(
     uv: str | None, python: str, folder: Path, requirement: str, variables: Mapping[str, str], *, cpu: bool
 ) -> tuple[Step, ...]:
-    """The commands. uv knows where PyTorch's CPU builds are; pip has to be told by its own settings."""
+    """Return the commands. uv knows the index of PyTorch's CPU builds; pip needs it in its own settings."""
     target = str(folder / "bin" / "python")
     make: tuple[str, ...]
     install: tuple[str, ...]
     if uv:
-        # Where the user has sources of packages of their own, those must have the CPU builds too.
+        # If the user has configured other package indexes, those must have the CPU builds too.
         own = any(variables.get(f"UV_{name}") for name in ("FIND_LINKS", "EXTRA_INDEX_URL", "INDEX", "NO_INDEX"))
         for_cpu = cpu and not own
         make = (uv, "venv", "--python", python, str(folder))
@@ -111,7 +111,7 @@ def steps(
 
 
 def find_python(pythons: tuple[tuple[int, int], ...]) -> str | None:
-    """An interpreter of one of these versions: llmdeploy's own where it is one, else one on PATH."""
+    """Return an interpreter of one of these versions: llmdeploy's own if it fits, else one on PATH."""
     if sys.version_info[:2] in pythons:
         return sys.executable
     for wanted in pythons:
@@ -122,7 +122,7 @@ def find_python(pythons: tuple[tuple[int, int], ...]) -> str | None:
 
 
 def _is(path: str, wanted: tuple[int, int]) -> bool:
-    """Whether a Python is what its name says: some names are only placeholders that end with an error."""
+    """Return whether an interpreter has the version in its name: some are placeholders that end with an error."""
     command = [path, "-c", "import sys; print(tuple(sys.version_info[:2]))"]
     try:
         done = subprocess.run(
@@ -134,7 +134,7 @@ def _is(path: str, wanted: tuple[int, int]) -> bool:
 
 
 def warning(program: PythonProgram, plan: Installation, machine: Hardware) -> str:
-    """Why what is planned would not run on this machine; empty where nothing speaks against it."""
+    """Return why the planned installation would not run on a machine; empty if it would."""
     if plan.cpu:
         return ""
     why = unfit(program, program.cuda if plan.version == program.version else None, machine)
@@ -145,11 +145,11 @@ def _words(versions: tuple[tuple[int, int], ...]) -> str:
     return ", ".join("{}.{}".format(*it) for it in sorted(versions))
 
 
-# Done
+# The installation
 
 
 def here(program: PythonProgram, plan: Installation) -> Environment | None:
-    """That very environment, where it is here already, whole and in order."""
+    """Return the planned environment if it exists already, complete and usable."""
     if not (plan.folder / STAMP).exists():
         return None
     found = read(program, plan.environment)
@@ -157,7 +157,7 @@ def here(program: PythonProgram, plan: Installation) -> Environment | None:
 
 
 def carry_out(program: PythonProgram, plan: Installation, on_progress: OnProgress) -> Environment:
-    """Make the environment. Raises InstallFailed; whatever ends it early, nothing is left that counts."""
+    """Make the environment. Raises InstallFailed; whatever interrupts it, no incomplete environment is left."""
     require_space(program, plan)
     with _alone(program):
         log = _log()
@@ -177,7 +177,7 @@ def carry_out(program: PythonProgram, plan: Installation, on_progress: OnProgres
 
 
 def require_space(program: PythonProgram, plan: Installation) -> None:
-    """Raises InstallFailed where the disk is too full."""
+    """Raise InstallFailed unless the disk has enough space."""
     free = disk_free(plan.folder)
     if free < plan.size.disk:
         raise InstallFailed(
@@ -197,7 +197,7 @@ def _repair_cpu_build(program: PythonProgram, plan: Installation, on_progress: O
 
 
 def test(program: PythonProgram, plan: Installation) -> Environment:
-    """The environment as its Python tells it and, where it can run on this machine, as the program itself tells it."""
+    """Inspect the new environment and, if it can run on this machine, run the program once. Raises InstallFailed."""
     from llmdeploy import hardware
 
     found = read(program, plan.environment, TEST_SECONDS)
@@ -228,7 +228,7 @@ def _require_version(program: Path) -> None:
 
 
 def remove(program: PythonProgram) -> int:
-    """Remove every environment of ours, whole or not; the bytes that were freed."""
+    """Remove all environments that llmdeploy made, complete or not. Return the freed bytes."""
     with _alone(program):
         folders = every(program)
         freed = sum(map(size, folders))
@@ -238,18 +238,18 @@ def remove(program: PythonProgram) -> int:
 
 
 def every(program: PythonProgram) -> list[Path]:
-    """The folders of all environments of ours, whole or not."""
+    """Return the folders of all environments that llmdeploy made, complete or not."""
     place = program.folder
     return sorted(it for it in place.iterdir() if it.is_dir()) if place.is_dir() else []
 
 
 def size(folder: Path) -> int:
-    """The bytes of a folder on disk."""
+    """Return the size of a folder on disk in bytes."""
     return sum(os.lstat(os.path.join(place, name)).st_size for place, _, names in os.walk(folder) for name in names)
 
 
 def clear(folder: Path) -> None:
-    """Remove an environment, its stamp first: half of one must not count."""
+    """Remove an environment, its stamp first: a partly removed one must not pass for complete."""
     with suppress(FileNotFoundError):
         (folder / STAMP).unlink()
     try:
@@ -260,11 +260,12 @@ def clear(folder: Path) -> None:
 
 
 def log_file() -> Path:
+    """Return the path of the log of installations."""
     return state_dir() / "install.log"
 
 
 def _log() -> Path:
-    """The log of this installation, empty."""
+    """Return the log of this installation, empty."""
     file = log_file()
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -276,7 +277,7 @@ def _log() -> Path:
 
 @contextmanager
 def _alone(program: PythonProgram) -> Iterator[None]:
-    """One installation at a time."""
+    """Allow only one installation or removal at a time. Raises InstallFailed."""
     from filelock import FileLock, Timeout
 
     place = program.folder

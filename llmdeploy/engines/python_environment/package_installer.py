@@ -1,4 +1,4 @@
-"""The tools that install, uv and pip: run to their end, their lines told, their failures in a sentence."""
+"""The runs of uv and pip, with their progress, and their failures in one sentence."""
 
 from __future__ import annotations
 
@@ -19,27 +19,30 @@ from llmdeploy.engines.python_environment.failure_rules import RULES
 from llmdeploy.errors import InstallFailed
 
 SILENCE_SECONDS = 15
-"""After which a tool that says nothing is said to be at it still."""
+"""Seconds without output after which a step is reported as still running."""
 GRACE_SECONDS = 5
+"""Seconds between SIGTERM and SIGKILL."""
 
 OnProgress = Callable[[str, str], None]
-"""The step, and what is new in it; empty where the step begins, or goes on in silence."""
+"""Called with the step and its news; the news are empty when the step begins, and while it runs silently."""
 
 FOREIGN = {
     *("PYTHONPATH", "PYTHONHOME", "PYTHONWARNINGS", "VIRTUAL_ENV"),
     *("PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_REQUIRE_VIRTUALENV"),
 }
-"""Variables that would lead a tool out of the environment it is to work on, or stop it at a warning."""
+"""Variables that would make a tool change another environment, or stop at a warning."""
 
 
 @dataclass(frozen=True)
 class Step:
+    """A command of an installation."""
+
     name: str
     argv: tuple[str, ...]
 
 
 def run(step: Step, log: Path, on_progress: OnProgress, rules: tuple[FailureRule, ...] = ()) -> None:
-    """Run a step to its end; what it says goes to the log and to `on_progress`. Raises InstallFailed.
+    """Run a step to its end; its output goes to the log, its news to `on_progress`. Raises InstallFailed.
 
     `rules` are the failures of this installation alone.
     """
@@ -59,7 +62,7 @@ def run(step: Step, log: Path, on_progress: OnProgress, rules: tuple[FailureRule
 
 
 def news(line: str) -> str:
-    """What a line of pip's or uv's tells a user who waits: large downloads and the end; empty for all else."""
+    """Return the news in a line of pip or uv: large downloads and the end of a phase; empty for other lines."""
     if found := re.match(r"\s*Downloading ([\w-]+?)(?:-\d\S*)? .*\((\d{2,}(?:\.\d+)?) ?([MG]i?B)\)", line):
         return "downloading {} ({} {})".format(*found.groups())
     if found := re.match(r"Installing collected packages: (.*)", line):
@@ -68,11 +71,12 @@ def news(line: str) -> str:
 
 
 def clean(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables without those that would mislead a tool."""
     return {name: value for name, value in variables.items() if name not in FOREIGN}
 
 
 def _lines(child: subprocess.Popen[str]) -> Iterator[str]:
-    """The lines of a child as they come; an empty text after each while of silence."""
+    """Yield the lines of a process as they come, and an empty text after each SILENCE_SECONDS without one."""
     lines: Queue[str | None] = Queue()
 
     def read() -> None:
@@ -94,7 +98,7 @@ def _lines(child: subprocess.Popen[str]) -> Iterator[str]:
 
 @contextmanager
 def _child(step: Step, log: Path) -> Iterator[subprocess.Popen[str]]:
-    """A tool in a group of its own: what ends us early ends all of it."""
+    """Run a tool in a process group of its own, which ends as a whole if the block is interrupted."""
     try:
         child = subprocess.Popen(
             step.argv,
@@ -126,13 +130,13 @@ def _end(child: subprocess.Popen[str]) -> None:
 
 
 def failure(step: Step, said: list[str], log: Path, rules: tuple[FailureRule, ...] = ()) -> InstallFailed:
-    """Why a step failed, in one sentence."""
+    """Return the error for a failed step, in one sentence."""
     text = "\n".join(said[-40:])
     errors = [line for line in said if re.match(r"error: .*[^:]$", line, re.IGNORECASE)]
-    told = (errors or said or [""])[-1]
+    last = (errors or said or [""])[-1]
     if found := diagnosis.first((*RULES, *rules), [text]):
-        return InstallFailed(f"{step.name} failed: {found.cause}" + (f" ({told})" if told else ""), found.fix)
-    return InstallFailed(f"{step.name} failed: {told or 'without a word'}", hint(log))
+        return InstallFailed(f"{step.name} failed: {found.cause}" + (f" ({last})" if last else ""), found.fix)
+    return InstallFailed(f"{step.name} failed: {last or 'without a word'}", hint(log))
 
 
 def hint(log: Path) -> str:

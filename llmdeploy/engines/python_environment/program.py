@@ -42,7 +42,7 @@ class PythonProgram:
     gpu_size: Size
     cpu_size: Size
     repair_cpu_build: Callable[[Path], list[str]]
-    """Changes what an installed build for CPUs needs to start; returns what was done, in words."""
+    """Makes an installed build for CPUs able to start; returns what was done, in words."""
     failure_rules: tuple[FailureRule, ...] = ()
     """The failures of uv and pip that only an installation of this program has."""
 
@@ -53,10 +53,12 @@ class PythonProgram:
 
     @property
     def install_command(self) -> str:
+        """The command that installs it."""
         return f"`llmdeploy engines install {self.name}`"
 
     @property
     def cpu_install_command(self) -> str:
+        """The command that installs its build for CPUs."""
         return f"`llmdeploy engines install {self.name} --cpu`"
 
     @property

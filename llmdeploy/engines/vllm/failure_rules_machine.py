@@ -1,6 +1,6 @@
-"""What vLLM writes when the model or the machine is at fault: no setting of vLLM's mends it.
+"""The failures of vLLM that come from the model or the machine: no setting of vLLM fixes them.
 
-The first row that matches speaks: the special before the general.
+The special rules stand before the general ones.
 """
 
 from __future__ import annotations
@@ -228,4 +228,4 @@ ENDS = (
         "where memory ran out, `dmesg` says so; `llmdeploy logs` has its last words",
     ),
 )
-"""Ends without an exception. Last: a worker that is ended because another failed has one too."""
+"""Ends without an exception. They come last: a worker that is ended because another one failed ends like this too."""

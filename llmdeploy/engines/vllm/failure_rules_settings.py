@@ -1,7 +1,7 @@
-"""What vLLM writes when its settings are wrong for the model or the machine: other settings mend it.
+"""The failures of vLLM that come from settings that do not suit the model or the machine: other settings fix them.
 
-The first row that matches speaks: the special before the general. Texts drift between releases, so a row is known by
-the part of it that stayed the same from 0.6 to 0.33.
+The special rules stand before the general ones. Messages change between releases, so a pattern is the part of a message
+that stayed the same from 0.6 to 0.33.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ Words = Mapping[str, str]
 
 MOST_UTILIZATION = 0.95
 UTILIZATION_MARGIN = 0.02
-"""Left free: what is free while vLLM starts differs by a little from one moment to the next."""
+"""The part of the memory that is left free: the free memory changes a little while vLLM starts."""
 CPU_UTILIZATION = 0.5
-"""Of a machine without a GPU: all but its weights is KV cache, and other programs live in the rest."""
+"""The part of the memory of a machine without a GPU: other programs need the rest."""
 SMALLEST_CONTEXT = 256
-"""The least that `--context` takes."""
+"""The smallest value of `--context`."""
 
 
 def _number(key: str, group: str) -> Callable[[Words], Remedy]:
-    """The number that vLLM names, as it is."""
+    """Return a remedy that takes the number in vLLM's message."""
     return lambda words: Remedy(key, int(words[group]))
 
 
@@ -39,18 +39,18 @@ def _estimated_context(words: Words) -> Remedy | None:
 
 
 def _half_as_wide(words: Words) -> Remedy | None:
-    """8-bit numbers halve the KV cache: enough when it is at most twice too large."""
+    """Halve the KV cache with 8-bit numbers, if that is enough."""
     return Remedy("kv_cache_dtype", "fp8") if float(words["needed"]) <= 2 * float(words["available"]) else None
 
 
 def _utilization(fraction: float) -> Remedy | None:
-    """Of that fraction of a device's memory; rounded down, for it must be free."""
+    """Return a remedy that uses this fraction of a device's memory, rounded down because it must be free."""
     value = math.floor(min(fraction, MOST_UTILIZATION) * 100) / 100
     return Remedy("gpu_memory_utilization", value, lasts=False) if value > 0 else None
 
 
 def _free_on_gpu(words: Words) -> Remedy | None:
-    """What is free. Where that is less than half of what was wanted, the weights would not fit into it."""
+    """Use the free memory. None if it is less than half of what vLLM wanted: the weights would not fit."""
     free, total, wanted = (float(words[name]) for name in ("free", "total", "wanted"))
     return _utilization(free / total - UTILIZATION_MARGIN) if total and free >= wanted / 2 else None
 
@@ -61,7 +61,7 @@ def _free_on_cpu(words: Words) -> Remedy | None:
 
 
 def _more_than_used(words: Words) -> Remedy | None:
-    """What the worker holds already, and as much for the KV cache as is sane: 1 GiB, or half of what is free."""
+    """Use the memory that the worker holds, plus a KV cache of 1 GiB or half of the free memory."""
     free, total, kv_cache, requested = (float(words[name]) for name in ("free", "total", "kv", "requested"))
     return _utilization((requested - kv_cache + min(1, free / 2)) / total + 0.01) if total else None
 
@@ -76,7 +76,7 @@ def _fewer_sequences(words: Words) -> Remedy | None:
 
 
 def _dividing(words: Words) -> Remedy | None:
-    """The most GPUs, up to those asked for, that share the heads evenly."""
+    """Use the largest number of GPUs, up to the requested one, that divides the number of heads."""
     heads, gpus = int(words["heads"]), int(words["gpus"])
     shares = [count for count in range(1, min(heads, gpus, 1024) + 1) if heads % count == 0]
     return Remedy("tensor_parallel_size", shares[-1]) if shares else None
@@ -91,7 +91,7 @@ MORE_KV_MEMORY = f"{_set('gpu_memory_utilization', '0.95')}; where that is not e
 
 
 def _numbers(pattern: str) -> str:
-    """A pattern where `#name` is a number."""
+    """Return a pattern in which each `#name` is a group that matches a number."""
     return re.sub(r"#(\w+)", r"(?P<\1>-?\\d{1,9}\\.?\\d*)", pattern)
 
 

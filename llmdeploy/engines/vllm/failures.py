@@ -1,7 +1,7 @@
-"""Why a vLLM ended: the telling lines of its processes, and what the tables say of them.
+"""The diagnosis of a vLLM that ended: the relevant lines of its processes, and the rules that match them.
 
-The root cause is with the deepest process: a worker's exception ends the engine core, whose exception ends the API
-server, and each writes a traceback of its own.
+The root cause is in the deepest process: the exception of a worker ends the engine core, whose exception ends the API
+server, and each of them writes a traceback.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from llmdeploy.engines.vllm.log import Line, parse
 CAUSES = (*MEMORY, *SETTINGS, *MODEL, *MACHINE)
 VLLM = (*CAUSES, *ENDS)
 LAST_WORDS = 250
-"""Lines before an end by SIGKILL that may tell of it: three tracebacks."""
+"""Lines before a SIGKILL that may contain its cause: three tracebacks."""
 TELLING_LINES = 3
 LONGEST = 200
-"""Characters of a line that is shown: some list all architectures."""
+"""The longest line in a message, in characters: some lines list all architectures."""
 
 _DEPTHS = (r"(?:Vllm|Ray)?Worker", r"EngineCore", r"")
 _WRAPPERS = re.compile(
@@ -40,19 +40,19 @@ _WRAPPERS = re.compile(
     )
 )
 _EXCEPTION = re.compile(r"(?:[A-Za-z_]\w*\.)*_?[A-Z]\w*(?:Error|Exception|OutOfResources|NotFound|Exit)(?::\s+\S|$)")
-_PYDANTIC = re.compile(r"\s+Value error, (?P<words>.+?)(?: \[type=\w+, .*)?$")  # on the line after its exception
+_PYDANTIC = re.compile(r"\s+Value error, (?P<words>.+?)(?: \[type=\w+, .*)?$")  # on the line after the exception
 _NAME = re.compile(r"^(?:[A-Za-z_]\w*\.)*(?=_?[A-Z]\w*:)")
 
 
 def diagnose(log: Sequence[str], exit_status: int) -> Diagnosis | None:
-    """What the log of a vLLM that ended with `exit_status` (negative: by that signal) says.
+    """Return why vLLM ended, from its log and its exit status (negative: the number of a signal).
 
-    None when nothing in it tells.
+    None if nothing in the log explains it.
     """
     if by_signal := diagnosis.killed(exit_status):
-        # A vLLM whose start fails kills what is left of itself, so a cause that it named goes before.
+        # A vLLM whose start fails kills its own processes, so a cause in the log comes first.
         return _first(CAUSES, log[-LAST_WORDS:]) or by_signal
-    ended = [f"vLLM ended (exit code: {exit_status})"]  # in the words of a worker's end: the same rows hold for it
+    ended = [f"vLLM ended (exit code: {exit_status})"]  # worded as the end of a worker, so that the same rules match
     for texts in (*_by_depth(log), ended):
         if found := diagnosis.first(VLLM, texts, log):
             return found
@@ -65,7 +65,7 @@ def _first(table: Sequence[FailureRule], log: Sequence[str]) -> Diagnosis | None
 
 
 def telling_lines(log: Sequence[str]) -> tuple[str, ...]:
-    """The exceptions of the deepest process that has any, else its errors: at most three, and short."""
+    """Return the exceptions, or else the errors, of the deepest process that has some: at most three, shortened."""
     lines = [line for line in _lines(log) if not _WRAPPERS.search(line.text)]
     exceptions = [line for line in lines if line.level in {None, "ERROR", "CRITICAL"} and _EXCEPTION.match(line.text)]
     errors = [line for line in lines if line.level in {"ERROR", "CRITICAL"} and not line.text.startswith("Traceback")]
@@ -76,7 +76,7 @@ def telling_lines(log: Sequence[str]) -> tuple[str, ...]:
 
 
 def _by_depth(log: Sequence[str]) -> Iterator[list[str]]:
-    """What may name a cause, the deepest process first. What vLLM calls information or a warning does not."""
+    """Yield the lines that may contain a cause, the deepest process first: no information and no warnings."""
     return _deepest_first([line for line in _lines(log) if line.level not in {"DEBUG", "INFO", "WARNING"}])
 
 
@@ -89,7 +89,7 @@ def _deepest_first(lines: Sequence[Line]) -> Iterator[list[str]]:
 
 
 def _lines(log: Sequence[str]) -> Iterator[Line]:
-    """All that may tell: without progress bars and the frames of tracebacks, which are indented."""
+    """Yield the relevant lines: no progress bars, and no frames of tracebacks, which are indented."""
     for raw in log:
         for line in parse(raw):
             if match := _PYDANTIC.match(line.text):

@@ -1,7 +1,7 @@
-"""How large: vLLM's settings for a model on a machine. Pure.
+"""The plan of vLLM's settings for a model on a machine. Pure.
 
-vLLM takes a fixed part of each GPU's memory at its start and gives what the weights and the computation leave to the KV
-cache, which all requests share. It says itself what that comes to; the plan is to keep it from starting in vain.
+vLLM takes a fixed part of each GPU's memory at its start. What the weights and the computation leave becomes the KV
+cache, which all requests share. vLLM reports the exact sizes itself; the plan avoids starts that must fail.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ if TYPE_CHECKING:
     from llmdeploy.models.facts import ModelFacts
 
 UTILIZATION = 0.92
-"""vLLM's own default of `gpu_memory_utilization` since 0.20."""
+"""The default of vLLM's `gpu_memory_utilization` since 0.20."""
 SLACK = 0.02
-"""Of a GPU's memory, left beside what is free: others' use of it changes."""
+"""The part of a GPU's memory that is left free: the use by other programs changes."""
 COMPUTE_BYTES = 1536 * MIB
-"""For each GPU: activations at 2048 to 8192 tokens a step, CUDA graphs, CUDA's own. 0.5 to 1.5 GiB and 0.1 to 2 GiB in
-logs of 7B to 8B models."""
+"""Bytes on each GPU for activations at 2048 to 8192 tokens a step, for CUDA graphs and for CUDA itself. In logs of 7B
+to 8B models activations take 0.5 to 1.5 GiB, and CUDA graphs 0.1 to 2 GiB."""
 PROCESSES_BYTES = 2 * GIB
-"""Of the API server, the engine core and a worker on a CPU, before any weights."""
+"""Bytes of the API server, the engine core and a worker on a CPU, without weights."""
 CACHE_STEP = 64 * MIB
 NOT_FLAGS = ("python", "extra_args")
 
 
 def named(settings: Settings) -> dict[str, Any]:
-    """What the user set of vLLM's own settings, by their names."""
-    # `max_model_len` is for where `context` names none.
+    """Return the settings of vLLM that the user has set, by their names in vLLM."""
+    # `context` takes precedence over `max_model_len`.
     others = NOT_FLAGS if settings.context is None else (*NOT_FLAGS, "max_model_len")
     return {name: value for name, value in settings.of_engine("vllm").items() if name not in others}
 
 
 def plan(facts: ModelFacts, hardware: Hardware, wishes: Wishes, wanted: dict[str, Any], device: str) -> Plan:
-    """The settings, with what the user `wanted` taken as it is. Raises DoesNotFit."""
+    """Return the plan. The settings that the user `wanted` are kept as they are. Raises DoesNotFit."""
     length = wanted.get("max_model_len")
     if isinstance(length, int) and (wishes.context is None or length < wishes.context):
         wishes = replace(wishes, context=length)
-    if str(wanted.get("kv_cache_dtype", "")).startswith("fp8"):  # one byte an element where there are two
+    if str(wanted.get("kv_cache_dtype", "")).startswith("fp8"):  # one byte for each element instead of two
         facts = replace(facts, key_length=(facts.key_length + facts.value_length) // 2, value_length=0)
     return _on_cpu(facts, hardware, wishes, wanted) if device == "cpu" else _on_gpus(facts, hardware, wishes, wanted)
 
 
 def _on_cpu(facts: ModelFacts, hardware: Hardware, wishes: Wishes, wanted: dict[str, Any]) -> Plan:
-    """A CPU build is for trying things: it starts in half the time without compiling."""
+    """Plan for the CPU build, which is for trials: without compilation it starts in half the time."""
     wide = wanted.get("dtype", "float32") in {"float32", "float", "auto"}
     weights = replace(facts, weights_bytes=facts.weights_bytes * (2 if wide else 1))
     processes = MemoryPart("processes", PROCESSES_BYTES, "three of Python and torch")
@@ -65,7 +65,7 @@ def _on_cpu(facts: ModelFacts, hardware: Hardware, wishes: Wishes, wanted: dict[
 
 
 def _on_gpus(facts: ModelFacts, hardware: Hardware, wishes: Wishes, wanted: dict[str, Any]) -> Plan:
-    if not hardware.gpus:  # another maker's, of which nothing is known here
+    if not hardware.gpus:  # GPUs of another maker, which are not detected
         return make_plan(facts, wishes, None)
     gpus = [_memory(gpu, hardware) for gpu in hardware.gpus]
     pipeline = wanted.get("pipeline_parallel_size") or 1
@@ -93,13 +93,13 @@ def _on_gpus(facts: ModelFacts, hardware: Hardware, wishes: Wishes, wanted: dict
 
 
 def _gpus_needed(facts: ModelFacts, gpus: list[tuple[int, int]], pipeline: int, wanted: dict[str, Any]) -> int:
-    """The fewest GPUs for each layer, 1, 2, 4 and so on, on which weights and one request fit; all, where none do."""
+    """Return the smallest tensor parallel size that holds the weights and one request; the largest if none does."""
     heads = max(facts.kv_heads, default=1) or 1
     possible = [size for size in (1, 2, 4, 8, 16) if size * pipeline <= len(gpus)]
     sizes = [size for size in possible if heads % size == 0 or size % heads == 0]
     request = facts.kv_bytes_per_token() * min(8192, facts.context_length)
     for size in sizes:
-        free, total = _least(gpus[: size * pipeline])  # vLLM takes the first
+        free, total = _least(gpus[: size * pipeline])  # vLLM uses the first GPUs
         each = (facts.weights_bytes / size * 1.02 + request / min(size, heads)) / pipeline
         if each + COMPUTE_BYTES <= total * _utilization(free, total, wanted):
             return size
@@ -116,7 +116,7 @@ def _least(gpus: list[tuple[int, int]]) -> tuple[int, int]:
 
 
 def _memory(gpu: Gpu, hardware: Hardware) -> tuple[int, int]:
-    """Free and total bytes; where it shares the machine's memory, NVML reports none."""
+    """Return the free and total bytes. For a GPU that shares the machine's memory NVML reports none."""
     if gpu.memory_free is None or not gpu.memory_total:
         return hardware.memory_available, max(hardware.memory_total, 1)
     return gpu.memory_free, gpu.memory_total

@@ -1,4 +1,4 @@
-"""The flags of the vLLM that is installed, read from its source; and the file of settings that it is started with."""
+"""The flags of the installed vLLM, read from its source code, and the configuration file that it is started with."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 SOURCES = ("engine/arg_utils.py", "entrypoints/**/cli_args.py", "entrypoints/cli/serve.py", "config/*.py")
 OURS = ("model", "served-model-name", "host", "port", "uds", "api-key")
-"""What no argument may change: the service knows the server by it."""
+"""The flags that the user may not set: the service finds the server by their values."""
 HEAD = "# Written by llmdeploy at each start. By hand: `vllm serve --config` and this file."
 ENOUGH = 50
-"""Flags; where fewer are found, the source is of a form that is not known here, and nothing is checked."""
+"""The number of flags below which the source code has an unknown structure, and nothing is checked."""
 
 
 def check(settings: Iterable[str], arguments: Iterable[str], environment: Environment) -> None:
-    """Raises ConfigError for a setting or an argument that the installed vLLM does not have, or that is ours."""
+    """Raise ConfigError for a setting or an argument that vLLM does not have, or that llmdeploy sets itself."""
     for word in arguments:
         name = _name(word)
         if word.startswith("--") and name and any(flag.startswith(name) for flag in OURS):
@@ -34,7 +34,7 @@ def check(settings: Iterable[str], arguments: Iterable[str], environment: Enviro
     if len(known) < ENOUGH:
         return
     for name in map(_name, (*settings, *(word for word in arguments if word.startswith("--")))):
-        # The beginning of a name is enough: vLLM itself says `--kv-cache-memory`.
+        # The beginning of a name is enough: vLLM itself recommends `--kv-cache-memory`.
         if any(flag.startswith((name, name.removeprefix("no-"))) for flag in known):
             continue
         near = difflib.get_close_matches(name, known, n=1)
@@ -47,7 +47,7 @@ def _name(word: str) -> str:
 
 
 def of(environment: Environment) -> frozenset[str]:
-    """The names of the flags, without dashes before them; empty where the source is not found."""
+    """Return the names of vLLM's flags, without leading dashes; empty if the source code is not found."""
     found: set[str] = set()
     for folder in environment.contents.folders if environment.contents else ():
         for pattern in SOURCES:
@@ -60,6 +60,6 @@ def of(environment: Environment) -> frozenset[str]:
 
 
 def yaml(content: Mapping[str, Any]) -> str:
-    """A file for `vllm serve --config`: a line a setting. JSON's values are YAML's too, but for pairs of surrogates."""
+    """Return a file for `vllm serve --config`. JSON values are YAML values too, except for pairs of surrogates."""
     lines = [f"{name.replace('_', '-')}: {json.dumps(value, ensure_ascii=False)}" for name, value in content.items()]
     return "\n".join([HEAD, *lines, ""]).encode(errors="backslashreplace").decode()

@@ -1,6 +1,6 @@
-"""vLLM's log: lines of several processes in several formats, and how far a start has come.
+"""The reader of vLLM's log: lines of several processes in several formats, and the phases of a start.
 
-The texts differ between releases, so a phase is known by all spellings from 0.6 to 0.33.
+The texts differ between releases, so each phase has all spellings from 0.6 to 0.33.
 """
 
 from __future__ import annotations
@@ -15,20 +15,22 @@ from llmdeploy.engines.base import Loaded, Step
 
 @dataclass(frozen=True)
 class Line:
+    """A line of the log, split into its parts."""
+
     process: str | None
-    """`APIServer`, `EngineCore`, `Worker_TP0`; None where the line does not say."""
+    """The process, such as `APIServer`, `EngineCore`, `Worker_TP0`; None if the line does not name it."""
     pid: int | None
     level: str | None
-    """`INFO`, `WARNING`, `ERROR`; None for what was not logged: tracebacks, progress bars, C++."""
+    """The level, such as `INFO`, `WARNING`, `ERROR`; None for tracebacks, progress bars and output of C++."""
     text: str
     percent: int | None = None
-    """How far a tqdm bar has come."""
+    """The percentage of a progress bar of tqdm."""
 
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _PROCESS = re.compile(r"\((?P<process>[A-Za-z][\w.\-]*)(?: rank=\d+)? pid=(?P<pid>\d{1,19})\) ?")
 _LEVEL = r"(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL)"
-_LOGGED = re.compile(rf"{_LEVEL} \d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)? \[?[^\s\]]+:\d+\] ?")  # no `[` up to 0.7
+_LOGGED = re.compile(rf"{_LEVEL} \d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)? \[?[^\s\]]+:\d+\] ?")  # without `[` up to 0.7
 _UVICORN = re.compile(rf"{_LEVEL}:\s+")
 _TORCH = re.compile(r"\[(?P<letter>[IWEF])\d+ [\d:.]+ [^\]]*\] ")
 _TORCH_LEVELS = {"I": "INFO", "W": "WARNING", "E": "ERROR", "F": "CRITICAL"}
@@ -37,16 +39,18 @@ _BAR = re.compile(r"(?P<what>[^|%]*?):\s+(?P<percent>\d{1,3})%(?: Completed )?\|
 
 
 def parse(raw: str) -> list[Line]:
-    """The lines that one line of the log stands for: one, or those of a JSON object's message."""
+    """Return the lines in one line of the log: the line itself, or the lines in the message of a JSON object."""
     raw = _ANSI.sub("", raw)
     return (_json_lines(raw) if raw.startswith("{") else None) or [_line(raw)]
 
 
 def _line(rest: str) -> Line:
     process = pid = level = None
-    while match := _PROCESS.match(rest):  # a child's line in its parent's stream has two: the last is its own
+    while match := _PROCESS.match(
+        rest
+    ):  # a line of a child in its parent's stream has two names: the last is that of the child
         process, pid, rest = match["process"], int(match["pid"]), rest[match.end() :]
-    rest = rest.rstrip("\r\n").rpartition("\r")[2]  # a bar redraws itself: the last state counts
+    rest = rest.rstrip("\r\n").rpartition("\r")[2]  # a progress bar redraws itself: only the last state counts
     rest = rest[match.end() :] if (match := _RANK.match(rest)) else rest
     if match := _LOGGED.match(rest) or _UVICORN.match(rest):
         level = match["level"]
@@ -62,7 +66,7 @@ def _percent(text: str) -> int | None:
 
 
 def _json_lines(raw: str) -> list[Line] | None:
-    """None for what only looks like JSON."""
+    """Return the lines in the message of a JSON object; None if the text is not such an object."""
     try:
         record: dict[str, Any] = json.loads(raw)
     except (ValueError, RecursionError):
@@ -86,7 +90,7 @@ def _json_lines(raw: str) -> list[Line] | None:
 
 @dataclass(frozen=True)
 class StartPhase:
-    """A step of a start. One of `spellings` begins the text of a line that belongs to it."""
+    """A phase of a start. A line belongs to it if its text begins with one of `spellings`."""
 
     name: str
     spellings: tuple[str, ...]
@@ -183,25 +187,25 @@ PHASES = (
 )
 
 _DOOM = re.compile(r"died unexpectedly|EngineDeadError|Engine core proc \S+ died|shutting down the engine")
-"""A worker or the engine core is gone. The API server answers what is in flight with an error, and ends in seconds."""
+"""The texts for the end of a worker or the engine core. The API server then fails its requests and ends in seconds."""
 _PREFIX = re.compile(r"^(?:\[\w+\] )+")  # `[backbone] `, before the compiler's lines since 0.32
 _SPELLINGS = tuple(re.compile("|".join(phase.spellings)) for phase in PHASES)
 
 
 @dataclass(frozen=True)
 class Learned:
-    """What a start tells on its way; None until it does. Memory is of one device, and as rounded as vLLM tells it."""
+    """The facts in the log of a start; None until vLLM logs them. Memory is that of one device, as vLLM rounds it."""
 
     version: str | None = None
     max_model_len: int | None = None
     weights_gib: float | None = None
     kv_cache_tokens: int | None = None
     max_concurrency: float | None = None
-    """How many requests of `max_model_len` tokens the KV cache holds."""
+    """The number of requests of `max_model_len` tokens that fit into the KV cache."""
 
 
 _SCARCE = {"kv_cache_tokens", "max_concurrency"}
-"""Told once a worker; the least is what counts."""
+"""The facts that each worker logs; the smallest value counts."""
 
 _FACTS = tuple(
     re.compile(pattern)
@@ -237,7 +241,7 @@ def _value(name: str, word: str) -> str | int | float:
 
 
 class Progress:
-    """How far a start has come. Phases only go forward, and so does the percentage within one."""
+    """The progress of a start. Phases only go forward, and so does the percentage within each phase."""
 
     def __init__(self) -> None:
         self.is_doomed = False
@@ -271,7 +275,7 @@ class Progress:
 
     def _take(self, line: Line) -> None:
         text = _PREFIX.sub("", line.text)
-        # What is told as information may quote a request: its address, its prompt.
+        # Lines of level INFO may quote a request: its address, its prompt.
         if line.level in {None, "ERROR", "CRITICAL"} and _DOOM.search(text):
             self.is_doomed = True
         self.learned = _learn(self.learned, text)
