@@ -24,10 +24,11 @@ from llmdeploy.models.reference import CatalogName
 from llmdeploy.plan import Plan, Setting
 from llmdeploy.service import history, launch, placement, supervisor
 from llmdeploy.service.events import Down, Download, Internal, Note, Phase, Public, Serving
-from llmdeploy.service.launch import Launch, Prepared, Ready, Settled
+from llmdeploy.service.launch import Launch
 from llmdeploy.service.order import Order
 from llmdeploy.service.running import RunningServer
 from llmdeploy.service.slot import target_of
+from llmdeploy.service.stages import Prepared, Ready, Settled
 from llmdeploy.service.starter import Abandoned, Starter
 from llmdeploy.service.supervisor import Supervisor
 from llmdeploy.units import GIB

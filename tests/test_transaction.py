@@ -21,11 +21,11 @@ from llmdeploy.plan import Plan, Setting
 from llmdeploy.service import recorder, slot, state
 from llmdeploy.service import switch as switching
 from llmdeploy.service.events import Down, Internal, Public, Room, Serving, Started
-from llmdeploy.service.launch import Prepared, Ready, Settled
 from llmdeploy.service.order import Order, SwitchOrder
 from llmdeploy.service.placement import HeldMemory
 from llmdeploy.service.running import RunningServer
 from llmdeploy.service.service import Service
+from llmdeploy.service.stages import Prepared, Ready, Settled
 from llmdeploy.service.supervisor import Supervisor
 from llmdeploy.service.switch import Switch
 from llmdeploy.units import GIB

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,10 +77,9 @@ Timeout = Annotated[
 def resolve_model(text: str) -> ModelRef:
     """Parse a model name as typed; say so when the catalog knows it by another name. Raises UsageError, ConfigError."""
     from llmdeploy.models.reference import CatalogName, parse
-    from llmdeploy.service.state import TICKET
 
     reference = parse(text)
-    if isinstance(reference, CatalogName) and TICKET not in os.environ:  # a background service has no terminal
+    if isinstance(reference, CatalogName):
         from llmdeploy.models.catalog import lookup
 
         entry = lookup.get(reference.name)

@@ -11,8 +11,8 @@ import msgspec
 if TYPE_CHECKING:
     from llmdeploy.errors import LlmdeployError
     from llmdeploy.plan import Plan
-    from llmdeploy.service.launch import Ready, Settled
     from llmdeploy.service.running import RunningServer
+    from llmdeploy.service.stages import Ready, Settled
 
 
 class Event(msgspec.Struct, frozen=True, tag_field="event", tag=lambda name: name.lower()):
@@ -46,7 +46,7 @@ class Note(Event, frozen=True):
 
 
 class Fetching(Event, frozen=True):
-    """A download begins; where `bytes` is not known, `reason` says why."""
+    """A download begins; if `bytes` is not known, `reason` says why."""
 
     source: str
     bytes: int

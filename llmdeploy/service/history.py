@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from llmdeploy.atomic_file import JsonFile
 from llmdeploy.errors import Remedy
 from llmdeploy.paths import state_dir
-from llmdeploy.service.state import open_private
 
 KEPT = 50
 """Number of starts that are kept; the oldest is dropped."""
@@ -42,16 +40,15 @@ def save_start(key: str, start: Start) -> None:
     starts = {**{name: it for name, it in _read_starts().items() if name != key}, key: asdict(start)}
     newest = dict(list(starts.items())[-KEPT:])
     with suppress(OSError):
-        _write(_starts_file(), newest)
+        _starts_file().write(newest)
 
 
 def _read_starts() -> dict[str, Any]:
-    content = _read(_starts_file())
-    return content if isinstance(content, dict) else {}
+    return _starts_file().read({})
 
 
-def _starts_file() -> Path:
-    return state_dir() / "starts.json"
+def _starts_file() -> JsonFile:
+    return JsonFile(state_dir() / "starts.json", indent=1)
 
 
 @dataclass(frozen=True)
@@ -71,13 +68,13 @@ class PreviousDeployment:
 def save_previous(previous: PreviousDeployment) -> None:
     """Keep the deployment for `switch --back`. An error is not reported: the way back can also be typed in full."""
     with suppress(OSError):
-        _write(_previous_file(), asdict(previous))
+        _previous_file().write(asdict(previous))
 
 
 def load_previous() -> PreviousDeployment | None:
     """Return the deployment before the last switch; None if there was no switch."""
     try:
-        content = _read(_previous_file())
+        content: dict[str, Any] = _previous_file().read({})
         return PreviousDeployment(
             str(content["model"]),
             str(content["engine"]),
@@ -89,23 +86,5 @@ def load_previous() -> PreviousDeployment | None:
         return None
 
 
-def _previous_file() -> Path:
-    return state_dir() / "previous.json"
-
-
-def _read(file: Path) -> Any:
-    """Return what the file holds; None if it cannot be read."""
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
-def _write(file: Path, content: dict[str, Any]) -> None:
-    """Replace the file, which its owner alone can read. Raises OSError."""
-    temporary = file.with_suffix(".new")
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary.unlink(missing_ok=True)
-    with open_private(temporary, 0) as stream:
-        json.dump(content, stream, indent=1)
-    temporary.replace(file)
+def _previous_file() -> JsonFile:
+    return JsonFile(state_dir() / "previous.json", indent=1)

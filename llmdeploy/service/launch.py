@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from llmdeploy import fit, hardware
@@ -19,6 +19,7 @@ from llmdeploy.service.events import Download, Fetching, Loaded, Note, OnAnyEven
 from llmdeploy.service.health import answers_for, healthy, listens
 from llmdeploy.service.placement import HeldMemory, without
 from llmdeploy.service.ports import free_port
+from llmdeploy.service.stages import Prepared, Settled
 from llmdeploy.service.starter import POLL, Starter
 
 if TYPE_CHECKING:
@@ -27,53 +28,11 @@ if TYPE_CHECKING:
     from llmdeploy.engines import base
     from llmdeploy.engines.base import Engine, ServerSpec
     from llmdeploy.hardware import Hardware
-    from llmdeploy.models.facts import ModelFacts
     from llmdeploy.models.requirements import Requirements
     from llmdeploy.service.order import Order
     from llmdeploy.service.running import RunningServer
 
 READY = "ready"
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """All that a start needs is on this machine: the engine, its daemon if it has one, and the weights."""
-
-    version: str | None
-    """The engine's version."""
-    weights: Any
-    """The weights, as the engine names them."""
-    facts: ModelFacts
-
-
-@dataclass(frozen=True)
-class Settled:
-    """It is known how the server is started."""
-
-    prepared: Prepared
-    plan: Plan
-    machine: Hardware
-    """The machine as it was before the start."""
-    spec: ServerSpec
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A server that answers for its model, and all that is known of it."""
-
-    order: Order
-    engine: Engine[Any]
-    """The engine with the settings that the server was started with."""
-    prepared: Prepared
-    plan: Plan
-    spec: ServerSpec
-    server: RunningServer
-    loaded: base.Loaded | None
-    """How the engine has loaded the model; None if it does not tell."""
-    seconds: float
-    """Seconds that the start took."""
-    gpus: tuple[tuple[int, int], ...]
-    """The memory that the start took of each GPU: (index, bytes)."""
 
 
 class Launch:

@@ -10,7 +10,7 @@ from llmdeploy.models import digest
 from llmdeploy.service import placement
 
 if TYPE_CHECKING:
-    from llmdeploy.service.launch import Ready
+    from llmdeploy.service.stages import Ready
 
 
 def provenance(ready: Ready) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from llmdeploy.service.events import (
     Switched,
     Wait,
 )
-from llmdeploy.service.launch import READY, Ready
+from llmdeploy.service.launch import READY
 from llmdeploy.service.provenance import provenance
 from llmdeploy.service.supervisor import Supervisor
 
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from llmdeploy.gateway.route import Route
     from llmdeploy.service.order import Order
     from llmdeploy.service.recorder import Recorder
+    from llmdeploy.service.stages import Ready
 
 OnSupervisorEvent = Callable[[Supervisor, Public | Internal], None]
 

@@ -15,7 +15,7 @@ from llmdeploy.service.health import connection
 
 if TYPE_CHECKING:
     from llmdeploy.engines.base import Engine, Request, ServerSpec
-    from llmdeploy.service.launch import Ready
+    from llmdeploy.service.stages import Ready
 
 SIDE = 64
 """Pixels of the image's side: small enough to cost nothing, large enough for every vision model's patches."""

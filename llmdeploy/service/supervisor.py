@@ -15,7 +15,8 @@ from llmdeploy.background import in_thread
 from llmdeploy.errors import DoesNotFit, LlmdeployError, PortInUse, ServerDied, StartFailed
 from llmdeploy.service import history, placement
 from llmdeploy.service.events import Down, Internal, Note, OnAnyEvent, Public, Serving, Started
-from llmdeploy.service.launch import Launch, Prepared, Ready, Settled, with_context
+from llmdeploy.service.launch import Launch, with_context
+from llmdeploy.service.stages import Prepared, Ready, Settled
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -23,9 +23,9 @@ from llmdeploy.service.smoke_test import run_smoke_test
 if TYPE_CHECKING:
     from llmdeploy.gateway.target import Target
     from llmdeploy.hardware import Hardware
-    from llmdeploy.service.launch import Prepared, Ready
     from llmdeploy.service.order import SwitchOrder
     from llmdeploy.service.slot import Slot
+    from llmdeploy.service.stages import Prepared, Ready
     from llmdeploy.service.supervisor import Supervisor
 
 RELEASE_SECONDS = 10.0

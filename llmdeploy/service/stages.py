@@ -1,0 +1,55 @@
+"""How far a start is: what is known after each of its steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llmdeploy.engines.base import Engine, Loaded, ServerSpec
+    from llmdeploy.hardware import Hardware
+    from llmdeploy.models.facts import ModelFacts
+    from llmdeploy.plan import Plan
+    from llmdeploy.service.order import Order
+    from llmdeploy.service.running import RunningServer
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that a start needs is on this machine: the engine, its daemon if it has one, and the weights."""
+
+    version: str | None
+    """The engine's version."""
+    weights: Any
+    """The weights, as the engine names them."""
+    facts: ModelFacts
+
+
+@dataclass(frozen=True)
+class Settled:
+    """It is known how the server is started."""
+
+    prepared: Prepared
+    plan: Plan
+    machine: Hardware
+    """The machine as it was before the start."""
+    spec: ServerSpec
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A server that answers for its model, and all that is known of it."""
+
+    order: Order
+    engine: Engine[Any]
+    """The engine with the settings that the server was started with."""
+    prepared: Prepared
+    plan: Plan
+    spec: ServerSpec
+    server: RunningServer
+    loaded: Loaded | None
+    """How the engine has loaded the model; None if it does not tell."""
+    seconds: float
+    """Seconds that the start took."""
+    gpus: tuple[tuple[int, int], ...]
+    """The memory that the start took of each GPU: (index, bytes)."""
