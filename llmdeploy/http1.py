@@ -134,23 +134,23 @@ def parse_request(head: bytes) -> Request:
     """Parse a complete head, which ends with its empty line. Raises BadFraming."""
     line = _REQUEST_LINE.match(head)
     if line is None:
-        raise BadFraming("the request line is not one of HTTP/1.1")
+        raise BadFraming("the request line is not valid HTTP/1.1")
     fields = _fields(httptools.HttpRequestParser, head)
     framing = _framing(fields)
     method, target, is_1_1 = line[1].decode(), line[2], line[3] == b"1"
     host = framing.host
     if host is None:
         if is_1_1:
-            raise BadFraming("a request of HTTP/1.1 needs one `Host`")
+            raise BadFraming("an HTTP/1.1 request needs one `Host`")
         host = b""
     if framing.chunked and not is_1_1:
-        raise BadFraming("a body of HTTP/1.0 cannot be chunked")
+        raise BadFraming("an HTTP/1.0 body cannot be chunked")
     if target[0] != 0x2F:
         host, target = _origin_form(method, target, host)
     if host and not _HOST.fullmatch(host):
         raise BadFraming("`Host` is not a name or an address")
     if framing.expect is not None and framing.expect.lower() != b"100-continue":
-        raise BadFraming("`Expect` is only understood with 100-continue", 417)
+        raise BadFraming("`Expect` is only supported with 100-continue", 417)
     return Request(
         method=method,
         target=target,
@@ -170,7 +170,7 @@ def parse_response(head: bytes) -> Response:
     """Parse a complete head, which ends with its empty line. Raises BadFraming."""
     line = _STATUS_LINE.match(head)
     if line is None:
-        raise BadFraming("the status line is not one of HTTP/1.1")
+        raise BadFraming("the status line is not valid HTTP/1.1")
     fields = _fields(httptools.HttpResponseParser, head)
     framing = _framing(fields)
     is_1_1 = line[1] == b"1"
@@ -217,7 +217,7 @@ def _framing(fields: Fields) -> _Framing:
             length = int(value)
         elif name == b"transfer-encoding":
             if chunked or value.lower() != b"chunked":
-                raise BadFraming("a `Transfer-Encoding` other than chunked is not understood")
+                raise BadFraming("a `Transfer-Encoding` other than chunked is not supported")
             chunked = True
         elif name == b"connection":
             connection |= frozenset(token.strip(b" \t") for token in value.lower().split(b","))
@@ -234,7 +234,7 @@ def _origin_form(method: str, target: bytes, host: bytes) -> tuple[bytes, bytes]
         return host, target
     absolute = _ABSOLUTE.fullmatch(target.decode())
     if absolute is None or (absolute[2] and absolute[2][0] not in "/?"):
-        raise BadFraming("the target of a request is a path")
+        raise BadFraming("the target of the request is not a path")
     path = absolute[2] if absolute[2].startswith("/") else "/" + absolute[2]
     return absolute[1].encode(), path.encode()
 

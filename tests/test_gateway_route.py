@@ -29,7 +29,7 @@ async def test_held_requests_are_served_in_order_up_to_the_limit() -> None:
             await app.send(post(number))
             await until(lambda: it.gateway.traffic.held == number + 1)  # noqa: B023
         refused = await it.ask(post("201st"))
-        assert_refused(refused, 503, "200 requests wait already")
+        assert_refused(refused, 503, "200 requests are waiting already")
         assert int(refused.headers["retry-after"]) > 0
         with noted_order() as sent:
             it.gateway.route.point(it.target)
@@ -125,7 +125,7 @@ async def test_requests_that_do_not_end_are_cut() -> None:
         event = json.loads((await stream.chunk()).removeprefix(b"data: "))
         assert event["error"]["code"] == "cut"
         assert await stream.reader.read() == b"", "no last chunk"
-        assert_refused(await plain.answer(), 503, "was stopped before the answer was whole")
+        assert_refused(await plain.answer(), 503, "was stopped before the answer was complete")
         cut = await half.answer()
         assert (cut.body, cut.whole) == (b"half", False)
         assert it.gateway.traffic.in_flight().total() == 0

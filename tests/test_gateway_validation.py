@@ -268,10 +268,10 @@ def test_a_model_without_vision_gets_no_image() -> None:
 
 
 @pytest.mark.parametrize(("kind", "what"), [("input_audio", "audio"), ("video_url", "video")])
-def test_a_model_gets_no_content_that_it_cannot_take(kind: str, what: str) -> None:
+def test_content_that_the_model_does_not_support_is_refused(kind: str, what: str) -> None:
     content = body(messages=user({"type": kind, kind: {"url": "http://x"}}))
     error = refused(content)
-    assert (error.code, error.message) == (f"{what}_not_supported", f"`selftest` takes no {what}")
+    assert (error.code, error.message) == (f"{what}_not_supported", f"`selftest` does not accept {what}")
     assert prepare(CHAT, content, replace(TARGET, capabilities=("text", what))) is content
 
 
@@ -294,7 +294,7 @@ def test_fields_that_an_engine_would_ignore_are_refused(path: str, name: str, va
     target = replace(TARGET, engine="ollama", lacks={path: (name,)})
     error = refused(body(prompt="x", **{name: value}), target, path)
     assert (error.status, error.code, error.param) == (400, "unsupported_parameter", name)
-    assert error.message == f"`ollama` does not know `{name}` on `{path}`"
+    assert error.message == f"`ollama` does not support `{name}` on `{path}`"
     prepare(path, body(prompt="x", **{name: value}), TARGET)
     prepare(path, body(prompt="x", **{name: fine}), target)
 

@@ -40,7 +40,7 @@ def unavailable(error: LlmdeployError) -> Refused:
 
 
 def too_many_wait(held: int, reason: str) -> Refused:
-    message = f"{held} requests wait already ({reason})"
+    message = f"{held} requests are waiting already ({reason})"
     return Refused(503, message, type="service_unavailable", code="too_many_waiting", hint="try again in some seconds")
 
 
@@ -74,7 +74,7 @@ def broke_off(engine: str) -> Refused:
 def switched_off(engine: str) -> Refused:
     return Refused(
         503,
-        f"`{engine}` was stopped before the answer was whole",
+        f"`{engine}` was stopped before the answer was complete",
         type="service_unavailable",
         code="cut",
         hint="send the request again",
@@ -87,7 +87,7 @@ def too_large(limit: int) -> Refused:
 
 
 def out_of_memory() -> Refused:
-    message = "the requests in progress hold as much memory as they may"
+    message = "the requests in progress already use all the memory allowed for them"
     return Refused(
         503,
         message,
@@ -99,11 +99,11 @@ def out_of_memory() -> Refused:
 
 
 def too_slow(seconds: float) -> Refused:
-    return Refused(408, f"the request did not come within {seconds:g} s", code="too_slow", hint="send it again")
+    return Refused(408, f"the request was not complete within {seconds:g} s", code="too_slow", hint="send it again")
 
 
 def malformed(status: int, message: str) -> Refused:
-    return Refused(status, message, code="malformed_request", hint="send a request of HTTP/1.1")
+    return Refused(status, message, code="malformed_request", hint="send a valid HTTP/1.1 request")
 
 
 def no_such_route(engine: str, path: str) -> Refused:

@@ -127,7 +127,7 @@ def _check_part(place: str, part: Part, target: Target) -> None:
     if needs not in target.capabilities and needs == "image":
         raise _cannot(place, target, "sees no images", "image_not_supported", SEES_NOT)
     if needs not in target.capabilities and needs != "text":
-        raise _cannot(place, target, f"takes no {needs}", f"{needs}_not_supported", "send text or images")
+        raise _cannot(place, target, f"does not accept {needs}", f"{needs}_not_supported", "send text or images")
     if needs == "text" and part.text is UNSET:
         raise _invalid(f"{place}.text", "is missing")
     if needs == "image":
@@ -143,7 +143,7 @@ def _no_image(place: str, url: str) -> Refused:
     if url.startswith("data:"):
         message = "must hold a PNG, JPEG, WebP, GIF or BMP image in Base64"
     else:
-        message = "must be a data: URL; nothing is fetched from elsewhere"
+        message = "must be a data: URL; images are never fetched"
     return _invalid(place, message, "invalid_image", DATA_URL)
 
 
@@ -151,7 +151,7 @@ def _completion(body: bytes, target: Target) -> Changes:
     asked = _decoded(_completion_of, body)
     _require_model(asked.model, target)
     if asked.suffix and "insert" not in target.capabilities:
-        raise _cannot("suffix", target, "cannot fill in a middle", "insert_not_supported", "leave it out")
+        raise _cannot("suffix", target, "does not support fill-in-the-middle", "insert_not_supported", "leave it out")
     changes = _check_sampled(COMPLETIONS, asked, target)
     # Of the engines, only llama.cpp knows the newer name for completions.
     most = changes.get("max_completion_tokens", asked.max_completion_tokens)
@@ -171,7 +171,7 @@ def _check_sampled(path: str, asked: Sampled, target: Target) -> Changes:
     for name in target.lacks.get(path, ()):
         value = getattr(asked, name)
         if not (value is None or value is False or value == {} or (value == 1 and name in ("n", "best_of"))):
-            message = f"`{target.engine}` does not know `{name}` on `{path}`"
+            message = f"`{target.engine}` does not support `{name}` on `{path}`"
             raise Refused(400, message, code="unsupported_parameter", param=name, hint="leave it out")
     most = target.context or MOST_TOKENS  # no request can get more, and vLLM refuses a larger number
     changes: Changes = {}
