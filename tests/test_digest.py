@@ -1,4 +1,4 @@
-"""Digests of files: right, and computed once for each state of a file."""
+"""Digests of files: correct, and computed once until the file changes."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def file(tmp_path: Path) -> Path:
 
 
 def computed(path: Path) -> tuple[str, bool]:
-    """The digest, and whether the file was read for it."""
+    """Return the digest, and whether the file was read for it."""
     told: Progress = []
     found = digest.sha256(path, lambda *now: told.append(now))
     return found, bool(told)
 
 
-def test_it_is_computed_once(file: Path) -> None:
+def test_digest_is_computed_once(file: Path) -> None:
     assert digest.known(file) is None
     assert computed(file) == (sha(b"one"), True)
     assert computed(file) == (sha(b"one"), False)
     assert digest.known(file) == sha(b"one")
 
 
-def test_progress_is_told_in_pieces_and_reaches_the_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_reported_up_to_the_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(digest, "CHUNK_BYTES", 4)
     file = tmp_path / "x.gguf"
     file.write_bytes(b"0123456789")
@@ -53,13 +53,13 @@ def test_progress_is_told_in_pieces_and_reaches_the_size(tmp_path: Path, monkeyp
     assert told == [("checking x.gguf", done, 10) for done in (4, 8, 10)]
 
 
-def test_an_empty_file(tmp_path: Path) -> None:
+def test_digest_of_an_empty_file(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     assert digest.sha256(tmp_path / "empty", ignore) == sha(b"")
 
 
 @pytest.mark.parametrize("change", ["longer", "same length", "same content, other time"])
-def test_a_changed_file_is_read_again(file: Path, change: str) -> None:
+def test_changed_file_is_read_again(file: Path, change: str) -> None:
     computed(file)
     if change != "same content, other time":
         file.write_bytes(b"longer" if change == "longer" else b"two")
@@ -70,7 +70,7 @@ def test_a_changed_file_is_read_again(file: Path, change: str) -> None:
     assert digest.earlier(file) == sha(file.read_bytes())
 
 
-def test_a_file_whose_time_another_program_has_set(file: Path) -> None:
+def test_saved_digest_holds_after_another_program_set_the_time(file: Path) -> None:
     found, _ = computed(file)
     os.utime(file, ns=(1, 1))
     digest.save(file, found)
@@ -79,8 +79,8 @@ def test_a_file_whose_time_another_program_has_set(file: Path) -> None:
     assert digest.known(file.with_name("gone")) is None
 
 
-def test_a_link_and_a_copy(file: Path) -> None:
-    """A link is the file; a copy is another one."""
+def test_link_shares_the_digest_and_a_copy_does_not(file: Path) -> None:
+    """Check that a link is the same file, and a copy is not."""
     link, copy = file.with_name("link.gguf"), file.with_name("copy.gguf")
     link.symlink_to(file)
     computed(link)
@@ -89,8 +89,8 @@ def test_a_link_and_a_copy(file: Path) -> None:
     assert digest.known(copy) is None
 
 
-def test_the_hubs_cache_names_files_by_their_digest(tmp_path: Path) -> None:
-    """Then nothing is read: the name is believed, as the Hub's library believes it."""
+def test_digest_in_the_name_of_a_blob_is_used(tmp_path: Path) -> None:
+    """Check that the name is trusted without reading the file, as the Hub's library does."""
     blob = tmp_path / "blobs" / ("ab" * 32)
     blob.parent.mkdir()
     blob.write_bytes(b"weights")
@@ -103,7 +103,7 @@ def test_the_hubs_cache_names_files_by_their_digest(tmp_path: Path) -> None:
     assert digest.known(short) is None
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_file_is_reported(tmp_path: Path) -> None:
     gone = tmp_path / "gone of old.gguf"
     assert digest.known(gone) is None
     assert digest.earlier(gone) is None
@@ -116,7 +116,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"FILE": 3}', '{"FILE": [1, 2]}', '{"FILE": [3, 0, "x"]}'])
-def test_a_memory_that_makes_no_sense_is_forgotten(file: Path, content: str) -> None:
+def test_damaged_state_file_is_ignored(file: Path, content: str) -> None:
     memory = Path(os.environ["LLMDEPLOY_STATE_DIR"]) / "digests.json"
     memory.parent.mkdir(parents=True)
     memory.write_text(content.replace("FILE", str(file)))
@@ -124,7 +124,7 @@ def test_a_memory_that_makes_no_sense_is_forgotten(file: Path, content: str) -> 
     assert computed(file) == (sha(b"one"), False)
 
 
-def test_a_broken_entry_does_not_take_the_others_along(file: Path) -> None:
+def test_damaged_entry_does_not_affect_others(file: Path) -> None:
     other = file.with_name("other.gguf")
     other.write_bytes(b"other")
     computed(other)
@@ -135,7 +135,7 @@ def test_a_broken_entry_does_not_take_the_others_along(file: Path) -> None:
     assert digest.known(other) == sha(b"other")
 
 
-def test_a_memory_that_cannot_be_written_costs_time_only(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_state_file_that_cannot_be_written_is_ignored(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocked = file.with_name("blocked")
     blocked.touch()
     monkeypatch.setenv("LLMDEPLOY_STATE_DIR", str(blocked / "state"))

@@ -1,4 +1,4 @@
-"""GGUF headers: the shipped model, files made by gguf's own writer, and files that are none."""
+"""GGUF headers: of the shipped model, of files made by gguf's own writer, and of files that are not GGUF."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MMPROJ = selftest_dir() / "mmproj-selftest-f16.gguf"
 
 
 def write(path: Path, fields: dict[str, Any], architecture: str = "test", tensors: int = 1) -> Path:
-    """A GGUF file by gguf's writer; `fields` of the architecture have no prefix."""
+    """Write a GGUF file with gguf's writer; `fields` of the architecture have no prefix."""
     writer = gguf.GGUFWriter(path, architecture)
     shapes = {"block_count": 2, "embedding_length": 64, "attention.head_count": 4, "context_length": 512}
     for key, value in {**shapes, "vocab_size": 10, **fields}.items():
@@ -64,7 +64,7 @@ def refusal(weights: Path, mmproj: Path | None = None) -> tuple[str, str]:
 # --- What a good header says
 
 
-def test_the_shipped_model() -> None:
+def test_facts_of_the_shipped_model() -> None:
     facts = read_gguf(WEIGHTS, MMPROJ)
     assert facts == ModelFacts(
         architecture="qwen2vl",
@@ -91,19 +91,19 @@ def test_the_shipped_model() -> None:
     ("template", "calls"),
     [("{% if tools %}{% endif %}", True), ("{{ message.toolset }}", False), ("", False), (None, False)],
 )
-def test_the_template_tells_whether_a_model_calls_tools(tmp_path: Path, template: str | None, calls: bool) -> None:
+def test_chat_template_shows_whether_a_model_calls_tools(tmp_path: Path, template: str | None, calls: bool) -> None:
     facts = read_gguf(write(tmp_path / "x.gguf", {"tokenizer.chat_template": template}))
     assert facts.capabilities == (("text", "tools") if calls else ("text",))
 
 
 @pytest.mark.parametrize("path", [WEIGHTS, MMPROJ], ids=lambda path: path.name)
-def test_the_tensors_are_counted_as_the_library_of_the_format_does(path: Path) -> None:
+def test_tensor_bytes_are_those_of_the_gguf_library(path: Path) -> None:
     expected = sum(tensor.n_bytes for tensor in gguf.GGUFReader(str(path)).tensors)
     facts = read_gguf(WEIGHTS, MMPROJ)
     assert (facts.mmproj_bytes if path == MMPROJ else facts.weights_bytes) == expected
 
 
-def test_blocks_of_quantized_tensors(tmp_path: Path) -> None:
+def test_quantized_tensors_are_counted_in_blocks(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     writer = gguf.GGUFWriter(path, "test")
     for key, value in {"block_count": 1, "embedding_length": 8, "context_length": 1, "vocab_size": 1}.items():
@@ -170,7 +170,7 @@ def test_all_parts_of_a_split_model_are_counted(tmp_path: Path) -> None:
     assert str(first) in hint
 
 
-def test_no_file_stays_open(tmp_path: Path) -> None:
+def test_files_are_closed(tmp_path: Path) -> None:
     # On Windows a file that is open or mapped cannot be removed; elsewhere /proc tells.
     path = tmp_path / "x.gguf"
     shutil.copy(WEIGHTS, path)
@@ -185,7 +185,7 @@ def test_no_file_stays_open(tmp_path: Path) -> None:
 # --- What cannot be a model
 
 
-def test_a_missing_file_brings_the_near_ones(tmp_path: Path) -> None:
+def test_missing_file_is_reported_with_similar_names(tmp_path: Path) -> None:
     shutil.copy(WEIGHTS, tmp_path / "model-q4.gguf")
     with pytest.raises(ModelNotFound) as failure:
         read_gguf(tmp_path / "model-q5.gguf")
@@ -193,7 +193,7 @@ def test_a_missing_file_brings_the_near_ones(tmp_path: Path) -> None:
     assert failure.value.hint == f"`{tmp_path}` has `model-q4.gguf`"
 
 
-def test_a_missing_file_in_an_empty_and_in_no_folder(tmp_path: Path) -> None:
+def test_missing_file_in_an_empty_and_in_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound, match="there is no file") as failure:
         read_gguf(tmp_path / "x.gguf")
     assert failure.value.hint == "`llmdeploy models` lists names that need no file"
@@ -202,14 +202,14 @@ def test_a_missing_file_in_an_empty_and_in_no_folder(tmp_path: Path) -> None:
     assert failure.value.hint == f"there is no folder `{tmp_path / 'no'}` either"
 
 
-def test_a_broken_link(tmp_path: Path) -> None:
+def test_broken_link_is_reported(tmp_path: Path) -> None:
     link = tmp_path / "x.gguf"
     link.symlink_to(tmp_path / "gone.gguf")
     with pytest.raises(ModelNotFound):
         read_gguf(link)
 
 
-def test_a_folder(tmp_path: Path) -> None:
+def test_folder_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path) == (f"`{tmp_path}` is a folder, not a GGUF file", "give a `.gguf` file")
     shutil.copy(WEIGHTS, tmp_path / "x.gguf")
     assert refusal(tmp_path)[1] == "give one of its files: `x.gguf`"
@@ -221,7 +221,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     assert refusal(tmp_path / "x.gguf")[0].endswith(" is a device or a pipe, not a GGUF file")
 
 
-def test_an_empty_file_and_a_text(tmp_path: Path) -> None:
+def test_empty_file_and_text_file_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x y.gguf"
     path.touch()
     assert refusal(path)[0] == f"`{path}` is empty"
@@ -246,7 +246,7 @@ def as_a_plain_user() -> Iterator[None]:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="permissions of POSIX")
 @pytest.mark.parametrize("closed", ["file", "folder"])
-def test_a_file_that_may_not_be_read(tmp_path: Path, closed: str) -> None:
+def test_file_without_permission_is_reported(tmp_path: Path, closed: str) -> None:
     path = tmp_path / "folder" / "x.gguf"
     path.parent.mkdir()
     shutil.copy(WEIGHTS, path)
@@ -260,13 +260,13 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, closed: str) -> None:
     assert hint == f"`ls -ld {path.parent} {path}` shows who may read it"
 
 
-def test_a_path_that_no_system_has(tmp_path: Path) -> None:
+def test_impossible_path_is_reported(tmp_path: Path) -> None:
     for name in ("x" * 5000 + ".gguf", "\0.gguf"):
         with pytest.raises((ModelInvalid, ModelNotFound)):
             read_gguf(tmp_path / name)
 
 
-def test_a_truncated_file_says_what_is_there_and_what_is_needed(tmp_path: Path) -> None:
+def test_truncated_file_is_reported_with_both_sizes(tmp_path: Path) -> None:
     path, content = tmp_path / "x.gguf", WEIGHTS.read_bytes()
     path.write_bytes(content[:1_000_000])
     assert refusal(path) == (
@@ -288,7 +288,7 @@ def test_a_header_cut_anywhere_is_truncated(tmp_path: Path) -> None:
 
 @given(st.data())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
-def test_any_damage_ends_in_facts_or_in_a_sentence(tmp_path: Path, data: st.DataObject) -> None:
+def test_any_damage_gives_facts_or_an_error(tmp_path: Path, data: st.DataObject) -> None:
     content = bytearray(WEIGHTS.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(4, 14_000))] = data.draw(st.integers(0, 255))
@@ -309,7 +309,7 @@ def test_any_damage_ends_in_facts_or_in_a_sentence(tmp_path: Path, data: st.Data
         (struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"k", 9, 8, 2**60), "its header does not end within the 49 bytes"),
     ],
 )
-def test_a_damaged_header(tmp_path: Path, header: bytes, detail: str) -> None:
+def test_damaged_header_is_reported(tmp_path: Path, header: bytes, detail: str) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(b"GGUF" + header)
     assert refusal(path)[0].startswith(f"`{path}` is truncated or damaged: {detail}")
@@ -327,12 +327,12 @@ def test_a_damaged_header(tmp_path: Path, header: bytes, detail: str) -> None:
         ({"vocab_size": None}, "test.vocab_size"),
     ],
 )
-def test_a_header_without_what_a_model_must_say(tmp_path: Path, fields: dict[str, Any], key: str) -> None:
+def test_header_without_a_required_field_is_reported(tmp_path: Path, fields: dict[str, Any], key: str) -> None:
     path = write(tmp_path / "x.gguf", fields)
     assert refusal(path)[0] == f"the header of `{path}` has no valid `{key}`, which every model needs"
 
 
-def test_a_header_without_an_architecture(tmp_path: Path) -> None:
+def test_header_without_an_architecture_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0))
     assert refusal(path)[0] == f"the header of `{path}` has no valid `general.architecture`, which every model needs"
@@ -342,7 +342,7 @@ def test_a_wrong_number_of_layers_does_not_fill_the_memory(tmp_path: Path) -> No
     assert "it claims 4294967295 layers" in refusal(write(tmp_path / "x.gguf", {"block_count": 2**32 - 1}))[0]
 
 
-def test_files_in_each_others_place(tmp_path: Path) -> None:
+def test_model_and_projector_in_the_wrong_order_are_refused(tmp_path: Path) -> None:
     assert refusal(MMPROJ) == (
         f"`{MMPROJ}` is a vision projector, not a model",
         f"give the model's own file first and this one with `--mmproj {shlex.quote(str(MMPROJ))}`",
@@ -385,12 +385,12 @@ QWEN_7B_MMPROJ_F16 = "mmproj-Qwen2.5-VL-7B-Instruct-f16.gguf"
         ("selftest-f16.gguf", ["mmproj-selftest-f16.gguf"], "mmproj-selftest-f16.gguf"),
     ],
 )
-def test_the_projector_of_a_model(weights: str, beside: list[str], chosen: str | None) -> None:
+def test_projector_that_belongs_to_a_model_is_chosen(weights: str, beside: list[str], chosen: str | None) -> None:
     assert choose_mmproj(weights, [weights, *beside]) == chosen
     assert choose_mmproj(weights, [*reversed(beside), weights]) == chosen
 
 
-def test_the_projector_beside_a_file(tmp_path: Path) -> None:
+def test_projector_in_the_folder_of_a_file_is_found(tmp_path: Path) -> None:
     assert find_mmproj(WEIGHTS) == MMPROJ
     assert find_mmproj(MMPROJ) is None
     assert find_mmproj(tmp_path / "x.gguf") is None

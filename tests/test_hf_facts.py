@@ -1,4 +1,4 @@
-"""Facts of models in Hugging Face form, and facts at a source: the same as here, for few requests and few bytes."""
+"""Facts of models in Hugging Face form, and facts read at a source: the same, with few requests and few bytes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BITS = {"F4": 4, "F8_E4M3": 8, "BF16": 16, "F16": 16, "F32": 32, "I32": 32}
 
 
 def write_safetensors(file: Path, tensors: dict[str, tuple[str, list[int]]]) -> Path:
-    """A file with tensors of these types and shapes, all zero."""
+    """Write a file with tensors of these types and shapes, all zero."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, (dtype, shape) in tensors.items():
@@ -41,14 +41,14 @@ def write_safetensors(file: Path, tensors: dict[str, tuple[str, list[int]]]) -> 
 # --- The header of a safetensors file
 
 
-def test_the_header_of_the_shipped_model() -> None:
+def test_header_of_the_shipped_model() -> None:
     with (SELFTEST / "hf" / "model.safetensors").open("rb") as file:
         header = safetensors.read("x", file)
     assert header.elements == {"BF16": header.tensor_bytes // 2}
 
 
-def test_a_quantized_model_counts_what_its_tensors_take(tmp_path: Path) -> None:
-    """AWQ and GPTQ hold eight numbers in one of 32 bits; FP8 has scales beside."""
+def test_quantized_model_has_the_bytes_of_its_tensors(tmp_path: Path) -> None:
+    """AWQ and GPTQ put eight numbers into one of 32 bits; FP8 has separate scales."""
     awq = {"qweight": ("I32", [64, 16]), "qzeros": ("I32", [1, 16]), "scales": ("F16", [1, 128])}
     fp8 = {"w": ("F8_E4M3", [64, 64]), "w_scale": ("F32", [1])}
     with write_safetensors(tmp_path / "awq", awq).open("rb") as file:
@@ -58,7 +58,7 @@ def test_a_quantized_model_counts_what_its_tensors_take(tmp_path: Path) -> None:
         assert safetensors.read("x", file) == safetensors.SafetensorsHeader(4096 + 4, {"F8_E4M3": 4096, "F32": 1})
 
 
-def test_a_file_without_tensors(tmp_path: Path) -> None:
+def test_file_without_tensors_is_read(tmp_path: Path) -> None:
     with write_safetensors(tmp_path / "x", {}).open("rb") as file:
         assert safetensors.read("x", file).tensor_bytes == 0
 
@@ -85,12 +85,12 @@ def test_a_file_that_is_cut_is_damaged(size: int) -> None:
         b"\xff" * 50,
     ],
 )
-def test_a_header_that_is_none(text: bytes) -> None:
+def test_text_that_is_not_a_header_is_refused(text: bytes) -> None:
     with pytest.raises(ModelInvalid, match="is truncated or damaged"):
         safetensors.read("x", io.BytesIO(len(text).to_bytes(8, "little") + text + bytes(100)))
 
 
-def test_a_length_that_is_huge_fills_no_memory() -> None:
+def test_huge_length_does_not_fill_the_memory() -> None:
     with pytest.raises(ModelInvalid, match="does not end within"):
         safetensors.read("x", io.BytesIO((2**62).to_bytes(8, "little") + bytes(1000)))
 
@@ -104,7 +104,7 @@ def test_a_damaged_file_of_a_folder_is_named(tmp_path: Path) -> None:
     assert caught.value.hint == "fetch the file again"
 
 
-def test_which_files_are_the_weights() -> None:
+def test_files_that_are_the_weights() -> None:
     names = ["model-00002-of-00002.safetensors", "model-00001-of-00002.safetensors", "a/b.safetensors", "x.bin"]
     assert hf_facts.weights(names) == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     assert hf_facts.weights([*names, "consolidated.safetensors"]) == ["consolidated.safetensors"]
@@ -136,7 +136,7 @@ except LlmdeployError as error:
 
 
 def facts_at(hub: Hub, home: Path, *arguments: str) -> dict[str, Any]:
-    """Facts of what a Hub has, by a process with an empty home; or what it says of an error."""
+    """Return the facts of a repository, read by a process with an empty home; or its error."""
     inherited = {key: value for key, value in os.environ.items() if key in {"PATH", "SYSTEMROOT", "TMPDIR", "TEMP"}}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", SCRIPT, *arguments],
@@ -178,7 +178,7 @@ def test_a_split_model_is_counted_at_the_source(hub: Hub, tmp_path: Path) -> Non
     assert facts_at(hub, tmp_path, "gguf", f"Q8_0/{second}") == plain(read_gguf(tmp_path / first))
 
 
-def test_a_projector_is_no_model_at_the_source_either(hub: Hub, tmp_path: Path) -> None:
+def test_projector_at_the_source_is_not_a_model(hub: Hub, tmp_path: Path) -> None:
     hub.files[REPO] = {"mmproj.gguf": SELFTEST / "mmproj-selftest-f16.gguf"}
     error = facts_at(hub, tmp_path, "gguf", "mmproj.gguf")["error"]
     assert error["message"] == f"`hf://owner/model/mmproj.gguf@{COMMIT}` is a vision projector, not a model"
@@ -195,7 +195,7 @@ def test_a_model_in_hugging_face_form_has_the_same_facts_at_the_source(hub: Hub,
 
 
 def sharded(folder: Path, count: int, index: dict[str, Any] | None) -> dict[str, bytes | Path]:
-    """A model in so many files, with the index that a repository has of them."""
+    """Split a model into so many files, with the index of a repository."""
     (folder / "config.json").write_text('{"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64}')
     for number in range(count):
         name = f"model-{number + 1:05}-of-{count:05}.safetensors"
@@ -206,7 +206,7 @@ def sharded(folder: Path, count: int, index: dict[str, Any] | None) -> dict[str,
     return {file.name: file for file in folder.iterdir()}
 
 
-def test_many_files_need_no_look_at_each(hub: Hub, tmp_path: Path) -> None:
+def test_headers_of_many_files_are_not_read_one_by_one(hub: Hub, tmp_path: Path) -> None:
     made = tmp_path / "made"
     made.mkdir()
     hub.files[REPO] = sharded(made, 12, {"total_size": 12 * 960_000})
@@ -216,14 +216,14 @@ def test_many_files_need_no_look_at_each(hub: Hub, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("index", [None, {}, {"total_size": 5}, {"total_size": 10**15}])
-def test_a_total_that_cannot_be_is_not_believed(hub: Hub, tmp_path: Path, index: dict[str, Any] | None) -> None:
+def test_impossible_total_of_an_index_is_ignored(hub: Hub, tmp_path: Path, index: dict[str, Any] | None) -> None:
     made = tmp_path / "made"
     made.mkdir()
     hub.files[REPO] = sharded(made, 2, index)
     assert facts_at(hub, tmp_path, "hf")["weights_bytes"] == HfModel(made).facts().weights_bytes == 2 * 960_000
 
 
-def test_of_many_files_without_a_total_the_sizes_do(hub: Hub, tmp_path: Path) -> None:
+def test_sizes_of_many_files_are_used_without_a_total(hub: Hub, tmp_path: Path) -> None:
     made = tmp_path / "made"
     made.mkdir()
     hub.files[REPO] = sharded(made, 12, {})
@@ -232,7 +232,7 @@ def test_of_many_files_without_a_total_the_sizes_do(hub: Hub, tmp_path: Path) ->
     assert hub.asked("GET", "of-00012") == []
 
 
-def test_a_repository_without_a_tokenizer_is_refused_before_it_is_fetched(hub: Hub, tmp_path: Path) -> None:
+def test_repository_without_a_tokenizer_is_refused_before_its_download(hub: Hub, tmp_path: Path) -> None:
     hub.files[REPO] = {name: SELFTEST / "hf" / name for name in ("config.json", "model.safetensors")}
     assert facts_at(hub, tmp_path, "tokenizer")["error"]["message"] == "`hf://owner/model` holds no tokenizer"
 
@@ -249,7 +249,7 @@ def test_a_repository_without_a_tokenizer_is_refused_before_it_is_fetched(hub: H
         ),
     ],
 )
-def test_what_is_no_good_at_the_source_is_told(
+def test_damaged_file_at_the_source_is_reported(
     hub: Hub, tmp_path: Path, files: dict[str, bytes | Path], message: str
 ) -> None:
     hub.files[REPO] = files

@@ -1,4 +1,4 @@
-"""The Hub as a source: what it holds, what is cached of it, and what its failures mean; by the real huggingface_hub."""
+"""The Hub as a source, with the real huggingface_hub: its files, its cache, and the messages for its failures."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def machine(hub: Hub, tmp_path: Path) -> Machine:
     return Machine(tmp_path, hub.url)
 
 
-def test_a_download_lies_in_the_cache_and_is_found_there_without_the_hub(machine: Machine, hub: Hub) -> None:
+def test_download_is_found_in_the_cache_without_the_hub(machine: Machine, hub: Hub) -> None:
     assert machine.here(ADDRESS) == []
     assert hub.requests == []
 
@@ -67,20 +67,20 @@ def test_a_download_lies_in_the_cache_and_is_found_there_without_the_hub(machine
     assert len(hub.requests) == before
 
 
-def test_progress_is_told_from_what_is_here_to_the_whole(machine: Machine) -> None:
+def test_progress_is_reported_from_the_present_bytes_to_all(machine: Machine) -> None:
     progress = machine.run("pull", ADDRESS)["progress"]
     assert progress[0] == ["model.gguf", 0, len(CONTENT)]
     assert progress[-1] == ["model.gguf", len(CONTENT), len(CONTENT)]
 
 
-def test_a_file_in_a_folder_at_a_commit(machine: Machine) -> None:
+def test_file_in_a_folder_at_a_commit_is_downloaded(machine: Machine) -> None:
     address = f"hf://{REPO}/folder/part.gguf@{COMMIT}"
     [path] = machine.pull(address)
     assert (path.name, path.parent.name) == ("part.gguf", "folder")
     assert machine.here(address) == [path]
 
 
-def test_the_hub_is_asked_for_the_commit_its_files_and_the_file(machine: Machine, hub: Hub) -> None:
+def test_requests_are_the_commit_its_files_and_the_file(machine: Machine, hub: Hub) -> None:
     assert machine.here(ADDRESS) == []
     machine.pull(ADDRESS)
     asked = [(method, path.partition("?")[0]) for method, path, _ in hub.requests if not path.startswith("/cdn/")]
@@ -91,7 +91,7 @@ def test_the_hub_is_asked_for_the_commit_its_files_and_the_file(machine: Machine
     ]
 
 
-def test_what_is_needed_is_known_before_it_is_fetched(machine: Machine, hub: Hub) -> None:
+def test_requirements_are_known_before_the_download(machine: Machine, hub: Hub) -> None:
     need = machine.run("need", ADDRESS)
     [file] = need["files"]
     assert (file["name"], file["size"], file["here"], len(file["digest"])) == ("model.gguf", len(CONTENT), 0, 64)
@@ -106,7 +106,7 @@ def test_what_is_needed_is_known_before_it_is_fetched(machine: Machine, hub: Hub
     assert (alone["files"], alone["revision"]) == ([{**file, "here": len(CONTENT)}], COMMIT)
 
 
-def test_a_branch_that_has_moved_on_brings_only_what_is_new(machine: Machine, hub: Hub) -> None:
+def test_new_commit_of_a_branch_downloads_only_changes(machine: Machine, hub: Hub) -> None:
     machine.pull(ADDRESS)
     second = hub.commit(REPO, {**FILES, "other.gguf": b"other"})
     [path] = machine.pull(ADDRESS)
@@ -115,7 +115,7 @@ def test_a_branch_that_has_moved_on_brings_only_what_is_new(machine: Machine, hu
     assert machine.here(ADDRESS) == [path]
 
 
-def test_the_cache_is_one_that_the_library_reads(machine: Machine, hub: Hub) -> None:
+def test_cache_is_readable_by_the_library(machine: Machine, hub: Hub) -> None:
     repo = "owner/model"
     hub.files[repo] = {"config.json": b"{}", "model.safetensors": CONTENT, "tokenizer.json": b"[]", "a.bin": b"x"}
     machine.pull(f"hf://{repo}")
@@ -144,7 +144,7 @@ print(info.warnings)
     assert hub.sent_bytes() == sent
 
 
-def test_what_the_library_has_fetched_is_here(machine: Machine, hub: Hub) -> None:
+def test_download_of_the_library_is_found(machine: Machine, hub: Hub) -> None:
     script = f"from huggingface_hub import hf_hub_download; hf_hub_download({REPO!r}, 'model.gguf')"
     subprocess.run([sys.executable, "-c", script], env=machine.env, check=True)
     [path] = machine.here(ADDRESS)
@@ -183,7 +183,7 @@ def test_what_the_library_has_fetched_is_here(machine: Machine, hub: Hub) -> Non
         ),
     ],
 )
-def test_a_name_that_the_hub_does_not_have(machine: Machine, address: str, message: str, hint: str) -> None:
+def test_unknown_name_is_reported(machine: Machine, address: str, message: str, hint: str) -> None:
     assert machine.fail(address) == (message, hint)
     assert machine.here(address) == []
 
@@ -208,7 +208,7 @@ def test_a_private_repository_opens_with_a_token(machine: Machine, hub: Hub) -> 
     assert machine.pull(ADDRESS, HF_TOKEN="hf_good")
 
 
-def test_a_wrong_token(machine: Machine) -> None:
+def test_wrong_token_is_reported(machine: Machine) -> None:
     message, hint = machine.fail(ADDRESS, HF_TOKEN="hf_wrong")
     assert message == "the Hub does not know the access token"
     assert "`HF_TOKEN`" in hint
@@ -222,31 +222,31 @@ def test_a_wrong_token(machine: Machine) -> None:
         (503, "the Hub answered with status 503"),
     ],
 )
-def test_a_hub_that_refuses(machine: Machine, hub: Hub, status: int, message: str) -> None:
+def test_refusal_of_the_hub_is_reported(machine: Machine, hub: Hub, status: int, message: str) -> None:
     hub.status = status
     assert machine.fail(ADDRESS)[0] == message
 
 
-def test_a_hub_that_says_when_to_ask_again(machine: Machine, hub: Hub) -> None:
+def test_retry_time_of_the_hub_is_reported(machine: Machine, hub: Hub) -> None:
     hub.refusals = [Refusal(429, part="/api/", headers={"Retry-After": "90"})]
     message, hint = machine.fail(ADDRESS)
     assert message == "the Hub refuses for now: too many requests"
     assert hint == "wait 1 min 30 s; with `HF_TOKEN` set the limit is higher"
 
 
-def test_a_hub_that_refuses_for_a_moment_is_asked_again(machine: Machine, hub: Hub) -> None:
+def test_temporary_refusal_is_retried(machine: Machine, hub: Hub) -> None:
     hub.refusals = [Refusal(429, part="/resolve/", headers={"Retry-After": "0"})]
     assert machine.pull(ADDRESS)
 
 
-def test_offline_mode(machine: Machine, hub: Hub) -> None:
+def test_offline_mode_is_reported(machine: Machine, hub: Hub) -> None:
     message, hint = machine.fail(ADDRESS, HF_HUB_OFFLINE="1")
     assert message == "`HF_HUB_OFFLINE` is set, so nothing is downloaded"
     assert hint.startswith("`unset HF_HUB_OFFLINE`, or ")
     assert hub.requests == []
 
 
-def test_a_refused_connection_names_other_ways(machine: Machine) -> None:
+def test_refused_connection_is_reported_with_alternatives(machine: Machine) -> None:
     endpoint = f"http://127.0.0.1:{closed_port()}"
     message, hint = machine.fail(ADDRESS, HF_ENDPOINT=endpoint)
     assert message == f"`{endpoint}` refuses the connection"
@@ -254,34 +254,34 @@ def test_a_refused_connection_names_other_ways(machine: Machine) -> None:
         assert way in hint
 
 
-def test_a_dead_proxy_is_named_without_its_password(machine: Machine) -> None:
+def test_dead_proxy_is_reported_without_its_password(machine: Machine) -> None:
     proxy = f"127.0.0.1:{closed_port()}"
     message, hint = machine.fail(ADDRESS, HF_ENDPOINT="http://hub.invalid", HTTP_PROXY=f"http://me:secret@{proxy}")
     assert message == f"`http://hub.invalid` through the proxy `{proxy}` refuses the connection"
     assert "env | grep -i proxy" in hint
 
 
-def test_a_hub_that_never_answers(machine: Machine, hub: Hub) -> None:
+def test_silent_hub_is_reported(machine: Machine, hub: Hub) -> None:
     hub.silent = True
     assert machine.fail(ADDRESS, HF_HUB_ETAG_TIMEOUT="1")[0] == f"`{hub.url}` did not answer in time"
     assert len(hub.requests) == 1
 
 
-def test_no_tls(machine: Machine, hub: Hub) -> None:
+def test_failed_tls_is_reported(machine: Machine, hub: Hub) -> None:
     endpoint = hub.url.replace("http:", "https:")
     message, hint = machine.fail(ADDRESS, HF_ENDPOINT=endpoint)
     assert message.startswith(f"no safe connection to `{endpoint}`: ")
     assert "`SSL_CERT_FILE`" in hint
 
 
-def test_something_that_is_no_hub(machine: Machine, hub: Hub) -> None:
+def test_server_that_is_not_a_hub_is_reported(machine: Machine, hub: Hub) -> None:
     hub.refusals = [Refusal(200, part="/api/")]  # as a portal does that one must log in to
     message, hint = machine.fail(ADDRESS)
     assert message == f"`{hub.url}` does not answer as a Hub does"
     assert "`HF_ENDPOINT`" in hint
 
 
-def test_a_name_that_cannot_be_looked_up() -> None:
+def test_unresolvable_host_is_reported() -> None:
     # A real failure of the resolver that needs no network.
     with pytest.raises(socket.gaierror) as failure:
         socket.getaddrinfo("no.number", 443, flags=socket.AI_NUMERICHOST)
@@ -293,7 +293,7 @@ def test_a_name_that_cannot_be_looked_up() -> None:
 # --- Xet
 
 
-def test_xet_brings_a_file_where_the_hub_has_it_there(machine: Machine, hub: Hub) -> None:
+def test_file_in_xet_storage_is_downloaded_by_xet(machine: Machine, hub: Hub) -> None:
     with serve_xet(hub):
         [path] = machine.pull(ADDRESS)
     assert path.read_bytes() == CONTENT
@@ -303,7 +303,7 @@ def test_xet_brings_a_file_where_the_hub_has_it_there(machine: Machine, hub: Hub
     assert not hub.asked("POST", "/v1/telemetry")
 
 
-def test_xet_takes_up_a_part(machine: Machine, hub: Hub) -> None:
+def test_xet_resumes_a_partial_file(machine: Machine, hub: Hub) -> None:
     with serve_xet(hub):
         need = machine.run("need", ADDRESS)
         part = (
@@ -316,21 +316,21 @@ def test_xet_takes_up_a_part(machine: Machine, hub: Hub) -> None:
     assert [wanted for _, _, wanted in hub.asked("GET", "/reconstructions/")] == [f"bytes=3000000-{len(CONTENT) - 1}"]
 
 
-def test_without_xet_the_hub_sends_the_file(machine: Machine, hub: Hub) -> None:
+def test_hub_sends_the_file_without_xet(machine: Machine, hub: Hub) -> None:
     with serve_xet(hub):
         assert machine.pull(ADDRESS, HF_HUB_DISABLE_XET="1")
     assert hub.asked("GET", "/reconstructions/") == []
     assert hub.asked("GET", "/resolve/")
 
 
-def test_where_xet_is_out_of_reach_the_hub_sends_the_file(machine: Machine, hub: Hub) -> None:
+def test_hub_sends_the_file_if_xet_is_unreachable(machine: Machine, hub: Hub) -> None:
     with serve_xet(hub):
         hub.refusals = [Refusal(404, times=99, part="/xet-read-token/")]
         [path] = machine.pull(ADDRESS)
     assert path.read_bytes() == CONTENT
 
 
-def test_files_that_arrive_side_by_side_all_name_the_revision(tmp_path: Path) -> None:
+def test_concurrent_files_record_the_revision(tmp_path: Path) -> None:
     ref = tmp_path / "refs" / "main"
     commits = [f"{number:040x}" for number in range(8)]
 
@@ -346,7 +346,7 @@ def test_files_that_arrive_side_by_side_all_name_the_revision(tmp_path: Path) ->
 
 @pytest.fixture
 def brought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Listing, RemoteFile, Path]:
-    """A repository with one file, and its part that is whole."""
+    """Provide a repository with one file, and its whole partial file."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     file = RemoteFile("x.gguf", 4, sha256="ab" * 32)
     listing = Listing(HubRepo("owner/x", "refs/pr/1"), "c" * 40, (file,))
@@ -356,7 +356,7 @@ def brought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Listing, R
     return listing, file, left
 
 
-def test_where_there_are_no_links_the_file_lies_in_the_snapshot(
+def test_file_is_in_the_snapshot_without_links(
     brought: tuple[Listing, RemoteFile, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
@@ -370,7 +370,7 @@ def test_where_there_are_no_links_the_file_lies_in_the_snapshot(
     assert place(*brought[:2], path) == path
 
 
-def test_a_link_that_leads_nowhere_is_replaced(brought: tuple[Listing, RemoteFile, Path]) -> None:
+def test_broken_link_is_replaced(brought: tuple[Listing, RemoteFile, Path]) -> None:
     path = place(*brought)
     path.unlink()
     path.symlink_to("nowhere")
@@ -379,7 +379,7 @@ def test_a_link_that_leads_nowhere_is_replaced(brought: tuple[Listing, RemoteFil
 
 
 @pytest.mark.parametrize("path", ["../x.gguf", "a/../../x.gguf", "/x.gguf"])
-def test_a_listing_that_leads_out_of_the_cache_is_refused(path: str, tmp_path: Path) -> None:
+def test_listing_with_a_path_outside_the_cache_is_refused(path: str, tmp_path: Path) -> None:
     file = RemoteFile(path, 4, sha256="ab" * 32)
     listing = Listing(HubRepo("owner/x"), "c" * 40, (file,))
     for folder in (None, tmp_path):
@@ -387,14 +387,14 @@ def test_a_listing_that_leads_out_of_the_cache_is_refused(path: str, tmp_path: P
             transfer.need(listing, [file], folder)
 
 
-def test_a_file_without_a_digest_is_refused_before_its_first_byte() -> None:
+def test_file_without_a_digest_is_refused_before_the_first_byte() -> None:
     listing = Listing(HubRepo("owner/x"), "c" * 40, (RemoteFile("x.gguf", 4), RemoteFile("y", 4, git_oid="d" * 40)))
     assert chosen(listing, ["y"]) == listing.files[1:]
     with pytest.raises(DownloadFailed, match=r"states no digest of `x\.gguf`"):
         chosen(listing, ["x.gguf"])
 
 
-def test_a_lock_that_cannot_be_looked_at_hides_no_other(tmp_path: Path) -> None:
+def test_unreadable_lock_does_not_hide_others(tmp_path: Path) -> None:
     repository = tmp_path / "models--owner--x"
     locks = tmp_path / ".locks" / repository.name
     for number in range(8):  # they are found in any order

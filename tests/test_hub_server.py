@@ -1,4 +1,4 @@
-"""The Hub on loopback is what the real client takes for one."""
+"""Checks that the Hub on loopback behaves like the real one, with the real client."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def client() -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def library(hub: Hub) -> Iterator[Any]:
-    """The real client, of this Hub."""
+    """Provide the real client for this Hub."""
     import huggingface_hub
 
     yield huggingface_hub.HfApi(endpoint=hub.url, token=hub.token)
@@ -49,7 +49,7 @@ def at_cdn(hub: Hub, client: httpx.Client, name: str = "model.safetensors") -> s
     return client.head(address(hub, name)).headers["Location"]
 
 
-def test_the_real_client_fetches_a_repository(hub: Hub, library: Any, tmp_path: Path) -> None:
+def test_real_client_downloads_a_repository(hub: Hub, library: Any, tmp_path: Path) -> None:
     folder = Path(library.snapshot_download(REPO, cache_dir=tmp_path))
     assert folder.name == COMMIT
     assert {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.*")} == FILES
@@ -72,7 +72,7 @@ def test_a_tree_comes_in_pages(hub: Hub, library: Any) -> None:
     assert [entry.path for entry in library.list_repo_tree(REPO, "onnx")] == ["onnx/model.onnx"]
 
 
-def test_a_model_says_its_files_and_where_asked_for_their_sizes(hub: Hub, library: Any) -> None:
+def test_model_info_lists_files_and_optionally_sizes(hub: Hub, library: Any) -> None:
     assert [(file.rfilename, file.size) for file in library.model_info(REPO).siblings] == [
         (name, None) for name in FILES
     ]
@@ -84,7 +84,7 @@ def test_a_model_says_its_files_and_where_asked_for_their_sizes(hub: Hub, librar
     assert weights.blob_id != config.blob_id
 
 
-def test_branches_tags_and_commits(hub: Hub, library: Any, tmp_path: Path) -> None:
+def test_branches_tags_and_commits_are_revisions(hub: Hub, library: Any, tmp_path: Path) -> None:
     second = hub.commit(REPO, {"config.json": b"{}"})
     hub.refs[REPO]["refs/tags/v1"] = COMMIT
     branch = hub.commit(REPO, {"config.json": b"[]"}, "feature/x")
@@ -118,7 +118,7 @@ def test_the_cdn_sends_ranges(hub: Hub, client: httpx.Client, asked: str | None,
     assert client.get(at_cdn(hub, client), headers={"Range": "bytes=5-"}).content == WEIGHTS
 
 
-def test_the_cdn_refuses_a_users_token_and_an_old_signature(hub: Hub, client: httpx.Client) -> None:
+def test_cdn_refuses_a_token_and_an_old_signature(hub: Hub, client: httpx.Client) -> None:
     hub.signature_uses = 1
     signed = at_cdn(hub, client)
     assert client.get(signed).status_code == 200
@@ -140,7 +140,7 @@ def test_the_cdn_refuses_a_users_token_and_an_old_signature(hub: Hub, client: ht
         ("open", "hf_wrong", 401, None),
     ],
 )
-def test_a_closed_repository(
+def test_closed_repository_needs_a_token(
     hub: Hub, client: httpx.Client, closed: str, token: str | None, status: int, code: str | None
 ) -> None:
     if closed != "open":
@@ -157,7 +157,7 @@ def test_a_refusal_ends_after_its_times(hub: Hub, client: httpx.Client) -> None:
     assert answers[0].headers["Retry-After"] == "1"
 
 
-def test_small_json_comes_packed_and_without_its_length(hub: Hub, client: httpx.Client) -> None:
+def test_small_json_is_compressed_and_without_length(hub: Hub, client: httpx.Client) -> None:
     answer = client.get(address(hub, "config.json"))
     assert (answer.headers["Content-Encoding"], answer.headers.get("Content-Length")) == ("gzip", None)
     assert answer.content == CONFIG
@@ -166,7 +166,7 @@ def test_small_json_comes_packed_and_without_its_length(hub: Hub, client: httpx.
     ] == str(len(CONFIG))
 
 
-def test_wrong_bytes_of_the_right_size(hub: Hub, client: httpx.Client, tmp_path: Path) -> None:
+def test_wrong_bytes_have_the_right_size(hub: Hub, client: httpx.Client, tmp_path: Path) -> None:
     on_disk = tmp_path / "weights"
     on_disk.write_bytes(WEIGHTS)
     hub.files[REPO]["copy.safetensors"] = on_disk
@@ -181,7 +181,7 @@ def test_wrong_bytes_of_the_right_size(hub: Hub, client: httpx.Client, tmp_path:
     assert client.get(at_cdn(hub, client, "copy.safetensors")).content == WEIGHTS
 
 
-def test_bytes_that_were_sent_are_counted(hub: Hub, client: httpx.Client) -> None:
+def test_sent_bytes_are_counted(hub: Hub, client: httpx.Client) -> None:
     hub.cut_after, hub.failing = 1000, "model.safetensors"
     assert client.get(at_cdn(hub, client, "onnx/model.onnx")).content == b"onnx"
     with pytest.raises(httpx.RemoteProtocolError):

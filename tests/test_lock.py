@@ -1,4 +1,4 @@
-"""llmdeploy.lock: what it pins, and what it refuses."""
+"""The lock file: its pins, and the differences that it refuses."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_what_is_written_is_read_and_a_model_is_pinned_once_for_each_engine() -> None:
+def test_written_pins_are_read_and_each_engine_has_one() -> None:
     one = lock.pin("qwen3:8b", "llamacpp", NEED)
     lock.write(lock.with_pins(lock.read(), [one]))
     other = lock.pin("qwen3:8b", "vllm", replace(NEED, source="hf://Qwen/Qwen3-8B"))
@@ -43,7 +43,7 @@ def test_what_is_written_is_read_and_a_model_is_pinned_once_for_each_engine() ->
     assert lock.named(None, []) == lock.named("qwen3:8b", []) == (newer, other)
 
 
-def test_the_file_is_one_that_people_can_read_and_a_version_control_can_compare() -> None:
+def test_lock_file_is_readable_and_easy_to_compare() -> None:
     lock.write([lock.pin("qwen3:8b", "llamacpp", NEED)])
     text = lock.LOCK.read_text()
     assert text.startswith("# Written by `llmdeploy pull --lock`.")
@@ -53,7 +53,7 @@ def test_the_file_is_one_that_people_can_read_and_a_version_control_can_compare(
     assert lock.LOCK.read_text() == text
 
 
-def test_a_name_is_pinned_and_the_same_repository_under_another_name_is_not() -> None:
+def test_name_is_pinned_but_not_its_repository_under_another_name() -> None:
     repo, file = HubRepo("Qwen/Qwen3-8B-GGUF", quant="Q4_K_M"), HubFile("Qwen/Qwen3-8B-GGUF", "x.gguf")
     assert lock.pinned("qwen3:8b", repo, HERE) is repo
     lock.write([lock.pin("qwen3:8b", "llamacpp", NEED)])
@@ -65,7 +65,7 @@ def test_a_name_is_pinned_and_the_same_repository_under_another_name_is_not() ->
     assert lock.pinned("qwen3:8b", replace(repo, revision="v2"), HERE) == replace(repo, revision="v2")
 
 
-def test_a_name_is_pinned_in_every_spelling() -> None:
+def test_name_is_pinned_in_every_spelling() -> None:
     repo = HubRepo("Qwen/Qwen3-8B-GGUF")
     lock.write(lock.with_pins((), [lock.pin("Qwen3_8B", "llamacpp", NEED), lock.pin("qwen3:8b", "llamacpp", NEED)]))
     [pin] = lock.read()
@@ -82,7 +82,7 @@ def test_each_engine_has_its_own_commit_of_a_repository() -> None:
     assert lock.pinned("qwen3:8b", repo, HERE).revision == COMMIT
 
 
-def test_a_model_is_taken_from_the_hub_that_it_was_locked_at() -> None:
+def test_model_comes_from_the_source_in_the_lock() -> None:
     there = lock.pin("qwen3:8b", "llamacpp", replace(NEED, source="ms://Qwen/Qwen3-8B-GGUF"))
     lock.write([there, lock.pin("qwen3:8b", "vllm", replace(NEED, source="ms://Qwen/Qwen3-8B"))])
     name = CatalogName("qwen3:8b")
@@ -94,7 +94,7 @@ def test_a_model_is_taken_from_the_hub_that_it_was_locked_at() -> None:
     assert hf_model.find(name, asked).location == HubRepo("Qwen/Qwen3-8B")
 
 
-def test_what_is_needed_must_be_what_is_locked() -> None:
+def test_requirements_must_match_the_lock() -> None:
     locked = lock.pin("qwen3:8b", "llamacpp", NEED)
     lock.require_same(locked, NEED)
     with pytest.raises(DownloadFailed) as other_commit:
@@ -108,7 +108,7 @@ def test_what_is_needed_must_be_what_is_locked() -> None:
     assert other_bytes.value.code == "lock_differs"
 
 
-def test_a_model_that_is_not_locked_and_a_source_that_does_not_tell_are_refused() -> None:
+def test_model_without_a_pin_and_source_without_digests_are_refused() -> None:
     with pytest.raises(ModelNotFound) as none:
         lock.named("qwen3:8b", [])
     assert none.value.hint == "`llmdeploy pull MODEL --lock` writes one"
@@ -131,7 +131,7 @@ def test_a_model_that_is_not_locked_and_a_source_that_does_not_tell_are_refused(
         ("version = 'one'", "cannot be read: Expected `int`, got `str`"),
     ],
 )
-def test_a_file_that_is_none_is_told(text: str, told: str) -> None:
+def test_invalid_lock_file_is_reported(text: str, told: str) -> None:
     lock.LOCK.write_text(text)
     with pytest.raises(ConfigError) as error:
         lock.read()
@@ -140,7 +140,7 @@ def test_a_file_that_is_none_is_told(text: str, told: str) -> None:
     assert error.value.hint == "`rm llmdeploy.lock`, and lock the models again: `llmdeploy pull MODEL --lock`"
 
 
-def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lock_file_that_cannot_be_written_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 

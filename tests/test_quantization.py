@@ -1,4 +1,4 @@
-"""Which files of a repository a quantization is: by the names that real repositories have."""
+"""Files of a quantization, by the names in real repositories."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ UNSLOTH = [
         ("BF16", "BF16/Qwen3-8B-BF16-00001-of-00002.gguf"),
     ],
 )
-def test_a_quantization_is_found_and_its_projector(quant: str, first: str) -> None:
+def test_quantization_and_its_projector_are_found(quant: str, first: str) -> None:
     found = choose(UNSLOTH, quant)
     assert (found.weights[0], found.mmproj) == (first, "mmproj-F16.gguf")
 
 
-def test_a_model_in_parts_is_all_of_its_parts() -> None:
+def test_split_model_has_all_its_parts() -> None:
     parts = ("BF16/Qwen3-8B-BF16-00001-of-00002.gguf", "BF16/Qwen3-8B-BF16-00002-of-00002.gguf")
     assert choose(UNSLOTH, "BF16").weights == parts
     assert belonging(parts[1], UNSLOTH) == Choice(parts, "mmproj-F16.gguf")
@@ -64,7 +64,7 @@ def test_a_model_in_parts_is_all_of_its_parts() -> None:
         (["Q4_K_M/x.gguf", "Q8_0/x.gguf"], "Q4_K_M/x.gguf"),
     ],
 )
-def test_where_none_is_named(paths: list[str], default: str) -> None:
+def test_default_quantization(paths: list[str], default: str) -> None:
     assert choose(paths).weights == (default,)
     assert choose(reversed(paths)).weights == (default,)
 
@@ -75,14 +75,14 @@ def test_f16_has_two_names() -> None:
 
 
 @pytest.mark.parametrize("quant", ["Q4_K", "Q5_K_M", "K_M", "8B", "mmproj", ".*"])
-def test_what_is_not_there_is_told_with_what_is(quant: str) -> None:
+def test_missing_quantization_is_reported_with_those_that_exist(quant: str) -> None:
     with pytest.raises(ModelNotFound) as caught:
         choose(UNSLOTH, quant, "`owner/repo`")
     assert caught.value.message == f"`owner/repo` has no GGUF file of the quantization `{quant}`"
     assert caught.value.hint == "it has `BF16`, `IQ4_XS`, `Q4_0`, `Q4_K_M`, `Q8_0`, `UD-Q2_K_XL`, `UD-Q4_K_XL`"
 
 
-def test_a_repository_without_models() -> None:
+def test_repository_without_models_is_reported() -> None:
     with pytest.raises(ModelNotFound, match="the repository has no GGUF file"):
         choose(["README.md", "mmproj-F16.gguf", "imatrix.gguf", "x-Q4_K_M-00002-of-00002.gguf"])
 
@@ -99,5 +99,5 @@ def test_a_repository_without_models() -> None:
         ("model.gguf", ""),
     ],
 )
-def test_the_quantization_that_a_name_tells(path: str, quant: str) -> None:
+def test_quantization_in_the_name_of_a_file(path: str, quant: str) -> None:
     assert quant_of(path) == quant

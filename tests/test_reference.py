@@ -86,7 +86,7 @@ PIECES = (
 )
 
 
-def test_ten_thousand_strings_are_references_that_survive_or_refused_in_a_sentence() -> None:
+def test_ten_thousand_strings_are_references_or_usage_errors() -> None:
     chance = random.Random(6)
     refused = 0
     for _ in range(10_000):
@@ -107,7 +107,7 @@ def test_ten_thousand_strings_are_references_that_survive_or_refused_in_a_senten
 
 
 @given(TYPED)
-def test_any_text_is_a_reference_that_survives_being_written_or_a_usage_error(text: str) -> None:
+def test_any_text_is_a_reference_or_a_usage_error(text: str) -> None:
     try:
         reference = parse(text)
     except UsageError:
@@ -118,7 +118,7 @@ def test_any_text_is_a_reference_that_survives_being_written_or_a_usage_error(te
 
 
 @pytest.mark.parametrize("text", ["~no-such-user-here/x.gguf", "~no-such-user-here"])
-def test_the_home_of_nobody_is_a_path_like_any_other(text: str) -> None:
+def test_home_of_an_unknown_user_is_a_path(text: str) -> None:
     assert parse(text) == Path.cwd() / text
 
 
@@ -161,12 +161,12 @@ def test_a_hub_address_names_repository_file_and_revision(text: str) -> None:
         ("/models/模型.gguf", Path("/models/模型.gguf"), "model"),
     ],
 )
-def test_the_forms(text: str, reference: object, served: str) -> None:
+def test_forms_of_references(text: str, reference: object, served: str) -> None:
     assert parse(text) == reference
     assert served_name(parse(text)) == served
 
 
-def test_a_path_is_absolute_and_home_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_path_is_absolute_and_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -196,20 +196,20 @@ def test_a_path_is_absolute_and_home_is_known(tmp_path: Path, monkeypatch: pytes
         "https://huggingface.co/datasets/o/r",
     ],
 )
-def test_what_is_no_reference(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_that_is_not_a_reference_is_refused(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError):
         parse(text)
 
 
-def test_a_folder_path_is_a_path_only_when_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_is_a_path_only_if_it_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / "r").touch()
     assert parse("o/r") == tmp_path / "o" / "r"
 
 
-def test_a_model_of_ollamas_that_reads_like_a_repository_is_told_how_to_be_named() -> None:
+def test_ollama_name_that_looks_like_a_repository_gets_a_hint() -> None:
     with pytest.raises(UsageError) as error:
         parse("user/model:latest")
     assert error.value.hint == (
@@ -225,18 +225,18 @@ def test_a_model_of_ollamas_that_reads_like_a_repository_is_told_how_to_be_named
         ("ms://o/r@v1", "Q8_0", HubRepo("o/r", "v1", "ms", "Q8_0")),
     ],
 )
-def test_another_quantization(text: str, quant: str, found: ModelRef) -> None:
+def test_reference_with_another_quantization(text: str, quant: str, found: ModelRef) -> None:
     assert with_quant(parse(text), quant) == found
     assert parse(str(found)) == found
 
 
 @pytest.mark.parametrize(("text", "quant"), [("o/r:Q4_K_M", "Q8_0"), ("./x.gguf", "Q8_0"), ("qwen3:8b", "a b")])
-def test_what_has_no_other_quantization(text: str, quant: str) -> None:
+def test_reference_without_other_quantizations_is_refused(text: str, quant: str) -> None:
     with pytest.raises(UsageError, match="quantization"):
         with_quant(parse(text), quant)
 
 
-def test_another_revision() -> None:
+def test_reference_with_another_revision() -> None:
     assert with_revision(parse("hf://o/r/x.gguf"), "v1") == HubFile("o/r", "x.gguf", "v1")
     assert with_revision(parse("o/r:Q8_0"), "v1") == HubRepo("o/r", "v1", quant="Q8_0")
     for text, revision in [("ollama://x", "v1"), ("o/r", "a b")]:

@@ -1,4 +1,4 @@
-"""Files elsewhere, read by ranges: few requests, little memory, and what a Hub does that is asked for ranges."""
+"""Remote files read by ranges: few requests, little memory, and the answers of a Hub to ranges."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CONTENT = random.Random(1).randbytes(3_000_000)
 
 
 class Store:
-    """Bytes that are fetched by ranges, and which were."""
+    """Bytes that are downloaded by ranges, and a record of the ranges."""
 
     def __init__(self, content: bytes, claimed: int | None = None) -> None:
         self.content = content
@@ -49,7 +49,7 @@ class Store:
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(-1000, 3_000_000), st.integers(0, 700_000)), max_size=8))
-def test_it_reads_as_a_file_that_is_here(moves: list[tuple[int, int, int]]) -> None:
+def test_remote_file_reads_like_a_local_one(moves: list[tuple[int, int, int]]) -> None:
     here, there = io.BytesIO(CONTENT), Store(CONTENT).open()
     for whence, offset, count in moves:
         if whence == io.SEEK_SET:
@@ -61,7 +61,7 @@ def test_it_reads_as_a_file_that_is_here(moves: list[tuple[int, int, int]]) -> N
         assert there.tell() == here.tell()
 
 
-def test_each_request_that_goes_on_asks_for_twice_as_much() -> None:
+def test_each_continued_request_is_twice_as_large() -> None:
     store = Store(bytes(40_000_000))
     with store.open() as file:
         while file.read(100_000):
@@ -73,7 +73,7 @@ def test_each_request_that_goes_on_asks_for_twice_as_much() -> None:
     assert len(lengths) == 9
 
 
-def test_a_jump_fetches_little() -> None:
+def test_jump_downloads_little() -> None:
     store = Store(bytes(40_000_000))
     with store.open() as file:
         file.read(8)
@@ -82,8 +82,8 @@ def test_a_jump_fetches_little() -> None:
     assert store.fetched == 2 * remote_file.FIRST
 
 
-def test_what_is_said_to_be_without_end_is_given_up() -> None:
-    """A header that runs on through a model of TB does not bring the model."""
+def test_endless_header_is_given_up() -> None:
+    """Check that an endless header does not download a model of TB."""
 
     class Endless(Store):
         def get(self, start: int, end: int) -> bytes:
@@ -96,7 +96,7 @@ def test_what_is_said_to_be_without_end_is_given_up() -> None:
     assert store.fetched <= remote_file.MOST
 
 
-def test_an_answer_that_is_too_short_is_no_end_of_the_file() -> None:
+def test_short_answer_is_not_the_end_of_the_file() -> None:
     with (
         Store(bytes(1000), claimed=5000).open() as file,
         pytest.raises(OSError, match="5,000 bytes were asked for at 0"),
@@ -107,7 +107,7 @@ def test_an_answer_that_is_too_short_is_no_end_of_the_file() -> None:
 # --- Headers of GGUF
 
 
-def test_a_header_is_the_same_from_elsewhere() -> None:
+def test_header_is_the_same_from_a_remote_file() -> None:
     path = SELFTEST / "selftest-f16.gguf"
     store = Store(path.read_bytes())
     there = gguf_header.read_remote("hf://o/r/x.gguf", store.open())
@@ -132,7 +132,7 @@ def test_a_large_vocabulary_takes_a_handful_of_requests(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 3, 4, 100, 1000, 5000, 14_000])
-def test_a_header_that_is_cut_is_named_by_its_source(size: int) -> None:
+def test_truncated_remote_header_is_reported_with_its_address(size: int) -> None:
     store = Store((SELFTEST / "selftest-f16.gguf").read_bytes()[:size])
     with pytest.raises(ModelInvalid) as caught:
         gguf_header.read_remote("hf://owner/repo/x.gguf", store.open())
@@ -140,7 +140,7 @@ def test_a_header_that_is_cut_is_named_by_its_source(size: int) -> None:
     assert caught.value.hint == "take another file: this one is damaged at its source"
 
 
-def test_a_field_that_is_said_to_be_huge_fills_no_memory(tmp_path: Path) -> None:
+def test_huge_field_does_not_fill_the_memory(tmp_path: Path) -> None:
     content = bytearray(write(tmp_path / "x.gguf", {"general.name": "N" * 20}).read_bytes())
     at = content.index(b"N" * 20) - 8
     content[at : at + 8] = (2**40).to_bytes(8, "little")
@@ -179,7 +179,7 @@ def hub() -> Iterator[Hub]:
 
 
 def read(hub: Hub, home: Path, name: str, *reads: str, **variables: str) -> dict[str, Any]:
-    """What is read of a file, in a process with an empty home: `at+count`, as hexadecimal digits."""
+    """Read parts of a file, given as `offset+count`, in a process with an empty home; return hexadecimal digits."""
     inherited = {key: value for key, value in os.environ.items() if key in {"PATH", "SYSTEMROOT", "TMPDIR", "TEMP"}}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", SCRIPT, name, *reads],
@@ -193,7 +193,7 @@ def read(hub: Hub, home: Path, name: str, *reads: str, **variables: str) -> dict
     return answer
 
 
-def test_a_file_at_the_hub_is_read_where_its_bytes_are(hub: Hub, tmp_path: Path) -> None:
+def test_file_of_the_hub_is_read_at_its_storage(hub: Hub, tmp_path: Path) -> None:
     hub.private.add(REPO)
     got = read(hub, tmp_path, "model.gguf", "100+50", "2500000+10", HF_TOKEN=hub.token)
     assert got == {"got": [CONTENT[100:150].hex(), CONTENT[2_500_000:2_500_010].hex()]}
@@ -207,11 +207,11 @@ def test_a_file_at_the_hub_is_read_where_its_bytes_are(hub: Hub, tmp_path: Path)
     assert not list((tmp_path / "hf").rglob("*.gguf")), "nothing is kept"
 
 
-def test_a_small_file_comes_as_it_is(hub: Hub, tmp_path: Path) -> None:
+def test_small_file_is_read_unchanged(hub: Hub, tmp_path: Path) -> None:
     assert read(hub, tmp_path, "config.json", "0+800") == {"got": [(b'{"a": 1}' * 100).hex()]}
 
 
-def test_an_address_that_runs_out_is_asked_for_again(hub: Hub, tmp_path: Path) -> None:
+def test_expired_address_is_requested_again(hub: Hub, tmp_path: Path) -> None:
     hub.signature_uses = 1
     got = read(hub, tmp_path, "model.gguf", "0+5", "2500000+5")
     assert got == {"got": [CONTENT[:5].hex(), CONTENT[2_500_000:2_500_005].hex()]}
@@ -232,13 +232,13 @@ def test_a_server_that_sends_only_the_whole_file_is_stopped(tmp_path: Path, read
     assert hub.sent_bytes() < 30_000_000
 
 
-def test_a_range_that_breaks_off_is_asked_for_again(hub: Hub, tmp_path: Path) -> None:
+def test_interrupted_range_is_requested_again(hub: Hub, tmp_path: Path) -> None:
     hub.cut_after = 100_000
     assert read(hub, tmp_path, "model.gguf", "0+200000") == {"got": [CONTENT[:200_000].hex()]}
     assert len(hub.asked("GET", "/cdn/")) == 2
 
 
-def test_a_bad_moment_of_the_server_is_waited_out(hub: Hub, tmp_path: Path) -> None:
+def test_short_failure_of_the_server_is_retried(hub: Hub, tmp_path: Path) -> None:
     hub.refusals.append(Refusal(500, part="/cdn/"))
     assert read(hub, tmp_path, "model.gguf", "0+5") == {"got": [CONTENT[:5].hex()]}
 
@@ -252,7 +252,7 @@ def test_a_bad_moment_of_the_server_is_waited_out(hub: Hub, tmp_path: Path) -> N
         ("model.gguf", {"HF_ENDPOINT": "http://127.0.0.1:PORT"}, "`http://127.0.0.1:PORT` refuses the connection"),
     ],
 )
-def test_what_goes_wrong_is_told_as_of_a_download(
+def test_failures_are_those_of_a_download(
     hub: Hub, tmp_path: Path, name: str, variables: dict[str, str], message: str
 ) -> None:
     port = str(closed_port())

@@ -1,4 +1,4 @@
-"""What several engines need together, and the disks that it goes to."""
+"""Requirements of several engines together, and the disks that the downloads go to."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ONE = RequiredFile("x.gguf", 100 * MIB)
 
 @pytest.fixture
 def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder on a disk with 150 MiB left."""
+    """Provide a folder on a disk with 150 MiB left."""
     left = namedtuple("usage", "free")(150 * MIB)
     monkeypatch.setattr("shutil.disk_usage", lambda path: left)
     return tmp_path / "cache"
@@ -31,7 +31,7 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def others(tmp_path: Path) -> Iterator[Path]:
-    """A folder of another user, who lets nobody in."""
+    """Provide a folder of another user without permissions for others."""
     folder = tmp_path / "others"
     (folder / "hub").mkdir(parents=True)
     folder.chmod(0)
@@ -49,7 +49,7 @@ def others(tmp_path: Path) -> Iterator[Path]:
         folder.chmod(0o755)
 
 
-def test_a_file_that_two_engines_need_takes_its_room_once(disk: Path) -> None:
+def test_file_that_two_engines_need_counts_once(disk: Path) -> None:
     llamacpp = Requirements("hf://o/r", disk, (ONE,), "c" * 40)
     ollama = replace(llamacpp, copies=40 * MIB)
     require_room([llamacpp, ollama])
@@ -58,7 +58,7 @@ def test_a_file_that_two_engines_need_takes_its_room_once(disk: Path) -> None:
     assert full.value.message == f"`hf://o/r` needs 160 MiB more, and the disk of `{disk}` has 150 MiB left"
 
 
-def test_different_files_of_two_engines_are_added_up(disk: Path) -> None:
+def test_different_files_of_two_engines_are_added(disk: Path) -> None:
     llamacpp = Requirements("hf://o/r", disk, (ONE,), "c" * 40)
     for other in (replace(llamacpp, source="hf://o/q"), replace(llamacpp, revision="d" * 40)):
         with pytest.raises(DownloadFailed, match="200 MiB more"):
@@ -67,7 +67,7 @@ def test_different_files_of_two_engines_are_added_up(disk: Path) -> None:
     require_room([llamacpp, here])
 
 
-def test_a_folder_of_another_users_is_no_crash(others: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_of_another_user_does_not_crash(others: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert others.is_relative_to(requirements.existing(others / "hub" / "x"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(others / "hub"))
     assert held(HubRepo("o/r", "a" * 40)) == ()

@@ -1,4 +1,4 @@
-"""Files on their way: resumed, checked, several at a time; by the real huggingface_hub from a Hub on loopback."""
+"""Downloads by the real huggingface_hub from a Hub on loopback: resumed, checked, several files at a time."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def digest(path: Path) -> str:
 
 
 def are_right(paths: list[Path]) -> bool:
-    """Whether these are the repository's files, with its content."""
+    """Return whether these are the repository's files, with its content."""
     held = {path.name: path.read_bytes() for path in paths[0].parent.iterdir()}
     return held == FILES | INDEX
 
@@ -63,7 +63,7 @@ def on_disk(machine: Machine) -> int:
 # --- Again
 
 
-def test_what_is_removed_while_it_comes_is_not_taken_for_whole(machine: Machine, hub: Hub) -> None:
+def test_file_removed_during_a_download_is_reported(machine: Machine, hub: Hub) -> None:
     hub.rate = 4_000_000
     process = machine.start("pull", "hf", ADDRESS)
     until(lambda: list(machine.cache.glob("*/snapshots/*/tokenizer.json")))
@@ -74,7 +74,7 @@ def test_what_is_removed_while_it_comes_is_not_taken_for_whole(machine: Machine,
 
 
 @HOOKED
-def test_a_pull_that_was_killed_goes_on_and_fetches_no_finished_byte_twice(machine: Machine, hub: Hub) -> None:
+def test_killed_pull_is_resumed_without_repeating_bytes(machine: Machine, hub: Hub) -> None:
     hub.rate = 4_000_000
     process = machine.start("pull", "hf", ADDRESS)
     until(lambda: on_disk(machine) > 6_000_000)
@@ -95,7 +95,7 @@ def test_a_pull_that_was_killed_goes_on_and_fetches_no_finished_byte_twice(machi
     assert machine.parts() == []
 
 
-def test_a_connection_that_breaks_off_is_taken_up_where_it_ended(machine: Machine, hub: Hub) -> None:
+def test_connection_that_ends_early_is_resumed(machine: Machine, hub: Hub) -> None:
     hub.cut_after = 5_500_000
     [path] = machine.pull(GGUF)
     assert path.read_bytes() == NOISE
@@ -103,7 +103,7 @@ def test_a_connection_that_breaks_off_is_taken_up_where_it_ended(machine: Machin
     assert [wanted for _, _, wanted in hub.asked("GET", "/cdn/")] == [None, f"bytes={block}-"]
 
 
-def test_a_download_that_stalls_ends_and_goes_on_later(machine: Machine, hub: Hub) -> None:
+def test_stalled_download_ends_and_is_resumed_later(machine: Machine, hub: Hub) -> None:
     hub.stall_after = 2 * 2**20
     assert machine.fail(GGUF, HF_HUB_DOWNLOAD_TIMEOUT="1")[0] == f"`{hub.url}` did not answer in time"
     [part] = machine.parts()
@@ -114,7 +114,7 @@ def test_a_download_that_stalls_ends_and_goes_on_later(machine: Machine, hub: Hu
     assert hub.sent_twice() == 0
 
 
-def test_a_server_that_knows_no_ranges_sends_all_again(machine: Machine, hub: Hub) -> None:
+def test_server_without_ranges_sends_the_whole_file_again(machine: Machine, hub: Hub) -> None:
     hub.cut_after, hub.ignores_range = 3_000_000, True
     [path] = machine.pull(GGUF)
     assert path.read_bytes() == NOISE
@@ -122,7 +122,7 @@ def test_a_server_that_knows_no_ranges_sends_all_again(machine: Machine, hub: Hu
 
 
 @HOOKED
-def test_ctrl_c_ends_all_at_once_and_leaves_the_parts(machine: Machine, hub: Hub) -> None:
+def test_ctrl_c_ends_all_downloads_and_keeps_partial_files(machine: Machine, hub: Hub) -> None:
     hub.stall_after = 2 * 2**20
     hub.failing = ".safetensors"
     process = machine.start("pull", "hf", ADDRESS)
@@ -142,13 +142,13 @@ def test_ctrl_c_ends_all_at_once_and_leaves_the_parts(machine: Machine, hub: Hub
 # --- Right or not
 
 
-def test_a_refusal_leaves_no_part(machine: Machine, hub: Hub) -> None:
+def test_refusal_leaves_no_partial_file(machine: Machine, hub: Hub) -> None:
     hub.gated = {"owner/model-GGUF"}
     assert "is gated" in machine.fail(GGUF)[0]
     assert machine.parts() == []
 
 
-def test_a_wrong_digest_is_told_and_the_part_thrown_away(machine: Machine, hub: Hub) -> None:
+def test_wrong_digest_is_reported_and_the_partial_file_removed(machine: Machine, hub: Hub) -> None:
     hub.wrong = {"model.gguf"}
     message, hint = machine.fail(GGUF)
     assert message.startswith("the download of `model.gguf` is not what `hf://owner/model-GGUF` lists: its digest is ")
@@ -157,7 +157,7 @@ def test_a_wrong_digest_is_told_and_the_part_thrown_away(machine: Machine, hub: 
     assert hub.sent_bytes() == 2 * len(NOISE), "it is tried once more"
 
 
-def test_a_part_that_went_wrong_on_the_disk_is_fetched_anew(machine: Machine, hub: Hub) -> None:
+def test_damaged_partial_file_is_downloaded_again(machine: Machine, hub: Hub) -> None:
     part = part_of(machine, NOISE)
     part.write_bytes(bytes(1000))
     [path] = machine.pull(GGUF)
@@ -165,7 +165,7 @@ def test_a_part_that_went_wrong_on_the_disk_is_fetched_anew(machine: Machine, hu
     assert hub.sent_bytes() == 2 * len(NOISE) - 1000
 
 
-def test_a_part_that_is_whole_is_checked_and_not_fetched(machine: Machine, hub: Hub) -> None:
+def test_whole_partial_file_is_checked_and_not_downloaded(machine: Machine, hub: Hub) -> None:
     part_of(machine, NOISE).write_bytes(NOISE)
     [path] = machine.pull(GGUF)
     assert path.read_bytes() == NOISE
@@ -179,7 +179,7 @@ def part_of(machine: Machine, content: bytes) -> Path:
     return part
 
 
-def test_where_one_file_fails_none_is_taken_for_the_model(machine: Machine, hub: Hub) -> None:
+def test_model_is_not_present_if_one_file_failed(machine: Machine, hub: Hub) -> None:
     hub.wrong = {"model-00002-of-00003.safetensors"}
     assert "model-00002-of-00003.safetensors" in machine.fail(ADDRESS)[0]
     assert machine.here(ADDRESS) == []
@@ -189,7 +189,7 @@ def test_where_one_file_fails_none_is_taken_for_the_model(machine: Machine, hub:
 # --- Room
 
 
-def test_no_room_is_told_before_the_first_byte(machine: Machine, hub: Hub) -> None:
+def test_too_small_disk_is_reported_before_the_first_byte(machine: Machine, hub: Hub) -> None:
     hub.claimed_size = 10**18
     message, hint = machine.fail(GGUF)
     assert message.startswith("`hf://owner/model-GGUF` needs ")
@@ -201,7 +201,7 @@ def test_no_room_is_told_before_the_first_byte(machine: Machine, hub: Hub) -> No
 
 @pytest.fixture
 def small_disk(machine: Machine) -> Machine:
-    """The machine with a disk of 12 MiB for its cache, in a name space where anyone may mount one."""
+    """Provide the machine with a disk of 12 MiB for its cache, in a name space in which anyone may mount one."""
     mount = 'mkdir -p "$HF_HOME" && mount -t tmpfs -o size=12m tmpfs "$HF_HOME" && exec "$@"'
     own_disk = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount, "sh"]
     if (
@@ -213,7 +213,7 @@ def small_disk(machine: Machine) -> Machine:
     return machine
 
 
-def test_a_small_disk_is_refused_with_both_numbers(small_disk: Machine, hub: Hub) -> None:
+def test_too_small_disk_is_reported_with_both_sizes(small_disk: Machine, hub: Hub) -> None:
     message, hint = small_disk.fail(ADDRESS)
     wanted = rf"`hf://{REPO}` needs \S+ \wi?B more, and the disk of `{small_disk.cache}` has \S+ \wi?B left"
     assert re.fullmatch(wanted, message), message
@@ -221,7 +221,7 @@ def test_a_small_disk_is_refused_with_both_numbers(small_disk: Machine, hub: Hub
     assert hub.sent == []
 
 
-def test_a_disk_that_becomes_full_midway(small_disk: Machine, hub: Hub) -> None:
+def test_disk_that_becomes_full_is_reported(small_disk: Machine, hub: Hub) -> None:
     # Another program takes the space once the first bytes are here; what lies on that disk is told at the end.
     script = """
         (until find "$HF_HOME" -name "*incomplete*" -size +1000k | grep -q .; do sleep 0.05; done
@@ -240,7 +240,7 @@ def test_a_disk_that_becomes_full_midway(small_disk: Machine, hub: Hub) -> None:
     assert [Path(line).suffix for line in left] == [".incomplete"]
 
 
-def test_a_file_system_with_a_limit(machine: Machine) -> None:
+def test_file_system_with_a_size_limit_is_reported(machine: Machine) -> None:
     resource = pytest.importorskip("resource", reason="file size limits are a thing of POSIX")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, before[1]))
@@ -253,22 +253,22 @@ def test_a_file_system_with_a_limit(machine: Machine) -> None:
     assert machine.blobs() == []
 
 
-def test_a_cache_that_cannot_be_written(machine: Machine) -> None:
+def test_cache_that_cannot_be_written_is_reported(machine: Machine) -> None:
     (machine.home / "hf").write_text("a file where a folder belongs")
     message, hint = machine.fail(GGUF)
     assert re.fullmatch(rf"`{machine.home}/hf/\S+` cannot be used: .+", message), message
     assert "`HF_HOME`" in hint
 
 
-def test_a_folder_that_cannot_be_written(machine: Machine, tmp_path: Path) -> None:
-    """The variable of a cache that is not used would not help."""
+def test_folder_that_cannot_be_written_is_reported(machine: Machine, tmp_path: Path) -> None:
+    """Check that the hint does not name the variable of a cache that is not used."""
     (tmp_path / "file").write_text("a file where a folder belongs")
     message, hint = machine.fail(GGUF, tmp_path / "file" / "folder")
     assert message.startswith(f"`{tmp_path}/file/folder` cannot be used: ")
     assert hint == "give a folder that you may write to with `--dir`"
 
 
-def test_a_state_folder_that_cannot_be_written(machine: Machine, tmp_path: Path) -> None:
+def test_state_folder_that_cannot_be_written_is_reported(machine: Machine, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("a file where a folder belongs")
     message, hint = machine.fail(GGUF, tmp_path / "folder", LLMDEPLOY_STATE_DIR=str(tmp_path / "file" / "state"))
     assert message.startswith(f"the state folder `{tmp_path}/file/state` cannot be written: ")
@@ -278,7 +278,7 @@ def test_a_state_folder_that_cannot_be_written(machine: Machine, tmp_path: Path)
 # --- Two at once
 
 
-def test_two_processes_fetch_a_file_once(machine: Machine, hub: Hub) -> None:
+def test_two_processes_download_a_file_once(machine: Machine, hub: Hub) -> None:
     hub.rate = 16_000_000
     both = [machine.start("pull", "hf", ADDRESS) for _ in range(2)]
     done = [machine.said(process) for process in both]
@@ -287,7 +287,7 @@ def test_two_processes_fetch_a_file_once(machine: Machine, hub: Hub) -> None:
 
 
 @HOOKED
-def test_the_lock_of_who_was_killed_is_free(machine: Machine, hub: Hub) -> None:
+def test_lock_of_a_killed_process_is_free(machine: Machine, hub: Hub) -> None:
     hub.stall_after = 2 * 2**20
     first = machine.start("pull", "gguf", GGUF)
     assert hub.reached.wait(30)
@@ -302,7 +302,7 @@ def test_the_lock_of_who_was_killed_is_free(machine: Machine, hub: Hub) -> None:
     assert hub.sent_twice() == 0
 
 
-def test_the_librarys_own_lock_is_waited_for(machine: Machine, hub: Hub) -> None:
+def test_lock_of_the_library_is_waited_for(machine: Machine, hub: Hub) -> None:
     lock = machine.cache / ".locks" / "models--owner--model-GGUF" / f"{hashlib.sha256(NOISE).hexdigest()}.lock"
     lock.parent.mkdir(parents=True)
     with FileLock(lock):
@@ -316,7 +316,7 @@ def test_the_librarys_own_lock_is_waited_for(machine: Machine, hub: Hub) -> None
 # --- Into a folder
 
 
-def test_a_folder_gets_the_files_and_nothing_else(machine: Machine, hub: Hub, tmp_path: Path) -> None:
+def test_folder_gets_the_files_and_nothing_else(machine: Machine, hub: Hub, tmp_path: Path) -> None:
     folder = tmp_path / "models"
     machine.pull(ADDRESS, folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == FILES | INDEX
@@ -326,7 +326,7 @@ def test_a_folder_gets_the_files_and_nothing_else(machine: Machine, hub: Hub, tm
     assert hub.sent_twice() == 0
 
 
-def test_a_folders_parts_are_taken_up(machine: Machine, hub: Hub, tmp_path: Path) -> None:
+def test_partial_files_of_a_folder_are_resumed(machine: Machine, hub: Hub, tmp_path: Path) -> None:
     folder = tmp_path / "models"
     folder.mkdir()
     (folder / "model.gguf.incomplete").write_bytes(NOISE[:7_000_000])
@@ -335,7 +335,7 @@ def test_a_folders_parts_are_taken_up(machine: Machine, hub: Hub, tmp_path: Path
     assert hub.sent_bytes() == len(NOISE) - 7_000_000
 
 
-def test_a_file_of_the_users_is_never_replaced(machine: Machine, hub: Hub, tmp_path: Path) -> None:
+def test_file_of_the_user_is_never_replaced(machine: Machine, hub: Hub, tmp_path: Path) -> None:
     folder = tmp_path / "models"
     folder.mkdir()
     (folder / "model.gguf").write_bytes(b"mine")
