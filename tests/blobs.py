@@ -1,4 +1,4 @@
-"""Contents of a repository's files, in memory or on the disk: their hashes as Git and its LFS make them, and ranges."""
+"""Contents of a repository's files, in memory or on the disk: their hashes in Git and LFS, and ranges."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 
 Content = bytes | Path
 PIECE = 1 << 20
-"""Bytes that are read, and sent, at once."""
+"""Bytes that are read and sent at once."""
 LFS_SUFFIXES = (".gguf", ".safetensors", ".bin", ".model", ".pt", ".pth", ".h5", ".onnx", ".zip")
-"""Of the rules that the Hub writes into a new repository's .gitattributes."""
+"""Suffixes in the .gitattributes that the Hub writes into a new repository."""
 LFS_FROM = 10_000_000
-"""Bytes that no file outside LFS has."""
+"""Size in bytes from which on every file is an LFS object."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Blob:
     size: int
     sha256: str
     oid: str
-    """The SHA-1 of Git's blob of the content."""
+    """Return the SHA-1 of Git's blob of the content."""
 
     @property
     def pointer(self) -> bytes:
-        """What Git holds in place of an LFS object."""
+        """The text that Git has in place of an LFS object."""
         return f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {self.size}\n".encode()
 
     @property
@@ -70,7 +70,7 @@ def pieces(content: Content, start: int, stop: int) -> Iterator[bytes | memoryvi
 
 
 def wanted(header: str | None, size: int) -> tuple[int, int] | None:
-    """The first and the one past the last byte that a `Range` header names; all without one; None: outside the file."""
+    """Return start and end of the bytes that a `Range` header names; all without one; None if outside the file."""
     if header is None or not (match := re.fullmatch(r"bytes=(\d*)-(\d*)", header)) or match[0] == "bytes=-":
         return 0, size
     if not match[1]:

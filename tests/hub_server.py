@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on loopback, true to the headers of the real one, with the CDN it sends to; and how they fail."""
+"""A Hugging Face Hub on loopback with the headers of the real one, its CDN, and their failures."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ TWO_WAYS = b"<Error><Code>InvalidArgument</Code><Message>Only one auth mechanism
 
 
 class Xet(Protocol):
-    """A Xet storage, as `tests.xet_server` has one."""
+    """The interface of the Xet storage in `tests.xet_server`."""
 
     url: str
 
     def file_id(self, content: Content) -> str:
-        """The hash under which it has the content, which is put there where it is not."""
+        """Return the hash of a content; store the content if it is missing."""
         ...
 
     def token(self) -> tuple[str, int]:
-        """A token that reads, and when it expires: seconds since 1970."""
+        """Return a token for reading, and its expiry in seconds since 1970."""
         ...
 
 
 @dataclass
 class Refusal:
-    """The next requests whose path holds `part` get this answer; then they go through."""
+    """An answer for the next requests whose path contains `part`; later ones succeed."""
 
     status: int
     times: int = 1
@@ -57,7 +57,7 @@ class Refusal:
 
 @dataclass
 class Signed:
-    """What an address of the CDN opens, and how often yet (None: without end)."""
+    """The content behind an address of the CDN, and how often it still opens (None: always)."""
 
     name: str
     content: Content
@@ -66,10 +66,10 @@ class Signed:
 
 @dataclass
 class Hub:
-    """What the server has and how it behaves; `requests` is what it was asked."""
+    """The contents and the behaviour of the server; `requests` records what it received."""
 
     files: dict[str, dict[str, Content]] = field(default_factory=dict)
-    """Repository -> file -> content, at COMMIT, which is `main` until something is committed."""
+    """Repository -> file -> content, at COMMIT, which is `main` until the first further commit."""
     commits: dict[str, dict[str, dict[str, Content]]] = field(default_factory=dict)
     """Repository -> another commit -> file -> content; see `commit`."""
     refs: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -77,61 +77,61 @@ class Hub:
     gated: set[str] = field(default_factory=set)
     private: set[str] = field(default_factory=set)
     token: str = "hf_good"
-    """Opens private and gated repositories."""
+    """Token that opens private and gated repositories."""
     stranger: str = "hf_stranger"
-    """A token of an account that may read neither."""
+    """Token of an account that may read neither."""
     page: int = 1000
-    """Entries in a page of a tree."""
+    """Entries per page of a tree."""
     xet: Xet | None = None
-    """Where LFS objects are stored too."""
+    """Xet storage that has the LFS objects too."""
 
     claimed_size: int | None = None
-    """Announced of LFS objects instead of the true size."""
+    """Size in bytes that is announced for LFS objects instead of the true one."""
     wrong: set[str] = field(default_factory=set)
-    """Files of which other bytes are sent, of the same size: the one in the middle is changed."""
+    """Files that are sent with the byte in the middle changed."""
     cut_after: int | None = None
-    """The first GET of a file ends after so many bytes; the next ones go through."""
+    """Bytes after which the first GET of a file ends; the next ones succeed."""
     stall_after: int | None = None
-    """Every GET of a file sends so many bytes and then nothing more."""
+    """Bytes after which every GET of a file stalls."""
     failing: str = ""
-    """Only files whose names hold it are cut or stall."""
+    """Part of the names of the files that are cut or stall."""
     rate: int | None = None
-    """Bytes a second of each answer with a file."""
+    """Bytes per second of each answer with a file."""
     ignores_range: bool = False
-    """The CDN sends the whole file with status 200."""
+    """Whether the CDN sends the whole file with status 200."""
     signature_uses: int | None = None
-    """An address of the CDN opens so often; then it counts as expired."""
+    """Number of times that an address of the CDN opens before it expires."""
     refusals: list[Refusal] = field(default_factory=list)
     silent: bool = False
-    """Accepts and never answers."""
+    """Whether the server accepts connections and never answers."""
     status: int | None = None
-    """Every answer has it."""
+    """Status of every answer."""
     headless: bool = False
-    """Answers with the file and without the Hub's headers, as a captive portal does."""
+    """Whether answers lack the Hub's headers, as those of a captive portal."""
 
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
-    """Method, path, Range; those to the CDN too, whose paths begin with /cdn/."""
+    """Method, path and Range of each request, with those to the CDN, whose paths begin with /cdn/."""
     sent: list[tuple[str, int, int]] = field(default_factory=list)
-    """Of each answer with a file: `owner/repo/file`, its first byte and the one past its last that was sent."""
+    """Answers with a file: `owner/repo/file`, first byte sent, and end of the bytes sent."""
     leaked: list[str] = field(default_factory=list)
-    """Paths at the CDN that were asked for with the user's token, as they must not be."""
+    """Paths at the CDN that were requested with the user's token, which must not happen."""
     url: str = ""
     cdn: str = ""
     signed: dict[str, Signed] = field(default_factory=dict)
     closing: threading.Event = field(default_factory=threading.Event)
     reached: threading.Event = field(default_factory=threading.Event)
-    """Set when the server has stalled or fallen silent."""
+    """Event that is set when the server has stalled or does not answer."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def asked(self, method: str, part: str) -> list[tuple[str, str, str | None]]:
         return [request for request in self.requests if request[0] == method and part in request[1]]
 
     def sent_bytes(self, part: str = "") -> int:
-        """Bytes that were sent of the files whose names hold `part`."""
+        """Return the bytes sent of the files whose names contain `part`."""
         return sum(stop - start for name, start, stop in self.sent if part in name)
 
     def sent_twice(self, part: str = "") -> int:
-        """Bytes of them that were sent more than once, each repetition counted."""
+        """Return the bytes of them that were sent again, each repetition counted."""
         once = 0
         for name in {name for name, _, _ in self.sent if part in name}:
             end = 0
@@ -141,7 +141,7 @@ class Hub:
         return self.sent_bytes(part) - once
 
     def commit(self, repo: str, files: dict[str, Content], ref: str = "main") -> str:
-        """Another commit, with exactly these files, which the branch or tag names from now on."""
+        """Add a commit with exactly these files, and move the branch or tag to it."""
         made = hashlib.sha1(f"{repo} {len(self.commits.get(repo, {}))}".encode()).hexdigest()
         self.commits.setdefault(repo, {})[made] = files
         self.refs.setdefault(repo, {})[ref] = made
@@ -163,7 +163,7 @@ class Hub:
         return due
 
     def sign(self, repo: str, name: str, content: Content) -> str:
-        """An address of the CDN that opens the content for a while."""
+        """Return an address of the CDN that opens the content for a while."""
         signature, sha256 = secrets.token_hex(8), blob(content).sha256
         self.signed[signature] = Signed(f"{repo}/{name}", content, self.signature_uses)
         shown = quote(f'inline; filename="{name.rpartition("/")[2]}";', safe="")
@@ -182,7 +182,7 @@ class Hub:
 
 @contextlib.contextmanager
 def serve(hub: Hub) -> Iterator[Hub]:
-    """The Hub and its CDN, served by threads on free ports of 127.0.0.1."""
+    """Serve the Hub and its CDN by threads on free ports of 127.0.0.1."""
 
     class HubHandler(_HubHandler):
         state = hub
@@ -199,7 +199,7 @@ def serve(hub: Hub) -> Iterator[Hub]:
 
 @contextlib.contextmanager
 def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    """The address of a server of its own, of which each connection is a thread."""
+    """Start a server with a thread for each connection; yield its address."""
     with _Server(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
@@ -216,13 +216,13 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that is gone is no error of the server's."""
+        """Ignore clients that are gone."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 def closed_port() -> int:
-    """A port of 127.0.0.1 that refuses connections."""
+    """Return a port of 127.0.0.1 that refuses connections."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 
@@ -233,7 +233,7 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing on stderr."""
+        """Print nothing on stderr."""
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -270,7 +270,7 @@ class Handler(BaseHTTPRequestHandler):
         self._send(status, {name: value for name, value in named.items() if value}, body)
 
     def _send_file(self, name: str, content: Content, headers: dict[str, str], *, ranges: bool = True) -> None:
-        """The file `owner/repo/path`, or the range of it that was asked for."""
+        """Send the file `owner/repo/path`, or the requested range of it."""
         size = size_of(content)
         asked = self.headers.get("Range") if ranges else None
         extent = wanted(asked, size)
@@ -286,7 +286,7 @@ class Handler(BaseHTTPRequestHandler):
             self._pour(name, content, start, stop)
 
     def _pour(self, name: str, content: Content, start: int, stop: int) -> None:
-        """Send the bytes, as far as the Hub is to send them."""
+        """Send the bytes, up to the failure that is set."""
         hub, end, stalls = self.state, stop, False
         if hub.failing in name and hub.cut_after is not None:
             end, hub.cut_after = min(stop, start + hub.cut_after), None
@@ -349,7 +349,7 @@ class _HubHandler(Handler):
     # --- What one may see
 
     def _admits(self, repo: str, *, content: bool) -> bool:
-        """Whether who asks may see the repository, or also its files; refuses where not."""
+        """Return whether the client may see the repository, or its files; refuse otherwise."""
         hub, asked = self.state, self.headers.get("Authorization")
         owner, anyone = asked == f"Bearer {hub.token}", asked in {f"Bearer {hub.token}", f"Bearer {hub.stranger}"}
         if asked and not anyone:
@@ -459,7 +459,7 @@ class _HubHandler(Handler):
         return entry
 
     def _send_tree(self, repo: str, commit: str, folder: str) -> None:
-        """A page of the folder's entries; the `Link` header has the address of the next one."""
+        """Send a page of the folder's entries, with the address of the next page in the `Link` header."""
         files, below = self.state.tree(repo, commit), f"{folder}/" if folder else ""
         entries = {name: self._entry(name, content) for name, content in files.items() if name.startswith(below)}
         for name in list(entries):

@@ -1,4 +1,4 @@
-"""Places with models in them, laid out as the programs do that fill them."""
+"""Places with models, in the layout of the programs that fill them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ for file in files:
 
 
 def fetch(endpoint: str, hf_home: Path, repo: str, *files: str, revision: str = "main") -> None:
-    """Have the real huggingface_hub put files into its cache."""
+    """Put files into the Hub's cache with the real huggingface_hub."""
     inherited = {name: value for name, value in os.environ.items() if not FOREIGN.match(name)}
     done = subprocess.run(
         [sys.executable, "-c", FETCH, repo, revision, *files],
@@ -41,7 +41,7 @@ def fetch(endpoint: str, hf_home: Path, repo: str, *files: str, revision: str = 
 
 
 def pack(store: Path, name: str, *layers: tuple[str, Path | bytes], **config: Any) -> Path:
-    """Put a model into a store as Ollama does; the manifest. `name`: host/namespace/model/tag, or model/tag alone."""
+    """Put a model into a store as Ollama does; return the manifest. `name`: [host/namespace/]model/tag."""
     (store / "blobs").mkdir(parents=True, exist_ok=True)
     settings = json.dumps({"model_format": "gguf", "model_family": "qwen2vl", "file_type": "F16"} | config).encode()
     document = {
@@ -67,18 +67,18 @@ def _blob(store: Path, content: Path | bytes) -> dict[str, Any]:
 
 
 def selftest_layers() -> tuple[tuple[str, Path | bytes], ...]:
-    """Of the self-test model, which is as upstream has it."""
+    """Return the layers of the self-test model, whose architecture upstream llama.cpp has."""
     return ("model", WEIGHTS), ("projector", MMPROJ), ("params", b'{"stop":["<|im_end|>"],"temperature":0.6}')
 
 
 def blob_of(content: Path | bytes) -> str:
-    """Its file's name in a store."""
+    """Return the name of the content's file in a store."""
     data = content.read_bytes() if isinstance(content, Path) else content
     return f"sha256-{hashlib.sha256(data).hexdigest()}"
 
 
 def as_quantized(file_type: int = Q4_K_M) -> bytes:
-    """The self-test model's weights, which say of themselves that they are of another quantization."""
+    """Return the self-test model's weights with another quantization in their header."""
     key, content = b"general.file_type", bytearray(WEIGHTS.read_bytes())
     at = content.index(key) + len(key) + 4
     content[at : at + 4] = struct.pack("<I", file_type)
@@ -86,7 +86,7 @@ def as_quantized(file_type: int = Q4_K_M) -> bytes:
 
 
 def lmstudio(home: Path, repo: str, **files: Path | bytes) -> Path:
-    """A repository in LM Studio's folder."""
+    """Put a repository into LM Studio's folder."""
     folder = home / ".lmstudio" / "models" / repo
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():

@@ -1,4 +1,4 @@
-"""A ModelScope on loopback, with the store it sends to: the routes that its own library asks (modelscope-hub 0.5.1)."""
+"""A ModelScope on loopback and its storage, with the routes that its own library uses (modelscope-hub 0.5.1)."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ NO_REPOSITORY, NO_ACCESS, NO_REVISION, NO_FILE = 10010205001, 10010200001, 10990
 
 @dataclass
 class Scope(Hub):
-    """What the server has and how it behaves; the main branch is `master`. It has no Xet and no pages."""
+    """The contents and the behaviour of the server, with the main branch `master`, without Xet and pages."""
 
     token: str = "ms-good"
     partial: int = 200
-    """The status of an answer with a range, as the real one's: 206 is what it should be."""
+    """Status of an answer with a range; the real server sends this and not 206."""
     body: bytes | None = None
-    """Every answer of the API is this page, as a captive portal's is."""
+    """Page that is every answer of the API, as from a captive portal."""
     traps: tuple[str, ...] = ()
-    """Paths that are listed besides."""
+    """Additional paths in the listing."""
     first_tokens: tuple[str, str] = ("", "")
     """Authorization and Cookie of the last request."""
 
@@ -36,7 +36,7 @@ class Scope(Hub):
 
 @contextlib.contextmanager
 def serve(scope: Scope) -> Iterator[Scope]:
-    """ModelScope and its store, served by threads on free ports of 127.0.0.1."""
+    """Serve ModelScope and its storage by threads on free ports of 127.0.0.1."""
 
     class Store(_StoreHandler):
         state = scope

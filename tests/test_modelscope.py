@@ -88,7 +88,7 @@ class Machine:
         return json.loads(done.stdout)
 
     def pull(self, *names: str, revision: str = "", **variables: str) -> list[str]:
-        """Where the files lie then."""
+        """Download files; return their paths."""
         done: list[str] = self.run(f"pulled('ms://{REPO}{revision}', *{names!r})", **variables)
         assert isinstance(done, list), done
         return done
@@ -99,7 +99,7 @@ class Machine:
         code: str = "download_failed",
         **variables: str,
     ) -> tuple[str, str]:
-        """Message and hint of what must fail."""
+        """Run what must fail; return its message and hint."""
         error = self.run(expression, **variables)["error"]
         assert error["code"] == code
         return error["message"], error["hint"]
@@ -108,7 +108,7 @@ class Machine:
         return self.cache / "models" / "Qwen--Qwen3.5-0.8B" / "snapshots" / revision
 
     def library(self, code: str, **variables: str) -> str:
-        """What ModelScope's own library says."""
+        """Run code with ModelScope's own library; return its result."""
         if importlib.util.find_spec("modelscope_hub") is None:
             pytest.skip("modelscope-hub is not installed")
         done = subprocess.run(
@@ -127,7 +127,7 @@ def machine(scope: Scope, tmp_path: Path) -> Machine:
     return Machine(tmp_path, scope.url)
 
 
-def test_a_repository_is_listed_with_sizes_and_digests(machine: Machine) -> None:
+def test_repository_is_listed_with_sizes_and_digests(machine: Machine) -> None:
     commit, files = machine.run(
         f"(lambda it: (it.commit, sorted((f.path, f.size, f.digest) for f in it.files)))(origin.listing(parse('ms://{REPO}')))"
     )
@@ -137,7 +137,7 @@ def test_a_repository_is_listed_with_sizes_and_digests(machine: Machine) -> None
     ]
 
 
-def test_what_was_fetched_is_found_without_modelscope(machine: Machine, scope: Scope) -> None:
+def test_download_is_found_without_modelscope(machine: Machine, scope: Scope) -> None:
     assert machine.run(f"origin.held(parse('ms://{REPO}'))") == []
     assert scope.requests == []
     placed = machine.pull(*FILES)
@@ -153,7 +153,7 @@ def test_what_was_fetched_is_found_without_modelscope(machine: Machine, scope: S
     assert len(scope.requests) == asked
 
 
-def test_a_file_is_stored_once_and_found_by_the_branch_and_the_commit(machine: Machine) -> None:
+def test_file_is_stored_once_and_found_by_branch_and_commit(machine: Machine) -> None:
     [placed] = machine.pull("config.json")
     assert Path(placed).samefile(machine.snapshot("master") / "config.json")
     assert source.commit_of([Path(placed)]) == COMMIT
@@ -163,7 +163,7 @@ def test_a_file_is_stored_once_and_found_by_the_branch_and_the_commit(machine: M
     ]
 
 
-def test_a_branch_that_has_moved_on_leaves_the_commit_where_it_was(machine: Machine, scope: Scope) -> None:
+def test_new_commit_of_a_branch_keeps_the_old_commit(machine: Machine, scope: Scope) -> None:
     machine.pull("config.json")
     later = scope.commit(REPO, {"config.json": b"{}"})
     machine.pull("config.json")
@@ -175,7 +175,7 @@ def test_a_branch_that_has_moved_on_leaves_the_commit_where_it_was(machine: Mach
     assert revisions == ["master", *sorted([COMMIT, later])]
 
 
-def test_what_two_commits_share_is_fetched_and_stored_once(machine: Machine, scope: Scope) -> None:
+def test_file_of_two_commits_is_downloaded_and_stored_once(machine: Machine, scope: Scope) -> None:
     machine.pull("config.json", "model.safetensors")
     later = scope.commit(REPO, {"config.json": b"{}", "model.safetensors": WEIGHTS})
     machine.pull("config.json", "model.safetensors")
@@ -185,28 +185,28 @@ def test_what_two_commits_share_is_fetched_and_stored_once(machine: Machine, sco
     assert weights.samefile(machine.snapshot(COMMIT) / "model.safetensors")
 
 
-def test_other_weights_of_the_same_size_are_fetched(machine: Machine, scope: Scope) -> None:
+def test_other_weights_of_the_same_size_are_downloaded(machine: Machine, scope: Scope) -> None:
     machine.pull("model.safetensors")
     scope.commit(REPO, {"model.safetensors": WEIGHTS[::-1]})
     assert Path(machine.pull("model.safetensors")[0]).read_bytes() == WEIGHTS[::-1]
     assert (machine.snapshot(COMMIT) / "model.safetensors").read_bytes() == WEIGHTS
 
 
-def test_what_is_here_is_not_fetched_again(machine: Machine, scope: Scope) -> None:
+def test_present_file_is_not_downloaded_again(machine: Machine, scope: Scope) -> None:
     machine.pull(*FILES)
     sent = scope.sent_bytes()
     machine.pull(*FILES)
     assert scope.sent_bytes() == sent == sum(map(len, FILES.values()))
 
 
-def test_bytes_that_were_changed_on_the_way_are_not_taken(machine: Machine, scope: Scope) -> None:
+def test_changed_bytes_are_refused(machine: Machine, scope: Scope) -> None:
     scope.wrong = {"model.safetensors"}
     message, _ = machine.fail()
     assert message.startswith(f"the download of `model.safetensors` is not what `ms://{REPO}` lists: ")
     assert machine.run(f"origin.held(parse('ms://{REPO}'))") == []
 
 
-def test_no_room_is_told_before_the_first_byte(machine: Machine, scope: Scope) -> None:
+def test_too_small_disk_is_reported_before_the_first_byte(machine: Machine, scope: Scope) -> None:
     scope.claimed_size = 10**18
     message, hint = machine.fail(code="disk_full")
     assert message.startswith(f"`ms://{REPO}` needs 931322574.6 GiB more, and the disk of `{machine.cache}` has ")
@@ -214,7 +214,7 @@ def test_no_room_is_told_before_the_first_byte(machine: Machine, scope: Scope) -
     assert scope.sent == []
 
 
-def test_an_update_that_was_broken_off_is_not_taken_for_the_whole(machine: Machine, scope: Scope) -> None:
+def test_interrupted_update_is_not_whole(machine: Machine, scope: Scope) -> None:
     machine.pull("config.json", "model.safetensors")
     scope.commit(REPO, {"config.json": b"{}", "model.safetensors": WEIGHTS[::-1]})
     scope.failing, scope.stall_after = "model", 1_000_000
@@ -227,14 +227,14 @@ def test_an_update_that_was_broken_off_is_not_taken_for_the_whole(machine: Machi
     assert found in (old, new), "a mixture of two commits"
 
 
-def test_a_commit_and_a_tag_are_what_they_name(machine: Machine, scope: Scope) -> None:
+def test_commit_and_tag_are_revisions(machine: Machine, scope: Scope) -> None:
     old = scope.commit(REPO, {"config.json": b"old"}, ref="refs/tags/v1")
     assert Path(machine.pull("config.json", revision="@v1")[0]).read_bytes() == b"old"
     assert machine.pull("config.json", revision=f"@{old}") == [str(machine.snapshot(old) / "config.json")]
 
 
 @pytest.mark.parametrize("partial", [200, 206])
-def test_a_download_goes_on_where_it_ended(machine: Machine, scope: Scope, partial: int) -> None:
+def test_download_is_resumed(machine: Machine, scope: Scope, partial: int) -> None:
     scope.partial = partial
     part = machine.snapshot(COMMIT) / "model.safetensors.incomplete"
     part.parent.mkdir(parents=True)
@@ -244,27 +244,27 @@ def test_a_download_goes_on_where_it_ended(machine: Machine, scope: Scope, parti
     assert not part.exists()
 
 
-def test_a_connection_that_breaks_off_is_taken_up(machine: Machine, scope: Scope) -> None:
+def test_connection_that_ends_early_is_resumed(machine: Machine, scope: Scope) -> None:
     scope.cut_after = 2_000_000
     machine.pull("model.safetensors")
     assert [asked for _, path, asked in scope.requests if "/cdn/" in path] == [None, "bytes=2000000-"]
     assert (scope.sent_bytes(), scope.sent_twice()) == (len(WEIGHTS), 0)
 
 
-def test_a_store_that_knows_no_ranges_sends_all_of_it_again(machine: Machine, scope: Scope) -> None:
+def test_storage_without_ranges_sends_the_whole_file_again(machine: Machine, scope: Scope) -> None:
     scope.cut_after = 2_000_000
     scope.ignores_range = True
     assert Path(machine.pull("model.safetensors")[0]).read_bytes() == WEIGHTS
 
 
-def test_a_part_that_is_longer_than_the_file_is_begun_again(machine: Machine) -> None:
+def test_too_long_partial_file_is_started_again(machine: Machine) -> None:
     part = machine.snapshot(COMMIT) / "model.safetensors.incomplete"
     part.parent.mkdir(parents=True)
     part.write_bytes(b"0" * (len(WEIGHTS) + 1))
     assert Path(machine.pull("model.safetensors")[0]).read_bytes() == WEIGHTS
 
 
-def test_a_file_is_read_at_modelscope_by_ranges(machine: Machine, scope: Scope) -> None:
+def test_file_at_modelscope_is_read_by_ranges(machine: Machine, scope: Scope) -> None:
     read = f"(lambda file: (file.seek(4_000_000), file.read(8).hex()))(origin.open_remote(parse('ms://{REPO}/{{}}')))"
     scope.files[REPO]["big.gguf"] = WEIGHTS
     assert machine.run(read.format("big.gguf"))[1] == WEIGHTS[4_000_000:4_000_008].hex()
@@ -276,7 +276,7 @@ def test_a_file_is_read_at_modelscope_by_ranges(machine: Machine, scope: Scope) 
 # --- Models
 
 
-def test_a_model_in_hugging_face_form_is_needed_and_pulled(machine: Machine, scope: Scope) -> None:
+def test_model_in_hugging_face_form_is_pulled(machine: Machine, scope: Scope) -> None:
     scope.files[REPO]["tokenizer.json"] = b"[]"
     before, after, files = machine.run(f"model(hf_model.find(parse('ms://{REPO}')))")
     assert before == [False, len(CONFIG) + len(WEIGHTS) + len(b"[]")]
@@ -286,7 +286,7 @@ def test_a_model_in_hugging_face_form_is_needed_and_pulled(machine: Machine, sco
     assert folder == str(machine.snapshot(COMMIT))
 
 
-def test_a_quantization_of_a_gguf_repository_is_needed_and_pulled(machine: Machine, scope: Scope) -> None:
+def test_quantization_of_a_gguf_repository_is_pulled(machine: Machine, scope: Scope) -> None:
     scope.files["owner/x-GGUF"] = {"x-Q4_K_M.gguf": b"GGUF4", "x-Q8_0.gguf": b"GGUF8", "mmproj-F16.gguf": b"GGUF"}
     before, after, files = machine.run("model(gguf.find(parse('ms://owner/x-GGUF:Q8_0')))")
     assert (before, after) == ([False, 9], [True, 0])
@@ -309,7 +309,7 @@ def test_facts_are_read_at_modelscope(machine: Machine, scope: Scope) -> None:
     assert not machine.cache.exists()
 
 
-def test_a_store_that_knows_no_ranges_does_not_send_a_model_for_its_header(machine: Machine, scope: Scope) -> None:
+def test_storage_without_ranges_does_not_send_a_model_for_its_header(machine: Machine, scope: Scope) -> None:
     scope.files[REPO]["big.gguf"] = bytes(20_000_000)
     scope.ignores_range = True
     read = f"(lambda file: (file.seek({{}}), file.read(8).hex()))(origin.open_remote(parse('ms://{REPO}/big.gguf')))"
@@ -324,7 +324,7 @@ def test_a_store_that_knows_no_ranges_does_not_send_a_model_for_its_header(machi
 # --- The library's own way
 
 
-def test_the_library_finds_what_we_have_fetched(machine: Machine, scope: Scope) -> None:
+def test_library_finds_our_download(machine: Machine, scope: Scope) -> None:
     machine.pull(*FILES)
     sent = scope.sent_bytes()
     folder = machine.library(f"print(api.download_repo({REPO!r}, 'model'))")
@@ -337,7 +337,7 @@ def test_the_library_finds_what_we_have_fetched(machine: Machine, scope: Scope) 
     assert scope.sent_bytes() == sent
 
 
-def test_what_the_library_has_fetched_is_found(machine: Machine) -> None:
+def test_download_of_the_library_is_found(machine: Machine) -> None:
     folder = machine.library(f"print(api.download_repo({REPO!r}, 'model'))")
     assert machine.run(f"origin.held(parse('ms://{REPO}'))") == sorted(FILES)
     found = machine.run(f"origin.cached(parse('ms://{REPO}/folder/part.gguf'))")
@@ -345,7 +345,7 @@ def test_what_the_library_has_fetched_is_found(machine: Machine) -> None:
     assert source.commit_of([Path(found)]) is None
 
 
-def test_what_the_library_has_fetched_is_not_fetched_again(machine: Machine, scope: Scope) -> None:
+def test_download_of_the_library_is_not_repeated(machine: Machine, scope: Scope) -> None:
     machine.library(f"api.download_repo({REPO!r}, 'model')")
     sent = scope.sent_bytes()
     machine.pull(*FILES)
@@ -353,7 +353,7 @@ def test_what_the_library_has_fetched_is_not_fetched_again(machine: Machine, sco
     assert (machine.snapshot(COMMIT) / "config.json").samefile(machine.snapshot("master") / "config.json")
 
 
-def test_what_the_library_has_is_found_once_ours_is_removed(machine: Machine) -> None:
+def test_file_of_the_library_is_found_after_ours_is_removed(machine: Machine) -> None:
     machine.pull(*FILES)
     shutil.rmtree(machine.snapshot(COMMIT))
     assert machine.run(f"origin.held(parse('ms://{REPO}'))") == sorted(FILES)
@@ -361,7 +361,7 @@ def test_what_the_library_has_is_found_once_ours_is_removed(machine: Machine) ->
     assert machine.run(f"origin.held(parse('ms://{REPO}'))") == []
 
 
-def test_the_library_replaces_a_file_of_a_branch_and_leaves_the_commit(machine: Machine, scope: Scope) -> None:
+def test_library_replaces_the_file_of_a_branch_and_keeps_the_commit(machine: Machine, scope: Scope) -> None:
     machine.pull("model.safetensors")
     scope.commit(REPO, {"model.safetensors": b"new weights"})
     machine.library(f"api.download_repo({REPO!r}, 'model')")
@@ -378,7 +378,7 @@ def test_both_take_the_same_lock(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("base", ["hub/models", "models"])
-def test_the_cache_of_an_older_library_is_read_and_filled(machine: Machine, scope: Scope, base: str) -> None:
+def test_cache_of_an_older_library_is_read_and_filled(machine: Machine, scope: Scope, base: str) -> None:
     folder = machine.cache / base / "Qwen" / "Qwen3___5-0___8B"
     folder.mkdir(parents=True)
     (folder / "config.json").write_bytes(CONFIG)
@@ -393,7 +393,7 @@ def test_the_cache_of_an_older_library_is_read_and_filled(machine: Machine, scop
     assert machine.library(f"print(api.download_repo({REPO!r}, 'model', local_files_only=True))") == str(folder)
 
 
-def test_the_cache_is_where_the_variable_says(machine: Machine, tmp_path: Path) -> None:
+def test_cache_is_in_the_folder_of_the_variable(machine: Machine, tmp_path: Path) -> None:
     placed = machine.pull("config.json", MODELSCOPE_CACHE=str(tmp_path / "other"))
     assert placed[0].startswith(str(tmp_path / "other" / "models"))
 
@@ -427,14 +427,12 @@ def test_the_cache_is_where_the_variable_says(machine: Machine, tmp_path: Path) 
         ),
     ],
 )
-def test_a_name_that_modelscope_does_not_have(
-    machine: Machine, scope: Scope, expression: str, message: str, hint: str
-) -> None:
+def test_unknown_name_is_reported(machine: Machine, scope: Scope, expression: str, message: str, hint: str) -> None:
     assert machine.fail(expression) == (message, hint.format(url=scope.url))
 
 
 @pytest.mark.parametrize("kind", ["private", "gated"])
-def test_a_repository_that_is_not_everybodys_opens_with_a_token(machine: Machine, scope: Scope, kind: str) -> None:
+def test_restricted_repository_opens_with_a_token(machine: Machine, scope: Scope, kind: str) -> None:
     getattr(scope, kind).add(REPO)
     message, hint = machine.fail(MODELSCOPE_API_TOKEN="ms-wrong")
     assert message == f"ModelScope gives no access to `{REPO}`: it is private, or its terms must be accepted first"
@@ -448,7 +446,7 @@ def test_a_repository_that_is_not_everybodys_opens_with_a_token(machine: Machine
 
 
 @pytest.mark.parametrize("token", ["ms secret", "ms\nsecret", "ms-sécret"])
-def test_a_token_that_is_none_is_not_shown(machine: Machine, scope: Scope, token: str) -> None:
+def test_invalid_token_is_not_shown(machine: Machine, scope: Scope, token: str) -> None:
     message, hint = machine.fail(MODELSCOPE_API_TOKEN=token)
     assert message.startswith("`MODELSCOPE_API_TOKEN` has a blank or a letter that is not ASCII")
     assert "cret" not in message + hint
@@ -469,7 +467,9 @@ def test_a_token_that_is_none_is_not_shown(machine: Machine, scope: Scope, token
         (Refusal(503, part="/cdn/"), "ModelScope answered with status 503", "try again later"),
     ],
 )
-def test_a_modelscope_that_refuses(machine: Machine, scope: Scope, refusal: Refusal, message: str, hint: str) -> None:
+def test_refusal_of_modelscope_is_reported(
+    machine: Machine, scope: Scope, refusal: Refusal, message: str, hint: str
+) -> None:
     scope.refusals.append(refusal)
     told = machine.fail()
     assert told[0] == message
@@ -479,7 +479,7 @@ def test_a_modelscope_that_refuses(machine: Machine, scope: Scope, refusal: Refu
 @pytest.mark.parametrize(
     "body", [b"<html>", b"[]", b'{"Code": 200, "Data": null}', b'{"Code": 200, "Data": {"Commit": [7]}}']
 )
-def test_something_that_is_no_modelscope(machine: Machine, scope: Scope, body: bytes) -> None:
+def test_server_that_is_not_modelscope_is_reported(machine: Machine, scope: Scope, body: bytes) -> None:
     scope.body = body
     message, hint = machine.fail()
     assert message == f"`{scope.url}` does not answer as ModelScope does"
@@ -487,12 +487,12 @@ def test_something_that_is_no_modelscope(machine: Machine, scope: Scope, body: b
 
 
 @pytest.mark.parametrize("trap", ["../../outside", "/etc/outside", "a\\..\\outside"])
-def test_a_path_that_leads_out_of_the_cache_is_refused(machine: Machine, scope: Scope, trap: str) -> None:
+def test_path_outside_the_cache_is_refused(machine: Machine, scope: Scope, trap: str) -> None:
     scope.traps = (trap,)
     assert machine.fail()[0] == f"ModelScope lists `{trap}`, which is not a path in a repository"
 
 
-def test_a_reference_that_leads_out_of_the_cache_finds_nothing(machine: Machine, tmp_path: Path) -> None:
+def test_reference_outside_the_cache_finds_nothing(machine: Machine, tmp_path: Path) -> None:
     machine.snapshot("master").mkdir(parents=True)
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     up = "../" * 6
@@ -500,46 +500,46 @@ def test_a_reference_that_leads_out_of_the_cache_finds_nothing(machine: Machine,
     assert machine.run(f"origin.cached(HubFile('{REPO}', '{up}x.gguf', 'master', 'ms'))") is None
 
 
-def test_a_repository_of_more_files_than_are_listed(machine: Machine, scope: Scope) -> None:
+def test_repository_with_too_many_files_is_refused(machine: Machine, scope: Scope) -> None:
     scope.files[REPO] |= {f"{at}.txt": b"" for at in range(3000)}
     message, hint = machine.fail()
     assert message == f"`ms://{REPO}` has 3000 files or more, and ModelScope lists no more"
     assert f"`llmdeploy pull hf://{REPO}`" in hint
 
 
-def test_a_refused_connection(machine: Machine) -> None:
+def test_refused_connection_is_reported(machine: Machine) -> None:
     endpoint = f"http://127.0.0.1:{closed_port()}"
     message, hint = machine.fail(MODELSCOPE_ENDPOINT=endpoint)
     assert message == f"`{endpoint}` refuses the connection"
     assert "`--source huggingface`, or its `hf://` address" in hint
 
 
-def test_a_dead_proxy_is_named_without_its_password(machine: Machine) -> None:
+def test_dead_proxy_is_reported_without_its_password(machine: Machine) -> None:
     proxy = f"127.0.0.1:{closed_port()}"
     message, hint = machine.fail(MODELSCOPE_ENDPOINT="http://ms.invalid", HTTP_PROXY=f"http://me:secret@{proxy}")
     assert message == f"`http://ms.invalid` through the proxy `{proxy}` refuses the connection"
     assert "env | grep -i proxy" in hint
 
 
-def test_a_proxy_that_is_no_address(machine: Machine) -> None:
+def test_invalid_proxy_address_is_reported(machine: Machine) -> None:
     message, hint = machine.fail(MODELSCOPE_ENDPOINT="http://ms.invalid", HTTP_PROXY="ftp://nowhere")
     assert message.startswith("`http://ms.invalid` cannot be asked: ")
     assert "env | grep -i proxy" in hint
 
 
-def test_a_modelscope_that_never_answers(machine: Machine, scope: Scope) -> None:
+def test_silent_modelscope_is_reported(machine: Machine, scope: Scope) -> None:
     scope.silent = True
     assert machine.fail(MODELSCOPE_DOWNLOAD_TIMEOUT="1")[0] == f"`{scope.url}` did not answer in time"
 
 
-def test_a_download_that_stalls_ends_and_leaves_its_part(machine: Machine, scope: Scope) -> None:
+def test_stalled_download_ends_and_keeps_its_partial_file(machine: Machine, scope: Scope) -> None:
     scope.stall_after = 1_000_000
     told = machine.fail(MODELSCOPE_DOWNLOAD_TIMEOUT="0.2")
     assert told[0] == f"`{scope.url}` did not answer in time"
     assert (machine.snapshot(COMMIT) / "model.safetensors.incomplete").read_bytes() == WEIGHTS[:1_000_000]
 
 
-def test_a_server_that_hangs_up(machine: Machine) -> None:
+def test_closed_connection_is_reported(machine: Machine) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=lambda: server.accept()[0].close(), daemon=True).start()
         endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
@@ -547,20 +547,20 @@ def test_a_server_that_hangs_up(machine: Machine) -> None:
     assert message.startswith(f"the connection to `{endpoint}` broke off: ")
 
 
-def test_no_tls(machine: Machine, scope: Scope) -> None:
+def test_failed_tls_is_reported(machine: Machine, scope: Scope) -> None:
     endpoint = scope.url.replace("http:", "https:")
     message, hint = machine.fail(MODELSCOPE_ENDPOINT=endpoint)
     assert message.startswith(f"no safe connection to `{endpoint}`: ")
     assert "`SSL_CERT_FILE`" in hint
 
 
-def test_the_older_variable_names_a_host(machine: Machine, scope: Scope) -> None:
+def test_older_variable_is_read(machine: Machine, scope: Scope) -> None:
     del machine.env["MODELSCOPE_ENDPOINT"]
     message, _ = machine.fail(MODELSCOPE_DOMAIN=scope.url.removeprefix("http://"))
     assert message.startswith(f"no safe connection to `https://{scope.url.removeprefix('http://')}`")
 
 
-def test_a_name_that_cannot_be_looked_up() -> None:
+def test_unresolvable_host_is_reported() -> None:
     import httpx
 
     from llmdeploy.models.modelscope.api import _unreached
@@ -594,12 +594,12 @@ def test_a_name_that_cannot_be_looked_up() -> None:
         ("ms://Qwen/Qwen3-8B@v1", "ms://Qwen/Qwen3-8B@v1"),
     ],
 )
-def test_the_same_model_at_modelscope(hub: str, modelscope: str) -> None:
+def test_name_of_the_same_model_at_modelscope(hub: str, modelscope: str) -> None:
     reference = parse(hub)
     assert isinstance(reference, HubRepo | HubFile)
     assert str(at_modelscope(reference)) == modelscope
 
 
-def test_the_names_of_the_table_are_beginnings_of_repositories() -> None:
+def test_table_of_names_is_valid_and_sorted() -> None:
     assert all("/" in name and "/" in other for name, other in _prefixes().items())
     assert list(_prefixes()) == sorted(_prefixes())

@@ -26,11 +26,11 @@ REPO = "owner/model"
 PULL = ("pull", REPO, "--engine", "vllm")
 BIG, SMALL = "model-00002-of-00002.safetensors", "model-00001-of-00002.safetensors"
 PARTS = 3
-"""Xorbs that the big file is of, but for what is at their edges."""
+"""Number of xorbs of the big file, without those at its edges."""
 
 
 def tensors(size: int, seed: int) -> bytes:
-    """A safetensors file of noise."""
+    """Return a safetensors file of noise."""
     head = json.dumps({f"x{seed}": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
     return struct.pack("<Q", len(head)) + head + random.Random(seed).randbytes(size)
 
@@ -68,22 +68,22 @@ def assert_whole(world: World) -> None:
 
 
 def parts(world: World) -> list[int]:
-    """The sizes of what has begun to arrive."""
+    """Return the sizes of the partial files."""
     return [file.stat().st_size for file in (world.folder / "hf").rglob("*.incomplete")]
 
 
 def from_cdn(cas: Cas) -> list[str]:
-    """The files that were asked for whole, and not only for their headers."""
+    """Return the files that were requested as a whole, not only for their headers."""
     return [path for _, path, wanted in cas.hub.asked("GET", "/cdn/") if wanted is None]
 
 
 def terms(cas: Cas) -> list[str]:
-    """The xorbs of the big file, in its order."""
+    """Return the xorbs of the big file, in its order."""
     big = FILES[BIG]
     return [term.xorb for term in cas.files[cas.file_id(big)]]
 
 
-def test_files_come_from_xorbs(here: World, cas: Cas) -> None:
+def test_files_are_downloaded_from_xorbs(here: World, cas: Cas) -> None:
     done = here.run(*PULL)
     assert done.status == 0, done.text
     assert_whole(here)
@@ -92,7 +92,7 @@ def test_files_come_from_xorbs(here: World, cas: Cas) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGKILL")
-def test_what_was_written_before_a_kill_is_not_fetched_again(here: World, cas: Cas) -> None:
+def test_killed_download_is_resumed(here: World, cas: Cas) -> None:
     hub, first, last = cas.hub, terms(cas)[0], terms(cas)[-1]
     hub.failing, hub.stall_after = f"xet/xorbs/{last}", 1000
     command = here.start(*PULL)
@@ -111,7 +111,7 @@ def test_what_was_written_before_a_kill_is_not_fetched_again(here: World, cas: C
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
 @pytest.mark.parametrize("goes_on", [False, True])
-def test_ctrl_c_ends_it_at_once(here: World, cas: Cas, goes_on: bool) -> None:
+def test_ctrl_c_ends_the_download_at_once(here: World, cas: Cas, goes_on: bool) -> None:
     hub, last = cas.hub, terms(cas)[-1]
     hub.failing, hub.stall_after = f"xet/xorbs/{last}", 1000
     if goes_on:  # by a stream, where a part lies there
@@ -132,7 +132,7 @@ def test_ctrl_c_ends_it_at_once(here: World, cas: Cas, goes_on: bool) -> None:
     assert max(parts(here)) > size_of(FILES[BIG]) // 2
 
 
-def test_other_bytes_are_noticed_and_the_right_ones_taken_later(here: World, cas: Cas) -> None:
+def test_wrong_bytes_are_refused_and_right_ones_downloaded_later(here: World, cas: Cas) -> None:
     cas.hub.wrong.add(terms(cas)[0])
     refused = here.run(*PULL)
     assert refused.status == 1
@@ -144,7 +144,7 @@ def test_other_bytes_are_noticed_and_the_right_ones_taken_later(here: World, cas
     assert_whole(here)
 
 
-def test_a_token_of_the_storage_that_ends_is_renewed(here: World, cas: Cas) -> None:
+def test_expired_token_of_the_storage_is_renewed(here: World, cas: Cas) -> None:
     cas.token_s = 1
     done = here.run(*PULL)
     assert done.status == 0, done.text
@@ -152,7 +152,7 @@ def test_a_token_of_the_storage_that_ends_is_renewed(here: World, cas: Cas) -> N
     assert len(cas.hub.asked("GET", "/xet-read-token/")) > 1
 
 
-def test_a_storage_that_does_not_answer_is_passed_by(here: World, cas: Cas) -> None:
+def test_unreachable_storage_is_replaced_by_the_hub(here: World, cas: Cas) -> None:
     cas.hub.refusals.append(Refusal(404, times=100, part="/v2/reconstructions/"))
     done = here.run(*PULL)
     assert done.status == 0, done.text

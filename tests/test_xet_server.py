@@ -1,4 +1,4 @@
-"""The Xet storage on loopback is what the real hf_xet takes for one."""
+"""Checks that the Xet storage on loopback behaves like the real one, with the real hf_xet."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 REPO = "owner/model"
 NOISE = random.Random(6).randbytes(3_000_000)
 WEIGHTS = NOISE + bytes(2_000_000) + NOISE[:1_500_000]
-"""What is packed, what repeats, and what does neither."""
+"""Content that can be compressed, content that repeats, and content that does neither."""
 START = 3_333_333
 
 DOWNLOAD = f"""
@@ -70,7 +70,7 @@ def read_by(script: str, cas: Cas, home: Path) -> bytes:
     return done.stdout
 
 
-def test_the_real_client_fetches_a_file_from_xorbs(cas: Cas, tmp_path: Path) -> None:
+def test_real_client_downloads_a_file_from_xorbs(cas: Cas, tmp_path: Path) -> None:
     assert read_by(DOWNLOAD, cas, tmp_path) == WEIGHTS
     hub = cas.hub
     assert hub.asked("GET", "/cdn/") == []
@@ -80,19 +80,19 @@ def test_the_real_client_fetches_a_file_from_xorbs(cas: Cas, tmp_path: Path) -> 
     assert len(NOISE) < hub.sent_bytes("xet/xorbs/") < len(NOISE) + 300_000
 
 
-def test_a_stream_begins_where_it_is_asked_to(cas: Cas, tmp_path: Path) -> None:
+def test_stream_starts_at_the_offset(cas: Cas, tmp_path: Path) -> None:
     assert read_by(STREAM, cas, tmp_path) == WEIGHTS[START:]
     assert len(cas.hub.asked("GET", "/v2/reconstructions/")) >= 1
     assert cas.hub.sent_bytes("xet/xorbs/") < 1_700_000
 
 
-def test_a_token_that_ends_soon_is_renewed(cas: Cas, tmp_path: Path) -> None:
+def test_expiring_token_is_renewed(cas: Cas, tmp_path: Path) -> None:
     cas.token_s = 1
     assert read_by(STREAM, cas, tmp_path) == WEIGHTS[START:]
     assert len(cas.hub.asked("GET", "/xet-read-token/")) > 1
 
 
-def test_a_signature_that_ended_is_replaced(cas: Cas, tmp_path: Path) -> None:
+def test_expired_signature_is_replaced(cas: Cas, tmp_path: Path) -> None:
     cas.file_id(WEIGHTS)
     cas.hub.refusals.append(Refusal(403, part="/xorbs/"))
     assert read_by(DOWNLOAD, cas, tmp_path) == WEIGHTS
@@ -100,15 +100,15 @@ def test_a_signature_that_ended_is_replaced(cas: Cas, tmp_path: Path) -> None:
     assert len(asked) > len(set(asked))
 
 
-def test_a_xorb_that_is_cut_is_asked_for_again(cas: Cas, tmp_path: Path) -> None:
+def test_truncated_xorb_is_requested_again(cas: Cas, tmp_path: Path) -> None:
     cas.file_id(WEIGHTS)
     cas.hub.cut_after, cas.hub.failing = 100_000, "xet/xorbs/"
     assert read_by(DOWNLOAD, cas, tmp_path) == WEIGHTS
     assert cas.hub.cut_after is None
 
 
-def test_the_real_client_takes_other_bytes_for_the_file(cas: Cas, tmp_path: Path) -> None:
-    """It compares no hash: who wants the right bytes must."""
+def test_real_client_does_not_notice_wrong_bytes(cas: Cas, tmp_path: Path) -> None:
+    """Show that hf_xet compares no hash, so the caller must."""
     cas.file_id(WEIGHTS)
     cas.hub.wrong |= set(cas.xorbs)
     received = read_by(DOWNLOAD, cas, tmp_path)

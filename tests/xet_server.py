@@ -36,7 +36,7 @@ for path in sys.argv[2:]:
     print(file.result().xet_info.hash)
 """
 ENTRY = Struct("<32sIIII")
-"""Of a shard. A file: hash, flags, the number of its terms, 0, 0; a term: the xorb, flags, bytes, chunks from, to."""
+"""Entry of a shard. A file: hash, flags, number of terms, 0, 0. A term: xorb, flags, bytes, first chunk, end chunk."""
 SHARD_HEADER, LAST = 48, b"\xff" * 32
 WITH_CHECKS, WITH_METADATA = 1 << 31, 1 << 30
 CHUNK_HEADER, XORB_FOOTER = 8, b"XETBLOB"
@@ -54,26 +54,26 @@ class Term:
 @dataclass(frozen=True)
 class Xorb:
     packed: tuple[int, ...]
-    """Where in its bytes each chunk begins, and where the last one ends."""
+    """Offsets at which the packed chunks begin, and at which the last one ends."""
     sizes: tuple[int, ...]
-    """Of each chunk, unpacked."""
+    """Size of each unpacked chunk, in bytes."""
 
 
 @dataclass
 class Cas:
-    """What the storage has and how it behaves, besides what its Hub's fields say of every file."""
+    """The contents and the behaviour of the storage; the Hub's fields for files apply too."""
 
     hub: Hub
     folder: Path
     url: str = ""
     files: dict[str, list[Term]] = field(default_factory=dict)
-    """By file id."""
+    """File id -> terms."""
     xorbs: dict[str, Xorb] = field(default_factory=dict)
-    """Their bytes are in the folder; the Hub's `sent` calls them `xet/xorbs/HASH`."""
+    """Xorbs, whose bytes are in the folder; the Hub's `sent` names them `xet/xorbs/HASH`."""
     ids: dict[str, str] = field(default_factory=dict)
     """SHA-256 of a content -> its file id."""
     token_s: int = 3600
-    """Seconds that a token is good for."""
+    """Seconds until a token expires."""
     tokens: dict[str, int] = field(default_factory=dict)
     storing: threading.Lock = field(default_factory=threading.Lock)
 
@@ -103,7 +103,7 @@ class Cas:
         self.ids |= dict(zip(new, done.stdout.split(), strict=True))
 
     def take_xorb(self, name: str, body: bytes) -> None:
-        """Keep an uploaded xorb: packed chunks, each with its header, and perhaps a footer."""
+        """Store an uploaded xorb: packed chunks, each with its header, and perhaps a footer."""
         packed, sizes = [0], []
         while packed[-1] < len(body) and not body.startswith(XORB_FOOTER, packed[-1]):
             at = packed[-1]
@@ -113,7 +113,7 @@ class Cas:
         self.xorbs[name] = Xorb(tuple(packed), tuple(sizes))
 
     def take_shard(self, body: bytes) -> None:
-        """Learn from an uploaded shard of which terms its files are."""
+        """Read the terms of the files in an uploaded shard."""
         at = SHARD_HEADER
         while body[at : at + 32] != LAST:
             name, flags, count, _, _ = ENTRY.unpack_from(body, at)
@@ -123,7 +123,7 @@ class Cas:
             at += ENTRY.size * (1 + follow)
 
     def reconstruction(self, file_id: str, asked: str | None) -> dict[str, object] | None:
-        """Of which chunks the asked range of the file is, and where they are; None: the range is outside the file."""
+        """Return the chunks of a range of the file, and their addresses; None if the range is outside the file."""
         terms = self.files[file_id]
         size = sum(sum(self.xorbs[term.xorb].sizes[term.first : term.end]) for term in terms)
         if (extent := wanted(asked, size)) is None:
@@ -140,7 +140,7 @@ class Cas:
         }
 
     def _chunks(self, terms: list[Term], start: int, stop: int) -> Iterator[tuple[str, int, int]]:
-        """Xorb, index there and place in the file of the chunks that hold these bytes."""
+        """Yield the chunks with these bytes: xorb, index in it, and offset in the file."""
         at = 0
         for term in terms:
             for index in range(term.first, term.end):
@@ -154,7 +154,7 @@ class Cas:
         return {"hash": term.xorb, "unpacked_length": unpacked, "range": {"start": term.first, "end": term.end}}
 
     def _fetch(self, term: Term) -> dict[str, object]:
-        """A signed address for the packed bytes of these chunks, and of no others."""
+        """Return a signed address for the packed bytes of these chunks only."""
         packed = self.xorbs[term.xorb].packed
         start, end = packed[term.first], packed[term.end] - 1
         signature = secrets.token_hex(8)
@@ -167,7 +167,7 @@ class Cas:
 
 @contextlib.contextmanager
 def serve_xet(hub: Hub) -> Iterator[Cas]:
-    """The storage of a Hub, served on a port of its own; the Hub tells of it from now on."""
+    """Serve the storage of a Hub on a separate port; the Hub announces it."""
     with tempfile.TemporaryDirectory() as folder:
         cas = Cas(hub, Path(folder))
 
@@ -197,7 +197,7 @@ def _on_disk(content: Content, path: Path) -> Path:
 
 
 def _joined(chunks: Iterable[tuple[str, int]]) -> Iterator[Term]:
-    """Chunks that follow one another in a xorb, as terms."""
+    """Join consecutive chunks of a xorb to terms."""
     term: Term | None = None
     for xorb, index in chunks:
         if term and (term.xorb, term.end) == (xorb, index):
@@ -211,7 +211,7 @@ def _joined(chunks: Iterable[tuple[str, int]]) -> Iterator[Term]:
 
 
 def _text(name: bytes) -> str:
-    """A hash as it is written: each eighth byte first."""
+    """Return the text of a hash, in which each group of eight bytes is reversed."""
     return "".join(name[at : at + 8][::-1].hex() for at in range(0, 32, 8))
 
 
@@ -243,7 +243,7 @@ class _CasHandler(Handler):
             self._send(403, {"Content-Type": "application/xml"}, EXPIRED)
 
     def do_POST(self) -> None:
-        """Uploads and reports of how a transfer went."""
+        """Answer uploads and reports of transfers."""
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if match := re.fullmatch(r"/v1/xorbs/default/(\w{64})", self.path):
             self.storage.take_xorb(match[1], body)
