@@ -1,8 +1,8 @@
-"""From `llmdeploy serve selftest` to the first answered request, in seconds: the median and the worst of some rounds.
+"""Measure the time from `llmdeploy serve selftest` to the first answered request: median and worst of several rounds.
 
 python benchmarks/first_answer.py [--rounds N]
 
-Ends with 1 when the median is over the limit of 3 s.
+Exits with 1 if the median is over the limit of 3 s.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> int:
 
 
 def first_answer() -> float:
-    """The time of one round: the model is asked until it answers, and stopped then."""
+    """Serve the model, ask it until it answers, and stop it. Return the seconds until the answer."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         command = [console_script(), "--quiet", "serve", "selftest", "--port", port]
@@ -50,7 +50,7 @@ def first_answer() -> float:
 
 
 def answers(port: str) -> bool:
-    """Whether the model counts to 3 when it is asked to."""
+    """Return whether the model counts to 3 when asked to."""
     body = {"model": "selftest", "messages": [{"role": "user", "content": "Count to 3"}], "temperature": 0}
     request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/chat/completions", json.dumps(body).encode())
     request.add_header("Content-Type", "application/json")

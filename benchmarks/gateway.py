@@ -1,10 +1,10 @@
-"""What the gateway costs, beside nginx and beside no proxy: requests, streams, large bodies, memory, aborts.
+"""Measure the cost of the gateway against nginx and no proxy: requests, streams, large bodies, memory, aborts.
 
 python benchmarks/gateway.py [--rounds N] [--quick] [--json FILE]
 
-In a round every figure is taken direct, through nginx and through the gateway, one right after the other; the next
-round turns the order. The table has the medians over rounds; a ratio (gateway to nginx) is the median of the rounds'
-ratios. The proxy has a core of its own, the load and the upstream share another. Ends with 1 when a goal is missed.
+In each round every figure is taken directly, through nginx and through the gateway, one right after the other; the next
+round reverses the order. The table has the medians over the rounds; a ratio (gateway to nginx) is the median of the
+rounds' ratios. The proxy has its own core, the load and the upstream share another. Exits with 1 if a goal is missed.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from gateway_figures import ABORT, FULL, QUICK, Bench, Size, service_memory
 from gateway_load import Load, Upstream
 from gateway_ways import Cores, Way
 
-NEEDED = {"nginx": "nginx-light", "wrk": "wrk", "gcc": "gcc"}  # a program, and Debian's package of it
+NEEDED = {"nginx": "nginx-light", "wrk": "wrk", "gcc": "gcc"}  # program: Debian package
 WAYS = ("direct", "nginx", "gateway")
 SMALL = "small requests, 32 connections"
 PACED = "256 streams of 50 chunks/s"
 SERVICE_MEMORY = "memory of `llmdeploy serve` at rest: PSS, MiB"
 
 Taken = dict[str, dict[str, list[float]]]
-"""Figure -> way -> a value for each round."""
+"""Values by figure and way, one for each round."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ class Goal:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, metavar="N", help="how often each figure is taken (5; quick: 1)")
-    parser.add_argument("--quick", action="store_true", help="short rounds: that it runs, not what it costs")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures of every round there")
+    parser.add_argument("--quick", action="store_true", help="short rounds, to check that the benchmark runs")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures of every round to FILE")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started is stopped then too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that started processes are stopped too
     cores = usable_cores()
     size = QUICK if options.quick else FULL
     with tempfile.TemporaryDirectory() as folder:
@@ -70,7 +70,7 @@ def main() -> int:
 
 
 def usable_cores() -> Cores:
-    """One for the proxy, one for the load; ends where they, or a program, are missing."""
+    """Choose a core for the proxy and one for the load. Exit if they or a program are missing."""
     os.environ["PATH"] = ways.SEARCH_PATH
     missing = [program for program in NEEDED if shutil.which(program) is None]
     if missing:
@@ -80,7 +80,7 @@ def usable_cores() -> Cores:
         sys.exit("error: this needs Linux and two cores")
     busy = os.getloadavg()[0]
     if busy > 0.5:
-        print(f"warning: the machine has other work (load {busy:.1f}): only CPU figures hold", file=sys.stderr)
+        print(f"warning: the machine is busy (load {busy:.1f}): only CPU figures are reliable", file=sys.stderr)
     proxy, load = sorted(os.sched_getaffinity(0))[:2]
     return Cores(proxy, load)
 
@@ -116,7 +116,7 @@ def take_round(bench: Bench, every: list[Way], taken: Taken) -> None:
 
 
 def take_memory(bench: Bench, folder: Path, cores: Cores, taken: Taken) -> None:
-    """Of fresh processes; taken once."""
+    """Take the memory figures once, of fresh processes."""
     upstream = bench.upstream.port
     for starting in (ways.nginx(upstream, folder, cores.proxy), ways.gateway(upstream, cores.proxy)):
         with starting as way:
@@ -160,7 +160,7 @@ def judged(taken: Taken) -> list[Goal]:
     return [
         Goal(f"{PACED}: CPU us/chunk, of nginx's", ratio(f"{PACED}: CPU us/chunk"), 1.3),
         Goal(f"{PACED}: delay p99, of nginx's", ratio(f"{PACED}: delay p99, us"), 2),
-        # Where the machine is late, nginx is too.
+        # On a busy machine nginx is late too.
         Goal(in_time, ours(in_time), min(99.9, median(taken[in_time]["nginx"])), at_least=True),
         Goal(f"{SMALL}: requests/s, of nginx's", ratio(f"{SMALL}: requests/s"), 0.4, at_least=True),
         Goal("10-MB bodies: CPU ms/request, of nginx's", max(large), 2),

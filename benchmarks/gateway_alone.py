@@ -1,4 +1,4 @@
-"""The gateway alone, in front of an upstream that runs: prints the port it listens on.
+"""Run the gateway alone, in front of a running upstream, and print its port.
 
 python benchmarks/gateway_alone.py UPSTREAM_PORT
 """

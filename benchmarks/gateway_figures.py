@@ -1,4 +1,4 @@
-"""The figures of benchmarks/gateway.py, and how each is taken."""
+"""Figures of benchmarks/gateway.py and how each is taken."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ CADENCE_US = 20_000
 LARGE = 10_000_000  # bytes
 ABORT = "a client's abort, seen upstream after: ms"
 SERVED_WITHIN = 60.0  # seconds
-CONNECTIONS = 32  # while memory is filled
+CONNECTIONS = 32  # for the memory figures
 
 Figures = dict[str, float]
-"""By name; the name ends with the unit."""
+"""Values by name; the name ends with the unit."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """How long each figure is taken."""
+    """Amount of work for each figure."""
 
     seconds: float
     large_seconds: float
@@ -36,7 +36,7 @@ class Size:
     first_bytes: int
     aborts: int
     requests: int
-    """Over which memory is not to grow."""
+    """Number of requests over which memory must not grow."""
 
 
 FULL = Size(seconds=3, large_seconds=3, paced_chunks=200, chunks=300_000, first_bytes=3000, aborts=5, requests=100_000)
@@ -45,12 +45,14 @@ QUICK = Size(seconds=0.2, large_seconds=0.6, paced_chunks=20, chunks=10_000, fir
 
 @dataclass(frozen=True)
 class Bench:
+    """Functions that take the figures."""
+
     load: Load
     upstream: Upstream
     size: Size
 
     def scenarios(self) -> Iterator[Callable[[Way], Figures]]:
-        """Each takes some figures of one way."""
+        """Yield functions that each take some figures of one way."""
         yield from (partial(self.small, count) for count in (1, 32))
         yield self.first_byte
         yield from (partial(self.paced, count) for count in (1, 32, 256))
@@ -101,7 +103,7 @@ class Bench:
         return {ABORT: 1000 * max(seconds)}
 
     def memory(self, way: Way) -> Figures:
-        """Of a process that has not served yet: at rest, warm, and after many requests."""
+        """Take the memory of a fresh process at rest, when warm, and after many requests."""
         figures = {"memory at rest: PSS, MiB": ways.pss(way.pid)}
         for name, requests in (("once it is warm", self.size.requests // 10), ("after requests", self.size.requests)):
             done = 0
@@ -116,12 +118,12 @@ def several(count: int, noun: str) -> str:
 
 
 def per(name: str, spent: float, count: int) -> Figures:
-    """Nothing where no process spent anything."""
+    """Divide what was spent by `count`; empty if the way has no process."""
     return {name: spent / count} if spent else {}
 
 
 def service_memory(folder: Path) -> float:
-    """MiB of the process of `llmdeploy serve selftest` once its model answers."""
+    """Return the memory of `llmdeploy serve selftest` once its model answers, in MiB."""
     port = free_port()
     command = [str(console_script()), "--quiet", "serve", "selftest", "--port", port]
     with ways.started(command, environment=environment(folder)) as service:

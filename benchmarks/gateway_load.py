@@ -1,4 +1,4 @@
-"""The load of benchmarks/gateway.py: requests by wrk, streams and their upstream by gateway_load.c."""
+"""Load of benchmarks/gateway.py: requests by wrk, streams and their upstream by gateway_load.c."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROUTE = "/v1/chat/completions"
 Counted = dict[str, Any]
 ATTEMPTS = 100
 LONGEST = 60.0  # seconds
-HEARD_WITHIN = 5.0  # seconds that an abort may take at most
+HEARD_WITHIN = 5.0  # seconds to wait for a line of the upstream
 WRK_SCRIPT = """
 wrk.method = "POST"
 wrk.headers["Content-Type"] = "application/json"
@@ -47,14 +47,14 @@ end
 
 
 class Upstream:
-    """The engine's part: answers at once, streams at the cadence that the request asks for, tells who left."""
+    """The engine's part: answers at once, streams at the rate that a request asks for, reports clients that left."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
         self.port = int(self._line())
 
     def cut(self) -> int:
-        """When the next client left in mid-stream, by the monotonic clock."""
+        """Wait until a client leaves in mid-stream; return the monotonic time in ns."""
         return int(self._line().split()[1])
 
     def _line(self) -> bytes:
@@ -66,11 +66,13 @@ class Upstream:
 
 @dataclass(frozen=True)
 class Load:
+    """Programs that load a way, on the core for the load."""
+
     folder: Path
     cores: Cores
 
     def build(self) -> None:
-        """The streaming client in C, wrk's script: Python would be late itself, and that would be measured."""
+        """Build the streaming client and write wrk's script. In Python the client's own delays would be measured."""
         source = Path(__file__).with_suffix(".c")
         subprocess.run(["gcc", "-O2", "-o", self._program, source], check=True)
         self._script.write_text(WRK_SCRIPT)
@@ -88,19 +90,19 @@ class Load:
         return [self._program, "upstream"]
 
     def requests(self, port: int, connections: int, seconds: float, length: int = 0, different: int = 1024) -> Counted:
-        """What wrk counted, of requests in so many lengths; latencies in us."""
+        """Run wrk with requests of `different` lengths; return its counts, with latencies in us."""
         url = f"http://127.0.0.1:{port}{ROUTE}"
         command = ["wrk", "-t1", f"-c{connections}", "-d10m", "--latency", "-s", str(self._script), url, "--"]
         with started([*command, str(length), str(different)], self.cores.load) as wrk:
             counted: Counted = json.loads(interrupted(wrk, seconds).splitlines()[-1])
         if counted["failed"] or seconds > LONGEST:
             sys.exit(f"error: requests failed: {counted}")
-        if not counted["requests"]:  # it was interrupted before its first answer
+        if not counted["requests"]:  # interrupted before the first answer
             return self.requests(port, connections, 2 * seconds, length, different)
         return counted
 
     def streams(self, port: int, count: int, chunks: int, interval_us: int = 0, requests: int = 1) -> Counted:
-        """What the streaming client counted; delays and the time to the first chunk in us."""
+        """Run the streaming client; return its counts, with delays and the time to the first chunk in us."""
         numbers = [str(number) for number in (port, count, requests, chunks, interval_us)]
         with started([self._program, "streams", *numbers], self.cores.load) as client:
             counted: Counted = json.loads(client.communicate(timeout=120)[0])
@@ -110,17 +112,17 @@ class Load:
 
 
 def interrupted(process: subprocess.Popen[bytes], seconds: float) -> bytes:
-    """What a process says when it is interrupted; wrk's own clock knows whole seconds only."""
+    """Interrupt a process after `seconds`; return its output. wrk's own duration is in whole seconds only."""
     for _ in range(ATTEMPTS):
         try:
             return process.communicate(timeout=seconds)[0]
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)  # more than once: it ignores them while it starts
-    sys.exit("error: a load does not end")
+            process.send_signal(signal.SIGINT)  # repeated, because wrk ignores it while it starts
+    sys.exit("error: wrk does not stop")
 
 
 def abort_seconds(port: int, upstream: Upstream) -> float:
-    """From a client's leaving in mid-stream until the upstream sees its connection closed."""
+    """Measure the seconds from a client's leaving in mid-stream until the upstream's connection is closed."""
     wishes = {"stream": True, "max_tokens": 1_000_000, "interval_us": 20_000}
     messages = [{"role": "user", "content": "hi"}]
     body = json.dumps({"model": "bench", **wishes, "messages": messages}, separators=(",", ":"))
@@ -128,7 +130,7 @@ def abort_seconds(port: int, upstream: Upstream) -> float:
     with socket.create_connection(("127.0.0.1", port), timeout=HEARD_WITHIN) as client:
         client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
         came = b""
-        while b"@" not in came:  # of a chunk's time
+        while b"@" not in came:  # marks the time in a chunk
             came += (more := client.recv(65536))
             if not more or b" 200 " not in came[:16]:
                 sys.exit(f"error: a stream did not begin: {came[:500]!r}")

@@ -1,4 +1,4 @@
-"""The ways to the upstream that benchmarks/gateway.py compares: direct, through nginx, through the gateway."""
+"""Ways to the upstream that benchmarks/gateway.py compares: direct, through nginx, through the gateway."""
 
 from __future__ import annotations
 
@@ -58,13 +58,15 @@ http {{
 
 @dataclass(frozen=True)
 class Cores:
+    """Numbers of the cores for the proxy and for the load."""
+
     proxy: int
     load: int
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to the upstream: where it listens, and the process on it."""
+    """One way to the upstream: its port, and the process id of its proxy."""
 
     name: str
     port: int
@@ -72,30 +74,32 @@ class Way:
 
     @contextmanager
     def cpu(self) -> Iterator[Cpu]:
-        """The CPU time that the process takes while the block runs."""
+        """Measure the CPU time that the process takes during the block."""
         spent = Cpu()
         before = self._cpu_seconds()
         yield spent
         spent.us = 1e6 * (self._cpu_seconds() - before)
 
     def _cpu_seconds(self) -> float:
-        # As clock_getcpuclockid(3) makes it: user and system time in ns, where /proc counts ticks of 10 ms.
+        # The clock of clock_getcpuclockid(3): user and system time in ns; /proc has ticks of 10 ms only.
         return 0.0 if self.pid is None else time.clock_gettime((~self.pid << 3) | 2)
 
 
 @dataclass
 class Cpu:
+    """CPU time in us."""
+
     us: float = 0.0
 
 
 def pss(pid: int | None) -> float:
-    """MiB of a process, with its share of what it shares with others."""
+    """Return the proportional set size (PSS) of a process in MiB."""
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     return next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) / 1024
 
 
 def _settle(core: int | None) -> None:
-    """In the child: its core, no Ctrl-C of ours, and its end with ours, should we be killed."""
+    """Prepare the child process: set its core, ignore Ctrl-C, and end it when this process is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if core is not None:
         os.sched_setaffinity(0, {core})
@@ -106,7 +110,7 @@ def _settle(core: int | None) -> None:
 def started(
     command: list[str], core: int | None = None, environment: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process, bound to a core where one is named; ended with the block."""
+    """Run a process, on `core` if given, until the end of the block."""
     settle = partial(_settle, core)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0, env=environment, preexec_fn=settle)
     try:
@@ -134,7 +138,7 @@ def nginx(upstream: int, folder: Path, core: int) -> Iterator[Way]:
     port = int(free_port())
     config = folder / "nginx.conf"
     config.write_text(NGINX.format(folder=folder, upstream=upstream, port=port))
-    # Debian's nginx would open its log in /var/log before it reads any configuration.
+    # Without `-e`, Debian's nginx opens its log in /var/log before it reads the configuration.
     with started(["nginx", "-e", "stderr", "-p", str(folder), "-c", str(config)], core) as process:
         wait_for_port(process, port)
         yield Way("nginx", port, process.pid)

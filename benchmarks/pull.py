@@ -1,11 +1,11 @@
-"""Throughput of `llmdeploy pull`, beside `hf download` of the same repository from the same Hub on loopback.
+"""Measure the throughput of `llmdeploy pull` against `hf download`, of the same repository from a Hub on loopback.
 
 python benchmarks/pull.py [--rounds N] [--mb N] [--json]
 
-One large file, some middle ones, some small: by plain HTTP and by Xet. In a round every command runs once, in random
-order, into a cache of its own, which is compared with the repository afterwards; what is measured is the whole command.
-A ratio is the median of the rounds' ratios. Ends with 1 when one is below its limit. Needs four times the repository's
-size on the disk.
+The repository has one large file, several medium ones and some small ones; it is fetched over plain HTTP and over Xet.
+In each round every command runs once, in random order, into an empty cache, which is then compared with the repository.
+The time is that of the whole command. A ratio is the median of the rounds' ratios. Exits with 1 if a ratio is below its
+limit. Needs four times the repository's size on the disk.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from statistics import median
 REPO = "bench/model"
 LIMIT = 0.95
 WEIGHTS = (0.6, 0.1, 0.1, 0.1, 0.1)
-"""The share of each weights file."""
+"""Share of each weights file in the repository's size."""
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -49,17 +49,19 @@ PIECE = 1 << 24
 
 @dataclass(frozen=True)
 class Command:
+    """A download command and its environment."""
+
     name: str
     argv: list[str]
     transport: str
     environment: dict[str, str]
 
     def seconds(self, repository: Path, folder: Path) -> float:
-        """The time of one run, which must have brought every file."""
+        """Run the command, check that it fetched every file, and return the seconds it took."""
         home = folder / "home"
         environment = self.environment | {"HOME": str(home), "HF_HOME": str(home / "hf")}
         home.mkdir()
-        os.sync()  # what was written before is not written on while this runs
+        os.sync()  # so that earlier writes do not slow this run
         start = time.perf_counter()
         done = subprocess.run(self.argv, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         elapsed = time.perf_counter() - start
@@ -72,12 +74,14 @@ class Command:
 
 @dataclass(frozen=True)
 class Figure:
+    """Rates and ratio for one transport."""
+
     transport: str
     mb_s: float
     reference_mb_s: float
     ratio: float
     ratios: list[float]
-    """Of every round, sorted."""
+    """Ratios of all rounds, sorted."""
     limit: float = LIMIT
 
     @property
@@ -91,7 +95,7 @@ def main() -> int:
     parser.add_argument("--mb", type=int, default=1500, metavar="N", help="the size of the repository (1500)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started is stopped then too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that started processes are stopped too
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         repository = folder / "hub" / REPO
@@ -103,7 +107,7 @@ def main() -> int:
 
 
 def write_repository(folder: Path, size: int) -> None:
-    """A model in Hugging Face form whose weights are noise: nothing can be packed, nothing repeats."""
+    """Write a Hugging Face model with random weights, so that nothing can be compressed or deduplicated."""
     folder.mkdir(parents=True)
     names = [f"model-{part:05}-of-{len(WEIGHTS):05}.safetensors" for part in range(1, len(WEIGHTS) + 1)]
     for number, (name, share) in enumerate(zip(names, WEIGHTS, strict=True)):
@@ -125,7 +129,7 @@ def write_safetensors(path: Path, tensor: str, size: int) -> None:
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """The address of a Hub, in a process of its own, that has the repository."""
+    """Run a Hub with the repository in another process; yield its URL."""
     script = Path(__file__).with_name("pull_hub.py")
     environment = {**os.environ, "TMPDIR": str(folder)}
     with subprocess.Popen(
@@ -142,7 +146,7 @@ def served(folder: Path) -> Iterator[str]:
 
 
 def commands(url: str) -> list[tuple[Command, Command]]:
-    """For each transport ours and the reference."""
+    """Build for each transport the command of llmdeploy and the reference."""
     scripts = Path(sysconfig.get_path("scripts"))
     ours = [str(scripts / "llmdeploy"), "pull", f"hf://{REPO}", "--engine", "vllm"]
     reference = [str(scripts / "hf"), "download", REPO]
@@ -160,7 +164,7 @@ def commands(url: str) -> list[tuple[Command, Command]]:
 
 
 def missing(repository: Path, home: Path) -> list[str]:
-    """The files of the repository that are not in the Hub's cache with the same bytes."""
+    """List the files of the repository that are missing or different in the Hub's cache."""
     cache = home / "hf" / "hub" / f"models--{REPO.replace('/', '--')}" / "snapshots"
     snapshot = next(cache.glob("*"), cache)
     names = [path.name for path in repository.iterdir()]
@@ -170,7 +174,7 @@ def missing(repository: Path, home: Path) -> list[str]:
 
 def run(pairs: list[tuple[Command, Command]], repository: Path, folder: Path, rounds: int) -> list[Figure]:
     every = [command for pair in pairs for command in pair]
-    every[0].seconds(repository, folder)  # bytecode is written and the disk is read
+    every[0].seconds(repository, folder)  # a first run, which writes bytecode and reads the disk
     times: list[dict[int, float]] = []
     for _ in range(rounds):
         order = random.sample(every, len(every))

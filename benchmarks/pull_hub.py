@@ -1,7 +1,6 @@
-"""The Hub of the tests, with its Xet storage, for `pull.py`: a process of its own.
+"""Serve the tests' Hub with its Xet storage, for `pull.py`.
 
-python benchmarks/pull_hub.py FOLDER: serves the files FOLDER/OWNER/REPO/... until its input ends; its first line says
-where.
+python benchmarks/pull_hub.py FOLDER serves FOLDER/OWNER/REPO/... until the end of stdin and prints its URL first.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ def main() -> None:
     hub = Hub(files={str(repo.relative_to(folder)): files(repo) for repo in repos})
     with serve(hub), serve_xet(hub) as cas:
         for tree in hub.files.values():
-            for name, content in tree.items():  # hashed and stored now, and not while it is measured
+            for name, content in tree.items():  # hashed and stored before anything is measured
                 _ = cas.file_id(content) if in_lfs(name, content) else blob(content)
         print(hub.url, flush=True)
         sys.stdin.read()
 
 
 def files(repo: Path) -> dict[str, Content]:
-    """The large ones are sent from the disk, by the kernel."""
+    """Map names to contents. Large files stay paths, so that the kernel sends them from the disk."""
     every = {str(path.relative_to(repo)): path for path in repo.rglob("*") if path.is_file()}
     return {name: path if in_lfs(name, path) else path.read_bytes() for name, path in every.items()}
 

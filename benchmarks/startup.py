@@ -1,9 +1,9 @@
-"""Start-up time, beside a Typer and Rich app of two commands that was installed the same way.
+"""Measure the start-up time against a Typer and Rich app of two commands that is installed the same way.
 
 python benchmarks/startup.py [--rounds N] [--served] [--json]
 
-Every figure is the median over rounds; in a round every command runs once, in random order. Ends with 1 when a ratio is
-over its limit.
+Every figure is the median over the rounds; in each round every command runs once, in random order. Exits with 1 if a
+ratio is over its limit.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def goodbye() -> None:
     Console().print("goodbye")
 '''
 
-# Of the catalog, for `models show`: it must be instant for many at once.
+# Catalog names for `models show`, which must be instant for many at once.
 NAMES = [
     "qwen2.5-vl:7b", "qwen2.5:7b", "qwen2.5-coder:32b", "qwen3:0.6b", "qwen3:8b", "qwen3:30b",
     "qwen3-coder:30b", "qwen3-vl:8b", "qwen3.5:9b", "qwen3.6:27b", "llama3.1:8b", "llama3.3:70b",
@@ -56,6 +56,8 @@ NAMES = [
 
 @dataclass(frozen=True)
 class Command:
+    """A command, its environment, and the exit status and text it must produce."""
+
     name: str
     argv: list[str]
     status: int
@@ -63,7 +65,7 @@ class Command:
     environment: dict[str, str]
 
     def seconds(self) -> float:
-        """The time of one run, which must have said what it should."""
+        """Run the command, check its exit status and output, and return the seconds it took."""
         start = time.perf_counter()
         done = subprocess.run(self.argv, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         elapsed = time.perf_counter() - start
@@ -74,6 +76,8 @@ class Command:
 
 @dataclass(frozen=True)
 class Measured:
+    """A command, its reference, and the limit of the ratio of their times."""
+
     command: Command
     reference: Command
     limit: float
@@ -81,6 +85,8 @@ class Measured:
 
 @dataclass(frozen=True)
 class Figure:
+    """Times in ms and their ratio."""
+
     name: str
     ms: float
     reference: str
@@ -99,7 +105,7 @@ def main() -> int:
     parser.add_argument("--served", action="store_true", help="measure `status` with the self-test model served too")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started is stopped then too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that started processes are stopped too
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         script = console_script()
@@ -110,7 +116,7 @@ def main() -> int:
 
 
 def console_script() -> Path:
-    """`llmdeploy` as installed beside the Python that runs this."""
+    """Return the `llmdeploy` script installed for the running Python."""
     script = Path(sysconfig.get_path("scripts")) / "llmdeploy"
     if not script.exists():
         sys.exit(f"llmdeploy is not installed for {sys.executable}")
@@ -118,7 +124,7 @@ def console_script() -> Path:
 
 
 def write_reference(script: Path, folder: Path) -> Path:
-    """The reference app, started by a copy of our own console script."""
+    """Write the reference app, with a copy of llmdeploy's console script to start it."""
     (folder / "reference_app.py").write_text(REFERENCE)
     copy = folder / "reference"
     copy.write_text(script.read_text().replace("llmdeploy.__main__", "reference_app"))
@@ -157,7 +163,7 @@ def commands(script: Path, folder: Path, serving: dict[str, str] | None) -> list
 
 
 def environment(state: Path) -> dict[str, str]:
-    """This environment without what would change the figures, and with a state folder of its own."""
+    """Return this environment with another state folder and without variables that would change the figures."""
     foreign = ("LLMDEPLOY_", "_LLMDEPLOY_", "_TYPER_", "COMP_", "PYTHON", "FORCE_COLOR")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return {**kept, "LLMDEPLOY_STATE_DIR": str(state)}
@@ -165,7 +171,7 @@ def environment(state: Path) -> dict[str, str]:
 
 @contextmanager
 def served(script: Path, state: Path, *, wanted: bool) -> Iterator[dict[str, str] | None]:
-    """Serve the self-test model in the background, where it is wanted."""
+    """Serve the self-test model in the background, if wanted."""
     if not wanted:
         yield None
         return
@@ -187,10 +193,10 @@ def free_port() -> str:
 
 
 def run(measured: list[Measured], rounds: int) -> list[Figure]:
-    """All commands in every round; the ratio is the median of the rounds' ratios."""
+    """Run all commands in every round; a ratio is the median of the rounds' ratios."""
     every = {command.name: command for it in measured for command in (it.command, it.reference)}
     for command in every.values():
-        command.seconds()  # bytecode is written and the disk is read
+        command.seconds()  # a first run, which writes bytecode and reads the disk
     times: list[dict[str, float]] = []
     for _ in range(rounds):
         order = random.sample(list(every.values()), len(every))

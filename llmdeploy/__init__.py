@@ -13,7 +13,7 @@ __all__ = ["Connection", "__version__", "connect"]
 
 
 def __getattr__(name: str) -> Any:
-    """`llmdeploy.connect` and its type, loaded when they are asked for: `llmdeploy --version` must be fast."""
+    """Import `connect` and `Connection` when they are first used, so that `llmdeploy --version` stays fast."""
     if name not in {"Connection", "connect"}:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

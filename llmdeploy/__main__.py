@@ -1,4 +1,4 @@
-"""`llmdeploy` and `python -m llmdeploy`."""
+"""Entry point of `llmdeploy` and `python -m llmdeploy`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import sys
 
 def main() -> None:
     try:
-        # What must be instant is answered before anything else is loaded.
+        # Imported here, so that Ctrl-C during the import is caught too.
         from llmdeploy.cli.main import run
 
         sys.exit(run(sys.argv[1:]))
-    except KeyboardInterrupt:  # so early that no command has begun
+    except KeyboardInterrupt:  # no command has begun
         sys.exit(130)
 
 

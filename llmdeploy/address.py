@@ -1,4 +1,4 @@
-"""The address that applications use: who can reach it, and how it is written as a URL."""
+"""Listening addresses: whether other machines can reach them, and their URL."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def is_loopback(host: str) -> bool:
 
 
 def local_url(host: str, port: int) -> str:
-    """Where this machine reaches what listens there, without `/v1`."""
+    """Return the URL, without `/v1`, at which this machine reaches a server that listens on `host` and `port`."""
     import ipaddress
 
     if host == "localhost":
         return f"http://localhost:{port}"
     address = ipaddress.ip_address(host)
-    if address.is_unspecified:  # it listens on every address, and is none to connect to
+    if address.is_unspecified:  # the address of a server that listens everywhere is not one to connect to
         host = "127.0.0.1" if address.version == 4 else "::1"
     return f"http://{host}:{port}" if address.version == 4 else f"http://[{host}]:{port}"

@@ -1,4 +1,4 @@
-"""Blocking work in a thread of its own: with a deadline, or beside an event loop."""
+"""Blocking work in its own thread, with a deadline or beside an event loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def start(work: Callable[[], T]) -> Future[T]:
-    """Start `work()` in a thread of its own, which the end of the process does not wait for."""
+    """Start `work()` in a daemon thread, for which the exit of the process does not wait."""
     from concurrent.futures import Future
 
     future: Future[T] = Future()
@@ -22,7 +22,7 @@ def start(work: Callable[[], T]) -> Future[T]:
     def run() -> None:
         try:
             future.set_result(work())
-        except BaseException as error:  # handed to the caller
+        except BaseException as error:  # re-raised in the caller
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
@@ -38,7 +38,7 @@ def within(seconds: float, work: Callable[[], T]) -> T:
 
 
 async def in_thread(work: Callable[[], T]) -> T:
-    """`work()` in a thread of its own, which neither a cancelled wait nor the end of the process waits for."""
+    """Run `work()` in a daemon thread. Neither a cancelled await nor the exit of the process waits for it."""
     import asyncio
 
     loop = asyncio.get_running_loop()
@@ -48,7 +48,7 @@ async def in_thread(work: Callable[[], T]) -> T:
         if future.done():
             return
         if error is None:
-            future.set_result(result)  # type: ignore[arg-type] # there is one where there is no error
+            future.set_result(result)  # type: ignore[arg-type] # without an error there is a result
         else:
             future.set_exception(error)
 
@@ -56,9 +56,9 @@ async def in_thread(work: Callable[[], T]) -> T:
         result, error = None, None
         try:
             result = work()
-        except BaseException as raised:  # handed to whoever waits
+        except BaseException as raised:  # re-raised where it is awaited
             error = raised
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with suppress(RuntimeError):  # the loop is closed: nothing awaits the result
             loop.call_soon_threadsafe(settle, result, error)
 
     threading.Thread(target=run, daemon=True).start()

@@ -1,4 +1,4 @@
-"""The OpenAI-compatible stream that `chat` speaks. Knows no engine."""
+"""The streaming OpenAI-compatible client of `chat`. It does not depend on the engine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEY_HINT = "give the key that it serves with: `export LLMDEPLOY_API_KEY=KEY`, or
 
 @dataclass(frozen=True)
 class Question:
-    """One user turn: text, images before it, and an optional system prompt. None leaves a value to the engine."""
+    """One user turn: images, text and an optional system prompt. None leaves a value to the engine."""
 
     prompt: str
     images: Sequence[Image] = ()
@@ -29,7 +29,7 @@ class Question:
     seed: int | None = None
 
     def body(self, model: str) -> dict[str, Any]:
-        """The request body: a stream with usage."""
+        """Return the body of a streaming request that also asks for the usage."""
         parts: list[dict[str, Any]] = [
             {"type": "image_url", "image_url": {"url": image.data_url}} for image in self.images
         ]
@@ -49,7 +49,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of the answer as it arrives; `reasoning` is what a thinking model says to itself."""
+    """One piece of the answer as it arrives; `reasoning` is the thinking of a reasoning model."""
 
     text: str = ""
     reasoning: str = ""
@@ -57,32 +57,34 @@ class Piece:
 
 @dataclass(frozen=True)
 class Answer:
+    """The complete answer to a question."""
+
     text: str
     reasoning: str
     finish_reason: str
     usage: dict[str, Any] | None
     ttft: float
-    """Time to first token, seconds from the sending of the request."""
+    """Time to first token (TTFT), in seconds from sending the request."""
     duration: float
-    """Seconds from the sending of the request to its end."""
+    """Seconds from sending the request to the end of the answer."""
 
 
 class Conversation:
-    """One streamed answer: iterate over its pieces once, then read `answer`."""
+    """One streamed answer. Iterate over its pieces once, then read `answer`."""
 
     answer: Answer
 
     def __init__(self, base_url: str, body: Mapping[str, Any], timeout: float, api_key: str | None = None) -> None:
-        """`base_url` without `/v1`; `timeout` in seconds, for each wait."""
+        """Prepare the request. `base_url` has no `/v1`; `timeout` limits each wait, in seconds."""
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._url = f"{base_url}/v1/chat/completions"
         self._body = body
         self._timeout = timeout
 
     def __iter__(self) -> Iterator[Piece]:
-        """Raises NotServing, RequestFailed, TimedOut."""
-        # trust_env: a proxy of the environment must not stand between this machine and itself.
-        # verify: certificates take 35 ms to load, and plain HTTP has none.
+        """Send the request and yield the pieces. Raises NotServing, RequestFailed, TimedOut."""
+        # trust_env: a proxy from the environment must not stand between this machine and itself.
+        # verify: loading the certificates takes 35 ms, and plain HTTP needs none.
         client = httpx.Client(
             trust_env=False,
             verify=self._url.startswith("https:"),
@@ -97,7 +99,7 @@ class Conversation:
                 yield from self._pieces(response)
         except httpx.TimeoutException as error:
             raise TimedOut(
-                f"no word from `{self._url}` for {self._timeout:g} s", "wait longer with `--timeout`"
+                f"no answer from `{self._url}` for {self._timeout:g} s", "wait longer with `--timeout`"
             ) from error
         except httpx.ConnectError as error:
             raise NotServing(f"nothing answers at `{self._url}`", "`llmdeploy status` tells what is served") from error
@@ -118,7 +120,7 @@ class Conversation:
                     pieces.append(piece)
                     yield piece
         if not finish_reason:
-            raise _broken_off("the stream has no end")
+            raise _broken_off("the stream did not end properly")
         ended = time.monotonic()
         self.answer = Answer(
             text="".join(piece.text for piece in pieces),
@@ -131,7 +133,7 @@ class Conversation:
 
 
 def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a stream of server-sent events."""
+    """Yield the JSON objects of a stream of server-sent events."""
     for line in _lines(response):
         field, _, value = line.partition(":")
         if field not in {"data", "error"} or value.strip() == "[DONE]":
@@ -148,7 +150,7 @@ def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
 
 
 def _lines(response: httpx.Response) -> Iterator[str]:
-    """The lines of a stream. httpx's own would also break at U+2028 and its like, which a JSON text may hold."""
+    """Yield the lines of a stream. httpx's `iter_lines` also splits at U+2028 and similar, which JSON may contain."""
     rest = b""
     for chunk in response.iter_bytes():
         *lines, rest = (rest + chunk).split(b"\n")
@@ -158,7 +160,7 @@ def _lines(response: httpx.Response) -> Iterator[str]:
 
 
 def _piece(delta: dict[str, Any]) -> Piece:
-    # Engines differ in the name: llama.cpp says reasoning_content, others reasoning.
+    # Engines name the field differently: llama.cpp `reasoning_content`, others `reasoning`.
     return Piece(delta.get("content") or "", delta.get("reasoning_content") or delta.get("reasoning") or "")
 
 
@@ -170,7 +172,7 @@ def sees_no_images() -> RequestFailed:
 
 
 def _message(body: Any) -> str:
-    """The words of an error body: OpenAI's shape, a bare one, or none; Ollama puts one into another, as text."""
+    """Extract the message of an error body: OpenAI's shape, a bare message, or Ollama's JSON inside a message."""
     error = body.get("error", body) if isinstance(body, dict) else body
     words = str(error.get("message", error) if isinstance(error, dict) else error)
     if words.startswith('{"error"'):
@@ -190,7 +192,7 @@ def _refusal(response: httpx.Response) -> RequestFailed:
 
 
 def _hint(body: Any) -> str:
-    """What the gateway says to do about it."""
+    """Return the hint that the gateway adds to its errors; empty if there is none."""
     try:
         return str(body["error"]["llmdeploy"]["hint"])
     except (KeyError, TypeError):

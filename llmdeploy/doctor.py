@@ -1,4 +1,4 @@
-"""What `doctor` looks at. Each check is a function that answers and never raises; `examine` is their order."""
+"""Checks of `llmdeploy doctor`. Each is a function that never raises; `examine` runs them in order."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ Status = Literal["ok", "warn", "fail"]
 
 LEAST_MEMORY = 2 * GIB
 LEAST_DISK = 2 * GIB
-"""Below these even a small model finds no room: a warning, for the self-test model still does."""
+"""Bytes below which `doctor` warns: even a small model does not fit, though the self-test model does."""
 
 
 @dataclass(frozen=True)
 class Check:
+    """The result of one check, with a hint if it is not `ok`."""
+
     name: str
     status: Status
     detail: str
@@ -36,6 +38,8 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
+    """The results of all checks, and the machine."""
+
     checks: tuple[Check, ...]
     hardware: Hardware
 
@@ -45,7 +49,7 @@ class Report:
 
 
 def examine() -> Report:
-    """Look at this machine. Never raises."""
+    """Run all checks on this machine. Never raises."""
     machine = hardware.detect()
     settings, config_check = _config()
     situation, state_check = _observed()
@@ -90,7 +94,9 @@ def _cpu(machine: Hardware) -> Check:
 
 def _memory(machine: Hardware) -> Check:
     detail = f"{in_gib(machine.memory_available)} of {in_gib(machine.memory_total)} free"
-    return _enough("memory", machine.memory_available, LEAST_MEMORY, detail, "close what uses it: `ps aux --sort=-rss`")
+    return _enough(
+        "memory", machine.memory_available, LEAST_MEMORY, detail, "close programs that use it: `ps aux --sort=-rss`"
+    )
 
 
 def _disk(machine: Hardware) -> Check:
@@ -98,17 +104,22 @@ def _disk(machine: Hardware) -> Check:
     try:
         free = hardware.disk_free(folder)
     except OSError as error:
-        return Check("disk", "warn", f"nothing is known of `{folder}`: {error.strerror}", "`df -h` shows what there is")
+        return Check(
+            "disk",
+            "warn",
+            f"the free space of `{folder}` is unknown: {error.strerror}",
+            "`df -h` lists the file systems",
+        )
     return _enough("disk", free, LEAST_DISK, f"{in_gib(free)} free for `{folder}`", "`df -h` shows what is full")
 
 
 def _state() -> Check:
-    """Whether a service could write its record."""
+    """Check that a service could write its record."""
     folder = paths.state_dir()
     nearest = next((it for it in (folder, *folder.parents) if os.path.lexists(it)), folder)
     if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):
         return Check("state", "ok", f"`{folder}`")
-    return Check("state", "fail", f"`{nearest}` is no folder that this user may write to", state.ELSEWHERE)
+    return Check("state", "fail", f"`{nearest}` is not a folder that this user can write to", state.ELSEWHERE)
 
 
 def _enough(name: str, amount: int, least: int, detail: str, hint: str) -> Check:
@@ -139,7 +150,7 @@ def _engines(settings: Settings) -> list[Check]:
 
 
 def _engine(name: str, found: EngineStatus, *, chosen: bool) -> Check:
-    """Of an engine that is not the chosen one it is enough to be told that it is not here."""
+    """Check one engine. That an engine is missing is a failure only for the configured one."""
     if found.usable:
         return Check(name, "warn" if found.hint else "ok", found.detail, found.hint)
     if chosen:

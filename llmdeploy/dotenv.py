@@ -1,7 +1,7 @@
-"""Variables in a `.env` file: some lines written or updated, and every other one kept byte for byte.
+"""Variables in a `.env` file: lines are added or updated, all others are kept byte for byte.
 
-Readers of such files agree on little. python-dotenv takes quotes off and puts variables in, Docker's `--env-file` does
-neither: so values are written bare, and those that would not be read alike are refused.
+Readers of such files differ. python-dotenv removes quotes and expands variables, Docker's `--env-file` does neither. So
+values are written without quotes, and values that readers would read differently are refused.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _BINDING = re.compile(
-    r"""^(?P<before>\ufeff?[ \t]*(?:export[ \t]+)?)   # a byte order mark; what a shell needs to read it
+    r"""^(?P<before>\ufeff?[ \t]*(?:export[ \t]+)?)   # a byte order mark; `export` for shells
         (?P<name>[A-Za-z_]\w*)[ \t]*=[ \t]*
-        (?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")?      # a value in quotes may have several lines
+        (?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")?      # a quoted value may span lines
         [^\r\n]*""",
     re.MULTILINE | re.VERBOSE | re.DOTALL,
 )
@@ -28,11 +28,11 @@ _READ_DIFFERENTLY = re.compile(r"""^['"`]|\$\{|\#|^\s|\s$|[^ -~\w]""")
 
 
 def write(file: Path, values: Mapping[str, str]) -> None:
-    """Write or update these variables in one step; a new file is private. Raises UsageError, LlmdeployError."""
+    """Write or update these variables atomically; a new file is private. Raises UsageError, LlmdeployError."""
     try:
         before = b""
         if file.exists():
-            if not file.is_file():  # a folder; a pipe, which would be waited for
+            if not file.is_file():  # a folder, or a pipe, which would block
                 raise UsageError(f"`{file}` is not a file", "name one, such as `.env`")
             before = file.read_bytes()
         after = updated(before.decode("utf-8", "surrogateescape"), values).encode("utf-8", "surrogateescape")
@@ -44,11 +44,11 @@ def write(file: Path, values: Mapping[str, str]) -> None:
 
 
 def updated(text: str, values: Mapping[str, str]) -> str:
-    """The text of such a file with these values; what is not there yet comes last. Raises LlmdeployError."""
+    """Return the text with these values; new variables come last. Raises LlmdeployError for unsafe values."""
     for name, value in values.items():
         if _READ_DIFFERENTLY.search(value):
             raise LlmdeployError(
-                f"the value of {name} cannot be written so that all readers of such a file read the same",
+                f"the value of {name} cannot be written so that all readers of a `.env` file read it alike",
                 "letters, digits and `_-.:/` are safe: `openssl rand -hex 32` makes a key of them",
             )
     found = set()

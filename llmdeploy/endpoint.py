@@ -1,4 +1,4 @@
-"""What an application needs to talk to the model: where, with which key, under which name."""
+"""Connection data for applications: base URL, API key and model name."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from llmdeploy.service.state import Record, Situation
 
 NO_KEY = "none"
-"""Where none is needed: the clients of OpenAI's API want one."""
+"""Placeholder if no key is needed, because OpenAI's clients require one."""
 
 
 @dataclass(frozen=True)
 class Connection:
-    """For any client: `OpenAI(base_url=it.base_url, api_key=it.api_key)`, and `it.model` in each request."""
+    """Connection for any client: `OpenAI(base_url=it.base_url, api_key=it.api_key)`, with `it.model` in requests."""
 
     base_url: str
     api_key: str = field(repr=False)
@@ -30,7 +30,7 @@ class Connection:
 
 
 def connect() -> Connection:
-    """The connection to the service that runs here. Raises NotServing; ConfigError where the key cannot be read."""
+    """Return the connection to the running service. Raises NotServing; ConfigError if the key cannot be read."""
     situation = state.observe()
     if situation.record is None or situation.state != "ready":
         raise _not_serving(situation)
@@ -38,11 +38,12 @@ def connect() -> Connection:
 
 
 def to_record(record: Record, settings: Settings) -> Connection:
+    """Return the connection to the service of this record. Raises ConfigError."""
     return _connection(record.url, record.served_name, settings)
 
 
 def to_configured(settings: Settings) -> Connection:
-    """The connection to what `llmdeploy serve` will serve. Raises UsageError where the model is none."""
+    """Return the connection that `llmdeploy serve` will provide. Raises UsageError if the model's name is invalid."""
     return _connection(local_url(settings.host, settings.port), served_name(parse(settings.model)), settings)
 
 
@@ -58,5 +59,5 @@ def _not_serving(situation: Situation) -> NotServing:
         error = NotServing(f"`{record.served_name}` is still starting", "`llmdeploy status` tells how far it is")
     else:
         error = NotServing(f"`{record.served_name}` is no longer served", "`llmdeploy status` tells why")
-    error.add_note(f"hint: {error.hint}")  # a traceback shows it too
+    error.add_note(f"hint: {error.hint}")  # for tracebacks
     return error

@@ -1,26 +1,26 @@
-"""What can go wrong, as the user is told it.
+"""Errors that are reported to the user.
 
-* LlmdeployError                 what happened, and what to type next
+* LlmdeployError                 base class: what happened, and what to type next
   + UsageError                   the command line is wrong (exit status 2)
   + ConfigError                  a configuration file or an LLMDEPLOY_* variable is wrong
-  + ModelNotFound                no engine artefact is known for that name
-  + ModelInvalid                 the weights are there and cannot be used
-  + DownloadFailed               the weights cannot be fetched
+  + ModelNotFound                no model of that name is known
+  + ModelInvalid                 the weights are present but cannot be used
+  + DownloadFailed               the weights cannot be downloaded
   + ImageInvalid                 not an image, or it cannot be fetched
-  + EngineMissing                the engine is not installed here
-  + InstallFailed                an engine cannot be installed, or removed
-  + DoesNotFit                   the plan needs more memory than there is
-  + PortInUse                    something else listens there
-  + AlreadyServing               one service per state folder
-  + NotServing                   there is no service to talk to
-  + StartFailed                  the server ended or fell silent before it was ready
-  + ServerDied                   the server ended while it served
-  + RequestFailed                the server refused or broke off a request
+  + EngineMissing                the engine is not installed
+  + InstallFailed                an engine cannot be installed or removed
+  + DoesNotFit                   the plan needs more memory than is free
+  + PortInUse                    another program listens on the port
+  + AlreadyServing               a service already runs for this state folder
+  + NotServing                   no service is running
+  + StartFailed                  the server exited or stopped responding before it was ready
+  + ServerDied                   the server exited while it served
+  + RequestFailed                the server refused a request or broke off the answer
   + TimedOut                     a deadline passed
   + NotPermitted                 a process belongs to another user
   + StateUnwritable              the state folder cannot be written
 
-`code` is stable: scripts read it from `--json`. Anything that is not an LlmdeployError is a bug.
+`code` is stable: scripts read it from `--json`. Any exception that is not an LlmdeployError is a bug.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Remedy:
-    """One setting that another try may start with: the engine's own name for it, and its value."""
+    """A setting with which a retry may succeed: the engine's own name for it, and the value."""
 
     key: str
     value: int | float | str | bool
     lasts: bool = True
-    """Whether it holds for later starts too; not what went by the memory that was free at that moment."""
+    """Whether later starts use it too; False for a value that depends on the memory free at that moment."""
 
 
 class LlmdeployError(Exception):
-    """An expected failure: `message` says what happened, `hint` what to type next."""
+    """Expected failure: `message` says what happened, `hint` what to type next."""
 
     code = "failed"
     exit_status = 1
@@ -52,12 +52,12 @@ class LlmdeployError(Exception):
             self.code = code
 
     def as_document(self) -> dict[str, dict[str, str]]:
-        """The `{"error": ...}` document that `--json` prints and the deployment record keeps."""
+        """Return the `{"error": ...}` document that `--json` prints and the record stores."""
         return {"error": {"code": self.code, "message": self.message, "hint": self.hint}}
 
     @classmethod
     def from_document(cls, document: dict[str, dict[str, str]]) -> LlmdeployError:
-        """The error another process of ours printed or recorded."""
+        """Rebuild an error from the document that another llmdeploy process printed or recorded."""
         error = document["error"]
         return LlmdeployError(error["message"], error["hint"], code=error["code"])
 
@@ -114,7 +114,7 @@ class NotServing(LlmdeployError):
 class StartFailed(LlmdeployError):
     code = "start_failed"
     remedy: Remedy | None = None
-    """A setting that another start may succeed with."""
+    """Setting with which a retry may succeed."""
 
 
 class ServerDied(LlmdeployError):

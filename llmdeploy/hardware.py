@@ -1,6 +1,6 @@
-"""The machine as data: the cores, the memory and the GPUs that this process may use.
+"""Description of the machine: the cores, memory and GPUs that this process may use.
 
-Functions on text and numbers decide; `detect` and the functions it calls read.
+The functions that take text and numbers are pure; `detect` and the private functions it calls read the system.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from llmdeploy.background import within
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-# Waking a driver takes up to a second per GPU where nothing keeps it awake; a broken one never answers.
+# An idle driver takes up to a second per GPU to wake; a broken one never answers.
 NVML_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU, by NVML's index. Memory in bytes; None where NVML does not report it (unified memory, as on GB10)."""
+    """One GPU with NVML's index. Memory in bytes; None if NVML does not report it (unified memory, as on GB10)."""
 
     index: int
     name: str
@@ -38,7 +38,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What there is for this process to use. Memory in bytes."""
+    """Resources that this process may use. Memory in bytes."""
 
     platform: str
     python: str
@@ -50,11 +50,11 @@ class Hardware:
     gpus: tuple[Gpu, ...] = ()
     driver: str | None = None
     cuda: str | None = None  # the highest CUDA version that the driver runs
-    gpu_problem: str | None = None  # why an NVIDIA driver that is here does not answer
+    gpu_problem: str | None = None  # why an installed NVIDIA driver does not answer
 
 
 def detect() -> Hardware:
-    """This machine now. Never raises."""
+    """Detect the resources of this machine now. Never raises."""
     import psutil
 
     groups = _groups()
@@ -78,7 +78,7 @@ def detect() -> Hardware:
 
 
 def disk_free(path: Path) -> int:
-    """Bytes free for this user on the file system where `path` is or would be; OSError where there is none."""
+    """Return the bytes free for this user on the file system where `path` is or would be. Raises OSError."""
     path = path.absolute()
     folder = next((folder for folder in (path, *path.parents) if os.path.isdir(folder)), path)
     return shutil.disk_usage(folder).free
@@ -89,21 +89,21 @@ def disk_free(path: Path) -> int:
 
 @dataclass(frozen=True)
 class ControlGroup:
-    """A Linux control group: bytes of memory and cores of CPU time. None: no limit of its own."""
+    """Limits of a Linux control group: memory in bytes and CPU time in cores. None means no limit."""
 
     memory_limit: int | None = None
-    memory_held: int = 0  # without the file cache, which the kernel gives back when memory is short
+    memory_held: int = 0  # without the file cache, which the kernel frees when memory is short
     quota: float | None = None
 
 
 def usable_cores(physical: int, affinity: int | None, quotas: Iterable[float | None] = ()) -> int:
-    """Cores a compute-bound process should use; part of a core does not count, as its thread would hold up the rest."""
+    """Return the cores for compute-bound work. A fraction of a core is left out: its thread would delay all others."""
     limits = [affinity, *quotas]
     return max(1, int(min([physical, *(limit for limit in limits if limit is not None)])))
 
 
 def limited_memory(total: int, available: int, groups: Iterable[ControlGroup]) -> tuple[int, int]:
-    """Total and available bytes under the limits of all `groups`: the smallest wins."""
+    """Return total and available bytes under the limits of all `groups`; the smallest limit counts."""
     for group in groups:
         if group.memory_limit is not None:
             total = min(total, group.memory_limit)
@@ -112,7 +112,10 @@ def limited_memory(total: int, available: int, groups: Iterable[ControlGroup]) -
 
 
 def group_folders(cgroup: str, mountinfo: str) -> tuple[PurePosixPath, ...]:
-    """The folders of a process's groups and their parents, from `/proc/self/cgroup` and `/proc/self/mountinfo`."""
+    """List the folders of a process's control groups and their parents.
+
+    The arguments are the text of `/proc/self/cgroup` and `/proc/self/mountinfo`.
+    """
     memberships = [line.split(":", 2) for line in cgroup.splitlines() if line.count(":") >= 2]
     folders: dict[PurePosixPath, None] = {}
     for root, mount, controllers in _group_mounts(mountinfo):
@@ -124,13 +127,13 @@ def group_folders(cgroup: str, mountinfo: str) -> tuple[PurePosixPath, ...]:
 
 
 def _folder(group: PurePosixPath, root: PurePosixPath, mount: PurePosixPath) -> PurePosixPath:
-    """Where a group's files are: a container may be told the machine's path of its group, which is then the mount."""
+    """Return the folder of a group's files. A container may see the host's path of its group; then it is the mount."""
     inside = group.is_relative_to(root) and ".." not in group.parts
     return mount / group.relative_to(root) if inside else mount
 
 
 def _group_mounts(mountinfo: str) -> Iterator[tuple[PurePosixPath, PurePosixPath, str]]:
-    """(root, mount point, controllers) of each hierarchy; version 2 has one hierarchy and names no controllers."""
+    """Yield (root, mount point, controllers) of each hierarchy; version 2 has one, without controllers."""
     for line in mountinfo.splitlines():
         place, _, kind = (part.split() for part in line.partition(" - "))
         if len(place) > 4 and len(kind) > 2 and kind[0] in ("cgroup", "cgroup2"):
@@ -138,13 +141,13 @@ def _group_mounts(mountinfo: str) -> Iterator[tuple[PurePosixPath, PurePosixPath
 
 
 def parse_group(files: Mapping[str, str]) -> ControlGroup:
-    """A group from the text of its files, of version 1 or 2; a missing file is an empty text."""
+    """Parse the limits from a group's files, of version 1 or 2; a missing file is an empty string."""
     limit = (files.get("memory.max") or files.get("memory.limit_in_bytes", "")).strip()
     used = (files.get("memory.current") or files.get("memory.usage_in_bytes", "")).strip()
-    # Version 1 counts the group alone first, then again with the groups below it: the later line wins.
+    # Version 1 first counts the group alone, then with the groups below it (`total_`): the later line counts.
     cache = dict(re.findall(r"^(?:total_)?((?:in)?active_file) (\d+)$", files.get("memory.stat", ""), re.MULTILINE))
     cpu = files.get("cpu.max") or f"{files.get('cpu.cfs_quota_us', '')} {files.get('cpu.cfs_period_us', '')}"
-    times = [int(word) for word in cpu.split() if word.isdecimal()]  # only one where the quota is `max` or -1
+    times = [int(word) for word in cpu.split() if word.isdecimal()]  # only one number if the quota is `max` or -1
     return ControlGroup(
         memory_limit=int(limit) if limit.isdecimal() else None,
         memory_held=max(0, int(used) - sum(map(int, cache.values()))) if used.isdecimal() else 0,
@@ -159,13 +162,13 @@ _GROUP_FILES = (
 
 
 def _groups() -> list[ControlGroup]:
-    """The groups that hold this process; none where there is no such thing."""
+    """List the control groups of this process; empty on systems without them."""
     folders = group_folders(_read("/proc/self/cgroup"), _read("/proc/self/mountinfo"))
     return [parse_group({name: _read(f"{folder}/{name}") for name in _GROUP_FILES}) for folder in folders]
 
 
 def _affinity_cores() -> int | None:
-    """Physical cores among the processors this process may run on; None where the system has no such limit."""
+    """Count the physical cores among the processors that this process may run on; None if the system has no limit."""
     import psutil
 
     processors: list[int] = getattr(psutil.Process(), "cpu_affinity", list)()
@@ -192,7 +195,7 @@ def _platform() -> str:
 
 
 def _cpu() -> str:
-    """The model's name; the architecture's where the system knows no name, as on most ARM machines."""
+    """Return the CPU's model name; the architecture if the system has no name, as on most ARM machines."""
     with suppress(OSError, subprocess.SubprocessError):
         if sys.platform == "win32":
             import winreg
@@ -206,7 +209,7 @@ def _cpu() -> str:
 
 
 def cpu_model(cpuinfo: str) -> str | None:
-    """The model's name in the text of `/proc/cpuinfo`."""
+    """Find the model name in the text of `/proc/cpuinfo`."""
     model = re.search(r"^model name\s*:\s*(.*\S)", cpuinfo, re.MULTILINE)
     return model.group(1) if model else None
 
@@ -216,7 +219,7 @@ def cpu_model(cpuinfo: str) -> str | None:
 
 @dataclass(frozen=True)
 class Device:
-    """What CUDA counts as one device: a GPU, or an instance of a GPU in MIG mode with that GPU's index."""
+    """A CUDA device: a whole GPU, or a MIG instance with its GPU's index."""
 
     uuid: str
     gpu: Gpu
@@ -224,7 +227,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Nvidia:
-    """What NVML says of all GPUs together."""
+    """NVML's answers about all GPUs, and why it failed."""
 
     gpus: tuple[Gpu, ...] = ()
     driver: str | None = None
@@ -233,26 +236,26 @@ class Nvidia:
 
 
 def visible(devices: Sequence[Device], variable: str | None) -> tuple[Gpu, ...]:
-    """The GPUs that CUDA shows under CUDA_VISIBLE_DEVICES, in its order. None: not set.
+    """Return the GPUs that CUDA shows under CUDA_VISIBLE_DEVICES (None: not set), in CUDA's order.
 
-    NVML ignores the variable, so CUDA's rules are repeated here. Indexes are NVML's; where a machine has several kinds
-    of GPU, CUDA agrees with them only under `CUDA_DEVICE_ORDER=PCI_BUS_ID`.
+    NVML ignores the variable, so CUDA's rules are repeated here. Indexes are NVML's; on a machine with several kinds
+    of GPU, CUDA's are the same only with `CUDA_DEVICE_ORDER=PCI_BUS_ID`.
     """
     chosen = list(devices) if variable is None else list(_named(devices, variable))
     if len({device.uuid for device in chosen}) < len(chosen):
-        return ()  # one GPU named twice: CUDA finds none
+        return ()  # if a GPU is named twice, CUDA finds no device
     instances = [device for device in chosen if device.uuid.startswith("MIG-")]
-    # A process gets one MIG instance at most, and then no whole GPU.
+    # A process gets at most one MIG instance, and then no whole GPU.
     return tuple(device.gpu for device in instances[:1] or chosen)
 
 
 def _named(devices: Sequence[Device], variable: str) -> Iterator[Device]:
-    """One device for each entry, up to the first entry that names none: CUDA drops it and all that follow."""
+    """Yield one device for each entry up to the first invalid one: CUDA ignores that and all that follow."""
     for entry in map(str.strip, variable.split(",")):
         if entry.isdecimal():
             found = [device for device in devices if device.gpu.index == int(entry)][:1]
         else:
-            whole = entry.startswith(("GPU-", "MIG-"))  # the start of a UUID is enough if only one device has it
+            whole = entry.startswith(("GPU-", "MIG-"))  # a prefix of a UUID is enough if it is unique
             found = [device for device in devices if whole and device.uuid.startswith(entry)]
         if len(found) != 1:
             return
@@ -289,7 +292,7 @@ def _read_nvml(nvml: Any) -> Nvidia:
     for index in range(nvml.nvmlDeviceGetCount()):
         try:
             devices += _devices(nvml, index)
-        except nvml.NVMLError as error:  # one broken GPU does not hide the others
+        except nvml.NVMLError as error:  # the other GPUs still count
             problem = f"GPU {index}: {nvml_problem(error.value, str(error), True)}"
     cuda = _optional(nvml, nvml.nvmlSystemGetCudaDriverVersion_v2)
     return Nvidia(
@@ -301,7 +304,7 @@ def _read_nvml(nvml: Any) -> Nvidia:
 
 
 def _devices(nvml: Any, index: int) -> list[Device]:
-    """The GPU of that index or, in MIG mode, its instances."""
+    """List the GPU of that index or, in MIG mode, its instances."""
     whole = nvml.nvmlDeviceGetHandleByIndex(index)
     handles = [whole]
     mig_mode = _optional(nvml, nvml.nvmlDeviceGetMigMode, whole)
@@ -327,7 +330,7 @@ def _device(nvml: Any, index: int, handle: object, major_minor: tuple[int, int] 
 
 
 def _optional(nvml: Any, question: Any, *about: object) -> Any:
-    """The answer; None where this GPU or this driver has none. Other errors are the GPU's, and raised."""
+    """Ask NVML; return None if this GPU or driver does not support the question. Other errors are raised."""
     none = (nvml.NVML_ERROR_NOT_SUPPORTED, nvml.NVML_ERROR_FUNCTION_NOT_FOUND, nvml.NVML_ERROR_NOT_FOUND)
     try:
         return question(*about)
@@ -338,14 +341,14 @@ def _optional(nvml: Any, question: Any, *about: object) -> Any:
 
 
 def nvml_problem(code: int, words: str, driver_loaded: bool) -> str | None:
-    """NVML's error as a sentence that says what to do; None where there simply is no NVIDIA driver."""
+    """Describe NVML's error and what to do; None if no NVIDIA driver is installed."""
     import pynvml
 
     if code == pynvml.NVML_ERROR_LIBRARY_NOT_FOUND and not driver_loaded:
         return None
     reboot = "reboot the machine"
     sentences = {
-        pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "the NVIDIA driver runs but its library `libnvidia-ml.so.1` is not here; "
+        pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "the NVIDIA driver runs but its library `libnvidia-ml.so.1` is missing; "
         "start a container with `--gpus all`",
         pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "the NVIDIA driver is installed but not loaded; "
         f"`sudo modprobe nvidia` says why, or {reboot}",

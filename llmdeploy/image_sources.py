@@ -1,4 +1,4 @@
-"""The bytes that a user names: a path, an address, a data URL or standard input. Every failure is an ImageInvalid."""
+"""Reading of images from a path, a URL, a data URL or standard input. Every failure is an ImageInvalid."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     import httpx
 
 MAX_DOWNLOAD = 32 * 2**20
-# Far above any image: it ends a pipe that has no end.
+# Far larger than any image: this limit stops an endless pipe.
 MAX_LOCAL = 256 * 2**20
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
 
 def read(source: str, stdin: BinaryIO | None, timeout: float) -> tuple[bytes, str]:
-    """The bytes of `source`, and its name for messages: `-` is standard input, else a URL or a path.
+    """Read `source`: `-` is standard input, else a URL or a path. Return the bytes and a name for messages.
 
-    `timeout` is in seconds and bounds a whole download. Raises ImageInvalid.
+    `timeout` limits a whole download, in seconds. Raises ImageInvalid.
     """
     scheme = (re.match(r"([a-z][a-z0-9+.-]+):", source, re.IGNORECASE) or ("", ""))[1].lower()
     if source == "-":
@@ -56,7 +56,7 @@ def read(source: str, stdin: BinaryIO | None, timeout: float) -> tuple[bytes, st
 def _read_stdin(stdin: BinaryIO) -> bytes:
     if stdin.isatty():
         raise ImageInvalid(
-            "there is no image on standard input: it is a terminal",
+            "standard input is a terminal, not an image",
             "pipe one in: `llmdeploy chat --image - < photo.jpg`",
         )
     return _read(stdin, "standard input")
@@ -80,7 +80,7 @@ def _read_path(source: str) -> bytes:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             raise ImageInvalid(f"`{source}` is a folder", _images_in(path) or "name one image")
-        if not stat.S_ISREG(mode):  # opening a pipe waits until somebody writes to it
+        if not stat.S_ISREG(mode):  # opening a pipe would block until something writes to it
             raise ImageInvalid(
                 f"`{source}` is not a regular file",
                 f"pass it on standard input: `llmdeploy chat --image - < {shlex.quote(source)}`",
@@ -92,19 +92,19 @@ def _read_path(source: str) -> bytes:
     except PermissionError as error:
         hint = f"allow it: `chmod +r {shlex.quote(source)}`, and its folders must allow it too"
         raise ImageInvalid(f"`{source}` cannot be read: permission denied", hint) from error
-    except (OSError, ValueError, RuntimeError) as error:  # a NUL, a name too long, a `~` of nobody
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL, a name that is too long, `~` of an unknown user
         reason = getattr(error, "strerror", None) or str(error)
         raise ImageInvalid(f"`{_shown(source)}` cannot be read: {reason}", "pass the path of an image") from error
 
 
 def _near(path: Path) -> str:
-    """A hint for a path that is not there: a name like it, or the images beside it."""
+    """Return a hint for a path that does not exist: similar names, or images in the same folder."""
     try:
         names = sorted(entry.name for entry in path.parent.iterdir())
     except OSError:
-        return f"there is no folder `{_shown(str(path.parent))}`"
+        return f"the folder `{_shown(str(path.parent))}` does not exist"
     if path.name in names:
-        return "it is a link to a file that is gone"
+        return "it is a link to a file that does not exist"
     lower = {name.lower(): name for name in names}
     if near := difflib.get_close_matches(path.name.lower(), lower, n=3):
         return "did you mean " + " or ".join(f"`{path.parent / lower[name]}`" for name in near) + "?"
@@ -145,7 +145,7 @@ def _read_data_url(source: str) -> bytes:
 
 
 def _fetch(url: str, timeout: float) -> bytes:
-    """The body at `url`. Every failure is an ImageInvalid, and the wait ends at `timeout` whatever the network does."""
+    """Download `url` within `timeout` seconds, whatever the network does. Every failure is an ImageInvalid."""
     shown = _without_password(url)
     deadline = time.monotonic() + timeout
     try:
@@ -155,7 +155,7 @@ def _fetch(url: str, timeout: float) -> bytes:
     except TimeoutError as error:
         hint = "try again, or download the image and pass its path"
         raise ImageInvalid(f"`{shown}` did not arrive within {timeout:g} s", hint) from error
-    except Exception as error:  # httpx, ssl, idna, h11 and a proxy's settings each raise their own
+    except Exception as error:  # httpx, ssl, idna, h11 and proxy settings each raise their own kind
         raise ImageInvalid(*_fetch_failure(shown, error)) from error
 
 
@@ -182,29 +182,29 @@ def _download(url: str, shown: str, deadline: float) -> bytes:
 
 
 def _direct(url: str) -> dict[str, httpx.BaseTransport | None]:
-    """The hosts that no proxy may be asked for: a proxy's `localhost` is another machine."""
+    """Return httpx mounts for the hosts to reach without a proxy: a proxy's `localhost` is another machine."""
     hosts = {"localhost", "*.localhost", "127.0.0.1", "[::1]"}
     host = _host(url)
     try:
         if ipaddress.ip_address(host).is_loopback:
             hosts.add(f"[{host}]" if ":" in host else host)
     except ValueError:
-        pass  # a name
+        pass  # not an IP address
     return {f"all://{host}": None for host in hosts}
 
 
 def _host(url: str) -> str:
     try:
         return urllib.parse.urlsplit(url).hostname or ""
-    except ValueError:  # httpx has the words for it
+    except ValueError:  # httpx reports it
         return ""
 
 
 def _check_response(response: httpx.Response, shown: str) -> None:
     status = response.status_code
     if status != 200:
-        hints = {401: "it wants a login", 403: "it wants a login", 404: "check the address", 429: "try again later"}
-        hint = "the site has trouble: try again later" if status >= 500 else hints.get(status, "check the address")
+        hints = {401: "it needs a login", 403: "it needs a login", 404: "check the address", 429: "try again later"}
+        hint = "the site has a problem: try again later" if status >= 500 else hints.get(status, "check the address")
         raise ImageInvalid(
             f"`{shown}` answered {status} {response.reason_phrase}".rstrip(),
             f"{hint}, or download the image and pass its path",
@@ -222,7 +222,7 @@ def _check_size(size: int, shown: str) -> None:
 
 
 def _fetch_failure(shown: str, error: Exception) -> tuple[str, str]:
-    """What happened, and what to do."""
+    """Return a message and a hint for a failed download."""
     import socket
     import ssl
 
@@ -237,11 +237,11 @@ def _fetch_failure(shown: str, error: Exception) -> tuple[str, str]:
     if caused_by(httpx.ProxyError):
         return f"`{shown}` cannot be fetched: the proxy failed: {error}", "check `HTTP_PROXY` and `HTTPS_PROXY`"
     if caused_by(socket.gaierror):
-        return f"`{shown}` cannot be fetched: the name `{host}` is not known", "check the address and the network"
+        return f"`{shown}` cannot be fetched: the host name `{host}` is unknown", "check the address and the network"
     if caused_by(ConnectionRefusedError):
         return f"`{shown}` cannot be fetched: `{host}` refused the connection", "check the port; is the server up?"
     if caused_by(ssl.SSLCertVerificationError):
-        hint = "name the authority's file in `SSL_CERT_FILE`, or download the image and pass its path"
+        hint = "set `SSL_CERT_FILE` to the certificate authority's file, or download the image and pass its path"
         return f"`{shown}` cannot be fetched: the certificate of `{host}` is not trusted", hint
     if caused_by(ssl.SSLError):
         return f"`{shown}` cannot be fetched: `{host}` does not speak TLS there", "check the port, or try `http://`"
@@ -260,11 +260,11 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-# Words
+# Text for messages
 
 
 def _without_password(url: str) -> str:
-    """The address for messages: without a name and password, and not longer than a line or two."""
+    """Shorten an address for messages, without user name and password."""
     return _shown(re.sub(r"//[^/@]*@", "//", url, count=1))
 
 

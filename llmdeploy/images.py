@@ -1,7 +1,7 @@
-"""An image from a path, an address or standard input, made into what a chat request carries.
+"""Images for a chat request, from a path, a URL or standard input.
 
-A PNG or JPEG that every engine reads alike is passed on as the very bytes. Anything else is decoded here and written
-anew: upright, on white instead of transparency, not larger than `MAX_SIDE`.
+A PNG or JPEG that every engine decodes alike is passed on unchanged. Any other image is decoded and encoded again:
+upright, on white instead of transparency, and no larger than `MAX_SIDE`.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from llmdeploy.errors import ImageInvalid
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-# The models shrink what is larger: more pixels cost time on the way and prompt tokens, and show them nothing new.
+# Models shrink larger images: more pixels would cost time and prompt tokens and show nothing more.
 MAX_SIDE = 2048
-# A photograph of 108 megapixels, the largest that telephones make, passes; it takes 324 MB once decoded.
+# Photos of 108 megapixels, the largest that phones take, are accepted; decoded they take 324 MB.
 MAX_PIXELS = 120_000_000
 
-# Pillow has more readers, some of which start other programs.
+# Pillow reads more formats, some by starting other programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 READABLE = "PNG, JPEG, WebP, GIF, BMP, TIFF and AVIF are read"
 
 
 @dataclass(frozen=True)
 class Image:
-    """A checked image; `width` and `height` in pixels, `source` as the user named it."""
+    """A checked image; `width` and `height` in pixels, `source` as the user gave it."""
 
     data: bytes
     media_type: str
@@ -47,25 +47,25 @@ class Image:
 
 
 def load(source: str, stdin: BinaryIO | None = None, *, timeout: float = 30.0) -> Image:
-    """The image that `source` names: `-` for standard input, an http(s), data or file URL, or a path.
+    """Load an image: `-` is standard input; else an http(s), data or file URL, or a path.
 
-    `timeout` is in seconds and bounds a whole download. Raises ImageInvalid.
+    `timeout` limits a whole download, in seconds. Raises ImageInvalid.
     """
     return decode(*image_sources.read(source, stdin, timeout))
 
 
 def decode(data: bytes, source: str) -> Image:
-    """The image in `data`, checked in full. Raises ImageInvalid."""
+    """Check and decode all of `data`, and return the image to send. Raises ImageInvalid."""
     if not data:
         raise ImageInvalid(f"`{source}` is empty", "was it written or downloaded in full?")
-    # Pillow warns of odd but readable files; none of it helps the user.
+    # Pillow warns about odd but readable files, which does not help the user.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return _decode(data, source)
         except ImageInvalid:
             raise
-        except Exception as error:  # a decoder meets hostile bytes with whatever exception it happens to run into
+        except Exception as error:  # on hostile bytes a decoder may raise any exception
             raise ImageInvalid(*_decode_failure(data, source, error)) from error
 
 
@@ -76,10 +76,10 @@ def _decode(data: bytes, source: str) -> Image:
     width, height = checked.size
     if width * height > MAX_PIXELS:
         raise ImageInvalid(*_too_many_pixels(source, f"{width} x {height} pixels"))
-    checked.verify()  # the checksums; it uses the object up
+    checked.verify()  # checks the checksums; the object cannot be used afterwards
     picture: Picture = pillow.open(io.BytesIO(data), formats=FORMATS)
     picture.load()
-    is_jpeg = checked.format in ("JPEG", "MPO")  # MPO: a JPEG with more pictures behind it, from many telephones
+    is_jpeg = checked.format in ("JPEG", "MPO")  # MPO: a JPEG followed by more pictures, as many phones write
     if (is_jpeg or checked.format == "PNG") and _is_plain(picture):
         return Image(data, "image/jpeg" if is_jpeg else "image/png", width, height, source)
     picture = _plain(picture)
@@ -90,7 +90,7 @@ def _decode(data: bytes, source: str) -> Image:
 
 
 def _is_plain(picture: Picture) -> bool:
-    """Whether every engine's decoder sees the same picture."""
+    """Return whether every engine's decoder produces the same picture."""
     small = max(picture.size) <= MAX_SIDE
     return (
         small
@@ -105,7 +105,7 @@ def _turned(picture: Picture) -> bool:
 
     try:
         return picture.getexif().get(Base.Orientation, 1) in range(2, 9)
-    except Exception:  # broken EXIF data says nothing about the pixels
+    except Exception:  # the pixels may be fine even if the EXIF data is broken
         return False
 
 
@@ -114,7 +114,7 @@ def _transparent(picture: Picture) -> bool:
 
 
 def _plain(picture: Picture) -> Picture:
-    """Upright, small enough, eight bits a colour, on white, and without anything but the pixels."""
+    """Return the picture upright, small enough, with eight bits per colour, on white, and without metadata."""
     from PIL import Image as pillow
     from PIL import ImageOps
 
@@ -129,7 +129,7 @@ def _plain(picture: Picture) -> Picture:
 
 
 def _eight_bits(picture: Picture) -> Picture:
-    """Deep greys scaled to eight bits: Pillow's own conversion turns all above 255 white."""
+    """Scale greyscale with more than eight bits to eight: Pillow's conversion turns every value above 255 white."""
     if not picture.mode.startswith(("I", "F")):
         return picture
     values = picture.convert("F")
@@ -140,7 +140,7 @@ def _eight_bits(picture: Picture) -> Picture:
 
 
 def _decode_failure(data: bytes, source: str, error: Exception) -> tuple[str, str]:
-    """What happened, and what to do."""
+    """Return a message and a hint for an image that cannot be decoded."""
     from PIL import Image as pillow
     from PIL import UnidentifiedImageError
 
@@ -161,7 +161,7 @@ def _not_an_image(data: bytes, source: str) -> tuple[str, str]:
     name = shlex.quote(source) if Path(source).suffix and "://" not in source else "IMAGE"
     what, hint = {
         "svg": (
-            "is an SVG drawing, which has no pixels yet",
+            "is an SVG drawing, which is not supported",
             f"convert it: `rsvg-convert -w 1024 {name} -o image.png`",
         ),
         "heic": ("is HEIC, which is not supported", f"convert it: `magick {name} image.jpg`"),
@@ -176,7 +176,7 @@ def _not_an_image(data: bytes, source: str) -> tuple[str, str]:
 
 
 def _kind(data: bytes) -> str:
-    """What `data` is instead of an image; empty where nothing is known."""
+    """Guess what `data` is instead of an image; empty if unknown."""
     head = data[:1024].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     starts = {b"<!doctype html": "html", b"<html": "html", b"%pdf": "pdf", b"version https://git-lfs": "lfs"}
     for start, kind in starts.items():

@@ -1,4 +1,4 @@
-"""Where llmdeploy keeps things. Each folder moves with a variable; nothing is created here.
+"""Files and folders of llmdeploy. A variable moves each; this module creates nothing.
 
 | what          | variable              | default (Linux)                        |
 | ------------- | --------------------- | -------------------------------------- |
@@ -16,7 +16,7 @@ PROJECT_CONFIG = Path("llmdeploy.toml")
 
 
 def user_config_file() -> Path:
-    """The user's configuration file; it need not exist."""
+    """Return the user's configuration file, which need not exist."""
     if path := os.environ.get("LLMDEPLOY_CONFIG"):
         return Path(os.path.expanduser(path))
     import platformdirs
@@ -25,7 +25,7 @@ def user_config_file() -> Path:
 
 
 def state_dir() -> Path:
-    """The folder of the record, the lock and the logs: one service each."""
+    """Return the folder of the record, the lock and the logs. Each state folder has at most one service."""
     if path := os.environ.get("LLMDEPLOY_STATE_DIR"):
         return Path(os.path.expanduser(path)).absolute()
     import platformdirs
@@ -34,7 +34,7 @@ def state_dir() -> Path:
 
 
 def data_dir() -> Path:
-    """The folder of what llmdeploy installs: large, and the same for every state folder."""
+    """Return the folder of the engines that llmdeploy installs: large, and shared by all state folders."""
     if path := os.environ.get("LLMDEPLOY_DATA_DIR"):
         return Path(os.path.expanduser(path)).absolute()
     import platformdirs
@@ -43,5 +43,5 @@ def data_dir() -> Path:
 
 
 def selftest_dir() -> Path:
-    """The folder of the self-test model that ships with the package."""
+    """Return the folder of the self-test model that ships with the package."""
     return Path(__file__).parent / "selftest"

@@ -1,4 +1,4 @@
-"""How big: settings that fit this machine, each with its reason. Pure: the same facts give the same plan."""
+"""Plan of the context, the parallel requests and the memory that fit this machine. Pure functions."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from llmdeploy.units import MIB, in_gib
 V = TypeVar("V")
 
 DEFAULT_CONTEXT = 8192
-"""Tokens per request where the user names no number: long enough for documents, small enough for laptops."""
+"""Default number of tokens per request: enough for documents, small enough for laptops."""
 SMALLEST_CONTEXT = 2048
-"""Below this a chat model is of no use, so the plan says that it does not fit."""
+"""Smallest context, in tokens, that the plan chooses: below it a chat model is of little use."""
 DEFAULT_PARALLEL = (4, 2, 1)
-"""Requests answered at once, from the wished for to the least."""
+"""Numbers of parallel requests to try, in order of preference."""
 RESERVE_BYTES = 512 * MIB
-"""Left to the rest of the machine."""
+"""Bytes of memory left to the rest of the machine."""
 KV_CACHE = "KV cache"
 LOWERED = "lowered to fit the memory that is free"
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the user asked for; None leaves the choice to the plan."""
+    """Settings that the user asked for; None leaves the choice to the plan."""
 
     context: int | None = None
     parallel: int | None = None
@@ -37,12 +37,16 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Setting(Generic[V]):
+    """A value, and the reason for it."""
+
     value: V
     reason: str
 
 
 @dataclass(frozen=True)
 class MemoryPart:
+    """An amount of memory in bytes, and the reason for it."""
+
     name: str
     bytes: int
     reason: str
@@ -50,19 +54,19 @@ class MemoryPart:
 
 @dataclass(frozen=True)
 class Plan:
-    """The settings for one model on one machine, and the memory (bytes) they need beside what is free."""
+    """Settings for one model on one machine, the memory they need and the memory that is free."""
 
     context: Setting[int]
-    """Tokens one request may use: prompt and answer together."""
+    """Tokens that one request may use, prompt and answer together."""
     parallel: Setting[int]
-    """Requests answered at once; the engine's KV cache holds `parallel` x `context` tokens."""
+    """Parallel requests; the engine's KV cache holds `parallel` x `context` tokens."""
     memory: tuple[MemoryPart, ...]
     available: MemoryPart | None
-    """None where it is not known: on another machine."""
+    """Free memory; None if it is unknown, as on another machine."""
     settings: Mapping[str, Setting[Any]] = field(default_factory=dict)
-    """What only this engine has, under its own names."""
+    """Settings of this engine alone, under the engine's own names."""
     takes: int | None = None
-    """Bytes that the server takes at its start, where that is not what it needs: vLLM takes a part of each GPU."""
+    """Bytes that the server allocates at its start, if not `needed_bytes`: vLLM takes a share of each GPU."""
 
     @property
     def needed_bytes(self) -> int:
@@ -76,12 +80,12 @@ class Plan:
         return self.available is None or needed <= self.available.bytes
 
     def _needed_with(self, tokens: int) -> int:
-        """What it would need with a KV cache of so many tokens."""
+        """Return the memory that the plan would need with a KV cache of `tokens` tokens, in bytes."""
         cache = next(part.bytes for part in self.memory if part.name == KV_CACHE)
         return self.needed_bytes - cache + cache * tokens // (self.context.value * self.parallel.value)
 
     def require_fit(self, model: str) -> None:
-        """Raises DoesNotFit with the numbers and the way out."""
+        """Raise DoesNotFit, with the numbers and a way out, unless the plan fits."""
         if self.fits or self.available is None:
             return
         parts = ", ".join(f"{part.name} {in_gib(part.bytes)}" for part in self.memory)
@@ -106,12 +110,12 @@ def make_plan(
     parallels: Sequence[Setting[int]] = (),
     settings: Mapping[str, Setting[Any]] | None = None,
 ) -> Plan:
-    """The largest context and number of requests that fit: first all requests at once, then fewer, then less context.
+    """Choose the largest context and number of parallel requests that fit.
 
-    What the user wished for is kept as it is. When nothing fits, the smallest plan is returned and says so.
-    `overhead` is what the engine needs beside weights and KV cache; `parallels` are the numbers to try, where the
-    engine does not leave them to us; `settings` are its own. Raises DoesNotFit for a context longer than the model was
-    trained for.
+    A smaller number of requests is tried before a smaller context. `wishes` are never changed. If nothing fits, the
+    smallest plan is returned, with `fits` False. `overhead` is the engine's memory besides weights and KV cache;
+    `parallels` are the numbers of requests to try, if the engine restricts them; `settings` are the engine's own.
+    Raises DoesNotFit for a context longer than the model was trained for.
     """
     require_length(facts, wishes.context)
     candidates = [
@@ -122,7 +126,7 @@ def make_plan(
 
 
 def require_length(facts: ModelFacts, context: int | None) -> None:
-    """Raises DoesNotFit for a context that is longer than the model was trained for."""
+    """Raise DoesNotFit for a context longer than the model was trained for."""
     if context is not None and context > facts.context_length:
         raise DoesNotFit(
             f"a context of {context} tokens is longer than the model's own, {facts.context_length}",
@@ -163,7 +167,7 @@ def _memory(facts: ModelFacts, tokens: int, overhead: tuple[MemoryPart, ...]) ->
 
 
 def free_memory(hardware: Hardware, *, on_gpu: bool) -> MemoryPart:
-    """What an engine may use now: the machine's memory less a reserve and, where it computes on GPUs, theirs."""
+    """Return the memory that an engine may use: the machine's less a reserve and, with `on_gpu`, the GPUs'."""
     ram = max(0, hardware.memory_available - RESERVE_BYTES)
     reason = f"free memory less {in_gib(RESERVE_BYTES)} for the rest of the machine"
     if not on_gpu:

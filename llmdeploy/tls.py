@@ -1,4 +1,4 @@
-"""Whom a TLS connection to a server trusts: the same wherever one is made."""
+"""TLS context for connections to servers, the same for every client in the package."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ if TYPE_CHECKING:
     import ssl
 
 
-@cache  # to load the certificates takes 35 ms
+@cache  # loading the certificates takes 35 ms
 def trusting() -> ssl.SSLContext:
-    """Whom this machine trusts, or SSL_CERT_FILE and SSL_CERT_DIR name; where there is nobody, Mozilla's list."""
+    """Return a context with this machine's certificates or those of SSL_CERT_FILE and SSL_CERT_DIR, else Mozilla's."""
     import ssl
 
     context = ssl.create_default_context()
-    if not context.cert_store_stats()["x509_ca"]:  # a Python that was built elsewhere looks in other places
+    if not context.cert_store_stats()[
+        "x509_ca"
+    ]:  # a Python built on another system looks for certificates in other places
         import httpx
 
         context = httpx.create_ssl_context()

@@ -129,7 +129,7 @@ CASES = [
         "error: Invalid value for '--max-tokens': -1 is not in the range x>=1",
         "hint: `llmdeploy chat --help`",
     ),
-    (["chat"], 2, "error: there is no prompt", 'hint: `llmdeploy chat "Hello"`'),
+    (["chat"], 2, "error: no prompt was given", 'hint: `llmdeploy chat "Hello"`'),
     (
         ["chat", "--image", "missing.png", "x"], 1,
         "error: `missing.png` does not exist",
@@ -157,7 +157,7 @@ CASES = [
     ),
     (
         ["chat", "--image", "-", "--image", "-", "x"], 2,
-        "error: stdin holds one image",
+        "error: stdin can hold only one image",
         "hint: give `--image -` once",
     ),
     (
@@ -210,13 +210,13 @@ CASES = [
     ),
     (
         ["chat", "--image", "", "x"], 2,
-        "error: `--image` names nothing",
+        "error: `--image` is empty",
         "hint: give a file, an address, or `-` for stdin",
     ),
     (
         ["chat", "--image", "gone.png", "x"], 1,
         "error: `gone.png` does not exist",
-        "hint: it is a link to a file that is gone",
+        "hint: it is a link to a file that does not exist",
     ),
     (
         ["config", "set", "engines.llamacpp.server", "bin/llama-server"], 2,
@@ -228,7 +228,7 @@ CASES = [
         "error: `engines.llamacpp.server` names a program to run, which the file of a folder may not",
         None,
     ),
-    (["logs"], 1, "error: there is no log yet: `[FOLDER]/state/server.log`", "hint: `llmdeploy serve` writes one"),
+    (["logs"], 1, "error: `[FOLDER]/state/server.log` does not exist yet", "hint: `llmdeploy serve` writes the log"),
 ]  # fmt: skip
 
 

@@ -92,7 +92,7 @@ def test_max_tokens_cuts_and_says_so(served: World) -> None:
     result = served.run("chat", "sing", "--max-tokens", "8", "--temperature", "0")
     assert result.status == 0
     assert result.stdout.startswith("la la")
-    assert result.stderr == "the answer was cut: it reached its limit of tokens\n"
+    assert result.stderr == "the answer was cut off: it reached the limit of tokens\n"
 
 
 def test_the_answer_streams(served: World) -> None:
@@ -177,9 +177,9 @@ def test_stdin_that_never_ends_is_waited_for_aloud_and_not_for_ever(served: Worl
     assert (status, chat.stdout.read(), chat.stderr.read().decode()) == (
         1,
         b"",
-        "waiting up to 2 s for the end of stdin; `< /dev/null` leaves it out\n"
-        "error: stdin had no end within 2 s\n"
-        "hint: `< /dev/null` leaves it out\n",
+        "waiting up to 2 s for the end of stdin; add `< /dev/null` to skip it\n"
+        "error: stdin did not end within 2 s\n"
+        "hint: add `< /dev/null` to skip it\n",
     )
     for stream in (chat.stdin, chat.stdout, chat.stderr):
         stream.close()

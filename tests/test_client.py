@@ -177,8 +177,13 @@ BROKEN_OFF = "`llmdeploy status` tells whether the server still runs"
 LOGS = "`llmdeploy logs` tells more"
 
 FAILURES = [
-    ("no finish reason", stream(HELLO, "", DONE, ""), "the answer broke off: the stream has no end", BROKEN_OFF),
-    ("nothing at all", stream(), "the answer broke off: the stream has no end", BROKEN_OFF),
+    (
+        "no finish reason",
+        stream(HELLO, "", DONE, ""),
+        "the answer broke off: the stream did not end properly",
+        BROKEN_OFF,
+    ),
+    ("nothing at all", stream(), "the answer broke off: the stream did not end properly", BROKEN_OFF),
     (
         "error event",
         stream(HELLO, "", 'data: {"error":{"code":500,"message":"out of cheese","type":"server_error"}}', ""),
@@ -260,7 +265,7 @@ def test_a_silent_server_ends_at_the_deadline(response: bytes) -> None:
         response = response.replace(b"Content-Length: ", b"Content-Length: 9")
     with scripted(response, silent=True) as url, pytest.raises(TimedOut) as caught:
         ask(url, Question("x"), timeout=0.2)
-    assert caught.value.message == f"no word from `{url}/v1/chat/completions` for 0.2 s"
+    assert caught.value.message == f"no answer from `{url}/v1/chat/completions` for 0.2 s"
     assert caught.value.hint == "wait longer with `--timeout`"
 
 

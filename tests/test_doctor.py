@@ -228,12 +228,12 @@ def test_gpu_lines(look: Look, name: str) -> None:
         ),
         (
             {"memory_available": 2 * GIB - 1},
-            Check("memory", "warn", "2.0 GiB of 12.7 GiB free", "close what uses it: `ps aux --sort=-rss`"),
+            Check("memory", "warn", "2.0 GiB of 12.7 GiB free", "close programs that use it: `ps aux --sort=-rss`"),
         ),
         ({"memory_available": 2 * GIB}, Check("memory", "ok", "2.0 GiB of 12.7 GiB free")),
         (
             {"memory_available": 300 * MIB},
-            Check("memory", "warn", "300 MiB of 12.7 GiB free", "close what uses it: `ps aux --sort=-rss`"),
+            Check("memory", "warn", "300 MiB of 12.7 GiB free", "close programs that use it: `ps aux --sort=-rss`"),
         ),
         (
             {"usable_cores": 1, "physical_cores": 64, "cpu": "Any"},
@@ -262,7 +262,10 @@ def test_a_disk_that_does_not_answer(look: Look, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(hardware, "disk_free", disk_free)
     found = look(machines.load("t4"))["disk"]
-    assert (found.status, found.detail) == ("warn", f"nothing is known of `{paths.state_dir()}`: Input/output error")
+    assert (found.status, found.detail) == (
+        "warn",
+        f"the free space of `{paths.state_dir()}` is unknown: Input/output error",
+    )
 
 
 def test_a_machine_that_tells_nothing(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,7 +288,7 @@ def test_models(world: World) -> None:
     result = world.run("models", "catalog")
     assert (result.status, result.stderr) == (
         0,
-        "hint: `llmdeploy models show NAME` tells what each engine would get of one, from where, how large\n",
+        "hint: `llmdeploy models show NAME` shows what each engine would load, from where, and how large it is\n",
     )
     rows = {line.split()[0]: line for line in result.stdout.splitlines()}
     assert list(rows) == ["NAME", *lookup.names()]

@@ -91,7 +91,7 @@ REFUSED = ["'a", '"a"', "`a", "a${HOME}", "a #b", "#", " a", "a ", "a\nB=c", "a\
 def test_a_value_that_is_read_differently_is_refused(value: str, tmp_path: Path) -> None:
     with pytest.raises(LlmdeployError) as caught:
         dotenv.write(tmp_path / ".env", {"OPENAI_API_KEY": value})
-    said = "the value of OPENAI_API_KEY cannot be written so that all readers of such a file read the same"
+    said = "the value of OPENAI_API_KEY cannot be written so that all readers of a `.env` file read it alike"
     assert caught.value.message == said, "and it does not show the key"
     assert not list(tmp_path.iterdir())
 

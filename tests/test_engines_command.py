@@ -124,7 +124,7 @@ def test_nobody_is_there_to_ask(world: World, verb: str) -> None:
     made = whole(world, "0.31.0-cpu")
     result = world.run("engines", verb, "vllm", *(["--cpu"] if verb == "install" else []))
     assert (result.status, result.stdout) == (2, "")
-    assert result.stderr.endswith(f"error: there is no terminal to ask on: {verb} it?\nhint: add `--yes` to agree\n"), (
+    assert result.stderr.endswith(f"error: no terminal to ask on: {verb} it?\nhint: add `--yes` to agree\n"), (
         result.text
     )
     assert [it.name for it in made.parent.iterdir()] == ["0.31.0-cpu"]

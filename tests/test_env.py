@@ -23,7 +23,7 @@ from llmdeploy.service.process import identify
 from llmdeploy.service.state import Record
 from tests.conftest import ROOT, World
 
-HINT = "hint: nothing is served there yet: `llmdeploy serve` serves it\n"
+HINT = "hint: nothing is served there yet: `llmdeploy serve` starts it\n"
 NAMES = ("OPENAI_BASE_URL", "OPENAI_API_KEY", "OPENAI_MODEL")
 
 # The programs of a shell, and how it runs what it is given.
@@ -109,7 +109,7 @@ def test_what_is_served_beats_what_is_configured(served: World) -> None:
         (
             ["--shell", "sh", "--json"],
             2,
-            "`--shell` says how to print for a shell, and nothing is printed for one",
+            "`--shell` has no effect with `--dotenv` or `--json`",
             "leave it out",
         ),
         (["--dotenv", "."], 2, "`.` is not a file", "name one, such as `.env`"),
@@ -219,7 +219,7 @@ def test_a_shell_by_its_program(program: str, shell: str | None) -> None:
 def test_a_dotenv_file_is_written_and_updated(world: World) -> None:
     file = world.work / ".env"
     result = world.run("env", "--dotenv", ".env")
-    assert result.text == (f"exit 0\n--- stdout\n--- stderr\n{', '.join(NAMES)} are in `.env`\n{HINT}")
+    assert result.text == (f"exit 0\n--- stdout\n--- stderr\nwrote {', '.join(NAMES)} to `.env`\n{HINT}")
     assert (
         file.read_text()
         == f"OPENAI_BASE_URL=http://127.0.0.1:{world.port}/v1\nOPENAI_API_KEY=none\nOPENAI_MODEL=selftest\n"

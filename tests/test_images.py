@@ -199,8 +199,7 @@ def test_a_terminal_is_not_waited_for() -> None:
     try:
         with os.fdopen(theirs, "rb", buffering=0) as terminal:
             assert failure("-", terminal) == (  # type: ignore[arg-type]
-                "there is no image on standard input: it is a terminal\n"
-                "pipe one in: `llmdeploy chat --image - < photo.jpg`"
+                "standard input is a terminal, not an image\npipe one in: `llmdeploy chat --image - < photo.jpg`"
             )
     finally:
         os.close(ours)
@@ -261,9 +260,9 @@ def test_a_missing_file_names_the_images_beside_it(put: Any) -> None:
 
 
 def test_a_missing_folder(put: Any) -> None:
-    assert failure("no/photo.png") == "`no/photo.png` does not exist\nthere is no folder `no`"
+    assert failure("no/photo.png") == "`no/photo.png` does not exist\nthe folder `no` does not exist"
     put("file", PNG)
-    assert failure("file/photo.png") == "`file/photo.png` does not exist\nthere is no folder `file`"
+    assert failure("file/photo.png") == "`file/photo.png` does not exist\nthe folder `file` does not exist"
 
 
 def test_a_folder(put: Any) -> None:
@@ -335,7 +334,7 @@ def test_another_scheme() -> None:
             b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>',
             "rsvg-convert -w 1024 'a b.svg'",
         ),
-        ("a.svg", b"\xef\xbb\xbf  <svg/>", "is an SVG drawing, which has no pixels yet"),
+        ("a.svg", b"\xef\xbb\xbf  <svg/>", "is an SVG drawing, which is not supported"),
         ("page.png", b"<!DOCTYPE html><html><svg/></html>", "is a web page"),
         ("a.pdf", b"%PDF-1.7\n\x00", "is a PDF document"),
         (
@@ -520,8 +519,8 @@ def test_redirects_are_followed(site: str) -> None:
     ("path", "words"),
     [
         ("missing", " answered 404 Not Found\ncheck the address, or download"),
-        ("forbidden", " answered 403 Forbidden\nit wants a login, or download"),
-        ("broken", " answered 503 Service Unavailable\nthe site has trouble: try again later"),
+        ("forbidden", " answered 403 Forbidden\nit needs a login, or download"),
+        ("broken", " answered 503 Service Unavailable\nthe site has a problem: try again later"),
         ("page", " is a web page\npass the address of the image itself"),
         ("disguised", " is a web page\n"),
         ("cut", " broke off its answer\ntry again"),
@@ -556,7 +555,7 @@ def test_an_unknown_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     message = failure("http://nowhere.invalid/a.png")
     assert message == (
-        "`http://nowhere.invalid/a.png` cannot be fetched: the name `nowhere.invalid` is not known\n"
+        "`http://nowhere.invalid/a.png` cannot be fetched: the host name `nowhere.invalid` is unknown\n"
         "check the address and the network"
     )
 

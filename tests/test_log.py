@@ -127,7 +127,7 @@ def test_no_log_yet(world: World) -> None:
     for arguments in (["logs"], ["logs", "-f"]):
         assert world.run(*arguments).text == (
             "exit 1\n--- stdout\n--- stderr\n"
-            "error: there is no log yet: `[FOLDER]/state/server.log`\nhint: `llmdeploy serve` writes one\n"
+            "error: `[FOLDER]/state/server.log` does not exist yet\nhint: `llmdeploy serve` writes the log\n"
         )
 
 

@@ -392,5 +392,5 @@ def test_what_has_no_size_that_is_known_is_not_said_to_be_here(trusted: Registry
         name = f"ollama://{tag(trusted, 'user/secret:7b')}"
         result = world.run("pull", name, "--engine", "ollama", "--dry-run", "--no-fit", **variables)
     assert result.status == 0, result.text
-    assert f"`{name}`, of a size that is not known: " in result.stderr.replace("[PORT]", "")
+    assert f"`{name}`, size unknown: " in result.stderr.replace("[PORT]", "")
     assert "is here" not in result.stderr

@@ -337,7 +337,8 @@ def interrupted(world: World, moment: str) -> None:
 
 def test_after_kill_9_of_the_service_stop_clears_alias_and_memory(world: World, attached: Ollama) -> None:
     killed(world, attached)
-    assert world.run("stop").text == "exit 0\n--- stdout\n--- stderr\n`selftest` had ended already; cleared away\n"
+    said = "`selftest` had already ended; its record is cleared"
+    assert world.run("stop").text == f"exit 0\n--- stdout\n--- stderr\n{said}\n"
     assert attached.running() == []
     assert attached.aliases() == set()
 

@@ -294,11 +294,11 @@ def test_after_kill_9_of_the_service(world: World) -> None:
         "  since    [WHEN]\n"
         "  service  process [PID], gone\n"
         "  server   process [PID], gone\n"
-        "  reason   the service was killed or crashed: it left no word\n"
+        "  reason   the service was killed or crashed, and left no message\n"
         "  context  8192 tokens a request, 4 at a time\n"
         "  log      [FOLDER]/state/server.log\n"
         "--- stderr\n"
-        "hint: `llmdeploy serve` serves again; `llmdeploy stop` only clears this away\n"
+        "hint: `llmdeploy serve` serves again; `llmdeploy stop` only clears the record\n"
     )
     assert world.run("serve", "selftest", "--detach").status == 0
     assert world.run("status").status == 0
@@ -404,7 +404,7 @@ def test_a_record_whose_pid_was_given_again_is_not_obeyed(world: World) -> None:
         record.write_text(json.dumps(content))
         assert json.loads(world.run("status", "--json").stdout)["state"] == "crashed"
         assert world.run("stop").text == (
-            "exit 0\n--- stdout\n--- stderr\n`selftest` had ended already; cleared away\n"
+            "exit 0\n--- stdout\n--- stderr\n`selftest` had already ended; its record is cleared\n"
         )
         assert bystander.poll() is None
     finally:

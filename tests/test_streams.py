@@ -17,7 +17,7 @@ from tests.conftest import EXAMPLES, ROOT, Result, World, llama_server, until
 
 FULL = (
     "error: stdout cannot be written: No space left on device\n"
-    "hint: free the disk, or send it elsewhere\n"
+    "hint: free disk space, or write elsewhere\n"
 )  # fmt: skip
 CLOSED = ["2>&-", ">&-", "<&-"]
 NOTHING = "hint: `llmdeploy serve` starts the configured model\n"
@@ -163,7 +163,7 @@ def test_a_foreground_serve_that_cannot_print_its_address(world: World) -> None:
         assert record["error"] == {
             "code": "stdout_unwritable",
             "message": "stdout cannot be written: No space left on device",
-            "hint": "free the disk, or send it elsewhere",
+            "hint": "free disk space, or write elsewhere",
         }
 
 
@@ -367,7 +367,7 @@ def test_the_working_folder_is_gone(world: World) -> None:
     ):
         assert shell(world, line, *arguments).text == (
             "exit 1\n--- stdout\n--- stderr\n"
-            "error: the folder you stand in is gone\nhint: `cd` into one that is there\n"
+            "error: the current folder no longer exists\nhint: `cd` into one that does\n"
         )
     assert clean(shell(world, line, "status")).stdout == "nothing is served\n"
     assert clean(shell(world, line, "chat", "Count to 3")).stdout == "1 2 3\n"
@@ -383,7 +383,7 @@ def test_completion_for_a_shell_by_name(world: World, option: str) -> None:
     result = world.run(option, "zsh")
     assert result.text == (
         "exit 2\n--- stdout\n--- stderr\n"
-        f"error: `{option}` takes no value: it is for the shell that runs it\nhint: `llmdeploy {option}`\n"
+        f"error: `{option}` takes no value: it works for the shell that runs it\nhint: `llmdeploy {option}`\n"
     )
     assert not in_home(world)
 

@@ -419,7 +419,9 @@ def test_while_the_old_server_is_gone_none_is_on_record(switching: World) -> Non
     read_until(command, "starting the server")
     assert json.loads(switching.run("status", "--json").stdout)["server_pid"] is None
     chat = switching.run("chat", "Count to 3", "--timeout", "0.5")
-    assert chat.stderr.startswith("a switch to llamacpp is under way: the answer waits for it\nerror: no word from ")
+    assert chat.stderr.startswith(
+        "a switch to llamacpp is in progress: the answer waits for it\nerror: no answer from "
+    )
     command.send_signal(signal.SIGINT)
     command.communicate(timeout=30)
     assert [it.pid for it in servers(switching)] == [switching.record()["server"]["pid"]]

@@ -1,1 +1,1 @@
-"""The face: the only code that knows Typer, Rich and exit statuses. One file per command."""
+"""The command line, the only package that imports Typer and Rich. One file per command."""

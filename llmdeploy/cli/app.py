@@ -1,4 +1,4 @@
-"""The Typer app. Each command is a file, loaded only when it is run: the table holds what `--help` says of it."""
+"""The Typer app. Only the command that runs is imported; `COMMANDS` holds the others' lines of help."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from llmdeploy.cli.output import out
 PROGRAM = "llmdeploy"
 
 COMMANDS = {
-    "doctor": "Check this machine: Python, memory, GPUs, the engines, the port.",
-    "pull": "Get the weights of a model, for one engine or all.",
+    "doctor": "Check this machine: Python, memory, GPUs, engines, the port.",
+    "pull": "Download the weights of a model, for one engine or all.",
     "serve": "Serve a model at one address.",
-    "switch": "Move to another engine or model, at the same address.",
-    "status": "Tell what is served, by which process, since when.",
-    "stop": "Stop what is served.",
-    "logs": "Show the log of the server.",
-    "chat": "Ask the model that is served; images too.",
-    "env": "Print what an application needs as variables of your shell.",
-    "models": "List the models that are here, show what each engine would get of one, remove them.",
+    "switch": "Change to another engine or model, at the same address.",
+    "status": "Show what is served, by which process and since when.",
+    "stop": "Stop the service and its engine.",
+    "logs": "Show the log of the engine's server.",
+    "chat": "Ask the model that is served a question, with images if you like.",
+    "env": "Print the address, key and model for applications, as variables of your shell.",
+    "models": "List the models on this machine, show what each engine would load, remove models.",
     "engines": "List the engines; install and remove vLLM.",
     "config": "Show and change the configuration.",
 }
 
 
 def invoke(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit status; errors come out as they are."""
+    """Run one command line and return its exit status. Errors are not caught."""
     status = build(arguments)(args=list(arguments), prog_name=PROGRAM, standalone_mode=False)
     return status if isinstance(status, int) else 0
 
 
 def build(arguments: Sequence[str]) -> typer.Typer:
-    """The app in which the command that `arguments` name is whole, and the others are lines of help."""
+    """Build the app with the command that `arguments` name, and with a line of help for each other command."""
     app = typer.Typer(
         help="Put a language model on this machine behind one OpenAI-compatible address.",
         context_settings={"help_option_names": ["-h", "--help"]},
         pretty_exceptions_enable=False,
-        # In a narrow terminal Rich's frames would cut the names of options off.
+        # In a narrow terminal Rich's frames would cut off the names of options.
         rich_markup_mode="rich" if get_terminal_size().columns >= 60 else None,
     )
     app.callback()(_options)
@@ -55,7 +55,7 @@ def build(arguments: Sequence[str]) -> typer.Typer:
 
 
 def command_of(arguments: Sequence[str]) -> str:
-    """The first word; the options before it take no values."""
+    """Return the first word that is not an option; no option before the command takes a value."""
     return next((word for word in arguments if not word.startswith("-")), "")
 
 
@@ -67,5 +67,5 @@ def _options(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks of errors.")] = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
-    # `version` is here for its line of help: main.py answers it before Typer is loaded.
+    # `version` is declared only for `--help`: main.py handles it before Typer is loaded.
     out.quiet, out.verbose = quiet, verbose

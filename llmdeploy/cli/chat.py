@@ -1,4 +1,4 @@
-"""`llmdeploy chat [PROMPT]`: one answer."""
+"""`llmdeploy chat [PROMPT]`: one question and one streamed answer."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ llmdeploy chat --image photo.png "What is this?"
 cat notes.txt | llmdeploy chat "Summarise\""""
 
 PATIENCE = 1.0
-"""Seconds after which a wait is mentioned."""
+"""Seconds to wait for the end of stdin before saying so."""
 
 
 def register(app: typer.Typer, summary: str) -> None:
-    app.command("chat", help=f"{summary} Starts the configured model where nothing is served.", epilog=EPILOG)(chat)
+    app.command("chat", help=f"{summary} If nothing is served, the configured model is started.", epilog=EPILOG)(chat)
 
 
 def chat(
@@ -70,13 +70,13 @@ def chat(
         raise UsageError(f"`--temperature` must be a number, not `{temperature}`", "0 answers the same every time")
     sources = image or []
     if "" in sources:
-        raise UsageError("`--image` names nothing", "give a file, an address, or `-` for stdin")
+        raise UsageError("`--image` is empty", "give a file, an address, or `-` for stdin")
     if sources.count("-") > 1:
-        raise UsageError("stdin holds one image", "give `--image -` once")
-    # All that the user may have got wrong is found before a model is started for it.
+        raise UsageError("stdin can hold only one image", "give `--image -` once")
+    # Every mistake of the user is found before a model is started.
     text = _prompt(prompt, stdin_is_image="-" in sources, timeout=settings.timeout)
     if not text and not sources:
-        raise UsageError("there is no prompt", '`llmdeploy chat "Hello"`')
+        raise UsageError("no prompt was given", '`llmdeploy chat "Hello"`')
     images = [load(source, sys.stdin.buffer if source == "-" else None) for source in sources]
     record = _served(model, settings)
     if images and record.capabilities and "image" not in record.capabilities:
@@ -94,7 +94,7 @@ def chat(
 
 
 def _print(conversation: Conversation) -> None:
-    """The answer as it comes; what is said after it, good or bad, begins on a line of its own."""
+    """Print the answer as it arrives, and end its line before anything else is printed, errors included."""
     begun = False
     try:
         for piece in conversation:
@@ -108,13 +108,13 @@ def _print(conversation: Conversation) -> None:
 
 
 def _served(model: str | None, settings: Settings) -> Record:
-    """What answers: the deployment that is there, or the configured model, started now."""
+    """Return the record of the running service; if there is none, start the configured model."""
     record = _found(settings)
     if record is None:
         try:
             return _start(model, settings)
         except LlmdeployError as error:
-            # Another command may have started one at the same moment: then that one is asked.
+            # Another command may have started a service at the same moment: then that one is asked.
             record = _found(settings) if error.code == AlreadyServing.code else None
             if record is None:
                 raise
@@ -125,12 +125,12 @@ def _served(model: str | None, settings: Settings) -> Record:
             code="another_model",
         )
     if record.switch and record.server is None:
-        out.note(f"a switch to {record.switch.get('engine')} is under way: the answer waits for it")
+        out.note(f"a switch to {record.switch.get('engine')} is in progress: the answer waits for it")
     return record
 
 
 def _found(settings: Settings) -> Record | None:
-    """The deployment that is there, waited for while it starts."""
+    """Return the record of the running service, waiting while it starts; None if nothing is served."""
     from llmdeploy.cli.phases import say_phase
     from llmdeploy.service.client import Watch
 
@@ -162,7 +162,7 @@ def _start(model: str | None, settings: Settings) -> Record:
 
 
 def _prompt(prompt: str | None, *, stdin_is_image: bool, timeout: float) -> str:
-    """The argument, what stdin holds, or both."""
+    """Join the prompt argument and the text on stdin."""
     if stdin_is_image or sys.stdin.isatty():
         return prompt or ""
     try:
@@ -177,8 +177,8 @@ def _read_stdin(timeout: float) -> bytes:
 
     def read() -> bytes:
         content = bytearray()
-        # Not sys.stdin.buffer: a thread that waits in it holds a lock, and the interpreter could not end.
-        with suppress(OSError):  # open for writing alone: there is nothing to read
+        # Not sys.stdin.buffer: a thread that waits in it holds a lock, and the interpreter could not exit.
+        with suppress(OSError):  # stdin may be open for writing only
             while piece := os.read(sys.stdin.fileno(), 2**16):
                 content += piece
         return bytes(content)
@@ -186,11 +186,11 @@ def _read_stdin(timeout: float) -> bytes:
     reading = start(read)
     with suppress(TimeoutError):
         return reading.result(PATIENCE)
-    out.note(f"waiting up to {timeout:g} s for the end of stdin; `< /dev/null` leaves it out")
+    out.note(f"waiting up to {timeout:g} s for the end of stdin; add `< /dev/null` to skip it")
     try:
         return reading.result(timeout)
     except TimeoutError:
-        raise TimedOut(f"stdin had no end within {timeout:g} s", "`< /dev/null` leaves it out") from None
+        raise TimedOut(f"stdin did not end within {timeout:g} s", "add `< /dev/null` to skip it") from None
 
 
 def _document(answer: Answer, record: Record) -> dict[str, Any]:
@@ -209,6 +209,6 @@ def _document(answer: Answer, record: Record) -> dict[str, Any]:
 
 def _remark(answer: Answer) -> None:
     if answer.finish_reason == "length":
-        out.note("the answer was cut: it reached its limit of tokens")
+        out.note("the answer was cut off: it reached the limit of tokens")
     elif not answer.text and answer.reasoning:
-        out.note("the model thought and gave no answer; `--json` shows its reasoning")
+        out.note("the model produced only reasoning and no answer; `--json` shows the reasoning")

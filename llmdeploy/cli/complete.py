@@ -1,8 +1,8 @@
-"""Shell completion, answered before Typer is loaded: a Tab must not be felt.
+"""Shell completion, answered without loading Typer, so that Tab feels instant.
 
-What can be typed stands in `completion_table.py`, made from the Typer app by `scripts/completions.py`. The shells ask
-as Typer's own completion scripts have them do (`llmdeploy --show-completion` prints these), so what a user installed
-never goes stale.
+`completion_table.py` lists what can be typed; `scripts/completions.py` generates it from the Typer app. The shells call
+llmdeploy through Typer's own completion scripts (`llmdeploy --show-completion` prints them), so an installed script
+never goes out of date.
 """
 
 from __future__ import annotations
@@ -13,25 +13,29 @@ from typing import NamedTuple
 from llmdeploy.cli.completion_table import GLOBAL_OPTIONS, TABLE
 
 BREAKS = (":", "=")
-"""Where bash breaks words, of the characters that ours hold."""
+"""Characters in our words at which bash splits a word in two."""
 
 
 class Completion(NamedTuple):
+    """One word that can be typed at the cursor, with its help."""
+
     text: str
     help: str = ""
 
 
 class CommandLine(NamedTuple):
+    """The command line up to the cursor."""
+
     words: list[str]
-    """The whole words before the cursor, without the program."""
+    """Complete words before the cursor, without the program name."""
     current: str
     """The word at the cursor."""
     kept: int = 0
-    """How many of its characters the shell keeps, so that the answer must not repeat them."""
+    """Number of leading characters of `current` that the shell keeps and an answer must not repeat."""
 
 
 def answer(environment: Mapping[str, str]) -> int:
-    """Print the candidates for the line that the shell handed over, in that shell's form; 1 tells fish: take files."""
+    """Print the completions of the command line in the shell's own form. Exit status 1 makes fish offer files."""
     shell = environment["_LLMDEPLOY_COMPLETE"].removeprefix("complete_")
     line = _line(shell, environment)
     found = [
@@ -48,7 +52,7 @@ def answer(environment: Mapping[str, str]) -> int:
 
 
 def candidates(words: list[str], current: str) -> list[Completion]:
-    """What may stand at the cursor: options where a dash is typed or nothing else is known. None: files are offered."""
+    """List the completions of `current`: options after a dash or if nothing else fits. If empty, shells offer files."""
     options, subcommands = GLOBAL_OPTIONS, TABLE
     arguments: list[str] = []
     waiting = ""
@@ -76,7 +80,7 @@ def candidates(words: list[str], current: str) -> list[Completion]:
 
 
 def _values(kind: str) -> list[Completion]:
-    """What an option or argument takes, by the word that help shows for it."""
+    """List the values of an option or argument by the metavar that help shows for it."""
     if kind.startswith("MODEL"):
         return [Completion(name) for name in _names()]
     if kind == "ENGINE":
@@ -95,7 +99,7 @@ def _values(kind: str) -> list[Completion]:
 
 
 def _names() -> list[str]:
-    """The models of the catalog; none where the user's own file is wrong, which a command will tell."""
+    """List the catalog's model names; empty if the user's own catalog file is invalid, which commands report."""
     from llmdeploy.models.catalog import names
 
     if not names.user_file().exists():
@@ -116,13 +120,13 @@ def _line(shell: str, environment: Mapping[str, str]) -> CommandLine:
     if "powershell" in shell or shell == "pwsh":
         words, current = _split(text)[1:], environment.get("_TYPER_COMPLETE_WORD_TO_COMPLETE", "")
         return CommandLine(words[:-1] if current else words, current)
-    cursor = "\0"  # makes a word of its own after a blank, and belongs to the last word otherwise
+    cursor = "\0"  # becomes a word of its own after a blank, else part of the last word
     *words, current = _split(text + cursor)
     return CommandLine(words[1:], current.removesuffix(cursor))
 
 
 def _bash_line(lines: str, position: str) -> CommandLine:
-    """The line of bash: one word on each line, broken at colons and equals signs too."""
+    """Parse bash's COMP_WORDS: one word on each line, also split at colons and equals signs."""
     words = ["".join(_split(word)) for word in lines.split("\n")]
     at = int(position) if position.isdecimal() else len(words)
     broken = words[at] if at < len(words) else ""
@@ -138,7 +142,7 @@ def _bash_line(lines: str, position: str) -> CommandLine:
 
 
 def _split(text: str) -> list[str]:
-    """The words of a line; a quote that is still open ends with it."""
+    """Split a line into words; a quote that is still open ends with the line."""
     import shlex
 
     lexer = shlex.shlex(text, posix=True, punctuation_chars=False)

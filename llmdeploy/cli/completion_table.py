@@ -22,7 +22,7 @@ GLOBAL_OPTIONS: Options = {
 
 TABLE: Commands = {
     "doctor": (
-        "Check this machine: Python, memory, GPUs, the engines, the port.",
+        "Check this machine: Python, memory, GPUs, engines, the port.",
         {
             "--json": ("Print one JSON document on stdout.", ""),
             "--help": ("Show this message and exit.", ""),
@@ -32,19 +32,19 @@ TABLE: Commands = {
         {},
     ),
     "pull": (
-        "Get the weights of a model, for one engine or all.",
+        "Download the weights of a model, for one engine or all.",
         {
-            "-e": ("The engine to fetch for; `all`: each that can be used here.", "ENGINE"),
-            "--engine": ("The engine to fetch for; `all`: each that can be used here.", "ENGINE"),
+            "-e": ("The engine to fetch for; `all`: every engine that works here.", "ENGINE"),
+            "--engine": ("The engine to fetch for; `all`: every engine that works here.", "ENGINE"),
             "--quant": ("The quantization, such as `Q8_0` or `awq`.", "Q"),
             "--revision": ("The branch, tag or commit of the repository.", "R"),
-            "--dir": ("A folder for the files, not the shared cache.", "D"),
-            "--source": ("The hub to fetch from: `huggingface`, `modelscope`.", "SOURCE"),
-            "--mmproj": ("The vision projector of a GGUF file, where it is not beside it.", "FILE"),
-            "--no-fit": ("Refuse what this machine's memory cannot hold.", ""),
-            "--fit": ("Refuse what this machine's memory cannot hold.", ""),
+            "--dir": ("A folder for the files, instead of the shared cache.", "D"),
+            "--source": ("The hub to fetch from: `huggingface` or `modelscope`.", "SOURCE"),
+            "--mmproj": ("The vision projector of a GGUF file, if it is in another folder.", "FILE"),
+            "--no-fit": ("Refuse a model that does not fit this machine's memory.", ""),
+            "--fit": ("Refuse a model that does not fit this machine's memory.", ""),
             "--lock": ("Write what is fetched into `llmdeploy.lock`.", ""),
-            "--locked": ("Fetch exactly what `llmdeploy.lock` names.", ""),
+            "--locked": ("Fetch exactly what `llmdeploy.lock` lists.", ""),
             "--dry-run": ("List files and sizes; fetch nothing.", ""),
             "--json": ("Print one JSON document on stdout.", ""),
             "--help": ("Show this message and exit.", ""),
@@ -58,17 +58,17 @@ TABLE: Commands = {
         {
             "-e": ("The engine to run the model on.", "ENGINE"),
             "--engine": ("The engine to run the model on.", "ENGINE"),
-            "--host": ("The address to listen on; one that others can reach needs an API key.", "ADDRESS"),
+            "--host": ("The address to listen on; any but a loopback address needs an API key.", "ADDRESS"),
             "--port": ("The port of the address.", "PORT"),
-            "--context": ("Tokens one request may use, prompt and answer.", "TOKENS"),
+            "--context": ("Tokens that one request may use, prompt and answer together.", "TOKENS"),
             "--parallel": ("Requests answered at the same time.", "N"),
             "--threads": ("CPU threads (llama.cpp).", "N"),
             "--gpu-layers": ("Layers on the GPU (llama.cpp); -1: as many as fit.", "N"),
-            "--mmproj": ("The vision projector of a GGUF file, where it is not beside it.", "FILE"),
-            "--allow-cloud": ("Let a model of Ollama's run in its cloud: prompts leave this machine.", ""),
-            "--trust-remote-code": ("Let vLLM run the Python files that come with the model.", ""),
-            "--repair": ("Try a start that fails again with what the engine asks for.", ""),
-            "--no-repair": ("Try a start that fails again with what the engine asks for.", ""),
+            "--mmproj": ("The vision projector of a GGUF file, if it is in another folder.", "FILE"),
+            "--allow-cloud": ("Allow models that run in Ollama's cloud: prompts leave this machine.", ""),
+            "--trust-remote-code": ("Let vLLM run Python files that come with the model.", ""),
+            "--repair": ("Retry a failed start with the value that the engine asks for.", ""),
+            "--no-repair": ("Retry a failed start with the value that the engine asks for.", ""),
             "--timeout": ("How long to wait before giving up.", "SECONDS"),
             "-d": ("Serve in the background.", ""),
             "--detach": ("Serve in the background.", ""),
@@ -80,7 +80,7 @@ TABLE: Commands = {
         {},
     ),
     "switch": (
-        "Move to another engine or model, at the same address.",
+        "Change to another engine or model, at the same address.",
         {
             "-m": ("The model, without an engine before it.", "MODEL"),
             "--model": ("The model, without an engine before it.", "MODEL"),
@@ -90,15 +90,15 @@ TABLE: Commands = {
             "--hold": ("Have requests wait where both servers do not fit at once, or refuse them.", ""),
             "--no-beside": ("Start the new server beside the old one where both fit, or after it.", ""),
             "--beside": ("Start the new server beside the old one where both fit, or after it.", ""),
-            "--context": ("Tokens one request may use, prompt and answer.", "TOKENS"),
+            "--context": ("Tokens that one request may use, prompt and answer together.", "TOKENS"),
             "--parallel": ("Requests answered at the same time.", "N"),
             "--threads": ("CPU threads (llama.cpp).", "N"),
             "--gpu-layers": ("Layers on the GPU (llama.cpp); -1: as many as fit.", "N"),
-            "--mmproj": ("The vision projector of a GGUF file, where it is not beside it.", "FILE"),
-            "--allow-cloud": ("Let a model of Ollama's run in its cloud: prompts leave this machine.", ""),
-            "--trust-remote-code": ("Let vLLM run the Python files that come with the model.", ""),
-            "--repair": ("Try a start that fails again with what the engine asks for.", ""),
-            "--no-repair": ("Try a start that fails again with what the engine asks for.", ""),
+            "--mmproj": ("The vision projector of a GGUF file, if it is in another folder.", "FILE"),
+            "--allow-cloud": ("Allow models that run in Ollama's cloud: prompts leave this machine.", ""),
+            "--trust-remote-code": ("Let vLLM run Python files that come with the model.", ""),
+            "--repair": ("Retry a failed start with the value that the engine asks for.", ""),
+            "--no-repair": ("Retry a failed start with the value that the engine asks for.", ""),
             "--timeout": ("How long to wait before giving up.", "SECONDS"),
             "--json": ("Print one JSON document on stdout.", ""),
             "--help": ("Show this message and exit.", ""),
@@ -108,7 +108,7 @@ TABLE: Commands = {
         {},
     ),
     "status": (
-        "Tell what is served, by which process, since when.",
+        "Show what is served, by which process and since when.",
         {
             "--json": ("Print one JSON document on stdout.", ""),
             "--help": ("Show this message and exit.", ""),
@@ -118,7 +118,7 @@ TABLE: Commands = {
         {},
     ),
     "stop": (
-        "Stop what is served.",
+        "Stop the service and its engine.",
         {
             "--json": ("Print one JSON document on stdout.", ""),
             "--help": ("Show this message and exit.", ""),
@@ -128,12 +128,12 @@ TABLE: Commands = {
         {},
     ),
     "logs": (
-        "Show the log of the server.",
+        "Show the log of the engine's server.",
         {
-            "-f": ("Go on as it grows, until Ctrl-C.", ""),
-            "--follow": ("Go on as it grows, until Ctrl-C.", ""),
-            "-n": ("How many of the last lines.", "N"),
-            "--lines": ("How many of the last lines.", "N"),
+            "-f": ("Print new lines as they are written, until Ctrl-C.", ""),
+            "--follow": ("Print new lines as they are written, until Ctrl-C.", ""),
+            "-n": ("The number of last lines to print.", "N"),
+            "--lines": ("The number of last lines to print.", "N"),
             "--help": ("Show this message and exit.", ""),
             "-h": ("Show this message and exit.", ""),
         },
@@ -141,7 +141,7 @@ TABLE: Commands = {
         {},
     ),
     "chat": (
-        "Ask the model that is served; images too.",
+        "Ask the model that is served a question, with images if you like.",
         {
             "-i": ("An image; may be repeated.", "FILE|URL|-"),
             "--image": ("An image; may be repeated.", "FILE|URL|-"),
@@ -160,10 +160,10 @@ TABLE: Commands = {
         {},
     ),
     "env": (
-        "Print what an application needs as variables of your shell.",
+        "Print the address, key and model for applications, as variables of your shell.",
         {
-            "--shell": ("bash, zsh, sh, fish or powershell; left out, yours.", "SHELL"),
-            "--dotenv": ("Write them into this file instead, such as `.env`.", "FILE"),
+            "--shell": ("bash, zsh, sh, fish or powershell; default: your shell.", "SHELL"),
+            "--dotenv": ("Write the variables into this file instead, such as `.env`.", "FILE"),
             "--json": ("Print one JSON document on stdout.", ""),
             "--help": ("Show this message and exit.", ""),
             "-h": ("Show this message and exit.", ""),
@@ -172,7 +172,7 @@ TABLE: Commands = {
         {},
     ),
     "models": (
-        "List the models that are here, show what each engine would get of one, remove them.",
+        "List the models on this machine, show what each engine would load, remove models.",
         {
             "--json": ("Print one JSON document on stdout.", ""),
             "--help": ("Show this message and exit.", ""),
@@ -181,7 +181,7 @@ TABLE: Commands = {
         [],
         {
             "catalog": (
-                "List the models that have a name here.",
+                "List the models of the catalog.",
                 {
                     "--json": ("Print one JSON document on stdout.", ""),
                     "--help": ("Show this message and exit.", ""),
@@ -191,7 +191,7 @@ TABLE: Commands = {
                 {},
             ),
             "show": (
-                "Show what each engine would get of a model, from where, how large.",
+                "Show what each engine would load for a model, from where, and how large it is.",
                 {
                     "--json": ("Print one JSON document on stdout.", ""),
                     "--help": ("Show this message and exit.", ""),
@@ -201,11 +201,11 @@ TABLE: Commands = {
                 {},
             ),
             "rm": (
-                "Remove models from this machine, and tell first what goes.",
+                "Remove models from this machine, after showing what goes.",
                 {
-                    "--dry-run": ("Only tell what would be removed.", ""),
-                    "-y": ("Do it without asking.", ""),
-                    "--yes": ("Do it without asking.", ""),
+                    "--dry-run": ("Only show what would be removed.", ""),
+                    "-y": ("Remove without asking.", ""),
+                    "--yes": ("Remove without asking.", ""),
                     "--json": ("Print one JSON document on stdout.", ""),
                     "--help": ("Show this message and exit.", ""),
                     "-h": ("Show this message and exit.", ""),
@@ -267,7 +267,7 @@ TABLE: Commands = {
             "path": (
                 "Print the path of the configuration file.",
                 {
-                    "--project": ("The file `./llmdeploy.toml` instead of your own.", ""),
+                    "--project": ("Use `./llmdeploy.toml` instead of your own file.", ""),
                     "--help": ("Show this message and exit.", ""),
                     "-h": ("Show this message and exit.", ""),
                 },
@@ -275,7 +275,7 @@ TABLE: Commands = {
                 {},
             ),
             "show": (
-                "Print every value and where it is from.",
+                "Print every value and where it comes from.",
                 {
                     "--json": ("Print one JSON document on stdout.", ""),
                     "--help": ("Show this message and exit.", ""),
@@ -295,9 +295,9 @@ TABLE: Commands = {
                 {},
             ),
             "set": (
-                "Change one value in the file; comments stay.",
+                "Change one value in the file; comments are kept.",
                 {
-                    "--project": ("The file `./llmdeploy.toml` instead of your own.", ""),
+                    "--project": ("Use `./llmdeploy.toml` instead of your own file.", ""),
                     "--help": ("Show this message and exit.", ""),
                     "-h": ("Show this message and exit.", ""),
                 },

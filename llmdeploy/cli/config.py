@@ -14,7 +14,7 @@ from llmdeploy.config import Settings, keys
 from llmdeploy.config.edit import set_value
 from llmdeploy.errors import ConfigError
 
-Project = Annotated[bool, typer.Option("--project", help="The file `./llmdeploy.toml` instead of your own.")]
+Project = Annotated[bool, typer.Option("--project", help="Use `./llmdeploy.toml` instead of your own file.")]
 KeyName = Annotated[str, typer.Argument(metavar="KEY", help="A key, such as `port` or `engines.llamacpp.threads`.")]
 
 EPILOG = """Examples:
@@ -30,11 +30,11 @@ def register(app: typer.Typer, summary: str) -> None:
         epilog=EPILOG,
     )
     group.command("path", help="Print the path of the configuration file.")(path)
-    group.command("show", help="Print every value and where it is from.")(show)
+    group.command("show", help="Print every value and where it comes from.")(show)
     group.command("get", help="Print one value.")(get)
     # A value may begin with a dash: `gpu_layers -1`.
     dashes = {"ignore_unknown_options": True}
-    group.command("set", help="Change one value in the file; comments stay.", context_settings=dashes)(set_)
+    group.command("set", help="Change one value in the file; comments are kept.", context_settings=dashes)(set_)
     app.add_typer(group, name="config", no_args_is_help=True)
 
 
@@ -72,11 +72,11 @@ def set_(
     out.note(f"`{key}` is `{value}` in `{file}`")
     try:
         found = config.load().value(key)
-    except ConfigError as error:  # what was asked for is done; something else is wrong
+    except ConfigError as error:  # the value is written; something else is wrong
         out.warn(f"{error.message}; {error.hint}")
         return
     if found.source not in {str(file), f"./{file.name}"}:
-        out.warn(f"{found.source} sets `{key}` to `{_shown(found.value)}`, and wins")
+        out.warn(f"{found.source} sets `{key}` to `{_shown(found.value)}` and takes precedence")
 
 
 def _file(project: bool) -> Path:

@@ -23,7 +23,7 @@ llmdeploy doctor --json"""
 
 
 def register(app: typer.Typer, summary: str) -> None:
-    app.command("doctor", help=f"{summary} Exits 1 where a check fails.", epilog=EPILOG)(doctor)
+    app.command("doctor", help=f"{summary} Exits with 1 if a check fails.", epilog=EPILOG)(doctor)
 
 
 def doctor(json: options.Json = False) -> None:

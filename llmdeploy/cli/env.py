@@ -30,17 +30,21 @@ llmdeploy env --dotenv .env"""
 
 
 def register(app: typer.Typer, summary: str) -> None:
-    app.command("env", help=f"{summary} Also where nothing is served yet.", epilog=EPILOG)(env)
+    app.command("env", help=f"{summary} Works before anything is served, too.", epilog=EPILOG)(env)
 
 
 def env(
     shell: Annotated[
         str | None,
-        typer.Option(metavar="SHELL", help="bash, zsh, sh, fish or powershell; left out, yours.", show_default=False),
+        typer.Option(
+            metavar="SHELL", help="bash, zsh, sh, fish or powershell; default: your shell.", show_default=False
+        ),
     ] = None,
     dotenv: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write them into this file instead, such as `.env`.", show_default=False),
+        typer.Option(
+            metavar="FILE", help="Write the variables into this file instead, such as `.env`.", show_default=False
+        ),
     ] = None,
     json: options.Json = False,
 ) -> None:
@@ -59,18 +63,18 @@ def env(
 
 
 def _check(shell: str | None, *, prints: bool) -> None:
-    """Raises UsageError."""
+    """Raise UsageError if `--shell` is unknown or has no effect."""
     if shell is None:
         return
     rule = Text(*shells.ASSIGNMENTS)
     if not rule.accepts(shell):
         raise UsageError(must_be("`--shell`", rule, f"`{plain(shell)}`"), "`llmdeploy env --help`")
     if not prints:
-        raise UsageError("`--shell` says how to print for a shell, and nothing is printed for one", "leave it out")
+        raise UsageError("`--shell` has no effect with `--dotenv` or `--json`", "leave it out")
 
 
 def _variables(found: Connection) -> dict[str, str]:
-    """As OpenAI's own clients read them; the model's by the custom of applications."""
+    """Return the variables: two that OpenAI's clients read, and OPENAI_MODEL, which applications use by custom."""
     return {"OPENAI_BASE_URL": found.base_url, "OPENAI_API_KEY": found.api_key, "OPENAI_MODEL": found.model}
 
 
@@ -97,14 +101,14 @@ def _write(file: Path, found: Connection) -> None:
     from llmdeploy import dotenv
 
     dotenv.write(file, _variables(found))
-    out.note(f"{', '.join(_variables(found))} are in `{file}`")
+    out.note(f"wrote {', '.join(_variables(found))} to `{file}`")
     if found.api_key != endpoint.NO_KEY and os.name == "posix" and file.stat().st_mode & 0o077:
         out.warn(f"others can read the API key in it: `chmod 600 {quote(str(file))}`")
 
 
 def _remark(situation: Situation) -> None:
-    """The address and the name hold all the same: they do not depend on what runs."""
+    """Say if the service is not ready. The address and the model's name are valid all the same."""
     if situation.state == "stopped":
-        out.hint("nothing is served there yet: `llmdeploy serve` serves it")
+        out.hint("nothing is served there yet: `llmdeploy serve` starts it")
     elif situation.state != "ready":
         out.hint(f"the service is {situation.state}: `llmdeploy status` tells more")

@@ -19,7 +19,8 @@ llmdeploy logs --follow
 
 llmdeploy logs -n 20"""
 
-POLL = 0.2
+POLL_SECONDS = 0.2
+"""Seconds between two looks at the file."""
 
 
 def register(app: typer.Typer, summary: str) -> None:
@@ -27,14 +28,18 @@ def register(app: typer.Typer, summary: str) -> None:
 
 
 def logs(
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows, until Ctrl-C.")] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, metavar="N", help="How many of the last lines.")] = 100,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Print new lines as they are written, until Ctrl-C.")
+    ] = False,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", min=0, metavar="N", help="The number of last lines to print.")
+    ] = 100,
 ) -> None:
     file = state.server_log()
     try:
         text, position = _read(file, 0)
     except FileNotFoundError:
-        raise NotServing(f"there is no log yet: `{file}`", "`llmdeploy serve` writes one") from None
+        raise NotServing(f"`{file}` does not exist yet", "`llmdeploy serve` writes the log") from None
     except OSError as error:
         raise state.unwritable(error, "read") from error
     for line in text.splitlines()[-lines:] if lines else []:
@@ -45,13 +50,13 @@ def logs(
 
 
 def _growth(file: Path, position: int) -> Iterator[str]:
-    """What is appended from now on; after a switch that of the new server.
+    """Yield what is appended to the log from `position` on; after a switch, to the new server's log.
 
-    Of a file that was rotated, or whose server is no longer the one of now, the rest comes first.
+    When the file was rotated or another server took over, the rest of the old file comes first.
     """
     identity = file.stat().st_ino
     while True:
-        time.sleep(POLL)
+        time.sleep(POLL_SECONDS)
         rotated = file.with_name(f"{file.name}.1")
         try:
             if (now := state.server_log()) != file and now.exists():
@@ -68,7 +73,7 @@ def _growth(file: Path, position: int) -> Iterator[str]:
                 text, position = _read(file, position)
                 yield text
         except FileNotFoundError:
-            continue  # between two steps of a rotation
+            continue  # a rotation is in progress
 
 
 def _read(file: Path, position: int) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""From the command line to an exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+"""The entry point. Exit statuses: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         return _run(list(arguments))
     except BrokenPipeError:
-        # The reader has gone (`| head`). Nothing more can be said there, not even by the interpreter's last flush.
+        # The reader has gone (`| head`): also the interpreter's last flush must not write to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
 
@@ -47,7 +47,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _answer(arguments: list[str], *, as_json: bool) -> int:
-    """What must be instant is answered before Typer is loaded."""
+    """Answer `--version` and completion before Typer is loaded, since these must be instant; run other commands."""
     if "--version" in takewhile(lambda word: word.startswith("-"), arguments):
         print(f"llmdeploy {__version__}", flush=True)
         return OK
@@ -70,7 +70,7 @@ def _answer(arguments: list[str], *, as_json: bool) -> int:
 
 
 def _require_text(arguments: Sequence[str]) -> None:
-    """Bytes that are no text in this locale would fail later, and elsewhere."""
+    """Raise UsageError for arguments that are not text in this locale: they would fail later, in odd places."""
     from llmdeploy.errors import UsageError
 
     for argument in arguments:
@@ -82,28 +82,28 @@ def _require_text(arguments: Sequence[str]) -> None:
 
 
 def _require_no_shell(arguments: Sequence[str]) -> None:
-    """Typer sets up completion for the shell that runs it, and would pass over the name of another."""
+    """Raise UsageError for a shell's name after a completion option: Typer would ignore it."""
     from llmdeploy.errors import UsageError
 
     for at, option in enumerate(takewhile(lambda word: word.startswith("-"), arguments)):
         if option in {"--install-completion", "--show-completion"} and arguments[at + 1 :]:
-            message = f"`{option}` takes no value: it is for the shell that runs it"
+            message = f"`{option}` takes no value: it works for the shell that runs it"
             raise UsageError(message, f"`llmdeploy {option}`")
 
 
 def _told(error: Exception) -> LlmdeployError:
-    """The error as the user is told it."""
+    """Convert any exception into the error to report."""
     from llmdeploy.errors import LlmdeployError, UsageError
 
     if isinstance(error, LlmdeployError):
         return error
-    describe = getattr(error, "format_message", None)  # Typer's usage errors have it; their class is private
+    describe = getattr(error, "format_message", None)  # only Typer's usage errors have it; their class is private
     if describe is not None:
         return UsageError(_sentence(describe()) or "a command is missing", _help_hint(error))
     try:
         os.getcwd()
     except OSError:
-        return LlmdeployError("the folder you stand in is gone", "`cd` into one that is there")
+        return LlmdeployError("the current folder no longer exists", "`cd` into one that does")
     return LlmdeployError(
         f"this is a bug in llmdeploy {__version__}, not in what you typed: {error!r}",
         "report it with the lines on stderr",
@@ -112,12 +112,12 @@ def _told(error: Exception) -> LlmdeployError:
 
 
 def _sentence(message: str) -> str:
-    """Typer's words in our form: one line, no period at its end."""
+    """Put Typer's message on one line without a final period, as our messages are."""
     return " ".join(message.split()).removesuffix(".")
 
 
 def _help_hint(error: Exception) -> str:
-    """Of the command that was meant, that of a group too."""
+    """Return the hint to ask for the help of the command or subcommand that was meant."""
     command = getattr(getattr(error, "ctx", None), "command_path", "llmdeploy")
     return f"`{command} --help`"
 

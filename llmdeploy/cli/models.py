@@ -1,4 +1,4 @@
-"""`llmdeploy models`: its parts are the files beside this one."""
+"""`llmdeploy models`; the subcommands are in `models_*.py`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ llmdeploy models rm hf://Qwen/Qwen3-8B --dry-run"""
 def register(app: typer.Typer, summary: str) -> None:
     group = typer.Typer(help=summary, epilog=EPILOG)
     group.callback(invoke_without_command=True)(models)
-    group.command("catalog", help="List the models that have a name here.")(models_catalog.catalog)
-    group.command("show", help="Show what each engine would get of a model, from where, how large.")(models_show.show)
+    group.command("catalog", help="List the models of the catalog.")(models_catalog.catalog)
+    group.command("show", help="Show what each engine would load for a model, from where, and how large it is.")(
+        models_show.show
+    )
     group.command("rm", help=models_rm.SUMMARY, epilog=models_rm.EPILOG)(models_rm.rm)
     app.add_typer(group, name="models")
 

@@ -21,7 +21,7 @@ def catalog(json: options.Json = False) -> None:
     narrow = width < 70
     table = Table(box=None, pad_edge=False, padding=(0, 2 if width >= 50 else 1, 0, 0), header_style="")
     for heading in ("NAME", "SIZE", "HERE") if narrow else ("NAME", "TAKES", "CONTEXT", "SIZE", "HERE"):
-        # Words may be folded on a narrow terminal; a name or a number that is broken misleads.
+        # Words may be wrapped on a narrow terminal; a broken name or number would mislead.
         table.add_column(heading, no_wrap=heading != "TAKES", overflow="fold")
     for row in rows():
         here = "yes" if any(engine["here"] for engine in row["engines"].values()) else "no"
@@ -29,11 +29,11 @@ def catalog(json: options.Json = False) -> None:
         takes = [] if narrow else [", ".join(row["capabilities"]), str(row["context"] or "-")]
         table.add_row(row["name"], *takes, size, here)
     out.table(table)
-    out.hint("`llmdeploy models show NAME` tells what each engine would get of one, from where, how large")
+    out.hint("`llmdeploy models show NAME` shows what each engine would load, from where, and how large it is")
 
 
 def rows() -> list[dict[str, Any]]:
-    """One document for each model."""
+    """Return one JSON document for each model."""
     from llmdeploy.cli.models_show import document
     from llmdeploy.models.catalog import lookup
 

@@ -1,4 +1,4 @@
-"""`llmdeploy models`: what is on this machine."""
+"""`llmdeploy models`: the models on this machine."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 HEADINGS = ("NAME", "SIZE", "ENGINES", "PLACE", "LAST USED")
 PLACES = {"hub": "Hub", "modelscope": "ModelScope", "ollama": "Ollama", "folder": "folder", "lmstudio": "LM Studio"}
 OURS = ".llmdeploy.incomplete"
-"""The end of a part that `pull` goes on with; others are left by other programs."""
+"""Suffix of the partial files that `pull` continues; other partial files were left by other programs."""
 
 
 def show() -> None:
-    """Print what is here as a table, or where that is too wide as a few lines each."""
+    """Print the models as a table, or with a few lines for each if the terminal is too narrow."""
     from llmdeploy.models import store
 
     found = store.scan(config.load().ollama.models)
@@ -38,7 +38,7 @@ def show() -> None:
 
 
 def stored() -> dict[str, Any]:
-    """The same for `--json`: fields are only ever added."""
+    """Return the models on this machine for `--json`. Fields are only ever added."""
     from llmdeploy.models import store
     from llmdeploy.models.stores.installed import total
 
@@ -51,7 +51,7 @@ def stored() -> dict[str, Any]:
 
 
 def document(found: Store, model: InstalledModel) -> dict[str, Any]:
-    """One model of it."""
+    """Return the JSON document of one model."""
     used = datetime.fromtimestamp(model.last_used, UTC).isoformat(timespec="seconds") if model.last_used else None
     return {
         "name": str(model.reference),
@@ -69,7 +69,7 @@ def document(found: Store, model: InstalledModel) -> dict[str, Any]:
 
 
 def _sorted(found: Store) -> list[InstalledModel]:
-    """By place, then by name; what has nothing but parts of a download last."""
+    """Sort by place and name; models that have only partial files come last."""
     places = list(PLACES)
     return sorted(found.held, key=lambda it: (not it.files, places.index(it.place), str(it.reference)))
 
@@ -86,7 +86,10 @@ def _ago(seconds: float) -> str:
 
 
 def _pull(model: InstalledModel) -> str:
-    """The command that fetches it, for an engine that runs its form: GGUF files tell so in their repository's name."""
+    """Return the command that continues a download, for an engine that runs the model's format.
+
+    Without a complete file, a GGUF repository is recognised by its name.
+    """
     gguf = "llamacpp" in model.engines or "gguf" in str(model.reference).lower()
     return f"llmdeploy pull {model.reference}{'' if gguf else ' --engine vllm'}"
 
@@ -99,7 +102,7 @@ def _tell(found: Store) -> None:
         if not model.parts:
             continue
         ours = any(part.name.endswith(OURS) for part in model.parts) or model.place == "folder"
-        way = f"`{_pull(model)}` goes on with it, " if ours and model.place != "folder" else ""
+        way = f"`{_pull(model)}` continues it, " if ours and model.place != "folder" else ""
         left = replace(model, files=())
         out.note(
             f"`{model.reference}` has {in_gib(left.unfinished)} of an unfinished download: "
@@ -107,6 +110,4 @@ def _tell(found: Store) -> None:
         )
     for note in found.notes:
         out.note(note)
-    out.hint(
-        "`llmdeploy serve NAME` serves one of them; `llmdeploy models catalog` lists the names that can be fetched"
-    )
+    out.hint("`llmdeploy serve NAME` serves one of them; `llmdeploy models catalog` lists models to download")

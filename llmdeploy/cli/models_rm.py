@@ -26,13 +26,13 @@ EPILOG = """Examples:
 llmdeploy models rm hf://Qwen/Qwen3-8B-GGUF:Q4_K_M
 
 llmdeploy models rm ollama://qwen3:8b --dry-run"""
-SUMMARY = "Remove models from this machine, and tell first what goes."
+SUMMARY = "Remove models from this machine, after showing what goes."
 
 
 def rm(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="As `llmdeploy models` shows them.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be removed.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")] = False,
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Models, as `llmdeploy models` lists them.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
     json: options.Json = False,
 ) -> None:
     from llmdeploy.models import removal, store
@@ -56,7 +56,7 @@ def rm(
 
 
 def _chosen(found: Store, names: Sequence[str]) -> list[InstalledModel]:
-    """What the names mean, each once. Raises what stands in the way where nothing of a name may be removed."""
+    """Find the models of these names, each once. If none of a name can be removed, raise the reason."""
     from llmdeploy.models import removal
 
     going: dict[int, InstalledModel] = {}
@@ -74,7 +74,7 @@ def _chosen(found: Store, names: Sequence[str]) -> list[InstalledModel]:
 
 
 def _require_idle(found: Store, going: Sequence[InstalledModel]) -> None:
-    """What serves now, or starts to, must keep its files. Raises LlmdeployError."""
+    """Raise LlmdeployError if the running service, or one that starts, uses files of these models."""
     from llmdeploy.models import removal
     from llmdeploy.service import state
 
@@ -123,7 +123,7 @@ def _described(found: Store, going: Sequence[InstalledModel], freed: int) -> lis
 
 
 def _files(found: Store, going: Sequence[InstalledModel], model: InstalledModel) -> list[Path]:
-    """What goes of one of them."""
+    """List the files of `model` that would be removed."""
     from llmdeploy.models import removal
 
     gone = set(removal.going_files(found, going))

@@ -1,4 +1,4 @@
-"""`llmdeploy models show MODEL...`: offline, and quick for many at once."""
+"""`llmdeploy models show MODEL...`. Works offline, and quickly for many models at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from llmdeploy.models.catalog.entry import CatalogEntry
 
 Names = Annotated[
-    list[str], typer.Argument(metavar="MODEL...", help="Names of the catalog, repositories, tags, files or folders.")
+    list[str], typer.Argument(metavar="MODEL...", help="Catalog names, repositories, Ollama tags, files or folders.")
 ]
 
 
@@ -33,7 +33,7 @@ def show(names: Names, json: options.Json = False) -> None:
 
 
 def document(asked: str, hub: str) -> dict[str, Any]:
-    """What is known of a model, as `--json` has it; `hub` is the configured `source`.
+    """Return the JSON document of a model; `hub` is the configured `source`.
 
     Raises UsageError, ModelNotFound, ConfigError.
     """
@@ -75,7 +75,7 @@ def _print(model: dict[str, Any]) -> None:
         out.note(f"`{model['asked']}` is `{model['name']}`")
     out.line(model["name"])
     if "capabilities" in model:
-        _wrapped(2, [", ".join(model["capabilities"]), *_sizes(model), model["license"] or "license not told"])
+        _wrapped(2, [", ".join(model["capabilities"]), *_sizes(model), model["license"] or "license unknown"])
     for engine, offer in model["engines"].items():
         _engine(engine, offer)
 
@@ -99,7 +99,7 @@ def _engine(engine: str, offer: dict[str, Any]) -> None:
     else:
         _wrapped(2, [f"{engine}: {_known(offer)}"])
     for reference in offer["artefact"]:
-        out.line(f"    {reference}")  # whole, to be copied: a narrow terminal breaks it where it ends
+        out.line(f"    {reference}")  # not wrapped, so that it can be copied
     if offer["others"]:
         other = "there is" if offer["lacks"] else "also"
         _wrapped(4, [f"{other} {', '.join(one.lower() for one in offer['others'])}"])
@@ -114,7 +114,7 @@ def _known(offer: dict[str, Any]) -> str:
 
 
 def _wrapped(indent: int, facts: list[str]) -> None:
-    """A line, or several on a terminal that is narrower."""
+    """Print facts on one line, or wrapped on a terminal that is narrower."""
     text = harmless("; ".join(facts))
     width = columns() if sys.stdout.isatty() else 10_000
     margin = " " * indent

@@ -22,7 +22,7 @@ Host = Annotated[
     str | None,
     typer.Option(
         metavar="ADDRESS",
-        help="The address to listen on; one that others can reach needs an API key.",
+        help="The address to listen on; any but a loopback address needs an API key.",
         show_default=False,
     ),
 ]
@@ -35,7 +35,7 @@ Context = Annotated[
         min=256,
         max=100_000_000,
         metavar="TOKENS",
-        help="Tokens one request may use, prompt and answer.",
+        help="Tokens that one request may use, prompt and answer together.",
         show_default=False,
     ),
 ]
@@ -55,18 +55,18 @@ GpuLayers = Annotated[
 Mmproj = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="The vision projector of a GGUF file, where it is not beside it.", show_default=False
+        metavar="FILE", help="The vision projector of a GGUF file, if it is in another folder.", show_default=False
     ),
 ]
 AllowCloud = Annotated[
-    bool, typer.Option("--allow-cloud", help="Let a model of Ollama's run in its cloud: prompts leave this machine.")
+    bool, typer.Option("--allow-cloud", help="Allow models that run in Ollama's cloud: prompts leave this machine.")
 ]
 TrustRemoteCode = Annotated[
     bool,
-    typer.Option("--trust-remote-code", help="Let vLLM run the Python files that come with the model."),
+    typer.Option("--trust-remote-code", help="Let vLLM run Python files that come with the model."),
 ]
 Repair = Annotated[
-    bool, typer.Option("--repair/--no-repair", help="Try a start that fails again with what the engine asks for.")
+    bool, typer.Option("--repair/--no-repair", help="Retry a failed start with the value that the engine asks for.")
 ]
 Timeout = Annotated[
     float | None,

@@ -1,4 +1,4 @@
-"""What the user sees: stdout is the answer, everything else is stderr."""
+"""All output of the commands: results go to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNWRITABLE = "stdout_unwritable"
 
 
 class Output:
-    """The one way out of every command. Rich decides on colour, for each stream by itself."""
+    """Writer for every command. Rich decides for each stream whether to use colour."""
 
     def __init__(self) -> None:
         self.quiet = False
@@ -28,26 +28,26 @@ class Output:
         self._streams = False
 
     def data(self, text: str, end: str = "\n") -> None:
-        """The answer, or a piece of it: seen at once, also through a pipe. Raises LlmdeployError, BrokenPipeError."""
+        """Write a result, or a piece of it, and flush. Raises LlmdeployError, BrokenPipeError."""
         sys.stdout.write(text + end)
         sys.stdout.flush()
 
     def line(self, text: str) -> None:
-        """A line of the answer that may hold names from outside."""
+        """Write a line of a result that may contain names from outside, with control characters escaped."""
         self.data(harmless(text))
 
     def document(self, content: object) -> None:
-        """The answer as JSON: one document, or the last line where events came before it."""
+        """Write the result as one JSON document; after events, on one last line."""
         self._documented = True
         self.data(json.dumps(content, ensure_ascii=False, indent=None if self._streams else 2))
 
     def event(self, content: object) -> None:
-        """What happens on the way, as JSON: a line of its own."""
+        """Write an event as a line of JSON."""
         self._streams = True
         self.data(json.dumps(content, ensure_ascii=False))
 
     def table(self, table: Table) -> None:
-        """The answer as a table: folded on a terminal, one row a line elsewhere."""
+        """Write a table, wrapped on a terminal and with one row per line elsewhere."""
         console = _console(stderr=False)
         with console.capture() as capture:
             console.print(table)
@@ -55,7 +55,7 @@ class Output:
             self.data(line.rstrip())
 
     def note(self, text: str, style: str = "") -> None:
-        """Progress and remarks."""
+        """Report progress or a remark on stderr, unless `--quiet`."""
         if not self.quiet:
             self._tell(text, style)
 
@@ -67,15 +67,15 @@ class Output:
         self._tell(f"warning: {text}", "yellow")
 
     def ask(self, question: str) -> bool:
-        """Whether the user agrees; only somebody at a terminal can. Raises UsageError where there is none."""
+        """Ask the user a yes-or-no question. Raises UsageError without a terminal."""
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
-            raise UsageError(f"there is no terminal to ask on: {question}", "add `--yes` to agree")
+            raise UsageError(f"no terminal to ask on: {question}", "add `--yes` to agree")
         print(harmless(question), end=" [y/N] ", file=sys.stderr, flush=True)
         return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
     def error(self, error: LlmdeployError, *, as_json: bool) -> None:
         if as_json and not self._documented and error.code != UNWRITABLE:
-            with suppress(LlmdeployError):  # stdout cannot be written: then stderr has it
+            with suppress(LlmdeployError):  # stdout cannot be written: report on stderr
                 self.document(error.as_document())
                 return
         self._tell(f"error: {error.message}", "red")
@@ -84,7 +84,7 @@ class Output:
 
     def _tell(self, text: str, style: str) -> None:
         text = harmless(text)
-        with suppress(OSError):  # the terminal may be gone; what is being done must still end well
+        with suppress(OSError):  # the terminal may be gone; the command must still finish its work
             if _plain(sys.stderr):
                 print(text, file=sys.stderr, flush=True)
             else:
@@ -92,14 +92,14 @@ class Output:
 
 
 def harmless(text: str) -> str:
-    """Names of files and words of servers may hold control characters: on a terminal they are shown, not obeyed."""
+    """Escape control characters in text from outside, so that a terminal shows them and does not obey them."""
     return "".join(it if it.isprintable() or it in "\n\t" else ascii(it)[1:-1] for it in text)
 
 
 def columns() -> int:
-    """The width of the terminal that stdout is, or what `COLUMNS` says; 80 where neither tells.
+    """Return `COLUMNS`, or else the width of the terminal on stdout, or else 80.
 
-    shutil's function asks the stream that the interpreter began with, which `make_safe` has replaced.
+    `shutil.get_terminal_size` asks `sys.__stdout__`, which `make_safe` has detached.
     """
     named = os.environ.get("COLUMNS", "")
     if named.isdecimal() and int(named) > 0:
@@ -111,7 +111,7 @@ def columns() -> int:
 
 
 def _plain(stream: Any) -> bool:
-    """Whether Rich would only pass the text on: then its 40 ms are saved."""
+    """Return whether Rich would print the text unchanged, so that its import (40 ms) can be saved."""
     return not (stream.isatty() or os.environ.get("FORCE_COLOR"))
 
 
@@ -119,7 +119,7 @@ def _console(*, stderr: bool) -> Console:
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    # Off a terminal there is no width to fold to, and a script wants a row on one line.
+    # Without a terminal nothing is wrapped: scripts expect one row on one line.
     width = None if stream.isatty() else 10_000
     return Console(stderr=stderr, markup=False, highlight=False, emoji=False, width=width)
 

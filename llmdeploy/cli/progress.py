@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 TOTAL = "in total"
 NARROW, WIDE = 60, 100
-"""Columns of a terminal below which the speed is left out, and from which on there is room for a bar."""
+"""Terminal widths: below NARROW the speed is left out, from WIDE on a bar is drawn."""
 
 
 class Downloads:
-    """Shows nothing until the first byte is asked for. `show` may be called from any thread."""
+    """Progress display of several downloads; empty until the first call of `show`, from any thread."""
 
     def __init__(self) -> None:
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._files: dict[str, tuple[int, int]] = {}
-        """Bytes that are here, and in all, by file."""
+        """Per file: bytes present and bytes in total."""
         self._said: dict[str, int] = {}
         self._began = (0.0, 0)
-        """When the first file was shown, and how many bytes were here then."""
+        """Time of the first `show`, and bytes that were present before the download."""
 
     def __enter__(self) -> Downloads:
         return self
@@ -40,10 +40,10 @@ class Downloads:
             self._bars.stop()
 
     def show(self, file: str, done: int, total: int) -> None:
-        """`done` of `total` bytes of `file` are here."""
+        """Report that `done` of the `total` bytes of `file` are present."""
         if out.quiet:
             return
-        if file not in self._files:  # what was here before does not count as speed
+        if file not in self._files:  # bytes that were present before do not count for the speed
             began, here = self._began
             self._began = (began or time.monotonic(), here + done)
         self._files[file] = (done, total)
@@ -59,23 +59,23 @@ class Downloads:
     def _draw(self, file: str, done: int, total: int) -> None:
         if self._bars is None:
             self._bars = _bars()
-            self._tasks[TOTAL] = self._bars.add_task(TOTAL, visible=False)  # the first line, once there are two files
+            self._tasks[TOTAL] = self._bars.add_task(TOTAL, visible=False)  # the first line, shown with a second file
             self._bars.start()
         self._move(self._bars, file, done, total)
         if len(self._files) > 1:
             self._move(self._bars, TOTAL, *self._sum)
 
     def _move(self, bars: Progress, name: str, done: int, total: int) -> None:
-        """The bar of a file is there while the file is under way; that of the total always."""
+        """Update a bar. A file's bar is visible during its download, the bar of the total always."""
         if name not in self._tasks:
-            self._tasks[name] = bars.add_task(name, visible=False)  # until its numbers are there
+            self._tasks[name] = bars.add_task(name, visible=False)  # until its numbers are known
         under_way = name == TOTAL or 0 < done < total or len(self._files) == 1
         bars.update(self._tasks[name], completed=done, total=total, visible=under_way)
         if done >= total:
             bars.refresh()
 
     def _say(self, file: str, done: int, total: int) -> None:
-        """A line for each tenth of all, and one for each file that is whole, where there are several."""
+        """Print a line for each tenth of the total and, with several files, one for each complete file."""
         if len(self._files) > 1 and self.is_news(file, done, total) and done >= total:
             out.note(f"          {file}: {in_gib(total)}")
         name = TOTAL if len(self._files) > 1 else file
@@ -86,14 +86,14 @@ class Downloads:
     def _pace(self, done: int, total: int) -> str:
         began, here = self._began
         seconds = time.monotonic() - began
-        if done <= here or seconds < 0.5:  # nothing that could be counted on
+        if done <= here or seconds < 0.5:  # too early for a reliable speed
             return ""
         speed = (done - here) / seconds
         left = f", {in_time((total - done) / speed)} left" if done < total else ""
         return f", {in_gib(speed)}/s{left}"
 
     def is_news(self, file: str, done: int, total: int) -> bool:
-        """Whether another tenth of it is here since this was asked last."""
+        """Return whether another tenth of `file` has arrived since the last call."""
         tenth = 10 * done // total if total else 10
         news = self._said.get(file) != tenth
         self._said[file] = tenth
@@ -111,7 +111,7 @@ def _bars() -> Progress:
             return Text(f"{in_gib(task.completed)} of {in_gib(task.total or 0)}")
 
     class Pace(ProgressColumn):
-        """Speed and time left."""
+        """Column with speed and time left."""
 
         def render(self, task: Task) -> Text:
             if task.finished or not task.speed:
@@ -124,6 +124,6 @@ def _bars() -> Progress:
     name = TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, min_width=8))
     one_line = Column(no_wrap=True)
     columns: list[ProgressColumn] = [name, Amount(one_line), Pace(one_line)]
-    if console.width >= WIDE:  # the numbers are worth more than a bar
+    if console.width >= WIDE:  # on narrower terminals the numbers need the room
         columns.insert(1, BarColumn(bar_width=24))
     return Progress(*columns, console=console, expand=True, transient=False)

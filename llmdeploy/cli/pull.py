@@ -34,12 +34,12 @@ llmdeploy pull hf://Qwen/Qwen3-8B-GGUF:Q8_0 --dir ./models"""
 
 
 def register(app: typer.Typer, summary: str) -> None:
-    app.command("pull", help=f"{summary} What was broken off goes on where it ended.", epilog=EPILOG)(pull)
+    app.command("pull", help=f"{summary} Continues an interrupted download.", epilog=EPILOG)(pull)
 
 
 def pull(
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="A name, a place at the Hub or a tag of Ollama's.")
+        str | None, typer.Argument(metavar="[MODEL]", help="A catalog name, a repository or an Ollama tag.")
     ] = None,
     engine: Annotated[
         str | None,
@@ -47,7 +47,7 @@ def pull(
             "--engine",
             "-e",
             metavar="ENGINE",
-            help="The engine to fetch for; `all`: each that can be used here.",
+            help="The engine to fetch for; `all`: every engine that works here.",
             show_default=False,
         ),
     ] = None,
@@ -61,24 +61,30 @@ def pull(
     ] = None,
     directory: Annotated[
         Path | None,
-        typer.Option("--dir", metavar="D", help="A folder for the files, not the shared cache.", show_default=False),
+        typer.Option(
+            "--dir", metavar="D", help="A folder for the files, instead of the shared cache.", show_default=False
+        ),
     ] = None,
     source: Annotated[
         str | None,
-        typer.Option(metavar="SOURCE", help="The hub to fetch from: `huggingface`, `modelscope`.", show_default=False),
+        typer.Option(
+            metavar="SOURCE", help="The hub to fetch from: `huggingface` or `modelscope`.", show_default=False
+        ),
     ] = None,
     mmproj: options.Mmproj = None,
-    fit: Annotated[bool, typer.Option("--fit/--no-fit", help="Refuse what this machine's memory cannot hold.")] = True,
+    fit: Annotated[
+        bool, typer.Option("--fit/--no-fit", help="Refuse a model that does not fit this machine's memory.")
+    ] = True,
     lock: Annotated[bool, typer.Option("--lock", help="Write what is fetched into `llmdeploy.lock`.")] = False,
-    locked: Annotated[bool, typer.Option("--locked", help="Fetch exactly what `llmdeploy.lock` names.")] = False,
+    locked: Annotated[bool, typer.Option("--locked", help="Fetch exactly what `llmdeploy.lock` lists.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List files and sizes; fetch nothing.")] = False,
     json: options.Json = False,
 ) -> None:
     settings = config.load({"engine": None if engine == ALL else engine, "source": source})
     settings = replace(settings, flags=Flags(mmproj and mmproj.absolute(), pinned=not lock))
-    folder = directory and Path(os.path.expanduser(directory)).absolute()  # in `--dir=~/x` the shell leaves it
+    folder = directory and Path(os.path.expanduser(directory)).absolute()  # shells leave `~` in `--dir=~/x`
     if folder and folder.is_file():
-        raise UsageError(f"`{directory}` is a file", "`--dir` takes a folder, there or not")
+        raise UsageError(f"`{directory}` is a file", "`--dir` takes a folder, which need not exist")
     if locked:
         _refuse_beside_locked({"--lock": lock, "--quant": quant, "--revision": revision, "--source": source})
         asked = _locked(model, engine, settings, folder)
@@ -125,7 +131,7 @@ def _locked(model: str | None, engine: str | None, settings: Settings, folder: P
 
 
 def _refuse_beside_locked(options: dict[str, object]) -> None:
-    """Raises UsageError for an option that would have something else fetched than what is locked."""
+    """Raise UsageError for an option that would fetch something other than what is locked."""
     for name, value in options.items():
         if value:
             raise UsageError(f"`{name}` and `--locked` exclude each other", "leave one of them out")
@@ -157,7 +163,7 @@ def _carry_out(
                 out.note(_words(one))
                 one.fetch()
     except KeyboardInterrupt:
-        out.note("interrupted: what has come is kept, and the same command goes on with it")
+        out.note("interrupted: what was fetched is kept, and the same command continues")
         raise
     return ready
 
@@ -169,7 +175,7 @@ def _leave_out(engine: str, error: LlmdeployError) -> None:
 def _words(pull: Pull) -> str:
     need = pull.need
     if need.unknown:
-        return f"{pull.engine.name}: `{need.source}`, of a size that is not known: {need.unknown}"
+        return f"{pull.engine.name}: `{need.source}`, size unknown: {need.unknown}"
     if not need.missing:
         return f"{pull.engine.name}: `{need.source}` is here, {in_gib(need.size)}"
     part = f" of {in_gib(need.size)}" if need.missing < need.size else ""
@@ -181,7 +187,7 @@ def _write_lock(pulls: list[Pull]) -> None:
     from llmdeploy.models import lock
 
     lock.write(lock.with_pins(lock.read(), [one.pin for one in pulls]))
-    out.note(f"`{lock.LOCK}` names it: `llmdeploy pull --locked` gets exactly that")
+    out.note(f"added to `{lock.LOCK}`: `llmdeploy pull --locked` fetches exactly that")
 
 
 def _document(pull: Pull) -> dict[str, Any]:
@@ -203,7 +209,7 @@ def _document(pull: Pull) -> dict[str, Any]:
 
 
 def _show(pulls: list[Pull]) -> None:
-    """Files and sizes on stdout, and what they mean for this machine beside it."""
+    """Print files and sizes on stdout, and free disk and memory on stderr."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
@@ -220,4 +226,4 @@ def _show(pulls: list[Pull]) -> None:
         if (free := one.need.free()) is not None:
             out.note(f"  disk    {in_gib(free)} free")
         if one.plan is not None and one.plan.available is not None:
-            out.note(f"  memory  {in_gib(one.plan.needed_bytes)} of {in_gib(one.plan.available.bytes)} that are free")
+            out.note(f"  memory  {in_gib(one.plan.needed_bytes)} of {in_gib(one.plan.available.bytes)} free")

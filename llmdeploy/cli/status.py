@@ -1,4 +1,4 @@
-"""`llmdeploy status`. Kept light: scripts ask it often."""
+"""`llmdeploy status`. It imports little, because scripts call it often."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ llmdeploy status --json"""
 
 
 def register(app: typer.Typer, summary: str) -> None:
-    app.command("status", help=f"{summary} Exits 1 where nothing serves.", epilog=EPILOG)(status)
+    app.command("status", help=f"{summary} Exits with 1 if nothing is served.", epilog=EPILOG)(status)
 
 
 def status(json: options.Json = False) -> None:
@@ -33,7 +33,7 @@ def status(json: options.Json = False) -> None:
 
 
 def document(situation: Situation) -> dict[str, Any]:
-    """What is served, as `--json` tells it: fields are only ever added."""
+    """Return the JSON document of `status`. Fields are only ever added."""
     record = situation.record
     if record is None:
         return {"state": situation.state}
@@ -61,7 +61,7 @@ def document(situation: Situation) -> dict[str, Any]:
 
 
 def _setting(record: Record, name: str) -> int | None:
-    """A value of the plan; None where the plan is not made yet, or is of another version's form."""
+    """Return a value of the plan; None before planning, or if another version wrote the record."""
     found = (record.plan or {}).get(name)
     return found.get("value") if isinstance(found, dict) else None
 
@@ -76,9 +76,9 @@ def _show(situation: Situation) -> None:
     for name, value in _lines(situation, record):
         out.line(f"  {name:<9}{value}")
     if situation.leftover:
-        out.hint("`llmdeploy stop` ends its server; `llmdeploy serve` does too, and serves again")
+        out.hint("`llmdeploy stop` ends its server; `llmdeploy serve` does too and then serves again")
     elif situation.state == "crashed":
-        out.hint("`llmdeploy serve` serves again; `llmdeploy stop` only clears this away")
+        out.hint("`llmdeploy serve` serves again; `llmdeploy stop` only clears the record")
     elif record.error and (hint := record.error["error"]["hint"]):
         out.hint(hint)
 
@@ -93,7 +93,7 @@ def _lines(situation: Situation, record: Record) -> list[tuple[str, str]]:
         left = gone and not situation.leftover
         lines.append(("server", f"process {record.server.pid}" + (", gone" if left else "")))
     if situation.state == "crashed":
-        lines.append(("reason", "the service was killed or crashed: it left no word"))
+        lines.append(("reason", "the service was killed or crashed, and left no message"))
     if record.error:
         lines.append(("reason", record.error["error"]["message"]))
     if record.switch:

@@ -1,4 +1,4 @@
-"""The three standard streams, whatever state they were handed over in: closed, full, or in another character set."""
+"""Standard streams that work when they were closed, cannot be written, or use another character set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TextIO, cast
 
 
 def make_safe() -> None:
-    """A closed stream takes anything, and no text fails for want of a character: JSON is UTF-8 everywhere."""
+    """Replace closed streams with the null device, and write UTF-8 everywhere, so that no character fails."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:
@@ -24,7 +24,7 @@ def make_safe() -> None:
 
 
 class Stdout(TextIOWrapper):
-    """stdout that tells when it cannot be written, whoever writes: Typer's help too. BrokenPipeError stays itself."""
+    """stdout that raises LlmdeployError when it cannot be written, also by Typer's help. BrokenPipeError passes."""
 
     def write(self, text: str) -> int:
         with _unwritable():
@@ -44,11 +44,11 @@ def _unwritable() -> Iterator[None]:
     except OSError as error:
         from llmdeploy.errors import LlmdeployError
 
-        sys.stdout = nowhere("w")  # what is left in it can never be written
+        sys.stdout = nowhere("w")  # its buffer can never be written
         message = f"stdout cannot be written: {error.strerror}"
-        raise LlmdeployError(message, "free the disk, or send it elsewhere", code="stdout_unwritable") from error
+        raise LlmdeployError(message, "free disk space, or write elsewhere", code="stdout_unwritable") from error
 
 
 def nowhere(mode: str) -> TextIO:
-    """A stream for as long as the process lives: like the interpreter's own it is never closed."""
+    """Open the null device for the life of the process; like the interpreter's own streams it is never closed."""
     return cast("TextIO", open(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8", closefd=False))

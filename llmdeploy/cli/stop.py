@@ -35,6 +35,6 @@ def stop(json: options.Json = False) -> None:
     elif runs:
         out.note("stopped")
     elif situation.leftover:
-        out.note(f"the service of `{record.served_name}` had ended already; its server is ended now")
+        out.note(f"the service of `{record.served_name}` had already ended; its server is stopped now")
     else:
-        out.note(f"`{record.served_name}` had ended already; cleared away")
+        out.note(f"`{record.served_name}` had already ended; its record is cleared")
