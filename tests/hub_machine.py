@@ -1,7 +1,4 @@
-"""A machine that downloads: each command a process of its own, as each of a user's is.
-
-huggingface_hub reads its variables when it is imported.
-"""
+"""A machine that downloads. Each command is a process, because huggingface_hub reads its variables when imported."""
 
 from __future__ import annotations
 
@@ -43,7 +40,7 @@ except LlmdeployError as error:
 
 
 class Machine:
-    """With an empty home, and one Hub that it knows."""
+    """Machine with an empty home folder and one Hub."""
 
     def __init__(self, home: Path, endpoint: str) -> None:
         inherited = {key: value for key, value in os.environ.items() if key in {"PATH", "SYSTEMROOT", "TMPDIR", "TEMP"}}
@@ -68,7 +65,7 @@ class Machine:
         )
 
     def run(self, what: str, address: str, folder: Path | None = None, **variables: str) -> dict[str, Any]:
-        """What it says. A GGUF model is meant where the address names a file or a quantization."""
+        """Run code on a model and return its output. An address with a file or a quantization is a GGUF model."""
         form = "gguf" if "gguf" in address.lower() else "hf"
         return self.said(self.start(what, form, address, *([folder] if folder else []), **variables))
 
@@ -80,7 +77,7 @@ class Machine:
         return document
 
     def here(self, address: str, **variables: str) -> list[Path]:
-        """The model's files, where all are here."""
+        """Return the model's files if all are present."""
         return [Path(file) for file in self.run("look", address, **variables)["files"]]
 
     def pull(self, address: str, folder: Path | None = None, **variables: str) -> list[Path]:
@@ -89,7 +86,7 @@ class Machine:
         return [Path(file) for file in done["files"]]
 
     def fail(self, address: str, folder: Path | None = None, **variables: str) -> tuple[str, str]:
-        """Message and hint of a download that must fail."""
+        """Return message and hint of a download that must fail."""
         error = self.run("pull", address, folder, **variables)["error"]
         return error["message"], error["hint"]
 
@@ -97,5 +94,5 @@ class Machine:
         return [path for path in self.home.rglob("*incomplete*") if path.is_file()]
 
     def blobs(self) -> list[Path]:
-        """Those that count as whole."""
+        """List the blobs that count as complete."""
         return [path for path in self.cache.glob("*/blobs/*") if "incomplete" not in path.name]

@@ -1,4 +1,4 @@
-"""Applications that stream without pause, and say of each answer whether it was whole."""
+"""Load of clients that stream without pause and check that each answer is complete."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PATIENCE = 300
 
 @dataclass
 class Load:
-    """So many clients, from `with` to its end. A failure is a sentence; an answer is the engine's that gave it."""
+    """Clients that run during a `with` block. Collects failures as messages, and the engine of each answer."""
 
     port: int
     clients: int = 16
@@ -57,7 +57,7 @@ class Load:
         connection.close()
 
     def _ask(self, connection: HTTPConnection) -> str:
-        """One streamed answer, whole and of one engine; which."""
+        """Stream one answer, check that it is complete and from one engine, and return the engine."""
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": QUESTION}],
@@ -68,7 +68,7 @@ class Load:
         headers = {"Content-Type": "application/json"}
         connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
         response = connection.getresponse()
-        content = response.read()  # raises IncompleteRead where the end is missing
+        content = response.read()  # raises IncompleteRead if the end is missing
         assert response.status == 200, f"{response.status} {content[:500]!r}"
         events = [line.removeprefix(b"data: ") for line in content.split(b"\n") if line.startswith(b"data: ")]
         assert events[-1] == b"[DONE]", f"no end: {events[-1]!r}"

@@ -1,4 +1,4 @@
-"""Bad input: a sentence, a hint, the right status, and nothing left behind."""
+"""Bad input: message, hint and exit status are right, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RED = EXAMPLES / "red.png"
 
 @pytest.fixture
 def bad(world: World) -> World:
-    """A world whose working folder holds what is no model and no image."""
+    """Return a world whose working folder has files that are neither models nor images."""
     folder = world.work
     (folder / "folder").mkdir()
     (folder / "text.gguf").write_text("hello, this is text\n" * 50)
@@ -242,13 +242,13 @@ def test_bad_input(bad: World, arguments: list[str], status: int, error: str | N
     assert not bad.processes()
 
     as_json = bad.run(*arguments, "--json")
-    if "--json" not in as_json.stdout:  # commands with no document to print
+    if "--json" not in as_json.stdout:  # commands without a JSON document
         document = json.loads(as_json.stdout)["error"]
         assert as_json.status == status
         assert [f"error: {document['message']}", f"hint: {document['hint']}"] == lines[-2:]
 
 
-def test_binary_on_stdin_is_no_prompt(world: World) -> None:
+def test_binary_prompt_on_stdin_is_refused(world: World) -> None:
     result = world.run("chat", stdin=RED.read_bytes())
     assert result.text == (
         "exit 2\n--- stdout\n--- stderr\nerror: stdin is not text\nhint: an image is given as `--image -`\n"
@@ -280,7 +280,7 @@ def test_a_broken_config_file(world: World, content: str, message: str) -> None:
 
 
 def test_a_state_folder_that_cannot_be_written(world: World) -> None:
-    """A file in its way, for the superuser may write into any folder."""
+    """A file blocks the folder, because root may write into any folder."""
     blocked = world.folder / "blocked"
     blocked.write_text("")
     for arguments in (["serve", "selftest"], ["serve", "selftest", "--detach"], ["chat", "hello"]):
@@ -294,7 +294,7 @@ def test_a_state_folder_that_cannot_be_written(world: World) -> None:
 
 
 def test_a_full_state_folder(world: World) -> None:
-    """/dev/full stands for a full disk: the record cannot be written, and that is told."""
+    """/dev/full acts as a full disk; that the record cannot be written is reported."""
     world.state.mkdir()
     (world.state / "service.lock").symlink_to("/dev/full")
     result = world.run("serve", "selftest")
@@ -303,8 +303,8 @@ def test_a_full_state_folder(world: World) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_the_folder_a_user_stands_in_lends_no_modules(world: World) -> None:
-    """A file called json.py beside one's notes must not become part of the service."""
+def test_working_folder_is_not_on_the_import_path(world: World) -> None:
+    """A file json.py in the working folder must not be imported by the service."""
     for name in ("json.py", "signal.py", "xllamacpp.py"):
         (world.work / name).write_text("raise SystemExit('hijacked')\n")
     copy_selftest(world.work)
@@ -319,7 +319,7 @@ def test_the_folder_a_user_stands_in_lends_no_modules(world: World) -> None:
     assert (done.returncode, done.stdout) == (0, "1 2 3\n"), done.stderr
 
 
-def test_a_program_to_run_is_not_taken_from_the_folder_one_stands_in(world: World) -> None:
+def test_programs_are_not_run_from_the_working_folder(world: World) -> None:
     program = world.work / "llama-server"
     program.write_text(f"#!/bin/sh\ntouch '{world.folder}/ran'\n")
     program.chmod(0o755)
@@ -339,8 +339,8 @@ def test_a_value_that_begins_with_a_dash(world: World) -> None:
     assert world.run("config", "get", "engines.llamacpp.gpu_layers").stdout == "-1\n"
 
 
-def test_a_configuration_that_is_a_pipe_or_has_no_end(world: World) -> None:
-    """It is told at once: opening a pipe would wait until somebody writes to it."""
+def test_configuration_file_that_is_a_pipe_or_endless(world: World) -> None:
+    """The error comes at once; opening a pipe would block until something writes to it."""
     pipe = world.work / "llmdeploy.toml"
     os.mkfifo(pipe)
     for arguments in (["serve"], ["chat", "hello"], ["config", "show"]):
@@ -356,8 +356,8 @@ def test_a_configuration_that_is_a_pipe_or_has_no_end(world: World) -> None:
         )
 
 
-def test_a_state_folder_that_everyone_may_write_to(world: World) -> None:
-    """Whoever may write the record could have us end processes for them."""
+def test_world_writable_state_folder(world: World) -> None:
+    """A user who can write the record could make llmdeploy kill processes."""
     world.state.mkdir()
     world.state.chmod(0o777)
     for arguments in (["status"], ["serve", "selftest"], ["serve", "selftest", "-d"], ["stop"], ["chat", "hello"]):

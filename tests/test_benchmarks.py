@@ -1,4 +1,4 @@
-"""The benchmarks run; how fast anything is, no test says."""
+"""The benchmarks run. No test depends on their figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 GATEWAY = Path(__file__).parents[1] / "benchmarks" / "gateway.py"
 PULL = GATEWAY.with_name("pull.py")
-PATH = os.pathsep.join([os.environ["PATH"], "/usr/local/sbin", "/usr/sbin"])  # as the benchmark looks for them
+PATH = os.pathsep.join([os.environ["PATH"], "/usr/local/sbin", "/usr/sbin"])  # where the benchmark looks for them
 MISSING = [program for program in ("nginx", "wrk", "gcc") if shutil.which(program, path=PATH) is None]
 ROWS = {
     "memory at rest: PSS, MiB",
@@ -48,8 +48,8 @@ for streams in ("1 stream", "32 streams", "256 streams"):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
-def test_the_gateways_benchmark_runs_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    """Every row and every goal is printed, the status is that of the goals, and no process or file is left."""
+def test_gateway_benchmark_runs_and_cleans_up(tmp_path: Path) -> None:
+    """Every row and goal is printed, the exit status reflects the goals, and no process or file is left."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     document = tmp_path / "figures.json"
@@ -68,8 +68,8 @@ def test_the_gateways_benchmark_runs_and_leaves_nothing_behind(tmp_path: Path) -
 
 
 @pytest.mark.skipif(shutil.which("wrk", path="/usr/local/sbin:/usr/sbin") is not None, reason="wrk is always found")
-def test_the_gateways_benchmark_says_what_is_missing(tmp_path: Path) -> None:
-    """Where there is no wrk, it says how to get it."""
+def test_gateway_benchmark_reports_missing_programs(tmp_path: Path) -> None:
+    """Without wrk, the benchmark says how to install it."""
     done = subprocess.run(
         [sys.executable, str(GATEWAY)], env=os.environ | {"PATH": str(tmp_path)}, capture_output=True, text=True
     )
@@ -83,8 +83,8 @@ def test_the_gateways_benchmark_says_what_is_missing(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="ends what it started as POSIX does")
-def test_the_benchmark_of_pull_runs_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    """Both transports are measured against the same repository, the status is that of the ratios."""
+def test_pull_benchmark_runs_and_cleans_up(tmp_path: Path) -> None:
+    """Both transports are measured with the same repository, and the exit status reflects the ratios."""
     command = [sys.executable, str(PULL), "--mb", "2", "--rounds", "1", "--json"]
     done = subprocess.run(command, env=os.environ | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True)
     assert done.stderr == ""

@@ -1,4 +1,4 @@
-"""chat: one answer, on stdout and nothing else there."""
+"""`llmdeploy chat`: only the answer is on stdout."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_an_image_from_stdin(served: World) -> None:
 
 @pytest.fixture
 def site() -> Iterator[str]:
-    """The examples, served on loopback."""
+    """Serve the example images on loopback."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *arguments: object) -> None:
@@ -70,8 +70,8 @@ def site() -> Iterator[str]:
         thread.join()
 
 
-def test_an_image_by_address(served: World, site: str) -> None:
-    # A dead proxy in the environment stands between this machine and others, not between it and itself.
+def test_an_image_by_url(served: World, site: str) -> None:
+    # A dead proxy in the environment must not affect requests to this machine itself.
     result = served.run(
         "chat", "--image", f"{site}/blue.png", HTTP_PROXY="http://127.0.0.1:9", ALL_PROXY="http://127.0.0.1:9"
     )
@@ -88,7 +88,7 @@ def test_json_is_one_document(served: World) -> None:
     }  # fmt: skip
 
 
-def test_max_tokens_cuts_and_says_so(served: World) -> None:
+def test_a_cut_answer_is_reported(served: World) -> None:
     result = served.run("chat", "sing", "--max-tokens", "8", "--temperature", "0")
     assert result.status == 0
     assert result.stdout.startswith("la la")
@@ -96,7 +96,7 @@ def test_max_tokens_cuts_and_says_so(served: World) -> None:
 
 
 def test_the_answer_streams(served: World) -> None:
-    """The first words are there while the model still sings."""
+    """The first words arrive while the model is still generating."""
     chat = served.start("chat", "sing", "--max-tokens", "6000")
     assert chat.stdout is not None
     first = os.read(chat.stdout.fileno(), 100)
@@ -117,7 +117,7 @@ def test_ctrl_c_ends_an_answer_and_not_the_service(served: World) -> None:
     assert served.run("chat", "Count to 2").stdout == "1 2\n"
 
 
-def test_a_reader_that_leaves(served: World) -> None:
+def test_reader_of_stdout_leaves_early(served: World) -> None:
     """`llmdeploy chat sing | head -c 5`: no traceback."""
     pipeline = f"{shlex.join(served.command())} chat sing --max-tokens 5000 | head -c 5"
     done = subprocess.run(
@@ -126,7 +126,7 @@ def test_a_reader_that_leaves(served: World) -> None:
     assert (done.stdout, done.stderr) == ("la la", "")
 
 
-def test_nothing_served_starts_the_configured_model_and_leaves_it_up(world: World) -> None:
+def test_configured_model_is_started_and_left_running(world: World) -> None:
     result = world.run("chat", "Count to 3", "--temperature", "0")
     assert result.stdout == "1 2 3\n"
     lines = result.stderr.splitlines()
@@ -139,17 +139,17 @@ def test_nothing_served_starts_the_configured_model_and_leaves_it_up(world: Worl
     assert world.run("chat", "Count to 2").text == "exit 0\n--- stdout\n1 2\n--- stderr\n"
 
 
-def test_nothing_served_and_a_model_named(world: World) -> None:
+def test_named_model_is_started_if_nothing_is_served(world: World) -> None:
     result = world.run("chat", "--model", "selftest", "--image", RED, "What color is this?")
     assert result.stdout == "The image is red.\n"
     assert "hint:" not in result.stderr
 
 
-def test_quiet_says_nothing_but_the_answer(world: World) -> None:
+def test_quiet_prints_only_the_answer(world: World) -> None:
     assert world.run("-q", "chat", "Count to 3").text == "exit 0\n--- stdout\n1 2 3\n--- stderr\n"
 
 
-def test_chat_waits_for_a_service_that_starts(world: World) -> None:
+def test_chat_waits_for_a_starting_service(world: World) -> None:
     service = world.start("serve", "selftest")
     while not (world.state / "deployment.json").exists():
         time.sleep(0.01)
@@ -160,7 +160,7 @@ def test_chat_waits_for_a_service_that_starts(world: World) -> None:
     service.communicate(timeout=10)
 
 
-def test_another_model_than_the_one_served(served: World) -> None:
+def test_asking_for_a_model_that_is_not_served(served: World) -> None:
     assert served.run("chat", "hello", "--model", "qwen3:8b").text == (
         "exit 1\n--- stdout\n--- stderr\n"
         "error: `selftest` is served, not `qwen3:8b`\n"
@@ -168,7 +168,7 @@ def test_another_model_than_the_one_served(served: World) -> None:
     )
 
 
-def test_stdin_that_never_ends_is_waited_for_aloud_and_not_for_ever(served: World) -> None:
+def test_waiting_for_endless_stdin_is_announced_and_limited(served: World) -> None:
     chat = served.start("chat", "hello", "--timeout", "2", stdin=subprocess.PIPE)
     assert chat.stdin is not None
     status = chat.wait(timeout=20)
@@ -195,7 +195,7 @@ def test_on_a_terminal_stdin_is_not_read(served: World) -> None:
     assert done.stdout == b"1 2 3\n"
 
 
-def test_a_prompt_beyond_the_context(served: World) -> None:
+def test_prompt_longer_than_the_context(served: World) -> None:
     result = served.run("chat", stdin="word " * 20_000)
     assert result.status == 1
     assert re.fullmatch(
@@ -206,7 +206,7 @@ def test_a_prompt_beyond_the_context(served: World) -> None:
     )
 
 
-def test_an_image_for_a_model_without_eyes(world: World) -> None:
+def test_image_for_a_model_without_vision(world: World) -> None:
     copy_selftest(world.work / "m", mmproj=False)
     assert world.run("serve", "m/selftest-f16.gguf", "--detach").status == 0
     assert world.run("chat", "--image", RED, "What color is this?").text == (
@@ -229,7 +229,7 @@ def test_two_chats_at_once_with_nothing_served_are_both_answered_by_one_server(w
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-1"])
-def test_a_temperature_that_is_no_temperature(world: World, value: str) -> None:
+def test_invalid_temperature(world: World, value: str) -> None:
     result = world.run("chat", "hello", f"--temperature={value}")
     assert (result.status, result.stdout) == (2, ""), result.text
     error, hint = result.stderr.splitlines()

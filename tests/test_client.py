@@ -1,4 +1,4 @@
-"""One streamed answer: from the real engine, and from servers that do what it cannot be made to do."""
+"""Streamed answers of the real engine, and of scripted servers that misbehave as it never would."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_pieces_answer_and_usage(engine: str) -> None:
     assert 0 < answer.ttft <= answer.duration < TIMEOUT
 
 
-def test_max_tokens_ends_it(engine: str) -> None:
+def test_max_tokens_limits_the_answer(engine: str) -> None:
     pieces, answer = ask(engine, Question("sing", temperature=0, max_tokens=7))
     assert answer.finish_reason == "length"
     assert answer.usage is not None
@@ -59,7 +59,7 @@ def test_max_tokens_ends_it(engine: str) -> None:
 
 
 def test_the_first_piece_comes_before_the_last(engine: str) -> None:
-    """So many tokens that a busy machine's delay of the first is little beside them."""
+    """The answer is so long that delays of a busy machine do not matter."""
     _, answer = ask(engine, Question("sing", temperature=0, max_tokens=3000))
     assert answer.ttft < answer.duration / 2
 
@@ -75,23 +75,23 @@ def test_a_system_prompt_reaches_the_engine(engine: str) -> None:
 
 
 def test_a_seed_repeats_the_answer(engine: str) -> None:
-    """Of what the model was not taught it says now this, now that: the same with the same seed."""
+    """Untrained questions get varying answers, but the same answer with the same seed."""
     question = Question("Count", temperature=2, max_tokens=12)
     once, again = ([ask(engine, replace(question, seed=seed))[1].text for seed in range(8)] for _ in range(2))
     assert once == again
     assert len(set(once)) > 1
 
 
-def test_a_proxy_of_the_environment_does_not_stand_between(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxy_of_the_environment_is_ignored(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     assert ask(engine, Question("Count to 2", temperature=0))[1].text == "1 2"
 
 
-def test_the_conversation_can_be_left_early(engine: str) -> None:
+def test_conversation_can_be_abandoned(engine: str) -> None:
     pieces = iter(Conversation(engine, Question("sing", temperature=0).body("selftest"), TIMEOUT))
     assert isinstance(next(pieces), Piece)
-    pieces.close()  # type: ignore[attr-defined] # it is a generator
+    pieces.close()  # type: ignore[attr-defined] # __iter__ is a generator
     assert ask(engine, Question("Count to 2", temperature=0))[1].text == "1 2"
 
 
@@ -128,7 +128,7 @@ def test_nothing_listens(world: World) -> None:
 
 @contextmanager
 def scripted(response: bytes, *, silent: bool = False) -> Iterator[str]:
-    """A server on loopback that reads one request, sends these bytes and closes; or, silent, waits for the client."""
+    """Run a server that reads one request, sends these bytes and closes; if `silent`, it waits for the client."""
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
@@ -158,7 +158,7 @@ def http(status: str, kind: str, body: bytes) -> bytes:
 
 
 def stream(*lines: str | bytes, end: bytes = b"\n", cut: int = 0) -> bytes:
-    """A stream of server-sent events; `cut` bytes short of what it promises."""
+    """Build a response with server-sent events that is `cut` bytes shorter than its Content-Length."""
     body = b"".join((line.encode() if isinstance(line, str) else line) + end for line in lines)
     whole = http("200 OK", "text/event-stream", body)
     return whole[: len(whole) - cut]
@@ -243,16 +243,16 @@ FAILURES = [
     ),
     ("closed without an answer", b"", None, BROKEN_OFF),
     ("closed in the middle", stream(HELLO, "", STOP, "", cut=40), None, BROKEN_OFF),
-    # The end was said, and what it promised is not all there: an answer that may lack its end is none.
+    # The finish reason arrived, but the body is incomplete: such an answer is an error.
     ("closed before the last bytes", stream(HELLO, "", STOP, "", DONE, "", cut=1), None, BROKEN_OFF),
 ]
 
 
 @pytest.mark.parametrize(("response", "message", "hint"), [f[1:] for f in FAILURES], ids=[f[0] for f in FAILURES])
-def test_what_no_answer_is(response: bytes, message: str | None, hint: str) -> None:
+def test_invalid_answers(response: bytes, message: str | None, hint: str) -> None:
     with scripted(response) as url, pytest.raises(RequestFailed) as caught:
         ask(url, Question("x"))
-    if message is None:  # the words are the library's
+    if message is None:  # the text is httpx's
         assert re.fullmatch(r"the answer broke off: \S.*", caught.value.message)
     else:
         assert caught.value.message == message
@@ -260,7 +260,7 @@ def test_what_no_answer_is(response: bytes, message: str | None, hint: str) -> N
 
 
 @pytest.mark.parametrize("response", [b"", stream(HELLO, "", cut=-1)], ids=["from the start", "in the middle"])
-def test_a_silent_server_ends_at_the_deadline(response: bytes) -> None:
+def test_silent_server_times_out(response: bytes) -> None:
     if response:
         response = response.replace(b"Content-Length: ", b"Content-Length: 9")
     with scripted(response, silent=True) as url, pytest.raises(TimedOut) as caught:
@@ -281,14 +281,14 @@ ANSWERS = [
     ("vLLM's and Ollama's reasoning", stream(delta(reasoning="Hm."), HELLO, STOP), "Hello", "Hm."),
     ("nulls", stream(delta(role="assistant", content=None, reasoning=None), HELLO, STOP), "Hello", ""),
     ("other scripts", stream(delta(content="你好"), STOP), "你好", ""),
-    # Unescaped in JSON, as llama.cpp sends them; some libraries take them for line ends.
+    # Unescaped in JSON, as llama.cpp sends them; some libraries split lines there.
     ("line ends that are none", stream(delta(content=NO_LINE_ENDS), STOP), NO_LINE_ENDS, ""),
     ("nothing said", stream(STOP), "", ""),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("response", "text", "reasoning"), [a[1:] for a in ANSWERS], ids=[a[0] for a in ANSWERS])
-def test_what_an_answer_is(response: bytes, text: str, reasoning: str) -> None:
+def test_valid_answers(response: bytes, text: str, reasoning: str) -> None:
     with scripted(response) as url:
         pieces, answer = ask(url, Question("x"))
     assert (answer.text, answer.reasoning, answer.finish_reason) == (text, reasoning, "stop")
@@ -298,8 +298,8 @@ def test_what_an_answer_is(response: bytes, text: str, reasoning: str) -> None:
     assert 0 <= answer.ttft <= answer.duration
 
 
-def test_a_character_cut_by_the_network_arrives_whole() -> None:
-    """Two packets, between them half of a character and half of a line."""
+def test_character_split_between_packets() -> None:
+    """Two packets that split a character and a line."""
     whole = stream(delta(content="né"), STOP)
     cut = whole.index("é".encode()) + 1
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -313,7 +313,7 @@ def test_a_character_cut_by_the_network_arrives_whole() -> None:
                 halves.wait(0.1)
                 connection.sendall(whole[cut:])
 
-        halves = threading.Event()  # nobody sets it: it parts the two in time
+        halves = threading.Event()  # never set: separates the packets in time
         thread = threading.Thread(target=serve)
         thread.start()
         _, answer = ask(f"http://127.0.0.1:{listener.getsockname()[1]}", Question("x"))

@@ -1,4 +1,4 @@
-"""Completion: what the shells ask for, answered as Typer would, and typed into the real shells that are installed."""
+"""Shell completion, compared with Typer's own, and typed into the real shells that are installed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Entry = tuple[str, dict[str, tuple[str, str]], list[str], dict[str, "Entry"]]
 
 
 def variables(shell: str, line: str) -> dict[str, str]:
-    """What the shell's script sets when Tab is pressed at the end of `line`."""
+    """Return the variables that the shell's script sets when Tab is pressed at the end of `line`."""
     words = line.split(" ")
     if shell == "bash":
         asked = {"COMP_WORDS": "\n".join(words), "COMP_CWORD": str(len(words) - 1)}
@@ -39,7 +39,7 @@ def variables(shell: str, line: str) -> dict[str, str]:
 
 
 def ask(**environment: str) -> subprocess.CompletedProcess[str]:
-    """One request, as a process of its own."""
+    """Run llmdeploy for one completion request."""
     inherited = {name: value for name, value in os.environ.items() if "COMP" not in name}
     return subprocess.run(
         [sys.executable, "-m", "llmdeploy"],
@@ -51,7 +51,7 @@ def ask(**environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def offered(line: str) -> list[str]:
-    """The candidates for a line, as fish gets them."""
+    """Return the completions of a line, as fish gets them."""
     return [one.split("\t")[0] for one in ask(**variables("fish", line)).stdout.splitlines()]
 
 
@@ -60,24 +60,24 @@ def offered(line: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what `scripts/completions.py` makes now."""
+    """Run `scripts/completions.py` and return the folder with its output."""
     folder = tmp_path_factory.mktemp("made")
     subprocess.run([sys.executable, ROOT / "scripts" / "completions.py", folder], check=True, timeout=60)
     return folder
 
 
 @pytest.mark.parametrize("file", [*(f"completions/{name}" for name in SCRIPTS), "llmdeploy/cli/completion_table.py"])
-def test_a_generated_file_is_what_the_app_makes_now(made: Path, file: str) -> None:
+def test_generated_file_is_up_to_date(made: Path, file: str) -> None:
     assert (ROOT / file).read_text() == (made / file).read_text(), "run `python scripts/completions.py`"
 
 
-def test_nothing_else_is_generated(made: Path) -> None:
+def test_only_these_files_are_generated(made: Path) -> None:
     assert sorted(file.name for file in (made / "completions").iterdir()) == sorted(SCRIPTS)
     assert sorted(file.name for file in (ROOT / "completions").iterdir()) == sorted(SCRIPTS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_table_holds_what_the_app_takes(name: str) -> None:
+def test_table_equals_the_app(name: str) -> None:
     assert list(complete.TABLE) == list(COMMANDS)
     compare(complete.TABLE[name], get_command(build([name])).commands[name])
 
@@ -93,7 +93,7 @@ def compare(entry: Entry, command: Any) -> None:
 
 
 def test_every_help_is_one_line() -> None:
-    """The shells take one candidate a line, and blanks other than a space as the end of its name."""
+    """Shells read one completion per line; blanks other than a space end its name."""
     helps = [key.help for key in keys()]
     tables: list[Entry] = [("", complete.GLOBAL_OPTIONS, [], complete.TABLE)]
     while tables:
@@ -104,7 +104,7 @@ def test_every_help_is_one_line() -> None:
     assert [help for help in helps if not help.isprintable()] == []
 
 
-# What is offered
+# Completions
 
 
 @pytest.mark.parametrize(
@@ -143,15 +143,15 @@ def test_every_help_is_one_line() -> None:
         ("llmdeploy bogus --vers", ["--version"]),
     ],
 )
-def test_what_is_offered(line: str, expected: list[str]) -> None:
+def test_completions(line: str, expected: list[str]) -> None:
     assert offered(line) == expected
 
 
-# As Typer answers
+# Comparison with Typer
 
 
 def typers_answer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shell: str, line: str) -> str:
-    """What the library prints for the same request."""
+    """Return what Typer prints for the same request."""
     with monkeypatch.context() as patch:
         for name, value in variables(shell, line).items():
             patch.setenv(name, value)
@@ -161,7 +161,7 @@ def typers_answer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 
 
 def candidates_in(answer: str) -> list[str]:
-    """The candidates in an answer, in order of their names; zsh's are wrapped in a call."""
+    """Parse the completions in an answer, sorted by name; zsh's are wrapped in a function call."""
     return sorted(answer.strip().removeprefix("_arguments '*: :((").removesuffix("))'").splitlines())
 
 
@@ -193,7 +193,7 @@ def test_options_are_offered_as_typer_does(
 def test_commands_are_offered_as_typer_does(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shell: str, separator: str, line: str
 ) -> None:
-    """By name: Typer cuts what it says of them."""
+    """Only the names are compared, because Typer truncates the help."""
     expected = candidates_in(typers_answer(monkeypatch, capsys, shell, line))
     found = candidates_in(ask(**variables(shell, line)).stdout)
     assert [one.split(separator)[0] for one in found] == [one.split(separator)[0] for one in expected]
@@ -204,24 +204,24 @@ def test_commands_are_offered_as_typer_does(
 
 
 @pytest.mark.parametrize(("line", "status"), [("llmdeploy serve --eng", 0), ("llmdeploy serve ./x", 1)])
-def test_fish_asks_whether_there_are_candidates(line: str, status: int) -> None:
+def test_fish_asks_whether_there_are_completions(line: str, status: int) -> None:
     answer = ask(**variables("fish", line) | {"_TYPER_COMPLETE_FISH_ACTION": "is-args"})
     assert (answer.returncode, answer.stdout, answer.stderr) == (status, "", "")
 
 
-def test_zsh_takes_files_where_there_are_no_candidates() -> None:
+def test_zsh_offers_files_without_completions() -> None:
     assert ask(**variables("zsh", "llmdeploy serve --mmproj ")).stdout == "_files\n"
 
 
-def test_powershell_needs_a_help_for_every_candidate() -> None:
+def test_powershell_gets_help_for_every_completion() -> None:
     assert ask(**variables("powershell", "llmdeploy serve self")).stdout == "selftest::: \n"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
-def test_no_help_breaks_zsh(
+def test_special_characters_in_help_work_in_zsh(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, shell: str
 ) -> None:
-    """The answer is evaluated twice: by the script, and by `_arguments`. bash reads these quotes alike."""
+    """zsh evaluates the answer twice: in the script and in `_arguments`. bash treats these quotes alike."""
     program = shutil.which(shell) or pytest.skip(f"{shell} is not installed")
     help = """It's a "b": `touch c` $(touch d) $HOME (e) ) \\"""
     monkeypatch.setitem(complete.TABLE, "odd", (help, {}, [], {}))
@@ -240,7 +240,7 @@ def test_no_help_breaks_zsh(
         text=True,
     )
     assert done.stderr == ""
-    # The quotes are lost: Typer's form has no place for them.
+    # Typer's format drops the quotes.
     assert done.stdout == "odd:Its a b\\: `touch c` $(touch d) $HOME (e) ) \\\n"
     assert list(tmp_path.iterdir()) == []
 
@@ -289,7 +289,7 @@ def test_an_unknown_shell_gets_no_script() -> None:
 
 @pytest.fixture
 def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that gets the words of every `llmdeploy` that is run; completion requests are answered."""
+    """Put an `llmdeploy` on PATH that records its arguments and answers completion requests; return the record."""
     program, log = tmp_path / "bin" / "llmdeploy", tmp_path / "typed"
     program.parent.mkdir()
     python = shlex.quote(sys.executable)
@@ -332,7 +332,7 @@ _llmdeploy_completion llmdeploy
         (["serve", "qwq"], 2, ["qwq:32b"]),
         (["serve", "qwq", ":"], 3, ["32b"]),
         (["serve", "qwen3", ":", "8"], 4, ["8b"]),
-        (["serve", "qwen3:8"], 2, ["qwen3:8b"]),  # COMP_WORDBREAKS without the colon
+        (["serve", "qwen3:8"], 2, ["qwen3:8b"]),  # COMP_WORDBREAKS without a colon
         (["serve", "'qwen3:8"], 2, ["qwen3:8b"]),
         (["serve", "qwen3", ":", "8b", "--eng"], 5, ["--engine"]),
         (["config", "get", ""], 3, KEYS),
@@ -343,8 +343,8 @@ _llmdeploy_completion llmdeploy
         (["se", "--json"], 1, ["serve"]),
     ],
 )
-def test_bash_gets_candidates(typed: Path, words: list[str], position: int, expected: list[str]) -> None:
-    """Words as bash breaks them: at colons and equals signs too."""
+def test_bash_completes(typed: Path, words: list[str], position: int, expected: list[str]) -> None:
+    """bash splits words at colons and equals signs too."""
     done = subprocess.run(
         [shell_named("bash"), "--norc", "-c", BASH, "bash", str(position), "llmdeploy", *words],
         capture_output=True,
@@ -371,8 +371,8 @@ TYPED = {
 
 
 @pytest.mark.parametrize(("shell", "flags"), [("bash", ["--norc", "-i"]), ("zsh", ["-f", "-i"])])
-def test_typing_with_tab(typed: Path, shell: str, flags: list[str]) -> None:
-    """Into a terminal; zsh loads its file at the first Tab, which counts too."""
+def test_tab_in_a_real_shell(typed: Path, shell: str, flags: list[str]) -> None:
+    """Typed into a terminal. zsh loads its script at the first Tab, which must complete too."""
     keys = "".join(f"llmdeploy {line}\n" for line in TYPED)
     (typed.parent / "photo.png").touch()
     terminal = [sys.executable, "-c", "import pty, sys; pty.spawn(sys.argv[1:])", shell_named(shell), *flags]

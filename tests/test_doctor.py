@@ -1,4 +1,4 @@
-"""`doctor` and `models`: what they say of this machine and of others."""
+"""`doctor` and `models`, on this machine and on simulated ones."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ NAMES = [*MACHINE, "state", "config", "llamacpp", "ollama", "vllm", "port", "ser
 
 
 def lines_of(text: str) -> dict[str, tuple[str, str]]:
-    """The checks in doctor's text: name -> (status, detail)."""
+    """Parse the checks in doctor's text into name -> (status, detail)."""
     found = re.findall(r"^(ok|warn|fail) +(\w+) +(.*)$", text, re.MULTILINE)
     return {name: (status, detail) for status, name, detail in found}
 
@@ -58,7 +58,9 @@ def test_this_machine(world: World) -> None:
     assert lines["llamacpp"][1].startswith("xllamacpp ")
     assert lines["port"] == ("ok", "[PORT] is free")
     assert lines["service"] == ("ok", "nothing is served")
-    warned = [name for name, (status, _) in lines.items() if status == "warn"]  # a small or a full machine
+    warned = [
+        name for name, (status, _) in lines.items() if status == "warn"
+    ]  # a machine with little memory or disk space
     assert [line.split(":")[1].strip() for line in result.stderr.splitlines()] == warned
     assert not world.state.exists(), "looking changes nothing"
 
@@ -73,13 +75,13 @@ def test_the_document(world: World) -> None:
     assert document["hardware"].keys() == asdict(machines.load("h200")).keys()
 
 
-def test_it_is_quick(world: World) -> None:
+def test_doctor_is_fast(world: World) -> None:
     began = time.monotonic()
     assert world.run("doctor").status == 0
     assert time.monotonic() - began < 3
 
 
-def test_while_it_serves(served: World) -> None:
+def test_doctor_during_a_service(served: World) -> None:
     result = served.run("doctor")
     assert result.status == 0, result.text
     lines = lines_of(result.stdout)
@@ -87,11 +89,11 @@ def test_while_it_serves(served: World) -> None:
     assert lines["service"] == ("ok", "ready: `selftest` on llamacpp, process [PID]")
 
 
-# What fails
+# Failures
 
 
 def failed(world: World, name: str, **variables: str) -> tuple[str, str]:
-    """Detail and hint of the one check that fails, the same in text and JSON."""
+    """Return detail and hint of the only failing check, after comparing text and JSON."""
     text, as_json = (world.run("doctor", *flags, **variables) for flags in ([], ["--json"]))
     document = json.loads(as_json.stdout)
     assert (text.status, as_json.status, document["ok"]) == (1, 1, False)
@@ -120,7 +122,7 @@ def test_a_broken_configuration_file(world: World) -> None:
 MISSING = "`{}` (set by `engines.llamacpp.server`) cannot be run: {}"
 
 
-def test_a_configured_program_that_is_not_there(world: World) -> None:
+def test_missing_configured_program(world: World) -> None:
     detail, hint = failed(world, "llamacpp", LLMDEPLOY_ENGINES_LLAMACPP_SERVER="/no/llama-server")
     assert detail == MISSING.format("/no/llama-server", "No such file or directory")
     assert hint.startswith("install it again, or name another: `llmdeploy config set engines.llamacpp.server ")
@@ -134,7 +136,7 @@ def test_a_configured_program_that_is_not_there(world: World) -> None:
         ("echo hello", None),
     ],
 )
-def test_a_configured_program_that_does_not_answer(world: World, script: str, why: str | None) -> None:
+def test_configured_program_that_does_not_answer(world: World, script: str, why: str | None) -> None:
     program = world.folder / "program"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
@@ -146,8 +148,8 @@ def test_a_configured_program_that_does_not_answer(world: World, script: str, wh
     assert check["detail"] == (MISSING.format("[FOLDER]/program", why) if why else no_version)
 
 
-def test_a_program_that_is_slow_to_tell_its_version_is_used_all_the_same(world: World) -> None:
-    """A GPU build on a cold disk: slow is not broken, and the embedded build must not take its place unasked."""
+def test_slow_program_is_used(world: World) -> None:
+    """A GPU build on a cold disk may be slow; the embedded build must not replace it without being asked for."""
     program = world.folder / "program"
     program.write_text("#!/bin/sh\nexec sleep 60\n")
     program.chmod(0o755)
@@ -178,7 +180,7 @@ Look = Callable[[Hardware], dict[str, Check]]
 
 @pytest.fixture
 def look(monkeypatch: pytest.MonkeyPatch) -> Look:
-    """Examine a machine that is not this one."""
+    """Run doctor's checks on a simulated machine."""
 
     def look(machine: Hardware) -> dict[str, Check]:
         monkeypatch.setattr(hardware, "detect", lambda: machine)
@@ -242,7 +244,7 @@ def test_gpu_lines(look: Look, name: str) -> None:
         ({"platform": "Windows 11 AMD64"}, Check("platform", "ok", "Windows 11 AMD64")),
     ],
 )
-def test_what_a_machine_has(look: Look, change: dict[str, Any], expected: Check) -> None:
+def test_memory_and_disk_warnings(look: Look, change: dict[str, Any], expected: Check) -> None:
     assert look(replace(machines.load("t4"), **change))[expected.name] == expected
 
 
@@ -268,7 +270,7 @@ def test_a_disk_that_does_not_answer(look: Look, monkeypatch: pytest.MonkeyPatch
     )
 
 
-def test_a_machine_that_tells_nothing(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machine_without_information(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
     class Silent(LlamaCpp):
         def status(self) -> EngineStatus:
             return EngineStatus(False, None, "")
@@ -318,7 +320,7 @@ def test_models_as_json(world: World) -> None:
 
 
 def on_terminal(world: World, columns: int, *arguments: str) -> list[str]:
-    """The lines of stdout on a terminal of that width."""
+    """Run a command on a terminal of this width; return the lines of stdout."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     environment = {name: value for name, value in world.environment.items() if name != "COLUMNS"} | {"TERM": "xterm"}
@@ -332,7 +334,7 @@ def on_terminal(world: World, columns: int, *arguments: str) -> list[str]:
     ):
         os.close(theirs)
         output = b""
-        with suppress(OSError):  # Linux's word for the end
+        with suppress(OSError):  # Linux's error for the end of a terminal
             while piece := os.read(ours, 4096):
                 output += piece
         os.close(ours)
@@ -348,9 +350,9 @@ def test_models_on_a_narrow_terminal(world: World, columns: int) -> None:
 
 
 @pytest.mark.parametrize("columns", [40, 60, 80])
-def test_what_an_engine_gets_on_a_narrow_terminal(world: World, columns: int) -> None:
+def test_models_show_on_a_narrow_terminal(world: World, columns: int) -> None:
     lines = on_terminal(world, columns, "models", "show", "qwen2.5-vl:7b", "llama4:scout", "qwen3:8b-awq")
-    # References are whole, to be copied; everything else is folded.
+    # References are not wrapped, so that they can be copied.
     assert max(len(line) for line in lines if "://" not in line) <= columns
     assert "    hf://Qwen/Qwen2.5-VL-7B-Instruct" in lines
     assert "…" not in "".join(lines)

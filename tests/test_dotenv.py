@@ -1,4 +1,4 @@
-"""A `.env` file: three lines written or updated, all others kept, and read alike by those who read such files."""
+"""`.env` files: variables are added or updated, other lines are kept, and every reader reads the same values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LINES = "OPENAI_BASE_URL=http://h:1/v1\nOPENAI_API_KEY=none\nOPENAI_MODEL=qwen3:
 
 
 def as_docker_reads(text: str) -> dict[str, str]:
-    """By the rules of `docker run --env-file`: no quotes, no variables, no remarks behind a value."""
+    """Parse by the rules of `docker run --env-file`: no quotes, no expansion, no comments after a value."""
     found = {}
     for line in text.removeprefix("\ufeff").split("\n"):
         line = line.removesuffix("\r").lstrip()
@@ -48,14 +48,14 @@ CASES = [
         "export OPENAI_BASE_URL=x\r\n\texport OPENAI_API_KEY=\"a\\\"b\"\r\nOPENAI_MODEL=\r\n# end",
         "export OPENAI_BASE_URL=http://h:1/v1\r\n\texport OPENAI_API_KEY=none\r\nOPENAI_MODEL=qwen3:8b\r\n# end",
     ),
-    # every one of several: readers differ in which of them counts
+    # all of several lines, because readers differ in which one counts
     (f"{LINES}OPENAI_MODEL=a\n", f"{LINES}OPENAI_MODEL=qwen3:8b\n"),
-    # what only looks like one
+    # lines that only look like an assignment
     (
         "# OPENAI_MODEL=a\nMY_OPENAI_MODEL=a\nOPENAI_MODEL_2=a\nTEXT='\nOPENAI_MODEL=a\n'\n",
         "# OPENAI_MODEL=a\nMY_OPENAI_MODEL=a\nOPENAI_MODEL_2=a\nTEXT='\nOPENAI_MODEL=a\n'\n" + LINES,
     ),
-    # a value of several lines
+    # a value with several lines
     (f"OPENAI_API_KEY=\"a\nb\"\n{LINES}", f"OPENAI_API_KEY=none\n{LINES}"),
     ("\ufeffOPENAI_MODEL=a\nOPENAI_API_KEY=\nOPENAI_BASE_URL=", "\ufeffOPENAI_MODEL=qwen3:8b\nOPENAI_API_KEY=none\nOPENAI_BASE_URL=http://h:1/v1"),
     (LINES, LINES),
@@ -78,7 +78,7 @@ def test_an_update(before: str, after: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ['it\'s $HOME "and" $(so) on', "a b", "a\\nb", "a=b", "x!*&;|<>(){}[]~%^", "größe"])
-def test_a_value_is_read_as_it_is(value: str, tmp_path: Path) -> None:
+def test_value_is_read_unchanged(value: str, tmp_path: Path) -> None:
     file = tmp_path / ".env"
     dotenv.write(file, {"OPENAI_API_KEY": value})
     assert as_python_reads(file) == as_docker_reads(file.read_text()) == {"OPENAI_API_KEY": value}
@@ -98,7 +98,7 @@ def test_a_value_that_is_read_differently_is_refused(value: str, tmp_path: Path)
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(value=st.text(st.characters(codec="utf-8"), min_size=1), before=st.sampled_from([case[0] for case in CASES[:5]]))
-def test_whatever_is_written_is_read_alike(value: str, before: str, tmp_path: Path) -> None:
+def test_written_values_are_read_alike(value: str, before: str, tmp_path: Path) -> None:
     file = tmp_path / ".env"
     file.write_bytes(before.encode())
     try:
@@ -113,7 +113,7 @@ def test_whatever_is_written_is_read_alike(value: str, before: str, tmp_path: Pa
         assert as_docker_reads(text)["OPENAI_MODEL"] == value
 
 
-def test_bytes_that_are_no_text_stay(tmp_path: Path) -> None:
+def test_undecodable_bytes_are_kept(tmp_path: Path) -> None:
     file = tmp_path / ".env"
     file.write_bytes(b"NAME=\xff\xfe\x00 caf\xe9\n")
     dotenv.write(file, NEW)
@@ -133,7 +133,7 @@ def test_modes_and_links_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes, links and pipes as POSIX has them")
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_non_files_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe", Path(os.devnull)):
         with pytest.raises(UsageError, match=r"is not a file$"):
@@ -143,7 +143,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     assert caught.value.hint == f"look at its owner and mode: `ls -ld '{tmp_path}/no such'`"
 
 
-def test_a_failure_at_the_last_step_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 

@@ -1,4 +1,4 @@
-"""`llmdeploy env` and `llmdeploy.connect()`: what an application needs, handed to real shells and real programs."""
+"""`llmdeploy env` and `llmdeploy.connect()`, used by real shells and real programs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.conftest import ROOT, World
 HINT = "hint: nothing is served there yet: `llmdeploy serve` starts it\n"
 NAMES = ("OPENAI_BASE_URL", "OPENAI_API_KEY", "OPENAI_MODEL")
 
-# The programs of a shell, and how it runs what it is given.
+# The programs of each shell, and the option that runs a command.
 REAL = {
     "bash": ["bash", "-c"],
     "zsh": ["zsh", "-c"],
@@ -39,7 +39,7 @@ REAL = {
 
 
 def tell(*names: str) -> str:
-    """A command that any shell understands: it prints what variables hold, as a list."""
+    """Return a command for any shell that prints the values of variables as a list."""
     program = "import json, os, sys; print(json.dumps([os.environ.get(name) for name in sys.argv[1:]]))"
     return " ".join([shlex.quote(sys.executable), "-c", f"'{program}'", *names])
 
@@ -55,7 +55,7 @@ def real(name: str) -> list[str]:
 
 
 def own(world: World) -> World:
-    """The world with `llmdeploy` on its PATH."""
+    """Return the world with `llmdeploy` on its PATH."""
     program = world.folder / "bin" / "llmdeploy"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m llmdeploy "$@"\n')
@@ -64,10 +64,10 @@ def own(world: World) -> World:
     return world
 
 
-# What is printed
+# Output
 
 
-def test_where_nothing_is_served_it_is_what_will_be(world: World) -> None:
+def test_configured_service_is_described_if_nothing_is_served(world: World) -> None:
     result = world.run("env", "--shell", "bash")
     expected = exports("http://127.0.0.1:[PORT]/v1", "none", "selftest")
     assert result.text == f"exit 0\n--- stdout\n{expected}--- stderr\n{HINT}"
@@ -75,7 +75,7 @@ def test_where_nothing_is_served_it_is_what_will_be(world: World) -> None:
     assert not world.state.exists()
 
 
-def test_what_is_configured_counts(world: World) -> None:
+def test_configuration_is_used(world: World) -> None:
     variables = {
         "LLMDEPLOY_HOST": "::",
         "LLMDEPLOY_MODEL": "./models/my model.gguf",
@@ -91,7 +91,7 @@ def test_the_document(world: World) -> None:
     assert (result.status, json.loads(result.stdout)) == (0, {**document, "dotenv": None})
 
 
-def test_what_is_served_beats_what_is_configured(served: World) -> None:
+def test_running_service_takes_precedence(served: World) -> None:
     result = served.run("env", "--shell", "bash", LLMDEPLOY_PORT="1", LLMDEPLOY_MODEL="qwen3:8b")
     expected = exports("http://127.0.0.1:[PORT]/v1", "none", "selftest")
     assert result.text == f"exit 0\n--- stdout\n{expected}--- stderr\n"
@@ -115,7 +115,7 @@ def test_what_is_served_beats_what_is_configured(served: World) -> None:
         (["--dotenv", "."], 2, "`.` is not a file", "name one, such as `.env`"),
     ],
 )
-def test_what_it_refuses(world: World, arguments: list[str], status: int, error: str, hint: str) -> None:
+def test_refused_arguments(world: World, arguments: list[str], status: int, error: str, hint: str) -> None:
     result = world.run("env", *arguments)
     if "--json" in arguments:
         document = json.loads(result.stdout)["error"]
@@ -130,7 +130,7 @@ def test_a_key_that_cannot_be_read_prints_nothing(world: World) -> None:
     assert result.stderr.startswith("error: `api_key_file` names `[FOLDER]/gone`, which does not exist\nhint: ")
 
 
-def test_on_a_terminal_it_tells_how_to_use_it(world: World) -> None:
+def test_hint_on_a_terminal(world: World) -> None:
     shown, terminal = pty.openpty()
     process = world.start("env", "--shell", "fish", stdout=terminal, stderr=terminal)
     os.close(terminal)
@@ -157,7 +157,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_a_real_shell_takes_each_value_as_it_is(name: str) -> None:
+def test_real_shell_reads_each_value_unchanged(name: str) -> None:
     command = real(name)
     speaks = shells.PROGRAMS[name]
     names = [f"V{number}" for number in range(len(ODD))]
@@ -167,8 +167,8 @@ def test_a_real_shell_takes_each_value_as_it_is(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_what_the_help_says_works_in_a_real_shell(name: str, world: World) -> None:
-    """The shell is not named: it is found out. So the user's own shell is another one here."""
+def test_examples_of_the_help_work_in_a_real_shell(name: str, world: World) -> None:
+    """The shell is detected; SHELL names another one."""
     command = real(name)
     environment = own(world).environment
     environment |= {"LLMDEPLOY_API_KEY": 'it\'s $x "y"', "SHELL": "/bin/bash" if name == "fish" else "/usr/bin/fish"}
@@ -180,7 +180,7 @@ def test_what_the_help_says_works_in_a_real_shell(name: str, world: World) -> No
     assert json.loads(done.stdout) == [f"http://127.0.0.1:{world.port}/v1", 'it\'s $x "y"', "selftest"]
 
 
-def test_fish_takes_them_in_one_line_too(world: World) -> None:
+def test_fish_reads_all_variables_on_one_line(world: World) -> None:
     command = real("fish")
     done = subprocess.run(
         [*command, f"eval (llmdeploy env)\n{tell(*NAMES)}"], env=own(world).environment, capture_output=True, text=True
@@ -188,13 +188,13 @@ def test_fish_takes_them_in_one_line_too(world: World) -> None:
     assert json.loads(done.stdout)[2] == "selftest"
 
 
-def test_powershell_ends_a_text_at_curly_quotes_too() -> None:
-    """Here without PowerShell: by its rules, any of five characters ends a text, and doubled stands for itself."""
+def test_curly_quotes_are_doubled_for_powershell() -> None:
+    """In PowerShell any of five quotes ends a string, and a doubled quote stands for itself."""
     assert shells.ASSIGNMENTS["powershell"]("A", "it's ‘$x’") == "$Env:A = 'it''s ‘‘$x’’'"
 
 
-def test_a_script_s_own_shell_is_meant_and_not_the_one_above_it(world: World) -> None:
-    """Its process is called as the script is."""
+def test_shell_of_a_script_is_detected(world: World) -> None:
+    """The name of a script's process is that of the script."""
     fish = real("fish")
     script = own(world).work / "deploy"
     script.write_text(f"#!{shutil.which('bash')}\nllmdeploy env\n")
@@ -245,7 +245,7 @@ def record(claim: state.Claim) -> Record:
     return Record(claim, "loading", "qwen3:8b", "qwen3:8b", "vllm", "http://10.0.0.1:7", "2026-11-22", itself)
 
 
-def test_connect_answers_for_what_is_served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_connect_returns_the_running_service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     state.write(record("ready"))
     assert connect() == Connection("http://10.0.0.1:7/v1", "none", "qwen3:8b")
@@ -257,7 +257,7 @@ def test_connect_answers_for_what_is_served(monkeypatch: pytest.MonkeyPatch, tmp
         found.model = "x"  # type: ignore[misc]
 
 
-def test_connect_raises_where_nothing_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_connect_raises_if_nothing_is_served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(errors.NotServing) as caught:
         connect()
@@ -280,7 +280,7 @@ def python(code: str, world: World) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=world.environment, cwd=world.work, capture_output=True, text=True, timeout=60)
 
 
-def test_connect_serves_a_client_of_openai_s(served: World) -> None:
+def test_connect_works_with_openais_client(served: World) -> None:
     done = python(
         "import llmdeploy\n"
         "from openai import OpenAI\n"
@@ -301,7 +301,7 @@ def test_a_traceback_shows_the_hint(world: World) -> None:
     )
 
 
-def test_what_is_lazy_is_there_and_nothing_else(world: World) -> None:
+def test_lazy_attributes(world: World) -> None:
     done = python(
         "import sys, llmdeploy\n"
         "print([it for it in sys.modules if it.startswith('llmdeploy.')])\n"
@@ -313,8 +313,8 @@ def test_what_is_lazy_is_there_and_nothing_else(world: World) -> None:
     assert done.stdout == "[]\nconnect Connection True\nFalse\n", done.stderr
 
 
-def test_a_type_checker_knows_it(tmp_path: Path) -> None:
-    """The package is typed, and what is loaded late too."""
+def test_type_checker_knows_the_lazy_attributes(tmp_path: Path) -> None:
+    """The package is typed, including what is imported lazily."""
     file = tmp_path / "app.py"
     file.write_text("import llmdeploy\n\nreveal_type(llmdeploy.connect())\nllmdeploy.connect().base_ulr\n")
     command = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "--config-file=", str(file)]

@@ -88,11 +88,11 @@ def test_usable_cores(physical: int, affinity: int | None, quotas: list[float | 
         ([], (32 * GIB, 20 * GIB)),
         ([ControlGroup()], (32 * GIB, 20 * GIB)),
         ([ControlGroup(memory_limit=8 * GIB, memory_held=GIB)], (8 * GIB, 7 * GIB)),
-        # The machine has less free than the group may take.
+        # The machine has less free memory than the group may use.
         ([ControlGroup(memory_limit=30 * GIB, memory_held=GIB)], (30 * GIB, 20 * GIB)),
-        # Version 1 writes "no limit" as a number beyond all machines.
+        # Version 1 writes "no limit" as a huge number.
         ([ControlGroup(memory_limit=9223372036854771712, memory_held=GIB)], (32 * GIB, 20 * GIB)),
-        # The parent is smaller, and others of its children fill it.
+        # The parent has a smaller limit, and its other children use most of it.
         ([ControlGroup(8 * GIB, GIB), ControlGroup(6 * GIB, 5 * GIB), ControlGroup()], (6 * GIB, GIB)),
         ([ControlGroup(memory_limit=GIB, memory_held=2 * GIB)], (GIB, 0)),
     ],
@@ -120,7 +120,7 @@ V1_MOUNTS = """\
             V1_MOUNTS.format(root="/"),
             ["cpu,cpuacct/batch", "cpu,cpuacct", "memory/batch/job", "memory/batch", "memory"],
         ),
-        # Docker with version 1: the machine's path, and the group itself mounted as the root.
+        # Docker with version 1: the path is the host's, and the group itself is mounted as the root.
         (
             "4:memory:/docker/abc\n3:cpu,cpuacct:/docker/abc\n",
             V1_MOUNTS.format(root="/docker/abc"),
@@ -160,7 +160,7 @@ def test_group_folders(cgroup: str, mountinfo: str, expected: list[str]) -> None
             ControlGroup(1000, 400, 4.0),
         ),
         ({"cpu.cfs_quota_us": "-1\n", "cpu.cfs_period_us": "100000\n"}, ControlGroup()),
-        # The counters are read one after the other and need not agree.
+        # The counters are read one after another and may be inconsistent.
         ({"memory.current": "100\n", "memory.stat": "active_file 200\n"}, ControlGroup()),
     ],
 )
@@ -199,7 +199,7 @@ SPLIT = [Device("MIG-cc-0", gpu(0)), Device("MIG-dd-1", gpu(0)), Device("GPU-bb3
         ("0,0", []),
         ("GPU-bb33-2,0", [2, 0]),
         ("GPU-b", [2]),
-        ("GPU-aa", []),  # two GPUs begin so
+        ("GPU-aa", []),  # two GPUs have this prefix
         ("GPU-", []),
         ("MIG-cc-0", []),
         ("NoDevFiles", []),
@@ -222,9 +222,9 @@ def test_a_process_sees_one_mig_instance(variable: str | None, expected: list[De
 
 
 class Driver(ModuleType):
-    """Stands for `pynvml` on a machine with GPUs: NVML's documented values, and its real errors for each `Failure`.
+    """Fake `pynvml` of a machine with GPUs, with NVML's documented values and its real errors for each `Failure`.
 
-    `calls` counts what must be balanced.
+    `calls` counts the calls of nvmlInit and nvmlShutdown, which must match.
     """
 
     def __init__(self, gpus: list[dict[str, Any]], **system: Any) -> None:
@@ -343,7 +343,7 @@ def test_the_variable_hides_gpus(install: Any, monkeypatch: pytest.MonkeyPatch) 
     assert [gpu.index for gpu in hardware.detect().gpus] == [1]
 
 
-def test_mig_instances_take_the_place_of_their_gpu(install: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mig_instances_replace_their_gpu(install: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     instances = [
         {"name": f"NVIDIA H100 MIG {kind}", "uuid": f"MIG-{kind}", "memory": {"total": size, "free": size - GIB}}
         for kind, size in (("3g.40gb", 40 * GIB), ("1g.10gb", 10 * GIB))
@@ -375,19 +375,19 @@ def test_a_lost_gpu_does_not_hide_the_others(install: Any) -> None:
         (pynvml.NVML_ERROR_UNKNOWN, "the NVIDIA driver does not answer: Unknown Error"),
     ],
 )
-def test_a_driver_that_fails_is_a_sentence(install: Any, code: int, sentence: str) -> None:
+def test_driver_failure_is_described(install: Any, code: int, sentence: str) -> None:
     install(Driver([], init=Failure(code)))
     found = hardware.detect()
     assert (found.gpus, found.driver, found.gpu_problem) == ((), None, sentence)
 
 
-def test_no_library_is_a_problem_only_beside_a_running_driver() -> None:
+def test_missing_library_is_a_problem_only_with_a_running_driver() -> None:
     code = pynvml.NVML_ERROR_LIBRARY_NOT_FOUND
     assert hardware.nvml_problem(code, "", driver_loaded=False) is None
     assert "--gpus all" in (hardware.nvml_problem(code, "", driver_loaded=True) or "")
 
 
-def test_without_an_nvidia_driver_there_is_no_problem() -> None:
+def test_machine_without_nvidia_driver_reports_nothing() -> None:
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError_LibraryNotFound:
@@ -398,7 +398,7 @@ def test_without_an_nvidia_driver_there_is_no_problem() -> None:
         pytest.skip("this machine has an NVIDIA driver")
 
 
-def test_a_hung_driver_ends_at_the_deadline(install: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hung_driver_times_out(install: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "NVML_SECONDS", 0.2)
     released = threading.Event()
     driver = install(Driver([RTX_4090]))
@@ -417,7 +417,7 @@ def test_a_hung_driver_ends_at_the_deadline(install: Any, monkeypatch: pytest.Mo
 # Machines
 
 
-def test_the_machines() -> None:
+def test_recorded_machines() -> None:
     assert set(machines.NAMES) == {
         *("1x4090", "2x4090", "t4", "a100-80gb", "h200", "gb10", "cpu-only", "apple-m3-max"),
     }
@@ -431,7 +431,7 @@ def test_a_machine_round_trips(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", machines.NAMES)
-def test_a_machine_is_possible(name: str) -> None:
+def test_recorded_machine_is_plausible(name: str) -> None:
     machine = machines.load(name)
     assert 1 <= machine.usable_cores <= machine.physical_cores
     assert 0 < machine.memory_available <= machine.memory_total

@@ -57,7 +57,7 @@ JPEG = encoded(pillow.new("RGB", (40, 30), RED), "JPEG")
 
 
 def failure(source: str, stdin: io.BytesIO | None = None, timeout: float = 10.0) -> str:
-    """The error as the user reads it."""
+    """Return the message and the hint of the error."""
     with pytest.raises(ImageInvalid) as caught:
         images.load(source, stdin, timeout=timeout)
     assert caught.value.hint
@@ -75,7 +75,7 @@ def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, bytes
     return write
 
 
-# What is passed on, and what is made anew
+# Images that are passed on, and images that are encoded again
 
 
 @pytest.mark.parametrize(("data", "media_type"), [(PNG, "image/png"), (JPEG, "image/jpeg")])
@@ -110,9 +110,9 @@ def test_only_the_first_frame_of_an_animation() -> None:
 
 
 @pytest.mark.parametrize(("kind", "media_type"), [("JPEG", "image/jpeg"), ("PNG", "image/png")])
-def test_a_turned_photograph_is_put_upright(kind: str, media_type: str) -> None:
+def test_rotated_photo_is_turned_upright(kind: str, media_type: str) -> None:
     picture = pillow.new("RGB", (60, 20), "blue")
-    picture.paste(RED, (0, 0, 20, 20))  # left, which is the top once upright
+    picture.paste(RED, (0, 0, 20, 20))  # the left side becomes the top
     exif = pillow.Exif()
     exif[0x0112] = 6
     image = images.decode(encoded(picture, kind, exif=exif), "x")
@@ -125,7 +125,7 @@ def test_a_turned_photograph_is_put_upright(kind: str, media_type: str) -> None:
     assert top[0] > 200 > bottom[0]
 
 
-def test_broken_exif_does_not_spoil_the_pixels() -> None:
+def test_broken_exif_data_is_ignored() -> None:
     data = encoded(pillow.new("RGB", (40, 30), RED), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7fgarbage")
     assert images.decode(data, "x").data == data
 
@@ -157,22 +157,22 @@ def test_transparency_becomes_white(data: bytes) -> None:
     assert decoded(image).mode == "RGB"
 
 
-def test_half_transparency_is_mixed_with_white() -> None:
+def test_partial_transparency_is_blended_with_white() -> None:
     image = images.decode(encoded(pillow.new("RGBA", (2, 2), (0, 0, 0, 128)), "PNG"), "x")
     assert decoded(image).getpixel((0, 0)) == (127, 127, 127)
 
 
-def test_an_opaque_alpha_channel_is_no_reason_to_change_a_screenshot() -> None:
+def test_image_with_opaque_alpha_channel_is_unchanged() -> None:
     data = encoded(pillow.new("RGBA", (4, 4), (*RED, 255)), "PNG")
     assert images.decode(data, "x").data == data
 
 
-def test_deep_grey_keeps_its_brightness() -> None:
+def test_16_bit_greyscale_keeps_its_brightness() -> None:
     image = images.decode(encoded(pillow.new("I;16", (4, 4), 0x8080), "PNG"), "x")
     assert decoded(image).getpixel((0, 0)) == (128, 128, 128)
 
 
-def test_printers_colours_become_screen_colours() -> None:
+def test_cmyk_becomes_rgb() -> None:
     image = images.decode(encoded(pillow.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"), "x")
     pixel = decoded(image).getpixel((4, 4))
     assert isinstance(pixel, tuple)
@@ -180,7 +180,7 @@ def test_printers_colours_become_screen_colours() -> None:
     assert max(pixel[1:]) < 15
 
 
-# Where it comes from
+# Sources
 
 
 def test_standard_input() -> None:
@@ -194,7 +194,7 @@ def test_standard_input_of_the_process() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
-def test_a_terminal_is_not_waited_for() -> None:
+def test_terminal_is_not_read() -> None:
     ours, theirs = os.openpty()
     try:
         with os.fdopen(theirs, "rb", buffering=0) as terminal:
@@ -205,7 +205,7 @@ def test_a_terminal_is_not_waited_for() -> None:
         os.close(ours)
 
 
-def test_home(put: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_folder_is_expanded(put: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     put("red.png", PNG)
@@ -244,15 +244,15 @@ def test_broken_data_url(url: str, words: str) -> None:
     assert words in failure(url)
 
 
-# What is no image
+# Files that are not images
 
 
-def test_a_missing_file_names_the_ones_that_are_like_it(put: Any) -> None:
+def test_missing_file_suggests_similar_names(put: Any) -> None:
     put("Red.png", PNG)
     assert failure("rde.png") == "`rde.png` does not exist\ndid you mean `Red.png`?"
 
 
-def test_a_missing_file_names_the_images_beside_it(put: Any) -> None:
+def test_missing_file_lists_images_in_the_folder(put: Any) -> None:
     for number in range(5):
         put(f"{number}.png", PNG)
     put("notes.txt", b"")
@@ -277,7 +277,7 @@ def test_no_permission(put: Any) -> None:
     Path(put("secret.png", PNG)).chmod(0)
     user = os.geteuid()
     if user == 0:
-        os.seteuid(65534)  # nothing is forbidden to root
+        os.seteuid(65534)  # root may read everything
     try:
         message = failure("secret.png")
     finally:
@@ -287,7 +287,7 @@ def test_no_permission(put: Any) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no named pipes")
-def test_a_named_pipe_is_not_waited_for(put: Any) -> None:
+def test_named_pipe_is_not_read(put: Any) -> None:
     os.mkfifo("pipe")
     assert (
         failure("pipe") == "`pipe` is not a regular file\npass it on standard input: `llmdeploy chat --image - < pipe`"
@@ -319,7 +319,7 @@ def test_an_endless_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "`standard input` is larger than 1 MiB" in failure("-", Endless())
 
 
-def test_another_scheme() -> None:
+def test_unsupported_scheme() -> None:
     assert failure("ftp://example.org/a.png").startswith("`ftp://example.org/a.png` cannot be fetched: `ftp` addresses")
 
 
@@ -347,7 +347,7 @@ def test_another_scheme() -> None:
         ("a.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is text, not an image"),
     ],
 )
-def test_other_content_is_named(put: Any, name: str, data: bytes, words: str) -> None:
+def test_other_content_is_recognised(put: Any, name: str, data: bytes, words: str) -> None:
     message = failure(put(name, data))
     assert message.startswith(f"`{name}` ")
     assert words in message
@@ -360,7 +360,7 @@ def test_a_truncated_file_is_damaged(put: Any, kind: str) -> None:
     assert re.match(r"`photo` is (damaged: .+|not an image)\n", message)
 
 
-def test_a_wrong_checksum_is_damage(put: Any) -> None:
+def test_wrong_checksum_is_damaged(put: Any) -> None:
     data = bytearray(encoded(noise(64, 64), "PNG"))
     data[len(data) // 2] ^= 0xFF
     assert failure(put("photo.png", bytes(data))).startswith("`photo.png` is damaged: ")
@@ -375,19 +375,19 @@ def test_a_decompression_bomb_is_not_decoded(put: Any, size: tuple[int, int]) ->
     assert time.monotonic() - began < 2
 
 
-def test_pillows_warnings_are_not_the_users(put: Any) -> None:
-    large = encoded(pillow.new("1", (10_000, 9_500)), "PNG")  # Pillow itself warns of a bomb
+def test_warnings_of_pillow_are_hidden(put: Any) -> None:
+    large = encoded(pillow.new("1", (10_000, 9_500)), "PNG")  # Pillow warns about a decompression bomb
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         assert images.load(put("large.png", large)).height == 1946
     assert seen == []
 
 
-# Over the network
+# Downloads
 
 
 class Site(BaseHTTPRequestHandler):
-    """Good and bad answers, by path."""
+    """Request handler with good and bad answers by path."""
 
     protocol_version = "HTTP/1.1"
     released = threading.Event()
@@ -478,7 +478,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_: Any) -> None:
-        pass  # readers that go away are the tests' subject
+        pass  # clients that disconnect are expected here
 
 
 @pytest.fixture
@@ -536,7 +536,7 @@ def test_bad_answers(site: str, path: str, words: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["silent", "dripping_headers", "dripping_body"])
-def test_slow_sites_end_at_the_deadline(site: str, path: str) -> None:
+def test_slow_site_times_out(site: str, path: str) -> None:
     began = time.monotonic()
     message = failure(f"{site}/{path}", timeout=0.5)
     assert time.monotonic() - began < 2
@@ -549,7 +549,7 @@ def test_a_refused_connection(free_port: int) -> None:
 
 
 def test_an_unknown_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unknown(*_: Any, **__: Any) -> Any:  # what the resolver says; a real one may take long to say it
+    def unknown(*_: Any, **__: Any) -> Any:  # a fake resolver, because a real one may take long
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
@@ -560,7 +560,7 @@ def test_an_unknown_host(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_a_resolver_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hanging_resolver_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     released = threading.Event()
 
     def hang(*_: Any, **__: Any) -> Any:
@@ -572,12 +572,12 @@ def test_a_resolver_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     released.set()
 
 
-def test_https_where_http_is_spoken(site: str) -> None:
+def test_https_to_an_http_server(site: str) -> None:
     message = failure(f"{site.replace('http', 'https')}/good")
     assert "`127.0.0.1` does not speak TLS there" in message
 
 
-def test_a_certificate_that_is_not_trusted() -> None:
+def test_untrusted_certificate() -> None:
     error = ssl.SSLCertVerificationError(1, "self-signed certificate")
     message, hint = image_sources._fetch_failure("https://example.org/a.png", error)
     assert message.endswith("the certificate of `example.org` is not trusted")
@@ -585,18 +585,18 @@ def test_a_certificate_that_is_not_trusted() -> None:
 
 
 @pytest.mark.parametrize("url", ["http://", "http://[::1", "https://exa mple.org/a", "http:///a.png", "http://x:y/a"])
-def test_what_is_not_an_address(url: str) -> None:
+def test_invalid_url(url: str) -> None:
     assert failure(url).startswith(f"`{url}` ")
 
 
-def test_loopback_is_never_asked_of_a_proxy(site: str, free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loopback_is_fetched_without_the_proxy(site: str, free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port}")  # nobody is there
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port}")  # nothing listens there
     assert images.load(f"{site}/good").data == PNG
     assert images.load(f"{site.replace('127.0.0.1', 'localhost')}/moved").data == PNG
 
 
-def test_other_hosts_are_asked_of_the_proxy(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_hosts_are_fetched_through_the_proxy(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def proxied(handler: Site) -> None:
@@ -609,12 +609,12 @@ def test_other_hosts_are_asked_of_the_proxy(site: str, monkeypatch: pytest.Monke
     assert asked == ["http://example.org/a.png"]
 
 
-def test_a_proxy_setting_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_proxy_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "nonsense://127.0.0.1")
     assert failure("http://example.org/a.png").startswith("`http://example.org/a.png` cannot be fetched: ")
 
 
-def test_passwords_stay_out_of_messages(site: str) -> None:
+def test_passwords_are_not_printed(site: str) -> None:
     url = site.replace("//", "//me:secret@")
     assert "secret" not in failure(f"{url}/missing")
     assert images.load(f"{url}/good").source == f"{site}/good"

@@ -1,4 +1,4 @@
-"""Plans: settings that fit recorded machines, and what the real engine allocates for them."""
+"""Plans that fit recorded machines, compared with the memory that the real engine allocates."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.conftest import SELFTEST, free_port
 
 
 def make_plan(facts: ModelFacts, machine: Hardware, wishes: Wishes, *, on_gpu: bool = False, **settings: int) -> Plan:
-    """llama.cpp's plan, of a build that uses GPUs or not."""
+    """Make llama.cpp's plan, for a build with or without GPU support."""
     engine = LlamaCpp(Settings(llamacpp=LlamaCppSettings(**settings)))
     vars(engine)["_program"] = Program(("llama-server",), "1", "a build", on_gpu)
     return engine.plan(facts, machine, wishes)
@@ -62,7 +62,7 @@ QWEN3 = ModelFacts(
 
 
 def with_free(memory: int) -> Hardware:
-    """A machine without GPUs where that many bytes can be planned with."""
+    """Return a machine without GPUs on which a plan may use this many bytes."""
     return replace(machines.load("cpu-only"), memory_available=memory + RESERVE_BYTES)
 
 
@@ -97,7 +97,7 @@ def test_the_memory_of_qwen_vl_part_by_part() -> None:
     )
 
 
-def test_a_model_that_sees_nothing_has_no_vision_part() -> None:
+def test_model_without_vision_has_no_vision_part() -> None:
     names = [part.name for part in make_plan(QWEN3, machines.load("h200"), Wishes()).memory]
     assert names == ["weights", "KV cache", "compute", "prompt cache"]
 
@@ -115,7 +115,7 @@ SHORT_OF_MEMORY = [
 
 
 @pytest.mark.parametrize(("gib", "expected", "context_reason", "parallel_reason"), SHORT_OF_MEMORY)
-def test_fewer_requests_at_once_before_a_shorter_context(
+def test_parallel_is_lowered_before_context(
     gib: float, expected: tuple[int, int], context_reason: str, parallel_reason: str
 ) -> None:
     plan = make_plan(QWEN3, with_free(int(gib * GIB)), Wishes())
@@ -124,7 +124,7 @@ def test_fewer_requests_at_once_before_a_shorter_context(
     assert plan.fits
 
 
-def test_the_recorded_machine_without_a_gpu_answers_two_at_once() -> None:
+def test_recorded_machine_without_gpu_answers_two_requests_at_once() -> None:
     assert sizes(make_plan(QWEN3, machines.load("cpu-only"), Wishes())) == (8192, 2)
 
 
@@ -175,7 +175,7 @@ def test_the_smallest_plan_is_returned_when_nothing_fits() -> None:
     assert sizes(make_plan(QWEN3, with_free(0), Wishes())) == (2048, 1)
 
 
-def test_a_machine_whose_free_memory_is_below_the_reserve_has_none() -> None:
+def test_free_memory_below_the_reserve_counts_as_none() -> None:
     plan = make_plan(SELFTEST_FACTS, replace(machines.load("t4"), memory_available=1), Wishes())
     assert plan.available is not None
     assert plan.available.bytes == 0
@@ -190,7 +190,7 @@ def test_a_context_beyond_the_models_own_is_refused_with_both_numbers() -> None:
     assert make_plan(QWEN3, machines.load("h200"), Wishes(context=40_960)).context.value == 40_960
 
 
-def test_a_model_with_a_short_context_gets_its_own() -> None:
+def test_model_with_a_short_context_keeps_it() -> None:
     short = replace(QWEN3, context_length=512)
     plan = make_plan(short, machines.load("h200"), Wishes())
     assert plan.context == Setting(512, "the model's own")
@@ -212,7 +212,7 @@ def test_wishes_are_kept_when_they_do_not_fit() -> None:
         (Wishes(parallel=3), (4096, 3)),
     ],
 )
-def test_the_other_number_gives_way_to_a_wish(wishes: Wishes, expected: tuple[int, int]) -> None:
+def test_other_number_is_lowered_for_a_wish(wishes: Wishes, expected: tuple[int, int]) -> None:
     plan = make_plan(QWEN3, with_free(8 * GIB), wishes)
     assert sizes(plan) == expected
     assert plan.fits
@@ -227,7 +227,7 @@ RAM = "free memory less 512 MiB for the rest of the machine"
         ("2x4090", False, 0, RAM),
         ("2x4090", True, 25_252_855_808 + 25_257_050_112, f"{RAM}, and 47.0 GiB free on GPUs"),
         ("t4", True, 15_641_608_192, f"{RAM}, and 14.6 GiB free on GPUs"),
-        # Unified memory: NVML reports none, and all of it is in the machine's own.
+        # Unified memory: NVML reports none; the GPU uses the machine's memory.
         ("gb10", True, 0, f"{RAM}, and 0 B free on GPUs"),
         ("cpu-only", True, 0, f"{RAM}, and 0 B free on GPUs"),
     ],
@@ -240,7 +240,7 @@ def test_gpu_memory_counts_for_engines_that_use_it(name: str, on_gpu: bool, gpu_
 
 @dataclass(frozen=True)
 class Logged:
-    """The KV cache that llama.cpp printed for a real model, and where that log can be read."""
+    """KV cache size from llama.cpp's log of a real model, with the source of the log."""
 
     layers: int
     kv_heads: int
@@ -259,7 +259,7 @@ KV_LOGS = [
 
 
 @pytest.mark.parametrize("logged", KV_LOGS, ids=lambda logged: logged.url.rpartition("/")[2])
-def test_the_kv_cache_is_what_llama_cpp_printed_for_real_models(logged: Logged) -> None:
+def test_kv_cache_equals_llama_cpps_logs(logged: Logged) -> None:
     facts = replace(
         QWEN3, kv_heads=(logged.kv_heads,) * logged.layers, key_length=logged.head, value_length=logged.head
     )
@@ -285,7 +285,7 @@ main(sys.argv[1:])
 
 
 @pytest.mark.parametrize(("context", "parallel"), [(2048, 2), (8192, 4), (512, 1)])
-def test_the_kv_cache_is_what_the_real_engine_allocates(context: int, parallel: int) -> None:
+def test_kv_cache_equals_what_the_engine_allocates(context: int, parallel: int) -> None:
     plan = make_plan(SELFTEST_FACTS, machines.load("cpu-only"), Wishes(context=context, parallel=parallel))
     flags = {
         "--model": WEIGHTS, "--ctx-size": context * parallel, "--parallel": parallel, "--threads": 1,
@@ -305,7 +305,7 @@ def test_the_kv_cache_is_what_the_real_engine_allocates(context: int, parallel: 
 
 @st.composite
 def facts(draw: st.DrawFn) -> ModelFacts:
-    """Any model within sane ranges, from a toy to one that no machine holds."""
+    """Generate models from a toy to one that fits no machine."""
     layers = draw(st.integers(1, 200))
     head = st.integers(0, 1024)
     return ModelFacts(
@@ -356,7 +356,7 @@ def test_more_memory_never_gives_less(model: ModelFacts, one: int, other: int) -
     assert more.fits >= less.fits
 
 
-def test_a_gpu_that_is_not_to_be_used_lends_no_memory() -> None:
+def test_memory_of_an_unused_gpu_does_not_count() -> None:
     machine = machines.load("1x4090")
     with_gpu = make_plan(QWEN3, machine, Wishes(), on_gpu=True).available
     without = make_plan(QWEN3, machine, Wishes(), on_gpu=True, gpu_layers=0).available

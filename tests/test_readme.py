@@ -1,4 +1,4 @@
-"""The README is true: its commands are run, in its order, and what they print is compared."""
+"""The README is correct: its commands are run in order, and their output is compared."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def blocks(text: str, kind: str) -> list[str]:
 
 
 def transcripts(kind: str = "console") -> list[tuple[str, str]]:
-    """Each command of the README's console blocks with what it shows below it."""
+    """List the commands of the README's console blocks, each with the output shown below it."""
     found = []
     for block in blocks(README, kind):
         if block.startswith("$ sh scripts/demo"):
-            continue  # a script that shows its own commands
+            continue  # a script that prints its commands
         for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
             command, _, output = part.partition("\n")
             found.append((command, output))
@@ -35,9 +35,9 @@ def transcripts(kind: str = "console") -> list[tuple[str, str]]:
 
 
 def alike(text: str) -> str:
-    """What differs between machines and runs, made alike."""
-    text = re.sub(r"^\[.*\] .*\n", "", text, flags=re.MULTILINE)  # phases: a watcher may miss a short one
-    text = re.sub(r"^ {10}.*\n", "", text, flags=re.MULTILINE)  # what is said beside a phase
+    """Replace everything that differs between machines and runs."""
+    text = re.sub(r"^\[.*\] .*\n", "", text, flags=re.MULTILINE)  # phases, because a short one may be missed
+    text = re.sub(r"^ {10}.*\n", "", text, flags=re.MULTILINE)  # details of a phase
     text = re.sub(r"^(ok|warn|fail) +(\w+) .*", r"\1 \2", text, flags=re.MULTILINE)
     text = re.sub(r"^  (disk|memory)  .*", r"  \1", text, flags=re.MULTILINE)
     text = re.sub(r"(today|yesterday|\d+ days ago)$", "[USED]", text, flags=re.MULTILINE)
@@ -48,7 +48,7 @@ def alike(text: str) -> str:
 
 
 class Ada(World):
-    """The user of the README: her folders are where they are by default, and she stands in the checkout."""
+    """The user of the README, with the default folders, in the checkout."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -63,7 +63,7 @@ class Ada(World):
         self.environment |= {"PATH": f"{programs}:{os.environ['PATH']}", "XDG_STATE_HOME": str(self.state.parent)}
 
     def type(self, command: str) -> str:
-        """Run a line as her shell does; stdout and stderr as they come on her screen."""
+        """Run a line in a shell; return stdout and stderr as they appear on the screen."""
         done = subprocess.run(
             ["sh", "-c", command], cwd=ROOT, env=self.environment, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=200,
@@ -71,11 +71,11 @@ class Ada(World):
         return done.stdout.decode().replace(str(self.home), "/home/ada").replace(str(self.port), "11435")
 
 
-def test_every_transcript(tmp_path: Path) -> None:
+def test_transcripts(tmp_path: Path) -> None:
     ada = Ada(tmp_path)
     del ada.environment["LLMDEPLOY_PORT"]
     (ada.home / ".config" / "llmdeploy").mkdir(parents=True)
-    # The one thing that is not as on a fresh machine: a port that no other test takes.
+    # Unlike on a fresh machine, the port is one that no other test uses.
     shown = transcripts()
     assert len(shown) >= 15
     try:
@@ -91,24 +91,24 @@ def test_every_transcript(tmp_path: Path) -> None:
 
 
 @pytest.mark.ollama
-def test_the_transcript_of_ollama(tmp_path: Path, daemon: OwnOllama) -> None:
+def test_transcript_of_ollama(tmp_path: Path, daemon: OwnOllama) -> None:
     follow(Ada(tmp_path), "console ollama", {"OLLAMA_HOST": daemon.url}, {daemon.port: "11434"})
 
 
 @pytest.mark.vllm
 @pytest.mark.timeout(300)
-def test_the_transcript_of_vllm(tmp_path: Path, vllm_python: str) -> None:
+def test_transcript_of_vllm(tmp_path: Path, vllm_python: str) -> None:
     follow(Ada(tmp_path), "console vllm", {"LLMDEPLOY_ENGINES_VLLM_PYTHON": vllm_python, "PYTHONWARNINGS": ""})
 
 
 @pytest.mark.vllm
 @pytest.mark.timeout(300)
-def test_the_transcript_of_a_switch(tmp_path: Path, vllm_python: str) -> None:
+def test_transcript_of_switch(tmp_path: Path, vllm_python: str) -> None:
     variables = {"LLMDEPLOY_ENGINES_VLLM_PYTHON": vllm_python, "PYTHONWARNINGS": ""}
     follow(Ada(tmp_path), "console switch", variables, many=5)
 
 
-def test_the_transcript_of_a_pull(tmp_path: Path) -> None:
+def test_transcript_of_pull(tmp_path: Path) -> None:
     files = {name: (SELFTEST / name).read_bytes() for name in ("selftest-f16.gguf", "mmproj-selftest-f16.gguf")}
     with hub_server.serve(hub_server.Hub(files={"ada/selftest-GGUF": files})) as hub:
         follow(Ada(tmp_path), "console hub", {"HF_ENDPOINT": hub.url}, many=4)
@@ -117,7 +117,7 @@ def test_the_transcript_of_a_pull(tmp_path: Path) -> None:
 def follow(
     ada: Ada, kind: str, variables: dict[str, str], shown_as: dict[int, str] | None = None, many: int = 3
 ) -> None:
-    """Type the commands of a block and compare what they show."""
+    """Run the commands of a block and compare their output."""
     ada.environment |= variables
     commands = transcripts(kind)
     assert len(commands) == many
@@ -132,7 +132,7 @@ def follow(
 
 
 def test_the_demo(tmp_path: Path) -> None:
-    """The first command. Skipped where it would have to install: that is CI's own first step."""
+    """The first command. Skipped if it would have to install, which CI does as its first step."""
     if not list((ROOT / ".venv").glob("installed*")):
         pytest.skip("no .venv made by the scripts here")
     shown = next(block for block in blocks(README, "console") if block.startswith("$ sh scripts/demo\n"))
@@ -145,7 +145,7 @@ def test_the_demo(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("at", range(3))
 def test_a_python_example(at: int, served: World) -> None:
-    """In a shell that has the variables of `llmdeploy env`, as its reader's."""
+    """The examples run in a shell with the variables of `llmdeploy env`, as for a reader."""
     examples = blocks(README, "python")
     assert len(examples) == 3
     code = examples[at].replace("11435", str(served.port))
@@ -154,12 +154,12 @@ def test_a_python_example(at: int, served: World) -> None:
     assert done.stdout == "1 2 3 4 5\n", done.stderr
 
 
-def test_the_application_is_the_one_that_is_shown() -> None:
+def test_shown_application_equals_the_file() -> None:
     assert (ROOT / "examples" / "app.py").read_text() in blocks(README, "python")
 
 
 @pytest.mark.parametrize(("shell", "part"), [("fish", "| source"), ("pwsh", "Invoke-Expression"), ("sh", "--dotenv")])
-def test_another_way_to_hand_it_over(shell: str, part: str, tmp_path: Path) -> None:
+def test_other_ways_to_use_env(shell: str, part: str, tmp_path: Path) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"no {shell} here")
     ada = Ada(tmp_path)
@@ -174,7 +174,7 @@ def test_another_way_to_hand_it_over(shell: str, part: str, tmp_path: Path) -> N
         assert done.stdout == "selftest\n", done.stderr
 
 
-def test_the_chinese_readme_is_in_step() -> None:
+def test_chinese_readme_matches_the_english_one() -> None:
     for kind in ("console", "console hub", "console ollama", "console vllm", "console switch", "sh", "python"):
         assert blocks(CHINESE, kind) == blocks(README, kind)
     heads = [[line.count("#") for line in text.splitlines() if re.match("#+ ", line)] for text in (README, CHINESE)]
@@ -183,7 +183,7 @@ def test_the_chinese_readme_is_in_step() -> None:
     assert literals[0] == literals[1]
 
 
-def test_every_command_and_every_key_is_named() -> None:
+def test_every_command_and_key_is_mentioned() -> None:
     from llmdeploy.cli.app import COMMANDS
     from llmdeploy.config import keys
 
@@ -193,7 +193,7 @@ def test_every_command_and_every_key_is_named() -> None:
         assert re.search(rf"^{re.escape(key.name)} ", README, re.MULTILINE), key.name
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_exist() -> None:
     for text in (README, CHINESE):
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
             assert (ROOT / target).exists(), target

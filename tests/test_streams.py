@@ -1,4 +1,4 @@
-"""Streams that are closed, full or in another encoding: the right status, a sentence, and never a traceback."""
+"""Streams that are closed, full or in another encoding: exit status and message are right, without a traceback."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LIGHT: list[tuple[list[str], int, str]] = [
 
 
 def shell(world: World, line: str, *arguments: str | Path, **variables: str) -> Result:
-    """A line of bash in which `"$@"` is the command."""
+    """Run a line of bash in which `"$@"` is the command."""
     done = subprocess.run(
         ["bash", "-c", line, "bash", *world.command(*arguments)],
         cwd=world.work, env=world.environment | variables, stdin=subprocess.DEVNULL, capture_output=True, timeout=60,
@@ -44,7 +44,7 @@ def shell(world: World, line: str, *arguments: str | Path, **variables: str) -> 
 
 
 def without_reader(world: World, *arguments: str) -> Result:
-    """Run with stdout in a pipe whose reader has left."""
+    """Run the command with stdout in a pipe whose reader has left."""
     reader, writer = os.pipe()
     os.close(reader)
     command = world.start(*arguments, stdout=writer)
@@ -54,7 +54,7 @@ def without_reader(world: World, *arguments: str) -> Result:
 
 
 def clean(result: Result) -> Result:
-    """The result, which holds no traceback and none of the interpreter's own complaints."""
+    """Return the result after checking that it has no traceback and no complaint of the interpreter."""
     assert "Traceback" not in result.text, result.text
     assert "Exception ignored" not in result.text, result.text
     return result
@@ -75,7 +75,7 @@ def test_a_closed_stream(world: World, arguments: list[str], status: int, piece:
     assert "error" not in result.stderr
 
 
-# The interpreter writes at once with the variable, and at the latest moment without.
+# With PYTHONUNBUFFERED the interpreter writes at once, without it at exit.
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
 @pytest.mark.parametrize("arguments", [it[0] for it in LIGHT] + [["config"], ["config", "show"]], ids=" ".join)
 def test_a_full_disk_behind_stdout(world: World, arguments: list[str], unbuffered: str) -> None:
@@ -83,7 +83,7 @@ def test_a_full_disk_behind_stdout(world: World, arguments: list[str], unbuffere
     assert (result.status, result.stderr) == (1, FULL)
 
 
-def test_an_error_that_finds_no_room_on_stdout_goes_to_stderr(world: World) -> None:
+def test_json_error_goes_to_stderr_if_stdout_is_full(world: World) -> None:
     result = clean(shell(world, 'exec "$@" >/dev/full', "serve", "--bad", "--json"))
     assert (result.status, result.stderr) == (2, "error: No such option: --bad\nhint: `llmdeploy serve --help`\n")
 
@@ -112,7 +112,7 @@ def test_serve_chat_stop_with_a_closed_stream(world: World, stream: str) -> None
 
 
 def test_serve_chat_stop_with_a_full_disk_behind_stdout(world: World) -> None:
-    """What was started goes on and what was stopped is stopped: only the word of it is lost."""
+    """Starting and stopping work; only the output is lost."""
     line = 'exec "$@" >/dev/full'
     serve = clean(shell(world, line, "serve", "selftest", "--detach"))
     assert serve.status == 1
@@ -215,7 +215,7 @@ def test_output_is_utf_8_everywhere(world: World, variables: dict[str, str]) -> 
 @pytest.mark.parametrize(
     "arguments", [["chat"], ["chat", "x", "--image"], ["serve"], ["config", "get"], []], ids=" ".join
 )
-def test_a_byte_that_is_no_text(world: World, arguments: list[str]) -> None:
+def test_undecodable_argument(world: World, arguments: list[str]) -> None:
     word = os.fsdecode(b"a\xff")
     result = clean(world.run(*arguments, word))
     hint = "rename the file, or choose a UTF-8 locale: `LC_ALL=C.UTF-8`"
@@ -231,7 +231,7 @@ EVIL = "a\x1b[31m\x07\rb"
 SHOWN = "a\\x1b[31m\\x07\\rb"
 
 
-def test_control_characters_in_names_are_shown_and_not_obeyed(world: World) -> None:
+def test_control_characters_in_names_are_escaped(world: World) -> None:
     (world.work / f"{EVIL}.gguf").write_bytes(b"")
     for arguments in (
         ["serve", f"{EVIL}.gguf"],
@@ -244,7 +244,7 @@ def test_control_characters_in_names_are_shown_and_not_obeyed(world: World) -> N
     ):  # fmt: skip
         result = world.run(*arguments)
         assert not set("\x1b\x07\r") & set(result.text), (arguments, result.text)
-        # The name it is served by is made of what every engine allows.
+        # A served name has only the characters that every engine allows.
         assert SHOWN in result.text or "`a-31m-b`" in result.text, (arguments, result.text)
 
 
@@ -263,7 +263,7 @@ def test_control_characters_in_names_on_a_terminal(world: World) -> None:
 
 
 def document(result: Result) -> dict[str, object]:
-    """All of stdout, as the one document that it must be."""
+    """Parse stdout, which must be exactly one JSON document."""
     content = json.loads(result.stdout)
     assert isinstance(content, dict)
     return content
@@ -293,7 +293,7 @@ def test_a_usage_error_is_one_document(world: World, arguments: Sequence[str]) -
     assert error["hint"]
 
 
-def test_json_behind_a_double_dash_is_no_flag(world: World) -> None:
+def test_json_after_a_double_dash_is_an_argument(world: World) -> None:
     result = world.run("serve", "--bad", "--", "--json")
     assert (
         result.text == "exit 2\n--- stdout\n--- stderr\nerror: No such option: --bad\nhint: `llmdeploy serve --help`\n"
@@ -319,8 +319,8 @@ def test_an_interrupted_start_is_one_document(world: World, detach: list[str]) -
     assert not world.processes()
 
 
-def test_a_server_that_dies_under_a_foreground_serve_json(world: World) -> None:
-    """The document of readiness stays the only one: what came after it are events."""
+def test_server_crash_during_foreground_serve_json(world: World) -> None:
+    """The document of the ready service stays the only one; everything after it is an event."""
     service = world.start("serve", "selftest", "--json")
     until(lambda: is_served(world))
     killed = json.loads(world.run("status", "--json").stdout)["server_pid"]
@@ -355,10 +355,10 @@ def test_a_bug_is_one_document_and_a_traceback(world: World) -> None:
         assert "boom" in result.stderr
 
 
-# Odd corners of the command line
+# Edge cases of the command line
 
 
-def test_the_working_folder_is_gone(world: World) -> None:
+def test_working_folder_was_removed(world: World) -> None:
     line = 'mkdir gone && cd gone && rmdir ../gone && exec "$@"'
     for arguments in (
         ["serve", "./x.gguf"],
@@ -379,7 +379,7 @@ def test_the_version(world: World, arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("option", ["--install-completion", "--show-completion"])
-def test_completion_for_a_shell_by_name(world: World, option: str) -> None:
+def test_completion_option_with_a_shell_name(world: World, option: str) -> None:
     result = world.run(option, "zsh")
     assert result.text == (
         "exit 2\n--- stdout\n--- stderr\n"
@@ -389,7 +389,7 @@ def test_completion_for_a_shell_by_name(world: World, option: str) -> None:
 
 
 def in_home(world: World) -> list[Path]:
-    """What lies in the home of the world."""
+    """List the files in the world's home folder."""
     return list((world.folder / "home").rglob("*"))
 
 

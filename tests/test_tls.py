@@ -1,4 +1,4 @@
-"""Whom connections trust: the service's look at a server, and the engine's, as the gateway's."""
+"""Certificates: health checks, engine calls and the gateway trust the same ones."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ def anew() -> Iterator[None]:
 
 @pytest.fixture
 def address() -> Iterator[str]:
-    """An Ollama behind TLS and a path."""
+    """Return the URL of an Ollama behind TLS and a path."""
     with replay("version", "serve_attached") as ollama, reverse_proxy(ollama.url, "/ollama") as url:
         yield url
 
 
-def test_a_server_that_nobody_vouches_for_is_not_used(address: str) -> None:
+def test_untrusted_server_is_not_used(address: str) -> None:
     assert not healthy(ServerSpec((), address, "/api/version"))
     found = probe(address)
     assert found.state == "other"
     assert found.detail.startswith(f"no safe connection to `{address}`: ")
 
 
-def test_who_is_named_is_trusted_by_all(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_configured_certificate_is_trusted_everywhere(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
     assert healthy(ServerSpec((), address, "/api/version"))
     assert probe(address).state == "running"
 
 
-def test_a_python_without_certificates_takes_mozillas(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_without_certificates_uses_mozillas(monkeypatch: pytest.MonkeyPatch) -> None:
     made = ssl.create_default_context
 
     def without(**options: Any) -> ssl.SSLContext:

@@ -1,4 +1,4 @@
-"""Servers that are reached over TLS, with a certificate of their own that nobody trusts who is not told to."""
+"""Servers over TLS, with a self-signed certificate that clients trust only if configured to."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CERTIFICATE = Path(__file__).with_name("localhost.pem")
-"""Of `localhost` and 127.0.0.1, with its key, until 2126."""
+"""Self-signed certificate and key for `localhost` and 127.0.0.1, valid until 2126."""
 
 
 def security() -> ssl.SSLContext:
-    """The server's side."""
+    """Return the server's TLS context."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(CERTIFICATE)
     return context
@@ -27,13 +27,13 @@ def security() -> ssl.SSLContext:
 
 @contextlib.contextmanager
 def reverse_proxy(url: str, prefix: str) -> Iterator[str]:
-    """An address over TLS and with a path before every route, as nginx gives a server; the server knows of neither."""
+    """Put a server behind TLS and a path prefix, as nginx would; yield the URL."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def log_message(self, format: str, *args: object) -> None:
-            """Nothing on stderr."""
+            """Print nothing to stderr."""
 
         def do_GET(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -60,7 +60,7 @@ def reverse_proxy(url: str, prefix: str) -> Iterator[str]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as proxy:
         proxy.daemon_threads, proxy.block_on_close = True, False
-        # The handshake is the connection's own thread's: a visitor that never speaks must not stop the others.
+        # The handshake runs in the connection's thread: a silent client must not block the others.
         proxy.socket = security().wrap_socket(proxy.socket, server_side=True, do_handshake_on_connect=False)
         thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
