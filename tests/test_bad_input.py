@@ -280,7 +280,7 @@ def test_a_broken_config_file(world: World, content: str, message: str) -> None:
 
 
 def test_a_state_folder_that_cannot_be_written(world: World) -> None:
-    """A file blocks the folder, because root may write into any folder."""
+    """Block the folder with a file, because root may write into any folder."""
     blocked = world.folder / "blocked"
     blocked.write_text("")
     for arguments in (["serve", "selftest"], ["serve", "selftest", "--detach"], ["chat", "hello"]):
@@ -304,7 +304,7 @@ def test_a_full_state_folder(world: World) -> None:
 
 
 def test_working_folder_is_not_on_the_import_path(world: World) -> None:
-    """A file json.py in the working folder must not be imported by the service."""
+    """Check that the service does not import a file json.py from the working folder."""
     for name in ("json.py", "signal.py", "xllamacpp.py"):
         (world.work / name).write_text("raise SystemExit('hijacked')\n")
     copy_selftest(world.work)
@@ -340,7 +340,7 @@ def test_a_value_that_begins_with_a_dash(world: World) -> None:
 
 
 def test_configuration_file_that_is_a_pipe_or_endless(world: World) -> None:
-    """The error comes at once; opening a pipe would block until something writes to it."""
+    """Check that the error comes at once; opening a pipe would block until something writes to it."""
     pipe = world.work / "llmdeploy.toml"
     os.mkfifo(pipe)
     for arguments in (["serve"], ["chat", "hello"], ["config", "show"]):
@@ -357,7 +357,7 @@ def test_configuration_file_that_is_a_pipe_or_endless(world: World) -> None:
 
 
 def test_world_writable_state_folder(world: World) -> None:
-    """A user who can write the record could make llmdeploy kill processes."""
+    """Refuse a record that others can write: they could make llmdeploy kill processes."""
     world.state.mkdir()
     world.state.chmod(0o777)
     for arguments in (["status"], ["serve", "selftest"], ["serve", "selftest", "-d"], ["stop"], ["chat", "hello"]):

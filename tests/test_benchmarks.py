@@ -49,7 +49,7 @@ for streams in ("1 stream", "32 streams", "256 streams"):
 @pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
 def test_gateway_benchmark_runs_and_cleans_up(tmp_path: Path) -> None:
-    """Every row and goal is printed, the exit status reflects the goals, and no process or file is left."""
+    """Check the rows, the goals and the exit status, and that no process or file is left."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     document = tmp_path / "figures.json"
@@ -69,7 +69,7 @@ def test_gateway_benchmark_runs_and_cleans_up(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("wrk", path="/usr/local/sbin:/usr/sbin") is not None, reason="wrk is always found")
 def test_gateway_benchmark_reports_missing_programs(tmp_path: Path) -> None:
-    """Without wrk, the benchmark says how to install it."""
+    """Run without wrk: the benchmark says how to install it."""
     done = subprocess.run(
         [sys.executable, str(GATEWAY)], env=os.environ | {"PATH": str(tmp_path)}, capture_output=True, text=True
     )
@@ -84,7 +84,7 @@ def test_gateway_benchmark_reports_missing_programs(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="ends what it started as POSIX does")
 def test_pull_benchmark_runs_and_cleans_up(tmp_path: Path) -> None:
-    """Both transports are measured with the same repository, and the exit status reflects the ratios."""
+    """Check that both transports are measured, and that the exit status reflects the ratios."""
     command = [sys.executable, str(PULL), "--mb", "2", "--rounds", "1", "--json"]
     done = subprocess.run(command, env=os.environ | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True)
     assert done.stderr == ""

@@ -96,7 +96,7 @@ def test_a_cut_answer_is_reported(served: World) -> None:
 
 
 def test_the_answer_streams(served: World) -> None:
-    """The first words arrive while the model is still generating."""
+    """Check that the first words arrive while the model is still generating."""
     chat = served.start("chat", "sing", "--max-tokens", "6000")
     assert chat.stdout is not None
     first = os.read(chat.stdout.fileno(), 100)

@@ -59,7 +59,7 @@ def test_max_tokens_limits_the_answer(engine: str) -> None:
 
 
 def test_the_first_piece_comes_before_the_last(engine: str) -> None:
-    """The answer is so long that delays of a busy machine do not matter."""
+    """Use an answer so long that delays of a busy machine do not matter."""
     _, answer = ask(engine, Question("sing", temperature=0, max_tokens=3000))
     assert answer.ttft < answer.duration / 2
 

@@ -149,7 +149,7 @@ def test_configured_program_that_does_not_answer(world: World, script: str, why:
 
 
 def test_slow_program_is_used(world: World) -> None:
-    """A GPU build on a cold disk may be slow; the embedded build must not replace it without being asked for."""
+    """Check that a slow program, such as a GPU build on a cold disk, is not replaced by the embedded build."""
     program = world.folder / "program"
     program.write_text("#!/bin/sh\nexec sleep 60\n")
     program.chmod(0o755)

@@ -168,7 +168,7 @@ def test_real_shell_reads_each_value_unchanged(name: str) -> None:
 
 @pytest.mark.parametrize("name", REAL)
 def test_examples_of_the_help_work_in_a_real_shell(name: str, world: World) -> None:
-    """The shell is detected; SHELL names another one."""
+    """Run the examples without `--shell` while SHELL names another shell."""
     command = real(name)
     environment = own(world).environment
     environment |= {"LLMDEPLOY_API_KEY": 'it\'s $x "y"', "SHELL": "/bin/bash" if name == "fish" else "/usr/bin/fish"}
@@ -189,12 +189,12 @@ def test_fish_reads_all_variables_on_one_line(world: World) -> None:
 
 
 def test_curly_quotes_are_doubled_for_powershell() -> None:
-    """In PowerShell any of five quotes ends a string, and a doubled quote stands for itself."""
+    """Check against PowerShell's rules: any of five quotes ends a string, and a doubled quote stands for itself."""
     assert shells.ASSIGNMENTS["powershell"]("A", "it's ‘$x’") == "$Env:A = 'it''s ‘‘$x’’'"
 
 
 def test_shell_of_a_script_is_detected(world: World) -> None:
-    """The name of a script's process is that of the script."""
+    """Run in a script, whose process has the script's name."""
     fish = real("fish")
     script = own(world).work / "deploy"
     script.write_text(f"#!{shutil.which('bash')}\nllmdeploy env\n")
@@ -314,7 +314,7 @@ def test_lazy_attributes(world: World) -> None:
 
 
 def test_type_checker_knows_the_lazy_attributes(tmp_path: Path) -> None:
-    """The package is typed, including what is imported lazily."""
+    """Run mypy on a program that uses the lazy attributes."""
     file = tmp_path / "app.py"
     file.write_text("import llmdeploy\n\nreveal_type(llmdeploy.connect())\nllmdeploy.connect().base_ulr\n")
     command = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "--config-file=", str(file)]

@@ -1,4 +1,4 @@
-"""What is shipped: an sdist and a wheel that carry the self-test model and run as they are."""
+"""The sdist and the wheel contain the self-test model and work."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODEL = ("selftest-f16.gguf", "mmproj-selftest-f16.gguf", "hf/model.safetensors"
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sdist, and the wheel made out of it. Without isolation: hatchling is here, and no network is needed."""
+    """Build the sdist, and the wheel from it, without isolation: hatchling is installed, and no network is needed."""
     folder = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -51,7 +51,7 @@ def test_the_sdist_carries_what_a_packager_needs(built: Path) -> None:
 
 
 def test_the_wheel_runs(built: Path, world: World, tmp_path: Path) -> None:
-    """Unpacked into a folder of its own, in front of the checkout: a model is served out of the wheel."""
+    """Serve a model from the wheel, unpacked into a folder that precedes the checkout on the path."""
     [wheel] = built.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     world.environment["PYTHONPATH"] = str(tmp_path / "site")
@@ -74,7 +74,7 @@ def test_changelog_and_package_agree() -> None:
 
 
 def test_the_shipped_model_is_whole() -> None:
-    """The three forms are the same weights; the catalog's sizes are the files'."""
+    """Check that the three formats have the same weights, and that the catalog has the sizes of the files."""
     catalog = tomllib.loads((ROOT / "llmdeploy" / "models" / "catalog" / "catalog.toml").read_text())["models"][
         "selftest"
     ]["gguf"]

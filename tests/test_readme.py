@@ -132,7 +132,7 @@ def follow(
 
 
 def test_the_demo(tmp_path: Path) -> None:
-    """The first command. Skipped if it would have to install, which CI does as its first step."""
+    """Run the first command. Skipped if it would have to install, which CI does as its first step."""
     if not list((ROOT / ".venv").glob("installed*")):
         pytest.skip("no .venv made by the scripts here")
     shown = next(block for block in blocks(README, "console") if block.startswith("$ sh scripts/demo\n"))
@@ -145,7 +145,7 @@ def test_the_demo(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("at", range(3))
 def test_a_python_example(at: int, served: World) -> None:
-    """The examples run in a shell with the variables of `llmdeploy env`, as for a reader."""
+    """Run the examples in a shell with the variables of `llmdeploy env`, as a reader would."""
     examples = blocks(README, "python")
     assert len(examples) == 3
     code = examples[at].replace("11435", str(served.port))

@@ -320,7 +320,7 @@ def test_an_interrupted_start_is_one_document(world: World, detach: list[str]) -
 
 
 def test_server_crash_during_foreground_serve_json(world: World) -> None:
-    """The document of the ready service stays the only one; everything after it is an event."""
+    """Check that the document of the ready service stays the only one; events follow it."""
     service = world.start("serve", "selftest", "--json")
     until(lambda: is_served(world))
     killed = json.loads(world.run("status", "--json").stdout)["server_pid"]

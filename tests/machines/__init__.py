@@ -1,4 +1,4 @@
-"""Machines as data: `Hardware` with the values that such machines report, one JSON file each."""
+"""Recorded machines: `Hardware` values as such machines report them, one JSON file each."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
 
 
 def load(name: str) -> Hardware:
-    """The machine in `tests/machines/NAME.json`."""
+    """Load the machine in `tests/machines/NAME.json`."""
     return msgspec.json.decode((FOLDER / f"{name}.json").read_bytes(), type=Hardware)
