@@ -3,8 +3,8 @@
  *   gateway_load upstream                                    prints its port, then a line per stream that was cut
  *   gateway_load streams PORT STREAMS REQUESTS CHUNKS US     prints one JSON document
  *
- * Every chunk carries the CLOCK_MONOTONIC time of its send as @ and 19 digits, so that its delay is exact. What a request
- * wants is read from its body: "stream":true, "max_tokens":CHUNKS, "interval_us":US (0: as fast as it goes).
+ * Every chunk carries the CLOCK_MONOTONIC time of its send as @ and 19 digits, so that its delay is exact. The options of
+ * a request are read from its body: "stream":true, "max_tokens":CHUNKS, "interval_us":US (0: as fast as it goes).
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -77,12 +77,12 @@ static long number(const char *text, const char *name) {
 /* ---- the upstream ---- */
 
 struct peer {
-    struct peer *next; /* of all that have a stream */
+    struct peer *next; /* in the list of peers with a stream */
     int fd;
     uint32_t events;
     size_t have;
     char in[8192];
-    long discard; /* bytes of a large body that are still to come */
+    long discard; /* bytes of a large body that have not arrived yet */
     bool streams;
     long chunks;
     int64_t interval, due;
@@ -120,7 +120,7 @@ static void put_stamp(char *digits, int64_t stamp) {
     for (int i = DIGITS; i-- > 0; stamp /= 10) digits[i] = '0' + stamp % 10;
 }
 
-/* The next piece of a stream, with the time it leaves at. */
+/* Prepares the next chunk of a stream, with its time. */
 static void next_piece(struct peer *peer) {
     if (peer->chunks-- == 0) {
         peer->out = STREAM_END;
@@ -137,7 +137,7 @@ static void next_piece(struct peer *peer) {
 static bool flush(struct peer *peer) {
     while (peer->out_left) {
         ssize_t sent = send(peer->fd, peer->out, peer->out_left, MSG_NOSIGNAL);
-        if (sent < 0) return false; /* a connection that broke says so when it is read */
+        if (sent < 0) return false; /* a broken connection is noticed when it is read */
         peer->out += sent;
         peer->out_left -= sent;
     }
@@ -166,7 +166,7 @@ static void begin_stream(struct peer *peer) {
     streaming = peer;
 }
 
-/* Answers differ in length: a proxy that remembers heads is not to look faster than it is. */
+/* Answers differ in length, so that a proxy that caches heads has no advantage. */
 static void answer(struct peer *peer) {
     peer->have = 0;
     if (strstr(peer->in, "\"stream\":true")) {
@@ -179,7 +179,7 @@ static void answer(struct peer *peer) {
     pump(peer);
 }
 
-/* A small request is kept whole, of a large one only the beginning. */
+/* Keeps a small request whole, and of a large one only the beginning. */
 static void take(struct peer *peer, size_t came) {
     peer->have += came;
     peer->in[peer->have] = 0;
@@ -217,7 +217,7 @@ static void keep_cadence(int timer) {
         next = peer->next;
         if (!peer->interval || peer->events & EPOLLOUT) continue;
         if (peer->due <= time) pump(peer);
-        if (peer->due < first) first = peer->due; /* a stream that has ended wakes us up once for nothing */
+        if (peer->due < first) first = peer->due; /* a stream that has ended causes one needless wake-up */
     }
     if (first == INT64_MAX) return;
     struct itimerspec at = {.it_value = {first / 1000000000, first % 1000000000}};
@@ -265,7 +265,7 @@ struct samples {
 
 static char request[512];
 static struct samples delays, firsts;
-static int64_t settled; /* the streams start at once, as no real ones do: that is not counted among the delays */
+static int64_t settled; /* all streams start at once, unlike real ones: delays before this time do not count */
 static long wanted_chunks, chunks, in_time, cut, running;
 
 static void record(struct samples *samples, int64_t value) { samples->values[samples->count++] = value; }
@@ -294,7 +294,7 @@ static void leave(struct stream *stream, bool whole) {
     close(stream->fd);
 }
 
-/* Records every stamp in what came; what is not whole yet stays for the next time. */
+/* Records every time stamp that arrived; an incomplete one is kept for the next call. */
 static void scan(struct stream *stream, size_t have, int64_t time) {
     char *at = stream->in, *end = stream->in + have, *mark;
     while ((mark = memchr(at, '@', end - at)) && end - mark > DIGITS) {
