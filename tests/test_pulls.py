@@ -14,7 +14,7 @@ from llmdeploy.errors import DoesNotFit, DownloadFailed, LlmdeployError, ModelNo
 from llmdeploy.models.reference import HubRepo
 from llmdeploy.models.requirements import RequiredFile, Requirements
 from llmdeploy.service.order import Order
-from llmdeploy.service.pull import Asked, Pull, Pulls
+from llmdeploy.service.pull import Pull, PullOrder, Pulls
 from llmdeploy.units import GIB
 
 MODEL = HubRepo("o/r")
@@ -66,13 +66,13 @@ def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Engine
     return found
 
 
-def look(*asked: Asked, left_out: dict[str, LlmdeployError] | None = None, fit: bool = True) -> list[Pull]:
+def look(*asked: PullOrder, left_out: dict[str, LlmdeployError] | None = None, fit: bool = True) -> list[Pull]:
     with Pulls(lambda event: None, None if left_out is None else left_out.__setitem__) as pulls:
-        return pulls.look(asked, start=False, fit=fit)
+        return pulls.prepare(asked, start=False, fit=fit)
 
 
-def asked(engine: str, **how: Any) -> Asked:
-    return Asked(Order(MODEL, Settings(engine=engine)), **how)
+def asked(engine: str, **how: Any) -> PullOrder:
+    return PullOrder(Order(MODEL, Settings(engine=engine)), **how)
 
 
 def test_room_is_demanded_for_all_together(engines: dict[str, Engine], tmp_path: Path) -> None:

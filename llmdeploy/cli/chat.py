@@ -142,7 +142,7 @@ def _found(settings: Settings) -> Record | None:
             raise TimedOut(
                 f"`{situation.record.served_name}` is still {situation.record.phase}", "wait longer with `--timeout`"
             )
-        watch.look(situation.record)
+        watch.update(situation.record)
         time.sleep(0.05)
         situation = state.observe()
     return situation.record if situation.state == "ready" else None

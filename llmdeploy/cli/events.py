@@ -1,4 +1,4 @@
-"""What a start says on its way: lines for people, or one JSON object a line."""
+"""Events on screen: lines for people, or one JSON object a line."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 OnReady = Callable[["Record"], None]
 LONGEST = 100
-"""Characters of a line of a server's that is shown."""
+"""Number of characters that are shown of a line of the server's log."""
 CHECKING = "checking"
 STEPS = {
     "check": "the engine, the weights, the memory",
@@ -42,7 +42,7 @@ STEPS = {
     "finish": "let the last requests end, stop the old server",
     "undo": "stop the new server, keep the old one",
 }
-"""Of a switch, and what is done there."""
+"""The steps of a switch, and what is done in each."""
 
 
 class AsText:
@@ -96,7 +96,7 @@ class AsText:
             self._aside(f"its size is not known: {event.reason}")
 
     def _percent(self, name: str, elapsed: float, percent: int) -> None:
-        """Not more often than once a second: a bar of vLLM's redraws itself all the time."""
+        """Show the percentage, at most once a second: a progress bar of vLLM redraws itself all the time."""
         before, phase = self._said
         if phase != name or elapsed > before + 1 or percent == 100:
             self._said = (elapsed, name)
@@ -122,9 +122,9 @@ def _plan(event: Planned) -> str:
 
 
 class AsJson(AsText):
-    """The same on stdout as events, and the document of what is served as the last of them.
+    """Prints the events as JSON on stdout, and at last the document of what is served.
 
-    What comes before anything is started is held back: a start that is refused answers with one document.
+    Events before anything is started are held back: a start that is refused prints one document only.
     """
 
     def __init__(self, announce: OnReady) -> None:

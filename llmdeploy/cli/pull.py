@@ -21,7 +21,7 @@ from llmdeploy.units import in_gib
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from llmdeploy.service.pull import Asked, Pull
+    from llmdeploy.service.pull import Pull, PullOrder
 
 ALL = "all"
 EPILOG = """Examples:
@@ -114,20 +114,20 @@ def _reference(text: str, quant: str | None, revision: str | None, settings: Set
 
 def _asked(
     reference: ModelRef, engines: tuple[str, ...], settings: Settings, folder: Path | None, lock: bool
-) -> list[Asked]:
+) -> list[PullOrder]:
     from llmdeploy.service.order import Order
-    from llmdeploy.service.pull import Asked
+    from llmdeploy.service.pull import PullOrder
 
-    return [Asked(Order(reference, replace(settings, engine=name)), None, folder, lock) for name in engines]
+    return [PullOrder(Order(reference, replace(settings, engine=name)), None, folder, lock) for name in engines]
 
 
-def _locked(model: str | None, engine: str | None, settings: Settings, folder: Path | None) -> list[Asked]:
+def _locked(model: str | None, engine: str | None, settings: Settings, folder: Path | None) -> list[PullOrder]:
     from llmdeploy.models import lock
     from llmdeploy.service.order import Order
-    from llmdeploy.service.pull import Asked
+    from llmdeploy.service.pull import PullOrder
 
     pins = lock.named(None if model is None else str(parse(model)), () if engine in {None, ALL} else (settings.engine,))
-    return [Asked(Order(parse(pin.model), replace(settings, engine=pin.engine)), pin, folder) for pin in pins]
+    return [PullOrder(Order(parse(pin.model), replace(settings, engine=pin.engine)), pin, folder) for pin in pins]
 
 
 def _refuse_beside_locked(options: dict[str, object]) -> None:
@@ -138,7 +138,7 @@ def _refuse_beside_locked(options: dict[str, object]) -> None:
 
 
 def _carry_out(
-    asked: list[Asked], left_out: Callable[[str, LlmdeployError], None] | None, *, fit: bool, dry_run: bool
+    asked: list[PullOrder], left_out: Callable[[str, LlmdeployError], None] | None, *, fit: bool, dry_run: bool
 ) -> list[Pull]:
     from llmdeploy.cli.progress import Downloads
     from llmdeploy.service.events import Download, Note, Public, Wait
@@ -158,7 +158,7 @@ def _carry_out(
 
     try:
         with interrupting(), Downloads() as downloads, Pulls(on_event, left_out) as pulls:
-            ready = pulls.look(asked, start=not dry_run, fit=fit)
+            ready = pulls.prepare(asked, start=not dry_run, fit=fit)
             for one in () if dry_run else ready:
                 out.note(_words(one))
                 one.fetch()

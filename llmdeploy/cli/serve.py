@@ -92,7 +92,7 @@ def _received() -> Order:
 
 
 def _agrees(error: LlmdeployError) -> bool:
-    """Ask whoever sits at a terminal; nobody else is asked, and nothing is the answer by default."""
+    """Ask a user at a terminal for consent; without a terminal the answer is no."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     out.warn(error.message)
@@ -100,7 +100,7 @@ def _agrees(error: LlmdeployError) -> bool:
 
 
 def refuse_foreign(flags: dict[str, Any], engine: str, instead: str = "add `--engine {}`") -> None:
-    """A flag of another engine would have no effect; `instead`: how to have that one. Raises UsageError."""
+    """Raise UsageError for a flag of another engine, which would have no effect; `instead`: how to use that engine."""
     for key in keys():
         words = key.words
         if words[0] == "engines" and words[1] != engine and flags.get(key.name) is not None:

@@ -22,7 +22,7 @@ from llmdeploy.service import state
 from llmdeploy.service.order import Order, SwitchOrder
 
 if TYPE_CHECKING:
-    from llmdeploy.service.dry_run import Rehearsal
+    from llmdeploy.service.dry_run import DryRun
     from llmdeploy.service.state import Record
 
 EPILOG = """Examples:
@@ -34,9 +34,9 @@ llmdeploy switch ollama qwen3:8b --dry-run
 llmdeploy switch --back"""
 
 KEPT = ("context", "parallel", "engines.llamacpp.threads", "engines.llamacpp.gpu_layers")
-"""What `serve` is asked by a flag, and a switch keeps where nothing else is asked."""
+"""Settings that `serve` was given by flags, and that a switch keeps unless it is given others."""
 DONE = ("commit", "finish")
-"""Steps that nothing undoes: whoever hears of `commit` hears of it when it is done, or hears `undo` next."""
+"""Steps after which nothing is undone: `commit` is told when it is done, or `undo` follows."""
 
 
 def register(app: typer.Typer, summary: str) -> None:
@@ -45,7 +45,7 @@ def register(app: typer.Typer, summary: str) -> None:
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be served, and what that changes in which configuration file."""
+    """The deployment to switch to, and the changes of the configuration file."""
 
     reference: ModelRef
     settings: Settings
@@ -55,7 +55,7 @@ class Target:
 
     @property
     def model(self) -> str:
-        """As the configuration names it."""
+        """The model as the configuration names it."""
         return str(self.reference)
 
     @property
@@ -110,7 +110,7 @@ def switch(
     named = model if model is not None else model_option
     target = _back(timeout) if back else _target(named, flags, own, record, repair=repair)
     if dry_run or record is None:
-        _rehearse(target, record, dry_run=dry_run, hold=hold, beside=beside, as_json=json)
+        _foresee(target, record, dry_run=dry_run, hold=hold, beside=beside, as_json=json)
     elif _is_served(target, record):
         _write(target)
         out.note(f"{target.words} is served already", "green")
@@ -122,7 +122,7 @@ def switch(
 def _check_words(
     engine: str | None, model: str | None, model_option: str | None, flags: dict[str, Any], *, back: bool
 ) -> None:
-    """Raises UsageError for what makes no sense together."""
+    """Raise UsageError for words that make no sense together."""
     named = [it for it in (engine, model, model_option, *flags.values()) if it is not None and it is not False]
     if back and [it for it in named if it is not flags["timeout"]]:
         raise UsageError("`--back` returns to what was served before, as it was", "`llmdeploy switch --back`")
@@ -137,7 +137,7 @@ def _check_words(
 
 
 def _meant(engine: str) -> str:
-    """The command that was meant: an engine in other letters, or a model."""
+    """Return the command that was probably meant: an engine in other letters, or a model."""
     from difflib import get_close_matches
 
     if near := get_close_matches(engine.lower(), ENGINE_NAMES, n=1):
@@ -148,7 +148,7 @@ def _meant(engine: str) -> str:
 
 
 def _target(model: str | None, flags: dict[str, Any], own: Flags, record: Record | None, *, repair: bool) -> Target:
-    """What the words ask for; what they leave out is as it is served now, or as the configuration has it."""
+    """Return the deployment that the words name; the rest is as it is served now, or as the configuration has it."""
     given = {name: value for name, value in flags.items() if value is not None}
     engine = given.get("engine") or (record and record.engine)
     settings = replace(config.load({**flags, "engine": engine}), flags=own)
@@ -163,9 +163,9 @@ def _target(model: str | None, flags: dict[str, Any], own: Flags, record: Record
 
 
 def _as_served(settings: Settings, served: Settings, *, same_model: bool) -> Settings:
-    """With what was asked of `serve` by flags, and is not asked otherwise since.
+    """Return the settings with those that `serve` was given by flags, unless others are given now.
 
-    Consent to a model's own code is not taken over: it was given for one revision, and is remembered for that.
+    Consent to a model's own code is not taken over: it was given for one revision, and is remembered for that one.
     """
     kept = {name: value for name in KEPT if (value := served.value(name).value) is not None}
     settings = config.with_values(
@@ -180,7 +180,7 @@ def _as_served(settings: Settings, served: Settings, *, same_model: bool) -> Set
 
 
 def _file() -> Path:
-    """The file that decides now: that of the folder, where it names the engine or the model."""
+    """Return the configuration file to change: the folder's own if it names the engine or the model, or the user's."""
     from llmdeploy import paths
 
     project = f"./{paths.PROJECT_CONFIG}"
@@ -207,26 +207,28 @@ def _is_served(target: Target, record: Record) -> bool:
 
 
 def _served_settings(document: dict[str, Any] | None) -> dict[str, Any]:
-    """Those that make a server another one."""
+    """Return the settings that need another server when they change."""
     apart = {"engine", "model", "port", "host", "timeout", "api_key_file"}
     return {name: it for name, it in (document or {}).items() if name not in apart and not name.startswith("gateway.")}
 
 
-def _rehearse(target: Target, record: Record | None, *, dry_run: bool, hold: bool, beside: bool, as_json: bool) -> None:
-    """Nothing serves, or nothing is to be touched: check what can be checked; write, unless it is a dry run."""
+def _foresee(target: Target, record: Record | None, *, dry_run: bool, hold: bool, beside: bool, as_json: bool) -> None:
+    """Check what can be checked, and write the configuration unless it is a dry run: nothing serves, or nothing may be
+    touched.
+    """
     from llmdeploy.config import edit as config_edit
-    from llmdeploy.service.dry_run import rehearse
+    from llmdeploy.service import dry_run as dry_runs
 
-    rehearsal = rehearse(target.order, record, beside=beside)
+    planned = dry_runs.dry_run(target.order, record, beside=beside)
     diff = config_edit.diff(config_edit.edited(target.file, target.changes))
     if not dry_run:
         _write(target)
     if as_json:
         changed = {"file": str(target.file), "diff": diff, "written": bool(diff) and not dry_run}
         named = {"engine": target.settings.engine, "model": served_name(target.reference)}
-        out.document({"switched": False, **named, **rehearsal.document(), "config": changed})
+        out.document({"switched": False, **named, **planned.document(), "config": changed})
         return
-    _show(target, rehearsal, diff, hold=hold)
+    _show(target, planned, diff, hold=hold)
     if not dry_run:
         written = f"written to `{target.file}`: " if diff else ""
         out.note(f"{written}the next `llmdeploy serve` serves {target.words}", "green")
@@ -235,29 +237,29 @@ def _rehearse(target: Target, record: Record | None, *, dry_run: bool, hold: boo
         out.note(f"{target.words} is served already: nothing would be started")
 
 
-def _show(target: Target, rehearsal: Rehearsal, diff: str, *, hold: bool) -> None:
+def _show(target: Target, planned: DryRun, diff: str, *, hold: bool) -> None:
     from llmdeploy.units import in_gib
 
-    version = f" {rehearsal.engine_version}" if rehearsal.engine_version else ""
+    version = f" {planned.engine_version}" if planned.engine_version else ""
     out.line(f"{target.words}{version}")
-    for note in rehearsal.notes:
+    for note in planned.notes:
         out.line(f"  {note}")
-    if plan := rehearsal.plan:
+    if plan := planned.plan:
         settings = {"context": plan.context, "parallel": plan.parallel, **plan.settings}
         for name, setting in settings.items():
             out.line(f"  {name:<24}{setting.value}  ({setting.reason})")
         for part in plan.memory:
             out.line(f"  {part.name:<24}{in_gib(part.bytes)}  ({part.reason})")
-    if rehearsal.beside is not None:
+    if planned.beside is not None:
         meanwhile = f"requests {'wait' if hold else 'are refused'} while it is exchanged"
-        out.line(f"  {rehearsal.room}: {'no request waits' if rehearsal.beside else meanwhile}")
-    for file in rehearsal.files:
+        out.line(f"  {planned.room}: {'no request waits' if planned.beside else meanwhile}")
+    for file in planned.files:
         out.line(f"  writes `{file}`")
     out.data(diff or f"`{target.file}` stays as it is\n", end="")
 
 
 def _write(target: Target) -> None:
-    """Where no service makes the switch, this command writes it down."""
+    """Write the configuration: no service carries out the switch."""
     from llmdeploy.config import edit as config_edit
     from llmdeploy.service import history
 
@@ -307,7 +309,7 @@ def _switch(target: Target, record: Record, *, hold: bool, beside: bool, as_json
 
 
 def _interrupted(step: str) -> None:
-    """Called off, unless it is done; what serves is waited for."""
+    """Say how the interrupted switch ends, and wait until something serves again."""
     from llmdeploy.service import client
 
     out.note("interrupted: it is switched already" if step in DONE else "interrupted: the switch is undone")

@@ -1,1 +1,1 @@
-"""What runs: a child process, its record, the deployment."""
+"""The service: it starts a server, keeps it running, and records what it serves."""

@@ -1,4 +1,4 @@
-"""What a service that was killed may have left behind, and how it is cleared away."""
+"""Cleaning up after a service that was killed."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from llmdeploy.service.process import kill_group, kill_orphans, wait_gone
 from llmdeploy.service.state import Situation
 
 SECONDS = 10.0
-"""For a server to end once it was killed."""
+"""Seconds that a server may take to end once it was killed."""
 
 
 def end_leftover(situation: Situation) -> None:
-    """End a server whose guard was killed too, and have a daemon let go what it loaded. Raises TimedOut."""
+    """End a server whose watchdog was killed too, and make a daemon release the model it loaded. Raises TimedOut."""
     record = situation.record
     if record is None:
         return
     for server in state.servers(record) if situation.leftover else ():
-        with suppress(NotPermitted):  # then it is not ours
+        with suppress(NotPermitted):  # then it belongs to another user
             kill_group(server)
             kill_orphans(server)
             if not wait_gone(server, SECONDS):  # its port and its memory are free then
                 raise TimedOut(f"process {server.pid} does not end", f"`kill -9 {server.pid}`")
     if situation.state != "crashed":
-        return  # what ended with a word has let go of what it loaded
+        return  # a service that put its end on record has released its model
     if record.server is None:
         _release(record.engine, record.server_url, record.served_name)
     if record.switch and not record.switch.get("server"):
@@ -35,7 +35,7 @@ def end_leftover(situation: Situation) -> None:
 
 
 def _release(engine: str, url: str, served_name: str) -> None:
-    """Have a daemon of another's let go what was loaded."""
+    """Make an external daemon release the model."""
     if engine in ENGINE_NAMES and url:
         with suppress(LlmdeployError):  # the daemon may be gone too
             registry.get(engine, Settings()).release(url, served_name)

@@ -1,4 +1,4 @@
-"""How commands reach the service: start it in the background, watch it, stop it."""
+"""The commands' side of the service: start it in the background, watch it, switch it, stop it."""
 
 from __future__ import annotations
 
@@ -37,30 +37,32 @@ if TYPE_CHECKING:
     from llmdeploy.service.order import Order
 
 STOP_DEADLINE = 10.0
-"""Seconds the service may take to end by itself: its server's grace and some more."""
+"""Seconds that the service may take to end by itself: the grace of its server, and some more."""
 UNDO_DEADLINE = 120.0
-"""Seconds that a switch may take to be undone: the old server may have to be started again."""
+"""Seconds that the undo of a switch may take: perhaps the old server is started again."""
 CONNECT = 5.0
-"""Seconds to reach the service."""
+"""Seconds that connecting to the service may take."""
 POLL = 0.03
+"""Seconds between two looks at the record."""
 LARGE_LOG = 2**20
-"""Bytes of `service.log` after which a start begins it anew."""
+"""Size of `service.log` in bytes from which on a start empties it."""
 REMINDER = 5.5
 """Seconds after which a phase that goes on is mentioned again: a little after the service's own reminder, which puts
-the server's last line on record."""
-# Windows' way of a session of one's own.
+the last line of the server's log on record."""
+# On Windows a new session is made with these flags.
 LEAVE_TERMINAL = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) | getattr(subprocess, "CREATE_NO_WINDOW", 0)
 
 
 class Watch:
-    """Tells what a start is doing, as its record says: each phase, and from time to time that it goes on."""
+    """Reports the phases of a start from its record: each new phase, and from time to time that it goes on."""
 
     def __init__(self, on_phase: Callable[[str, float], None]) -> None:
         self._on_phase = on_phase
         self._began = time.monotonic()
         self._told = (0.0, "")
 
-    def look(self, record: Record) -> None:
+    def update(self, record: Record) -> None:
+        """Report the phase of the record if it is new, or was not reported for a while."""
         elapsed = time.monotonic() - self._began
         at, phase = self._told
         if record.phase != phase:
@@ -74,14 +76,14 @@ class Watch:
 
 @dataclass(frozen=True)
 class Starting:
-    """A service that was started in the background and answers for its own start."""
+    """A service that was started in the background; it reports itself whether its start succeeded."""
 
     process: subprocess.Popen[bytes]
     answer: IO[bytes]
     ticket: str
 
     def wait(self, on_phase: Callable[[str, float], None]) -> Record:
-        """Wait until it serves; it keeps its own deadline. Raises its error. Interrupted, it is stopped again."""
+        """Wait until it serves; it keeps its own deadline. Raises its error. If interrupted, the service is stopped."""
         try:
             with signals.interrupting():
                 return self._wait(on_phase)
@@ -96,7 +98,7 @@ class Starting:
         while self.process.poll() is None:
             record = state.read()
             if record is not None and record.ticket == self.ticket:
-                watch.look(record)
+                watch.update(record)
                 if record.state == "ready":
                     return record
             time.sleep(POLL)
@@ -109,7 +111,7 @@ class Starting:
         with suppress(ValueError, KeyError, TypeError):
             return LlmdeployError.from_document(json.loads(self.answer.read()))
         return LlmdeployError(
-            f"the service ended with status {self.process.returncode} and without a word",
+            f"the service exited with status {self.process.returncode} and printed nothing",
             f"its log is `{state.service_log()}`",
         )
 
@@ -154,7 +156,9 @@ def start_in_background(order: Order) -> Starting:
 
 
 def _append_or_begin(log: Path) -> int:
-    """Another service may write to it still, so it is appended to, until it is large."""
+    """Return the flags to open the log with. It is appended to, as another service may still write to it, until it is
+    large.
+    """
     large = log.exists() and log.stat().st_size > LARGE_LOG
     return os.O_APPEND | (os.O_TRUNC if large else 0)
 
@@ -193,7 +197,7 @@ def switch(record: Record, order: bytes) -> Generator[Public]:
 
 
 def _token() -> str:
-    """What shows the service that its own user asks."""
+    """Return the token, which shows the service that its own user asks. Raises NotPermitted."""
     try:
         return state.token_file().read_text()
     except OSError as error:
@@ -204,7 +208,7 @@ def _token() -> str:
 
 
 def wait_switched() -> Record | None:
-    """The record, once no switch is under way any more. Raises TimedOut."""
+    """Wait until no switch is under way; return the record, or None if nothing serves any more. Raises TimedOut."""
     deadline = time.monotonic() + UNDO_DEADLINE
     while (situation := state.observe()).state in {"starting", "ready"}:
         record = situation.record
@@ -217,7 +221,7 @@ def wait_switched() -> Record | None:
 
 
 def stop(situation: Situation) -> None:
-    """Stop what runs and clear the record. Raises TimedOut when a process does not go, StateUnwritable."""
+    """Stop what runs and remove the record. Raises TimedOut if a process does not end, StateUnwritable."""
     record = situation.record
     if record is None:
         return

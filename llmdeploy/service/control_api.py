@@ -69,21 +69,21 @@ class ControlApi:
 
     async def _follow(self, request: ControlRequest, switch: Switch) -> None:
         """Run the switch and pass on its events, until its end or until whoever asked has gone."""
-        told: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-        self._listener = told
+        queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        self._listener = queue
         self.switch = running = asyncio.ensure_future(switch.run())
-        running.add_done_callback(lambda _: told.put_nowait(None))
+        running.add_done_callback(lambda _: queue.put_nowait(None))
         request.left.add_done_callback(lambda _: switch.call_off(running))
         try:
             await request.begin()
-            while (event := await told.get()) is not None:
+            while (event := await queue.get()) is not None:
                 await request.event(event)
             await request.event(_outcome(running, self._slot))
             await request.end()
         except ConnectionError:  # it has gone; the switch is undone, or beyond that
             await asyncio.wait({running})
         finally:
-            if self._listener is told:  # a slow listener hears its end while the next switch runs
+            if self._listener is queue:  # a slow listener hears its end while the next switch runs
                 self._listener = None
 
     def on_event(self, event: Public, elapsed: float) -> None:

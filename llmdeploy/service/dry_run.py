@@ -1,4 +1,4 @@
-"""A switch without the switch: what can be known of it before anything is touched."""
+"""A switch without the switch: all that can be checked before anything is touched."""
 
 from __future__ import annotations
 
@@ -22,19 +22,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class DryRun:
+    """The outcome of a switch, as far as it can be foreseen."""
+
     engine_version: str | None
     notes: tuple[str, ...]
-    """What is not known yet, or will be done on the way."""
+    """Remarks: things that are not known yet, or will be done on the way."""
     plan: Plan | None = None
-    """None where the weights are not here, or only a daemon that does not run knows them."""
+    """The plan; None if the weights are missing, or are known only to a daemon that does not run."""
     beside: bool | None = None
-    """Whether it fits beside what serves; None where nothing serves, or it is not known."""
+    """Whether it fits beside what serves; None if nothing serves, or it is not known."""
     room: str = ""
+    """The reason for `beside`."""
     files: tuple[Path, ...] = ()
-    """The backend's own configuration, which the start writes."""
+    """The engine's own configuration files, which the start writes."""
 
     def document(self) -> dict[str, Any]:
+        """Return it as JSON holds it."""
         return {
             "engine_version": self.engine_version,
             "notes": list(self.notes),
@@ -45,10 +49,10 @@ class Rehearsal:
         }
 
 
-def rehearse(order: Order, record: Record | None, *, beside: bool = True) -> Rehearsal:
-    """Check all that can be checked; `record`: what serves; `beside`: whether both may run at once.
+def dry_run(order: Order, record: Record | None, *, beside: bool = True) -> DryRun:
+    """Check all that can be checked; `record`: what serves; `beside`: whether both servers may run at once.
 
-    Raises what would keep the switch from being done.
+    Raises the error that would make the switch fail.
     """
     engine = registry.get(order.settings.engine, order.settings)
     found = engine.status()
@@ -61,28 +65,28 @@ def rehearse(order: Order, record: Record | None, *, beside: bool = True) -> Reh
             raise ModelNotFound(f"there is no file `{order.model}`", "`llmdeploy models` lists names that need no file")
         note = f"{engine.name} is started for it: what it has and needs is known then"
         reason = placement.one_after_the_other(shares=_shares(engine, record), allowed=beside) if record else ""
-        return Rehearsal(found.version, (note,), beside=False if reason else None, room=reason)
+        return DryRun(found.version, (note,), beside=False if reason else None, room=reason)
     saved = engine.saved(artefact)
     notes = (saved,) if saved else ()
     if not engine.present(artefact):
-        return Rehearsal(found.version, notes or (f"`{artefact}` is not on this machine: it is fetched first",))
+        return DryRun(found.version, notes or (f"`{artefact}` is not on this machine: it is fetched first",))
     plan, decided = _plan(order, engine, engine.facts(artefact), record, beside=beside)
     plan.require_fit(str(order.model))
     spec = engine.server(artefact, plan, served_name=order.served_name, port=free_port())
     fits, reason = (decided.beside, decided.reason) if decided else (None, "")
-    return Rehearsal(found.version, notes, plan, fits, reason, tuple(spec.files))
+    return DryRun(found.version, notes, plan, fits, reason, tuple(spec.files))
 
 
 def _plan(
     order: Order, engine: Engine[Any], facts: ModelFacts, record: Record | None, *, beside: bool
 ) -> tuple[Plan, Placement | None]:
-    """The settings, and whether it finds room beside what serves, where anything does."""
+    """Return the plan, and whether the server fits beside what serves; None if nothing serves."""
     machine = hardware.detect()
     plan = engine.plan(facts, machine, order.wishes)
     if record is None:
         return plan, None
     shares = _shares(engine, record)
-    # A daemon of another's counts what it lets go for a model itself.
+    # An external daemon counts the memory that it frees for another model itself.
     given = HeldMemory() if shares and record.server is None else _held(record)
     alone = engine.plan(facts, placement.without(machine, given), order.wishes)
     decided = placement.decide(plan, alone, shares=shares, allowed=beside)
@@ -94,7 +98,7 @@ def _shares(engine: Engine[Any], record: Record | None) -> bool:
 
 
 def _held(record: Record) -> HeldMemory:
-    """What serves holds of the machine, as its receipt says."""
+    """Return the memory that the server on record holds, according to its receipt."""
     memory = (record.receipt or {}).get("memory") or {}
     gpus = memory.get("gpu_bytes") or {}
     return HeldMemory(int(memory.get("ram_bytes", 0)), tuple((int(index), int(size)) for index, size in gpus.items()))

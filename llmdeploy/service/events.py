@@ -1,4 +1,4 @@
-"""What happens on the way to a server: events for people and scripts, and events within the service."""
+"""Events: what people and scripts are told on the way to a server, and what the service tells itself."""
 
 from __future__ import annotations
 
@@ -152,5 +152,5 @@ class Down:
 
 
 Internal = PlanApplied | Started | Serving | Down
-"""Events that concern the service alone: they have no form that could be sent."""
+"""Events of the service itself: without a JSON form, so that they cannot be sent."""
 OnAnyEvent = Callable[[Public | Internal], None]

@@ -1,4 +1,4 @@
-"""Is a server there, and is it the one that was started?"""
+"""Health checks: whether a server answers, and whether it is the one that was started."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ if TYPE_CHECKING:
     from llmdeploy.service.process import ProcessId
 
 TIMEOUT = 1.0
+"""Seconds that a health check may take."""
 
 
 def healthy(spec: ServerSpec) -> bool:
-    """Whether the server answers 200 at its health path."""
+    """Return whether the server answers 200 at its health path."""
     status, _ = _get(spec.base_url, spec.health_path)
     return status == 200
 
 
 def reachable(spec: ServerSpec) -> bool:
-    """Whether something accepts connections at its address. Unlike a request it leaves no line in a log."""
+    """Return whether something accepts connections at its address. Unlike a request this leaves no line in a log."""
     address = urlsplit(spec.base_url)
     port = address.port or (443 if address.scheme == "https" else 80)
     try:
@@ -36,7 +37,7 @@ def reachable(spec: ServerSpec) -> bool:
 
 
 def answers_for(spec: ServerSpec) -> bool:
-    """Whether the server lists the model that it serves."""
+    """Return whether the server lists the model that it is to serve."""
     status, body = _get(spec.base_url, "/v1/models")
     try:
         names = {model["id"] for model in json.loads(body)["data"]}
@@ -46,7 +47,7 @@ def answers_for(spec: ServerSpec) -> bool:
 
 
 def listens(server: ProcessId, base_url: str) -> bool:
-    """Whether the server or a process it started holds the address; where the system does not tell, it is believed."""
+    """Return whether the server, or a process it started, listens at the address; True if the system does not say."""
     import psutil
 
     port = urlsplit(base_url).port
@@ -69,7 +70,7 @@ def listens(server: ProcessId, base_url: str) -> bool:
 
 
 def _get(base_url: str, path: str) -> tuple[int, bytes]:
-    """Status and body; status 0 when there is no answer within `TIMEOUT`."""
+    """Return status and body; the status is 0 if no answer comes within `TIMEOUT`."""
     channel, prefix = connection(base_url, TIMEOUT)
     try:
         channel.request("GET", prefix + path)
@@ -82,7 +83,7 @@ def _get(base_url: str, path: str) -> tuple[int, bytes]:
 
 
 def connection(base_url: str, timeout: float | None) -> tuple[HTTPConnection, str]:
-    """A connection to an address, not made yet, and the path that the address begins with."""
+    """Return a connection to the address, not yet opened, and the path that every request to it begins with."""
     address = urlsplit(base_url)
     if address.scheme == "https":
         return HTTPSConnection(address.netloc, timeout=timeout, context=trusting()), address.path

@@ -1,4 +1,4 @@
-"""What happened before: how earlier starts went, and the deployment before the last switch (for `switch --back`)."""
+"""The memory of the service: how earlier starts went, and the deployment before the last switch (`switch --back`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KEPT = 50
 
 @dataclass(frozen=True)
 class Start:
-    """One start that succeeded."""
+    """A start that succeeded."""
 
     seconds: float
     remedies: tuple[Remedy, ...] = ()
@@ -53,7 +53,7 @@ def _starts_file() -> JsonFile:
 
 @dataclass(frozen=True)
 class PreviousDeployment:
-    """How the deployment before the last switch was served, and what the switch overwrote."""
+    """The deployment before the last switch, and the settings that the switch overwrote."""
 
     model: str
     engine: str
@@ -72,7 +72,7 @@ def save_previous(previous: PreviousDeployment) -> None:
 
 
 def load_previous() -> PreviousDeployment | None:
-    """Return the deployment before the last switch; None if there was no switch."""
+    """Return the deployment before the last switch; None if nothing was switched."""
     try:
         content: dict[str, Any] = _previous_file().read({})
         return PreviousDeployment(

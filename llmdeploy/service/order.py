@@ -1,4 +1,4 @@
-"""What is to be served, as one command asks for it and as it is sent to the service."""
+"""Orders: a deployment that a command asks for, in the form in which it is sent to the service."""
 
 from __future__ import annotations
 

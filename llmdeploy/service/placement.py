@@ -1,4 +1,4 @@
-"""Whether a new server finds room beside the one that serves, or only once that one is gone. Pure but for `held`."""
+"""The decision whether a new server starts beside the old one or after it. Only `held_memory` looks at processes."""
 
 from __future__ import annotations
 
@@ -14,31 +14,33 @@ if TYPE_CHECKING:
     from llmdeploy.service.process import ProcessId
 
 WORTH_WAITING = 64 * MIB
-"""Bytes; less is no matter of waiting until it is free."""
+"""Bytes that are worth waiting for; less is not waited for."""
 
 
 @dataclass(frozen=True)
 class HeldMemory:
-    """What a server holds of a machine, in bytes."""
+    """The memory of the machine that a server holds, in bytes."""
 
     memory: int = 0
     gpus: tuple[tuple[int, int], ...] = ()
-    """(index, bytes) of each GPU."""
+    """The memory of each GPU: (index, bytes)."""
 
 
 @dataclass(frozen=True)
 class Placement:
+    """The decision, with its reason."""
+
     beside: bool
     plan: Plan
-    """Of the new server."""
+    """The plan of the new server."""
     reason: str
 
 
 def decide(beside: Plan, alone: Plan, *, shares: bool, allowed: bool = True) -> Placement:
-    """Side by side, where that costs the new server nothing.
+    """Place the new server beside the old one if that costs it nothing, otherwise after it.
 
-    `beside` is its plan for the machine as it is, `alone` for the machine without the old server; `shares`: the two
-    are one daemon's. `allowed`: the user has nothing against it.
+    `beside` is its plan for the machine as it is, `alone` its plan for the machine without the old server; `shares`:
+    whether one daemon is behind both servers; `allowed`: whether the user allows both at once.
     """
     if reason := one_after_the_other(shares=shares, allowed=allowed):
         return Placement(False, alone, reason)
@@ -56,14 +58,14 @@ def decide(beside: Plan, alone: Plan, *, shares: bool, allowed: bool = True) -> 
 
 
 def one_after_the_other(*, shares: bool, allowed: bool) -> str:
-    """Why the old server has to go first whatever room there is; empty where it need not."""
+    """Return why the old server has to go first, whatever memory is free; empty if it need not."""
     if not allowed:
         return "one after the other, as asked for"
     return "one engine of this kind runs at a time, so the old server goes first" if shares else ""
 
 
 def without(machine: Hardware, held: HeldMemory) -> Hardware:
-    """The machine once a server is gone."""
+    """Return the machine as it will be once a server that holds this memory is gone."""
     given = dict(held.gpus)
     gpus = tuple(
         gpu if gpu.memory_free is None else replace(gpu, memory_free=gpu.memory_free + given.get(gpu.index, 0))
@@ -74,14 +76,15 @@ def without(machine: Hardware, held: HeldMemory) -> Hardware:
 
 
 def held_memory(server: ProcessId | None, gpus: tuple[tuple[int, int], ...]) -> HeldMemory:
-    """What a server holds: the machine's memory by its processes, that of GPUs as `taken` found it."""
+    """Return what a server holds: the memory of its processes, and the GPU memory that `taken` measured."""
     return HeldMemory(_memory(server) if server else 0, gpus)
 
 
 def taken(before: Hardware, now: Hardware) -> tuple[tuple[int, int], ...]:
-    """What a start has taken of each GPU: (index, bytes). `now` is when it is ready; later others come and go.
+    """Return the memory that a start has taken of each GPU: (index, bytes).
 
-    NVML knows processes by the machine's own pids, which a container does not see.
+    `now` is the machine when the server is ready: later other programs come and go. The GPU's own list of processes
+    is of no use, as NVML knows them by the pids of the host, which a container does not see.
     """
     free = {gpu.index: gpu.memory_free for gpu in now.gpus}
     gpus = [
@@ -93,14 +96,14 @@ def taken(before: Hardware, now: Hardware) -> tuple[tuple[int, int], ...]:
 
 
 def is_free(machine: Hardware, wanted: Hardware) -> bool:
-    """Whether nearly all that was expected to be free is: others use memory too."""
+    """Return whether nearly all memory that was expected to be free is free: other programs use memory too."""
     close = [(machine.memory_available, wanted.memory_available)]
     close += [(a.memory_free or 0, b.memory_free or 0) for a, b in zip(machine.gpus, wanted.gpus, strict=False)]
     return all(have >= want - WORTH_WAITING or have >= 0.95 * want for have, want in close)
 
 
 def _memory(server: ProcessId) -> int:
-    """Bytes that a process and its children have for themselves: mapped files are the kernel's to give back."""
+    """Return the bytes that a process and its children do not share: the kernel gives mapped files back by itself."""
     import psutil
 
     total = 0

@@ -1,4 +1,4 @@
-"""A port to listen on: free, or held by whom."""
+"""Ports to listen on."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from llmdeploy.errors import ConfigError, PortInUse
 
 
 def require_free_port(port: int, command: str = "llmdeploy serve", host: str = "127.0.0.1") -> None:
-    """Raises PortInUse, with the command that serves on a free port instead, and ConfigError for a foreign address."""
+    """Raise PortInUse unless the port is free, with the command that serves on a free one; ConfigError for an address
+    that this machine does not have.
+    """
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        if os.name == "posix":  # where it means: also when an old connection lingers there
+        if os.name == "posix":  # there the option only means: also if an old connection lingers
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -34,6 +36,7 @@ def require_free_port(port: int, command: str = "llmdeploy serve", host: str = "
 
 
 def _holder(port: int) -> str:
+    """Return the program that listens on the port, in words."""
     import psutil
 
     with suppress(psutil.Error, OSError):
@@ -45,7 +48,7 @@ def _holder(port: int) -> str:
 
 
 def free_port() -> int:
-    """A port of loopback that nothing listens on now."""
+    """Return a port of the loopback address that nothing listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Processes, beyond doubt: which they are, whether they live, how they end. Knows no models."""
+"""Processes: how they are identified, whether they live, and how they are ended."""
 
 from __future__ import annotations
 
@@ -15,34 +15,35 @@ from llmdeploy.errors import NotPermitted
 
 @dataclass(frozen=True)
 class ProcessId:
-    """A process beyond doubt: a pid is given again, a pid with its start time is not."""
+    """A process, identified beyond doubt: the system gives a pid again, but not with the same start time."""
 
     pid: int
     started: float
-    """Since boot in clock ticks where /proc tells, else in seconds since 1970."""
+    """The start time: clock ticks since boot if /proc tells it, otherwise seconds since 1970."""
 
 
 def identify(pid: int) -> ProcessId | None:
-    """The living process with that pid; None when there is none (a zombie is none)."""
+    """Return the living process with that pid; None if there is none. A zombie does not live."""
     started = _start_time(pid)
     return None if started is None else ProcessId(pid, started)
 
 
 def alive(process: ProcessId | None) -> bool:
+    """Return whether the process still runs."""
     return process is not None and identify(process.pid) == process
 
 
 def terminate(process: ProcessId, *, kill: bool = False) -> None:
-    """Ask the process to end; with `kill`, end it. Its group is left alone. Raises NotPermitted."""
+    """Ask the process to end; with `kill`, end it at once. Its process group is left alone. Raises NotPermitted."""
     if os.name == "posix":
-        # One that was stopped with Ctrl-Z hears it now.
+        # A process that was stopped with Ctrl-Z receives the first signal only once it continues.
         _send(process, os.kill, signal.SIGKILL if kill else signal.SIGTERM, signal.SIGCONT)
     else:
         _send(process, os.kill, signal.SIGTERM)  # which ends it at once there
 
 
 def kill_group(process: ProcessId) -> None:
-    """Kill a server and all it started. It leads its own group: the guard sees to that. Raises NotPermitted."""
+    """Kill a server and all it started. It leads its own group, which the watchdog made. Raises NotPermitted."""
     if os.name == "posix":
         _send(process, os.killpg, signal.SIGKILL)
     else:
@@ -50,7 +51,7 @@ def kill_group(process: ProcessId) -> None:
 
 
 def orphans(leader: ProcessId) -> list[int]:
-    """The processes of a group whose leader is gone. As long as there are any, no other process gets its pid."""
+    """Return the processes of a group whose leader is gone. While there are any, nobody else gets its pid."""
     if os.name != "posix" or identify(leader.pid) is not None:
         return []
     import psutil
@@ -59,7 +60,7 @@ def orphans(leader: ProcessId) -> list[int]:
 
 
 def kill_orphans(leader: ProcessId) -> None:
-    """Kill what is left of a server whose own process is gone."""
+    """Kill the processes that are left of a server whose own process is gone."""
     for pid in orphans(leader):
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
@@ -73,21 +74,21 @@ def _group_of(pid: int) -> int | None:
 
 
 def _send(process: ProcessId, send: Callable[[int, int], None], *numbers: int) -> None:
-    """Signals for that process and no other, which may end at any moment."""
+    """Send signals to that process and no other; it may end at any moment."""
     if not alive(process):
         return
     try:
         for number in numbers:
             send(process.pid, number)
     except PermissionError:
-        if os.name == "posix":  # Windows says so of a process that has just ended
+        if os.name == "posix":  # Windows says the same of a process that has just ended
             raise NotPermitted(f"process {process.pid} belongs to another user", "stop it as that user") from None
     except OSError:
         pass  # it has just ended
 
 
 def wait_gone(process: ProcessId, seconds: float) -> bool:
-    """Wait until the process has ended, `seconds` at most; whether it has."""
+    """Wait until the process has ended, `seconds` at most; return whether it has."""
     deadline = time.monotonic() + seconds
     while alive(process):
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""What exactly serves: which engine, which files, with which flags, in how much memory."""
+"""The receipt of what serves: the engine, the files with their checksums, the flags, the memory."""
 
 from __future__ import annotations
 

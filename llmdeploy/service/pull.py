@@ -1,4 +1,4 @@
-"""Weights of models, fetched for engines and not served."""
+"""Downloads of weights for engines, without serving them."""
 
 from __future__ import annotations
 
@@ -28,106 +28,107 @@ if TYPE_CHECKING:
     from llmdeploy.service.order import Order
 
 LOG = "pull.log"
-"""Of a daemon that is started only to fetch."""
+"""The log of a daemon that is started only to download."""
 LeftOut = Callable[[str, LlmdeployError], None]
-"""Told of an engine that is left out, and why."""
+"""Called with an engine that is left out, and the reason."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is to be fetched, and how."""
+class PullOrder:
+    """A download that is asked for."""
 
     order: Order
     pin: Pin | None = None
-    """What it must be, by the lock."""
+    """The files that it must be, according to `llmdeploy.lock`."""
     folder: Path | None = None
-    """Where the files go, instead of the cache that all engines share."""
+    """The folder for the files, instead of the cache that all engines share."""
     exact: bool = False
-    """Whether they must be of its source at a commit that is known: they are to be locked."""
+    """Whether the files must come from the model's own source, at a known commit: they are to be locked."""
 
     @property
     def anywhere(self) -> bool:
-        """Whether the same files of another program will do."""
+        """Whether the same files, found in another program's store, are good enough."""
         return not (self.exact or self.pin or self.folder)
 
 
 class Pull:
-    """One model for one engine: `look`, `fit`, `fetch`, and in any case `close`."""
+    """The download of one model for one engine: `prepare`, `fit`, `fetch`, and in any case `close`."""
 
     need: Requirements
     plan: Plan | None = None
 
-    def __init__(self, asked: Asked, emit: OnEvent) -> None:
-        self.order = asked.order
-        self.asked = asked
-        self.engine = registry.get(asked.order.settings.engine, asked.order.settings)
+    def __init__(self, wanted: PullOrder, emit: OnEvent) -> None:
+        self.order = wanted.order
+        self._wanted = wanted
+        self.engine = registry.get(wanted.order.settings.engine, wanted.order.settings)
         self._artefact: Any = None
         self._emit = emit
-        self._starter = Starter(self.engine, emit, state_dir() / LOG, asked.order.timeout)
+        self._starter = Starter(self.engine, emit, state_dir() / LOG, wanted.order.timeout)
 
-    def look(self, *, start: bool) -> None:
-        """Find what is needed, and what of it is missing; asks the source.
+    def prepare(self, *, start: bool) -> None:
+        """Find the files that are needed, and which of them are missing; asks the source.
 
-        `start`: have the engine's daemon run, where only that can fetch. Raises EngineMissing, ModelNotFound,
-        DownloadFailed, that of what cannot be locked too.
+        `start`: whether to start the engine's daemon, if only the daemon can download. Raises EngineMissing,
+        ModelNotFound, DownloadFailed; the last one also for files that cannot be locked.
         """
         if self.engine.daemon(self.order.wishes, free_port()) is not None and start:
             self._starter.reach_engine(self.order.wishes)
-        self._artefact = self.engine.artefact(self.order.model, anywhere=self.asked.anywhere)
+        self._artefact = self.engine.artefact(self.order.model, anywhere=self._wanted.anywhere)
         if saved := self.engine.saved(self._artefact):
             self._emit(Note(saved))
-        self.need = self.engine.need(self._artefact, self.asked.folder)
-        if self.asked.folder and self.need.folder != self.asked.folder:
+        self.need = self.engine.need(self._artefact, self._wanted.folder)
+        if self._wanted.folder and self.need.folder != self._wanted.folder:
             raise UsageError(
-                f"`{self.need.source}` is on this machine already, so nothing is fetched into `{self.asked.folder}`",
+                f"`{self.need.source}` is on this machine already, so nothing is fetched into `{self._wanted.folder}`",
                 "leave `--dir` out",
             )
-        if self.asked.exact:
+        if self._wanted.exact:
             lock.pin(str(self.order.model), self.engine.name, self.need)
-        if self.asked.pin:
-            lock.require_same(self.asked.pin, self.need)
+        if self._wanted.pin:
+            lock.require_same(self._wanted.pin, self.need)
 
     def fit(self, machine: Hardware) -> None:
-        """See that the machine's memory holds it, where its sizes can be had. Raises DoesNotFit, ModelInvalid."""
+        """Check that the model fits the machine's memory, if its sizes are known. Raises DoesNotFit, ModelInvalid."""
         self.plan = fit.foreseen(self.engine, self._artefact, machine, self.order.wishes)
         if self.plan is not None:
             self.plan.require_fit(str(self.order.model))
 
     def fetch(self) -> bool:
-        """Fetch what is missing; whether anything was. Raises DownloadFailed."""
-        if self.asked.folder and isinstance(repo := parse(self.need.source), HubRepo):
-            folders.save(self.asked.folder, repo, [file.name for file in self.need.files])
-        if self.need.present and (self.asked.folder or self.engine.present(self._artefact)):
+        """Download what is missing; return whether anything was. Raises DownloadFailed."""
+        if self._wanted.folder and isinstance(repo := parse(self.need.source), HubRepo):
+            folders.save(self._wanted.folder, repo, [file.name for file in self.need.files])
+        if self.need.present and (self._wanted.folder or self.engine.present(self._artefact)):
             return False
         self.engine.pull(
             self._artefact,
             lambda file, done, total: self._emit(Download(file, done, total)),
-            self.asked.folder,
+            self._wanted.folder,
         )
         return True
 
     @property
     def pin(self) -> Pin:
+        """The entry of `llmdeploy.lock` for it."""
         return lock.pin(str(self.order.model), self.engine.name, self.need)
 
     @property
     def serves_as(self) -> str:
-        """What `serve` takes to serve it: its name, or where it lies in a folder."""
-        if self.asked.folder is None:
+        """The argument with which `serve` serves it: its name, or its path in a folder."""
+        if self._wanted.folder is None:
             return str(self.order.model)
         gguf = next((file.name for file in self.need.files if file.name.endswith(".gguf")), None)
-        return str(self.asked.folder if gguf is None else self.asked.folder / gguf)
+        return str(self._wanted.folder if gguf is None else self._wanted.folder / gguf)
 
     def close(self) -> None:
-        """End a daemon that was started for it."""
+        """End the daemon, if one was started for it."""
         self._starter.stop()
 
 
 class Pulls:
-    """Several pulls, of which none fetches a byte before all are known to be possible."""
+    """Several pulls: none downloads a byte before all are known to be possible."""
 
     def __init__(self, emit: OnEvent, left_out: LeftOut | None = None) -> None:
-        """`left_out`: told of engines that cannot be used for it; None: that is an error."""
+        """`left_out`: called for each engine that cannot be used for it; None: that is an error."""
         self._emit = emit
         self._left_out = left_out
         self._stack = ExitStack()
@@ -138,11 +139,11 @@ class Pulls:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def look(self, asked: Iterable[Asked], *, start: bool, fit: bool) -> list[Pull]:
-        """Those that can be done: engine, disk and, where `fit` is asked, memory. Raises what keeps them from it."""
+    def prepare(self, orders: Iterable[PullOrder], *, start: bool, fit: bool) -> list[Pull]:
+        """Check engine, disk and, with `fit`, memory; return the possible pulls. Raises the reason if none is."""
         machine = hardware.detect() if fit else None
         found = []
-        for one in asked:
+        for one in orders:
             pull = Pull(one, self._emit)
             self._stack.callback(pull.close)
             try:
@@ -161,6 +162,6 @@ class Pulls:
     def _check(self, pull: Pull, machine: Hardware | None, *, start: bool) -> None:
         if self._left_out and not (status := pull.engine.status()).usable:
             raise EngineMissing(status.detail, status.hint)
-        pull.look(start=start)
+        pull.prepare(start=start)
         if machine is not None:
             pull.fit(machine)

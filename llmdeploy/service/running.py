@@ -47,7 +47,7 @@ class RunningServer:
 
     @property
     def exit(self) -> Future[Exit]:
-        """How the server ended, once it has."""
+        """The end of the server; done once it has ended."""
         return self._process.exit
 
     @property

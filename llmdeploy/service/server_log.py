@@ -1,4 +1,4 @@
-"""The server's log: one file a start, rotated while it grows, readable by its owner alone."""
+"""The server's log: one file for each start, rotated while it grows, readable by its owner alone."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from pathlib import Path
 from llmdeploy.service.state import open_private, unwritable
 
 MAX_BYTES = 10 * 1024**2
+"""Size in bytes from which on the file is rotated."""
 BACKUPS = 3
+"""Number of older files that are kept."""
 TAIL_LINES = 2000
-"""Lines kept at hand for a diagnosis: each of vLLM's processes writes a traceback of 70 lines."""
+"""Number of lines kept in memory for a diagnosis: each of vLLM's processes writes a traceback of 70 lines."""
 
 
 class ServerLog(RotatingFileHandler):
-    """Appends lines; begins with a file of its own and keeps those of the starts before it."""
+    """Appends lines to a file that begins empty; the files of earlier starts are kept."""
 
     def __init__(self, file: Path) -> None:
         super().__init__(file, maxBytes=MAX_BYTES, backupCount=BACKUPS, encoding="utf-8", errors="replace")
@@ -30,11 +32,12 @@ class ServerLog(RotatingFileHandler):
     _over = False
 
     def write(self, line: str) -> None:
+        """Append a line."""
         self.tail.append(line)
         self.handle(makeLogRecord({"msg": line}))
 
     def emit(self, record: LogRecord) -> None:
-        """What comes after the end stays out: the file may be another server's by then."""
+        """Write a line unless the log was closed: another server may write to the file by then."""
         if not self._over:
             super().emit(record)
 
@@ -48,11 +51,11 @@ class ServerLog(RotatingFileHandler):
         return stream
 
     def handleError(self, record: LogRecord) -> None:
-        """A full disk must not end what is served: the line is in `tail` still."""
+        """Ignore an error: a full disk must not end what is served, and the line is still in `tail`."""
 
 
 def open_log(file: Path) -> ServerLog:
-    """Raises StateUnwritable."""
+    """Begin a new log. Raises StateUnwritable."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         return ServerLog(file)

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 GUARD = Path(__file__).with_name("watchdog.py")
 SECRET = {api_key.VARIABLE}
-"""Variables that are the gateway's affair, and no server's."""
+"""Environment variables that only the gateway needs; servers do not get them."""
 LAST_WORDS = 1.0
-"""Seconds to read on after the server has ended."""
+"""Seconds for which the output is still read after the server has ended."""
 LONGEST_LINE = 2**20
-"""Bytes; a longer line comes in pieces."""
+"""Length of a line in bytes from which on it comes in pieces."""
 LOOK = 1.0
 """Seconds between two looks at a server that runs already."""
 PATIENCE = 15.0
@@ -36,7 +36,7 @@ PATIENCE = 15.0
 
 
 class Child:
-    """A server on a leash: see watchdog.py. When this process ends, however it ends, the server ends too."""
+    """A server that ends when this process ends, however it ends: see watchdog.py."""
 
     def __init__(self, argv: tuple[str, ...], env: Mapping[str, str], grace: float, on_line: Callable[[str], None]):
         """Start the server; it has `grace` seconds to end when it is told to. `on_line` is called in a thread."""
@@ -67,7 +67,7 @@ class Child:
         Thread(target=self._wait, args=(reader,), daemon=True).start()
 
     def let_go(self) -> None:
-        """Have the server ended, politely first."""
+        """Ask the server to end; it is killed when its grace is over."""
         assert self._guard.stdin is not None
         self._guard.stdin.close()
 
@@ -80,7 +80,7 @@ class Child:
         status = self._guard.wait()
         if status < 0:
             with suppress(NotPermitted):
-                self.kill()  # the guard itself was killed: nothing else would end the server
+                self.kill()  # the watchdog itself was killed: nothing else would end the server
         self.let_go()
         # What was written last; a process that left the group may hold the pipe open for as long as it likes.
         reader.join(LAST_WORDS)
@@ -131,7 +131,7 @@ def _read(output: int, on_line: Callable[[str], None]) -> None:
 
 
 def _lines(output: int) -> Iterator[str]:
-    """Lines as text; one longer than the buffer comes in pieces, and a bar that redraws itself as lines of its own."""
+    """Yield the lines as text. A very long line comes in pieces; each state of a progress bar is a line."""
     rest = b""
     while chunk := os.read(output, 2**16):
         *lines, rest = (rest + chunk).split(b"\n")

@@ -102,14 +102,14 @@ class Service:
 
     async def run(self) -> None:
         """Serve until a signal comes, or what is served cannot be kept serving."""
-        told = signals.told()
+        stop = signals.stop_signal()
         work = asyncio.ensure_future(self._work())
         try:
-            ends: set[asyncio.Future[Any]] = {told, work, self.over}
+            ends: set[asyncio.Future[Any]] = {stop, work, self.over}
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            if told.done():
+            if stop.done():
                 self._listener.on_stop()
-                raise signals.interruption(told.result())
+                raise signals.interruption(stop.result())
             (work if work.done() else self.over).result()
         except LlmdeployError as error:
             self.recorder.fail(error)

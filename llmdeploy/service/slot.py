@@ -87,7 +87,7 @@ class Slot:
 
     @property
     def order(self) -> Order:
-        """What is served."""
+        """The order that is served."""
         return self.supervisor.order
 
     @property

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from llmdeploy.service.stages import Ready
 
 SIDE = 64
-"""Pixels of the image's side: small enough to cost nothing, large enough for every vision model's patches."""
+"""Width and height of the image in pixels: small enough to cost nothing, enough for the patches of every model."""
 
 
 def run_smoke_test(ready: Ready) -> None:
@@ -71,7 +71,7 @@ def _has_choice(answer: bytes) -> bool:
 
 
 def _red() -> bytes:
-    """A red square as PNG: header, image data and end, each with its length and checksum."""
+    """Return a red square as PNG: header, image data and end, each with its length and checksum."""
     rows = (b"\0" + b"\xff\0\0" * SIDE) * SIDE
     chunks = {b"IHDR": struct.pack(">IIBBBBB", SIDE, SIDE, 8, 2, 0, 0, 0), b"IDAT": zlib.compress(rows), b"IEND": b""}
     return b"\x89PNG\r\n\x1a\n" + b"".join(

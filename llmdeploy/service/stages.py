@@ -1,4 +1,4 @@
-"""How far a start is: what is known after each of its steps."""
+"""The values that the steps of a start return."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Settled:
-    """It is known how the server is started."""
+    """The server of a start is decided: its plan, and how to start it."""
 
     prepared: Prepared
     plan: Plan
@@ -48,7 +48,7 @@ class Ready:
     spec: ServerSpec
     server: RunningServer
     loaded: Loaded | None
-    """How the engine has loaded the model; None if it does not tell."""
+    """The size and place of the model in memory; None if the engine does not tell."""
     seconds: float
     """Seconds that the start took."""
     gpus: tuple[tuple[int, int], ...]

@@ -1,6 +1,6 @@
-"""What is served, on record: the state folder, its lock, and the one file that the service writes.
+"""The record of what is served: the state folder, its lock, and the one file that the service writes.
 
-The record is a claim of the process that wrote it; `observe` holds it against what really runs.
+The record is a claim of the process that wrote it; `observe` compares it with what really runs.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SCHEMA = 1
+"""The version of the record's form."""
 TICKET = "LLMDEPLOY_TICKET"
-"""A variable by which the command that started a service knows its record."""
+"""An environment variable; the command that started a service in the background knows the record by its value."""
 ELSEWHERE = "name another: `LLMDEPLOY_STATE_DIR=/tmp/llmdeploy-$USER llmdeploy serve`"
 
 Claim = Literal["starting", "ready", "failed"]
@@ -33,64 +34,65 @@ State = Literal["stopped", "starting", "ready", "failed", "crashed"]
 
 @dataclass(frozen=True)
 class Record:
-    """One deployment, as its service last wrote it."""
+    """The deployment, as its service last wrote it."""
 
     state: Claim
     phase: str
-    """The step of the start it is in, or was in when it failed."""
+    """The phase of the start, or the phase in which it failed."""
     model: str
-    """What the user named: a name, a path or an address."""
+    """The model as the user named it: a name, a path or an address."""
     served_name: str
     """The model name that applications send."""
     engine: str
     url: str
     """The address, without `/v1`."""
     since: str
-    """When the service started, ISO 8601 in UTC."""
+    """The time at which the service started, ISO 8601 in UTC."""
     service: ProcessId
     ticket: str = ""
-    """What the command that started the service knows it by."""
+    """The value of `TICKET` in the service's environment."""
     engine_version: str | None = None
     server: ProcessId | None = None
     server_url: str = ""
-    """The address that the server itself listens on."""
+    """The address that the server itself listens on, behind the gateway."""
     log: str = ""
-    """The file that the server's lines go to."""
+    """The server's log file."""
     settings: dict[str, Any] | None = None
-    """What it was asked for, as config.document gives it."""
+    """The settings that it was asked for, as `config.document` returns them."""
     switch: dict[str, Any] | None = None
-    """The other deployment that is under way: `engine`, `model`, `step`; where it is that far `url`, `server`."""
+    """The switch that is under way: `engine`, `model`, `step`; once its server runs also `url`, `server`."""
     receipt: dict[str, Any] | None = None
-    """What exactly serves: service/provenance.py."""
+    """The receipt of what serves: see service/provenance.py."""
     progress: str = ""
-    """How far the phase is, where that is known: a download's percentage, a server's last line."""
+    """The progress of the phase, if it is known: the percentage of a download, the last line of the server's log."""
     notes: tuple[str, ...] = ()
-    """What was told on the way: that a download was spared, that a setting was changed."""
+    """Remarks: that a download was not needed, that a setting was changed."""
     plan: dict[str, Any] | None = None
     detail: str = ""
-    """How the engine has loaded the model, where it tells: how large, on which processor."""
+    """The size of the model in memory and its processor, if the engine tells."""
     capabilities: tuple[str, ...] = ()
-    """What the model takes and does: `text`, `image`, and what the engine knows beyond."""
+    """The capabilities of the model: `text`, `image`, and others that the engine knows."""
     error: dict[str, Any] | None = None
-    """What ended it, as LlmdeployError.as_document gives it."""
+    """The error that ended it, as `LlmdeployError.as_document` returns it."""
 
 
 @dataclass(frozen=True)
 class Situation:
-    """What runs, as seen from outside the service."""
+    """The state of the service, as seen from outside."""
 
     state: State
     record: Record | None = None
     leftover: bool = False
-    """The service is gone and a server of its still runs."""
+    """Whether the service is gone and one of its servers still runs."""
 
 
 def record_file() -> Path:
+    """Return the file of the record."""
     return state_dir() / "deployment.json"
 
 
 def server_log() -> Path:
-    """The log of the server of now; while there is none, where it will be."""
+    """Return the log of the server that runs; if none runs, the log of the next one."""
     with suppress(LlmdeployError):
         if (record := read()) and record.log:
             return Path(record.log)
@@ -98,21 +100,22 @@ def server_log() -> Path:
 
 
 def server_logs() -> tuple[Path, Path]:
-    """Two, taken in turns: a switch starts a server beside the one that serves."""
+    """Return the two log files, which servers take in turns: a switch starts a server beside the one that serves."""
     return state_dir() / "server.log", state_dir() / "server-2.log"
 
 
 def token_file() -> Path:
-    """Where whoever may tell the service what to do finds its token."""
+    """Return the file of the token with which commands give orders to the service."""
     return state_dir() / "token"
 
 
 def service_log() -> Path:
+    """Return the log of a service in the background."""
     return state_dir() / "service.log"
 
 
 def observe() -> Situation:
-    """What runs now. Raises StateUnwritable when this user may not read the record."""
+    """Return what runs now. Raises StateUnwritable if this user may not read the record."""
     record = read()
     if record is None:
         return Situation("stopped")
@@ -123,7 +126,7 @@ def observe() -> Situation:
 
 
 def servers(record: Record) -> list[ProcessId]:
-    """The processes of the servers on record: that which serves, and that which a switch has started."""
+    """Return the processes of the servers on record: the one that serves, and the one that a switch has started."""
     started = (record.switch or {}).get("server")
     other = None
     with suppress(KeyError, TypeError, ValueError):
@@ -132,7 +135,7 @@ def servers(record: Record) -> list[ProcessId]:
 
 
 def read() -> Record | None:
-    """The record; one that makes no sense is none. Raises StateUnwritable when this user may not read it."""
+    """Return the record; None if it is missing or damaged. Raises StateUnwritable if this user may not read it."""
     try:
         _require_ours(state_dir().stat())
         content = json.loads(record_file().read_text())
@@ -155,7 +158,7 @@ def read() -> Record | None:
 
 
 def _error(content: Any) -> dict[str, Any] | None:
-    """An error's document; None for what is of another form."""
+    """Return the document of an error; None if it has another form."""
     try:
         LlmdeployError.from_document(content)
     except (KeyError, TypeError):
@@ -206,7 +209,7 @@ def forget() -> None:
 
 @contextmanager
 def lock() -> Iterator[None]:
-    """Be the one service of this state folder. Raises AlreadyServing, StateUnwritable."""
+    """Hold the lock of the state folder: it has one service. Raises AlreadyServing, StateUnwritable."""
     from filelock import FileLock, Timeout  # 40 ms
 
     folder = state_dir()
@@ -228,7 +231,7 @@ def lock() -> Iterator[None]:
 
 
 def open_private(file: Path, flags: int) -> Any:
-    """A text file for writing that only its owner can read."""
+    """Open a text file for writing that only its owner can read."""
     return os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | flags, 0o600), "w", encoding="utf-8")
 
 

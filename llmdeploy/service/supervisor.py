@@ -178,7 +178,7 @@ class Supervisor:
         while True:
             try:
                 if ended is not None:
-                    began = math.inf  # a start that fails is no service
+                    began = math.inf  # a start that fails does not count as service
                     ready = await self._restart(ended, BACKOFF * 2 ** (crashes - 1))
                 began = time.monotonic()
                 await self._serve(ready)
