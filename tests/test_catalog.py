@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,25 @@ TWENTY = [
 ]  # fmt: skip
 
 
-def ids(entry: object) -> str:
-    return str(entry)
+def for_every(entries: Iterable[CatalogEntry], check: Callable[[CatalogEntry], None]) -> None:
+    """Fail once, with the name of every entry that the check refuses and the reason."""
+    failures = []
+    for entry in entries:
+        try:
+            check(entry)
+        except (AssertionError, errors.LlmdeployError) as error:
+            failures.append(f"{entry}: {str(error).splitlines()[0]}")
+    assert not failures, "\n".join(failures)
+
+
+def test_every_failing_entry_is_named() -> None:
+    def check(entry: CatalogEntry) -> None:
+        assert entry.family != "smollm2"
+
+    with pytest.raises(AssertionError) as failure:
+        for_every(OF_THE_HUB, check)
+    lines = [line.strip().partition(": ")[0] for line in str(failure.value).splitlines()]
+    assert lines[:3] == ["smollm2:135m", "smollm2:360m", "smollm2:1.7b"]
 
 
 # The file
@@ -64,47 +81,54 @@ def test_what_people_deploy_is_there_for_every_engine() -> None:
     assert {"awq", "fp8", "gptq"} <= {quant for entry in whole for quant in entry.repositories}
 
 
-@pytest.mark.parametrize("entry", OF_THE_HUB, ids=ids)
-def test_an_entry_says_all_that_a_plan_needs(entry: CatalogEntry) -> None:
-    assert entry.license
-    assert entry.capabilities[0] == "text"
-    assert 2048 <= entry.context <= 10_485_760
-    assert 100e6 < entry.parameters < 300e9
-    assert 0 <= entry.active < entry.parameters
-    assert 0 <= entry.vision < entry.parameters / 2
-    assert entry.vocabulary > 30_000
-    assert entry.embedding >= 512
+def test_entries_say_all_that_commands_show() -> None:
+    def check(entry: CatalogEntry) -> None:
+        assert entry.license
+        assert entry.capabilities[0] == "text"
+        assert 2048 <= entry.context <= 10_485_760
+        assert 100e6 < entry.parameters < 300e9
+        assert 0 <= entry.active < entry.parameters
+        assert 0 <= entry.vision < entry.parameters / 2
+        assert entry.vocabulary > 30_000
+        assert entry.embedding >= 512
+
+    for_every(OF_THE_HUB, check)
 
 
-@pytest.mark.parametrize("entry", OF_THE_HUB, ids=ids)
-def test_an_entrys_artefacts_can_be_asked_for(entry: CatalogEntry) -> None:
-    for repository in entry.repositories.values():
-        assert parse(repository) == HubRepo(repository)
-    if entry.tag:
-        assert parse(f"ollama://{entry.tag}") == OllamaTag(entry.tag)
-        for tag in entry.tags.values():
-            assert "{" not in tag
-            assert parse(f"ollama://{tag}") == OllamaTag(tag)
-            assert tag.partition(":")[0] == entry.tag.partition(":")[0]
-    if entry.gguf_files:
-        for file in [entry.weights, *([entry.mmproj] if entry.mmproj else [])]:
-            assert isinstance(file, HubFile)
-            assert parse(str(file)) == file
-        assert set(entry.gguf.sizes) <= set(entry.gguf.quants)
-        assert {plain_quant(quant).removeprefix("UD-").replace("_XL", "_M") for quant in entry.gguf.quants} <= set(BITS)
-        assert ("image" in entry.capabilities) == (entry.gguf.mmproj is not None)
+def test_weights_of_every_entry_have_a_valid_address() -> None:
+    def check(entry: CatalogEntry) -> None:
+        for repository in entry.repositories.values():
+            assert parse(repository) == HubRepo(repository)
+        if entry.tag:
+            assert parse(f"ollama://{entry.tag}") == OllamaTag(entry.tag)
+            for tag in entry.tags.values():
+                assert "{" not in tag
+                assert parse(f"ollama://{tag}") == OllamaTag(tag)
+                assert tag.partition(":")[0] == entry.tag.partition(":")[0]
+        if entry.gguf_files:
+            for file in [entry.weights, *([entry.mmproj] if entry.mmproj else [])]:
+                assert isinstance(file, HubFile)
+                assert parse(str(file)) == file
+            assert set(entry.gguf.sizes) <= set(entry.gguf.quants)
+            known = {plain_quant(quant).removeprefix("UD-").replace("_XL", "_M") for quant in entry.gguf.quants}
+            assert known <= set(BITS)
+            assert ("image" in entry.capabilities) == (entry.gguf.mmproj is not None)
+
+    for_every(OF_THE_HUB, check)
 
 
-@pytest.mark.parametrize("entry", [entry for entry in OF_THE_HUB if entry.gguf_files], ids=ids)
-def test_sizes_are_those_of_their_quantization(entry: CatalogEntry) -> None:
-    text = entry.parameters - entry.vision
-    for quant, size in entry.gguf.sizes.items():
-        bits = BITS[plain_quant(quant).removeprefix("UD-")]
-        # A layer that predicts a second token is left out of the file; small models keep their embeddings at more bits.
-        assert 0.85 < size * 8 / text / bits < (1.15 if text > 2e9 else 1.7)
-    assert entry.gguf_files is not None
-    default = entry.gguf.quants[0]
-    assert default.upper().removeprefix("UD-") in {"Q4_K_M", "MXFP4", "F16"}
+def test_sizes_are_those_of_their_quantization() -> None:
+    def check(entry: CatalogEntry) -> None:
+        text = entry.parameters - entry.vision
+        for quant, size in entry.gguf.sizes.items():
+            bits = BITS[plain_quant(quant).removeprefix("UD-")]
+            # The file lacks a layer that predicts a second token; small models keep their embeddings at more bits.
+            assert 0.85 < size * 8 / text / bits < (1.15 if text > 2e9 else 1.7)
+        assert entry.gguf_files is not None
+        default = entry.gguf.quants[0]
+        assert default.upper().removeprefix("UD-") in {"Q4_K_M", "MXFP4", "F16"}
+
+    for_every([entry for entry in OF_THE_HUB if entry.gguf_files], check)
 
 
 def test_the_entries_cannot_be_changed() -> None:
@@ -221,15 +245,17 @@ def test_every_family_has_a_default_that_is_there() -> None:
         assert lookup.find(family).family == family
 
 
-@pytest.mark.parametrize("entry", OF_THE_HUB, ids=ids)
-def test_every_quantization_can_be_named(entry: CatalogEntry) -> None:
-    for engine in lookup.ENGINES:
-        for quant in entry.quants(engine):
-            named = with_quant(CatalogName(entry.name), quant)
-            assert isinstance(named, CatalogName)
-            found = lookup.find(named.name)
-            assert (found.name, plain_quant(found.quant)) == (entry.name, plain_quant(quant))
-            assert found.chosen(engine) == quant
+def test_every_quantization_can_be_named() -> None:
+    def check(entry: CatalogEntry) -> None:
+        for engine in lookup.ENGINES:
+            for quant in entry.quants(engine):
+                named = with_quant(CatalogName(entry.name), quant)
+                assert isinstance(named, CatalogName)
+                found = lookup.find(named.name)
+                assert (found.name, plain_quant(found.quant)) == (entry.name, plain_quant(quant))
+                assert found.chosen(engine) == quant
+
+    for_every(OF_THE_HUB, check)
 
 
 @pytest.mark.parametrize(
@@ -383,14 +409,16 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_network")
-@pytest.mark.parametrize("name", ["qwen2.5-vl:7b", *TWENTY])
-def test_three_artefacts_without_a_network(name: str) -> None:
-    for offer in availability(CatalogName(name)):
-        assert offer.artefact, offer
-        assert all(isinstance(parse(one), HubFile | HubRepo | OllamaTag) for one in offer.artefact)
-        assert (offer.bytes > 0, offer.here, offer.lacks) == (True, False, "")
-        assert offer.quant
-        assert offer.quant not in offer.others
+def test_every_engine_is_answered_without_a_network() -> None:
+    def check(entry: CatalogEntry) -> None:
+        for offer in availability(CatalogName(entry.name)):
+            assert offer.artefact, offer
+            assert all(isinstance(parse(one), HubFile | HubRepo | OllamaTag) for one in offer.artefact)
+            assert (offer.bytes > 0, offer.here, offer.lacks) == (True, False, "")
+            assert offer.quant
+            assert offer.quant not in offer.others
+
+    for_every((lookup.find(name) for name in ["qwen2.5-vl:7b", *TWENTY]), check)
 
 
 @pytest.mark.usefixtures("no_network")
