@@ -23,6 +23,8 @@ DEFAULT_PARALLEL = (4, 2, 1)
 """Numbers of parallel requests to try, in order of preference."""
 RESERVE_BYTES = 512 * MIB
 """Bytes of memory left to the rest of the machine."""
+MICRO_BATCH = 512
+"""Tokens computed in one step: the default `--ubatch-size` of llama.cpp, which Ollama runs too."""
 KV_CACHE = "KV cache"
 LOWERED = "lowered to fit the memory that is free"
 
@@ -174,3 +176,13 @@ def free_memory(hardware: Hardware, *, on_gpu: bool) -> MemoryPart:
         return MemoryPart("available", ram, reason)
     free = sum(gpu.memory_free or 0 for gpu in hardware.gpus)
     return MemoryPart("available", ram + free, f"{reason}, and {in_gib(free)} free on GPUs")
+
+
+def compute_buffer(facts: ModelFacts) -> MemoryPart:
+    """Return the memory of one step of llama.cpp's computation.
+
+    It is `n_ubatch x (n_vocab + 2 n_embd) x 4` bytes with flash attention: within 5 % on 30 of 44 start-up logs of
+    fully offloaded models.
+    """
+    size = MICRO_BATCH * (facts.vocabulary_size + 2 * facts.embedding_length) * 4
+    return MemoryPart("compute", size, f"{MICRO_BATCH} x (vocabulary + 2 x embedding) x 4 bytes")

@@ -28,11 +28,11 @@ def show(*now):
 try:
     model = {"gguf": gguf, "hf": hf_model}[form].find(parse(address))
     if what == "need":
-        print(json.dumps(asdict(model.need(folder)), default=str))
+        print(json.dumps(asdict(model.requirements(folder)), default=str))
     else:
         if what == "pull":
-            model.pull(show, folder)
-        files = [str(path) for path in model.local_files()] if model.present() else []
+            model.download(show, folder)
+        files = [str(path) for path in model.local_files()] if model.is_present() else []
         print(json.dumps({"files": files, "progress": progress}))
 except LlmdeployError as error:
     print(json.dumps(error.as_document() | {"progress": progress}))

@@ -14,9 +14,9 @@ from typing import Any, cast
 
 import pytest
 
-from llmdeploy import fit, hardware
+from llmdeploy import hardware
 from llmdeploy.config import Settings
-from llmdeploy.engines.base import EngineStatus
+from llmdeploy.engines.base import EngineStatus, plan_before_download
 from llmdeploy.errors import DoesNotFit, DownloadFailed, ModelInvalid
 from llmdeploy.hardware import Hardware
 from llmdeploy.models import remote_file
@@ -66,18 +66,21 @@ def cached(world: World) -> list[Path]:
 # --- The decision
 
 
-def engine(facts: Any) -> Any:
-    def read(artefact: object) -> object:
+ENGINE = cast("Any", SimpleNamespace(plan=lambda facts, machine, wishes: (facts, machine, wishes)))
+
+
+def weights(facts: Any) -> Any:
+    def read() -> object:
         if isinstance(facts, Exception):
             raise facts
         return facts
 
-    return SimpleNamespace(facts=read, plan=lambda facts, machine, wishes: (facts, machine, wishes))
+    return SimpleNamespace(facts=read)
 
 
 def test_the_plan_of_what_is_known() -> None:
     machine = cast("Any", "a machine")
-    assert cast("Any", fit.foreseen(engine("facts"), "x", machine, Wishes(context=5))) == (
+    assert cast("Any", plan_before_download(ENGINE, weights("facts"), machine, Wishes(context=5))) == (
         "facts",
         machine,
         Wishes(context=5),
@@ -85,13 +88,13 @@ def test_the_plan_of_what_is_known() -> None:
 
 
 def test_what_the_source_does_not_tell_is_not_foreseen() -> None:
-    assert fit.foreseen(engine(DownloadFailed("x")), "x", cast("Any", None), Wishes()) is None
+    assert plan_before_download(ENGINE, weights(DownloadFailed("x")), cast("Any", None), Wishes()) is None
 
 
 @pytest.mark.parametrize("kind", [ModelInvalid, DoesNotFit])
 def test_what_is_no_model_is_an_error(kind: type[Exception]) -> None:
     with pytest.raises(kind):
-        fit.foreseen(engine(kind("x")), "x", cast("Any", None), Wishes())
+        plan_before_download(ENGINE, weights(kind("x")), cast("Any", None), Wishes())
 
 
 # --- The candidate
@@ -105,21 +108,20 @@ class Elsewhere:
     def __init__(self, need: Requirements) -> None:
         self.machines: list[Hardware] = []
         self.did: list[str] = []
-        self.need = lambda artefact: need
         self.status = lambda: EngineStatus(True, "1", "")
-        self.daemon = lambda wishes, port: None
-        self.progress = lambda: None
-        self.artefact = lambda model: "artefact"
-        self.saved = lambda artefact: ""
-        self.present = lambda artefact: False
-        self.facts = lambda artefact: "facts"
+        self.daemon = None
+        self.log_reader = lambda: None
+        self.resolve = lambda model: SimpleNamespace(
+            reused_from="",
+            is_present=lambda: False,
+            requirements=lambda: need,
+            facts=lambda: "facts",
+            download=lambda on_progress: self.did.append("download"),
+        )
 
     def plan(self, facts: object, machine: Hardware, wishes: Wishes) -> Plan:
         self.machines.append(machine)
         return Plan(Setting(1, ""), Setting(1, ""), (), None)
-
-    def pull(self, artefact: object, on_progress: object) -> None:
-        self.did.append("pull")
 
 
 def looked(folder: Path, need: Requirements, spare: HeldMemory | None = None) -> tuple[Elsewhere, list[Fetching]]:
@@ -137,14 +139,14 @@ def test_what_the_old_server_gives_back_counts_before_the_weights_are_fetched(tm
     machine = hardware.detect()
     played, told = looked(tmp_path, need, HeldMemory(memory=2**60))
     assert played.machines[0].memory_available == machine.memory_total
-    assert played.did == ["pull"]
+    assert played.did == ["download"]
     assert told == [Fetching("hf://o/r", 600, "")]
 
 
 def test_a_size_that_nobody_knows_is_told_and_keeps_nothing_back(tmp_path: Path) -> None:
     need = Requirements("ollama://x", tmp_path, (), unknown="the registry does not answer")
     played, told = looked(tmp_path, need)
-    assert played.did == ["pull"]
+    assert played.did == ["download"]
     assert (told[0].bytes, told[0].reason) == (0, "the registry does not answer")
 
 
@@ -197,14 +199,15 @@ def test_a_model_of_hugging_face_form_is_weighed_where_it_is(hub: Hub, asking: W
     hub.claimed_size = 2**44
     script = """
 import sys
-from llmdeploy import fit, hardware
+from llmdeploy import hardware
 from llmdeploy.config import Settings
-from llmdeploy.engines.vllm import Vllm
+from llmdeploy.engines.base import plan_before_download
+from llmdeploy.engines.vllm.engine import Vllm
 from llmdeploy.models.reference import parse
 from llmdeploy.plan import Wishes
 
 vllm = Vllm(Settings())
-plan = fit.foreseen(vllm, vllm.artefact(parse("owner/huge")), hardware.detect(), Wishes())
+plan = plan_before_download(vllm, vllm.resolve(parse("owner/huge")), hardware.detect(), Wishes())
 print(plan.needed_bytes)
 """
     done = subprocess.run(

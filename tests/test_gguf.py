@@ -32,7 +32,7 @@ def test_a_file_and_the_projector_beside_it(tmp_path: Path) -> None:
     assert found == GgufModel(weights, tmp_path / "mmproj-selftest-f16.gguf")
     assert found.files == (weights, tmp_path / "mmproj-selftest-f16.gguf")
     assert str(found) == f"{weights} + {tmp_path / 'mmproj-selftest-f16.gguf'}"
-    assert found.present()
+    assert found.is_present()
 
 
 def test_a_file_alone(tmp_path: Path) -> None:
@@ -88,11 +88,11 @@ def test_what_is_not_here_has_no_path() -> None:
 
 def test_files_of_this_machine_are_never_fetched(tmp_path: Path) -> None:
     model = GgufModel(copy_selftest(tmp_path, mmproj=False))
-    model.pull(lambda *_: pytest.fail("fetched"))
-    need = model.need()
+    model.download(lambda *_: pytest.fail("fetched"))
+    need = model.requirements()
     assert (need.present, need.files[0].name, need.size) == (True, "selftest-f16.gguf", WEIGHTS.stat().st_size)
     with pytest.raises(ModelNotFound, match=r"nowhere/x.gguf` cannot be read: No such file"):
-        GgufModel(Path("/nowhere/x.gguf")).need()
+        GgufModel(Path("/nowhere/x.gguf")).requirements()
 
 
 # --- Repositories

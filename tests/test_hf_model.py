@@ -53,11 +53,11 @@ def test_a_quantization_is_of_gguf_files_which_vllm_does_not_take() -> None:
 
 def test_a_folder_is_here() -> None:
     model = HfModel(SELFTEST / "hf")
-    assert model.present()
-    need = model.need()
+    assert model.is_present()
+    need = model.requirements()
     assert need.present
     assert {"config.json", "model.safetensors"} <= {file.name for file in need.files}
-    model.pull(lambda *_: pytest.fail("fetched"))
+    model.download(lambda *_: pytest.fail("fetched"))
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from llmdeploy.config import ENGINE_NAMES
+
 PACKAGE = Path(__file__).parents[1] / "llmdeploy"
 
 # Programs of their own, which are run and never imported: they have a stdout and an exit status of their own.
@@ -20,6 +22,7 @@ PROGRAMS = {
     "llmdeploy.service.watchdog",
     "llmdeploy.engines.llamacpp.server_program",
     "llmdeploy.engines.python_environment.inspect_python",
+    "llmdeploy.selftest.train",
 }
 FACE = {"llmdeploy.__main__", "llmdeploy.cli"}
 
@@ -48,7 +51,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "dotenv": set(),
     "endpoint": {"config", "models", "service"},
     "engines": {"config", "hardware", "models", "plan"},
-    "fit": set(),
     "gateway": {"http1", "validation_messages"},
     "hardware": set(),
     "http1": set(),
@@ -57,7 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"__init__", "config", "validation_messages"},
     "plan": {"hardware", "models"},
     "selftest": set(),
-    "service": {"config", "engines", "fit", "gateway", "hardware", "models", "plan"},
+    "service": {"config", "engines", "gateway", "hardware", "models", "plan"},
     "validation_messages": set(),
 }
 """For each package and each module at the top: the other parts of llmdeploy that it may import."""
@@ -69,7 +71,7 @@ ONLY_IN: dict[str, set[str]] = {
     "ollama": {"llmdeploy.engines.ollama.connection"},
     "xllamacpp": {"llmdeploy.engines.llamacpp.server_program"},
     "vllm": set(),
-    "torch": set(),
+    "torch": {"llmdeploy.selftest.train"},
 }
 
 
@@ -229,6 +231,29 @@ def test_what_a_part_may_import_it_does_import() -> None:
         used = {part(it) for module in modules() if part(module) == name for it in imports(module) & modules().keys()}
         assert allowed <= used, f"`{name}` does not import {allowed - used}"
     assert not cycles({name: MAY_IMPORT.get(name, set()) for name in MAY_IMPORT.keys() | ANYWHERE})
+
+
+KNOW_ENGINES = (
+    "llmdeploy.engines.",
+    "llmdeploy.config.",
+    "llmdeploy.models.catalog.reader",
+    "llmdeploy.models.catalog.schema",
+)
+"""Engines themselves, their settings, and the catalog's file, whose keys are named like them."""
+NAME_FORMATS = {"llmdeploy.models.weights", "llmdeploy.models.stores.installed"}
+"""They name a format and a place `ollama`, which others know as a constant."""
+
+
+def test_engines_are_named_only_where_they_are_defined() -> None:
+    """Other code asks for a format: `registry.running(GGUF)`."""
+    found = [
+        f"{module}: {node.value}"
+        for module, tree in modules().items()
+        if not module.startswith(KNOW_ENGINES) and module not in NAME_FORMATS
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and node.value in ENGINE_NAMES
+    ]
+    assert found == []
 
 
 def test_a_program_is_run_and_not_imported() -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -116,7 +115,7 @@ def test_a_program_of_the_users_own_gets_the_same_words(tmp_path: Path) -> None:
 # Which program
 
 
-def looked(engine: Engine[Any]) -> tuple[bool, str | None, str, bool]:
+def looked(engine: Engine) -> tuple[bool, str | None, str, bool]:
     """Whether it can be used, its version, its words, and whether the memory of GPUs counts for its plans."""
     status = engine.status()
     assert bool(status.hint) == (not status.usable or status.version is None)
@@ -208,21 +207,24 @@ class Stub(LlamaCpp):
         self._facts = facts
         self.asked: list[str] = []
 
-    def artefact(self, model: ModelRef, *, anywhere: bool = True) -> GgufModel:
-        return GgufModel(WEIGHTS)
+    def resolve(self, model: ModelRef, *, reuse: bool = True, offline: bool = False) -> GgufModel:
+        asked, facts = self.asked, self._facts
 
-    def pull(self, artefact: GgufModel, on_progress: OnProgress) -> None:
-        self.asked.append("pull")
+        class Weights(GgufModel):
+            def download(self, on_progress: OnProgress, folder: Path | None = None) -> None:
+                asked.append("download")
 
-    def facts(self, artefact: GgufModel) -> ModelFacts:
-        return self._facts
+            def facts(self) -> ModelFacts:
+                return facts
 
-    def server(self, artefact: GgufModel, plan: Plan, *, served_name: str, port: int) -> ServerSpec:
+        return Weights(WEIGHTS)
+
+    def server(self, weights: GgufModel, plan: Plan, *, served_name: str, port: int) -> ServerSpec:
         self.asked.append("server")
-        return super().server(artefact, plan, served_name=served_name, port=port)
+        return super().server(weights, plan, served_name=served_name, port=port)
 
 
-def launch(engine: Engine[Any], folder: Path, on_plan: Callable[[Planned], None]) -> Launch:
+def launch(engine: Engine, folder: Path, on_plan: Callable[[Planned], None]) -> Launch:
     def on_event(event: Public | Internal) -> None:
         if isinstance(event, Planned):
             on_plan(event)

@@ -24,12 +24,13 @@ from llmdeploy.config import Flags, Settings
 from llmdeploy.engines.base import ServerSpec
 from llmdeploy.engines.diagnosis import Exited
 from llmdeploy.engines.ollama.dialect import adapt
-from llmdeploy.engines.ollama.engine import Ollama, Tag
+from llmdeploy.engines.ollama.engine import Ollama
 from llmdeploy.engines.ollama.settings import OllamaSettings
+from llmdeploy.engines.ollama.weights import GgufImport, Tag
 from llmdeploy.errors import AlreadyServing, EngineMissing, LlmdeployError, ModelInvalid, NotPermitted
 from llmdeploy.models import gguf
 from llmdeploy.models.gguf import GgufModel
-from llmdeploy.models.reference import HubFile, HubRepo, parse
+from llmdeploy.models.reference import HubFile, HubRepo, OllamaTag, parse
 from llmdeploy.models.source import Listing, RemoteFile
 from llmdeploy.plan import Wishes
 from llmdeploy.units import GIB, MIB
@@ -47,8 +48,21 @@ def at(ollama: Replay, **settings: Any) -> Ollama:
     """The engine at a recorded Ollama, as the service uses it."""
     engine = Ollama(Settings(engine="ollama", ollama=OllamaSettings(host=ollama.url), **settings))
     engine.status()
-    assert engine.daemon(Wishes(), 1) == ServerSpec((), ollama.url, "/api/version")
-    return engine
+    spec = engine.daemon.spec(Wishes(), 1)
+    assert spec == ServerSpec((), ollama.url, "/api/version")
+    return engine.daemon.attached(spec)
+
+
+def tag(engine: Ollama, name: str) -> Tag:
+    """A model of Ollama's for that engine."""
+    found = engine.resolve(OllamaTag(name))
+    assert isinstance(found, Tag)
+    return found
+
+
+def imported(engine: Ollama, model: GgufModel) -> GgufImport:
+    """GGUF files for that engine."""
+    return GgufImport(model, engine._server)
 
 
 def asked_again(ollama: Replay, path: str, number: int) -> None:
@@ -69,57 +83,60 @@ def renamed(ollama: Replay, names: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "artefact"),
+    ("text", "expected"),
     [
-        ("qwen2.5-vl:7b", Tag("qwen2.5vl:7b")),  # the name without its hyphen
-        ("qwen3:8b", Tag("qwen3:8b")),
-        ("mine", Tag("mine")),
-        ("mine:v2", Tag("mine:v2")),
-        ("ollama://user/model:7b", Tag("user/model:7b")),
-        ("ollama://registry.example:5000/user/model:7b", Tag("registry.example:5000/user/model:7b")),
-        ("hf.co/owner/repo:Q4_K_M", Tag("hf.co/owner/repo:Q4_K_M")),
-        ("hf.co/owner/repo", Tag("hf.co/owner/repo")),
+        ("qwen2.5-vl:7b", "ollama:qwen2.5vl:7b"),  # the name without its hyphen
+        ("qwen3:8b", "ollama:qwen3:8b"),
+        ("mine", "ollama:mine"),
+        ("mine:v2", "ollama:mine:v2"),
+        ("ollama://user/model:7b", "ollama:user/model:7b"),
+        ("ollama://registry.example:5000/user/model:7b", "ollama:registry.example:5000/user/model:7b"),
+        ("hf.co/owner/repo:Q4_K_M", "ollama:hf.co/owner/repo:Q4_K_M"),
+        ("hf.co/owner/repo", "ollama:hf.co/owner/repo"),
         ("selftest", GgufModel(WEIGHTS, MMPROJ)),
         (str(WEIGHTS), GgufModel(WEIGHTS, MMPROJ)),
         ("hf://owner/repo/x.gguf@v1", GgufModel(HubFile("owner/repo", "x.gguf", "v1"))),
         # No model of the cloud: only a tag tells of it.
-        ("ollama://user/my-cloud:7b", Tag("user/my-cloud:7b")),
-        ("thunder-cloud", Tag("thunder-cloud")),
-        ("ollama://cloud/model:7b", Tag("cloud/model:7b")),
+        ("ollama://user/my-cloud:7b", "ollama:user/my-cloud:7b"),
+        ("thunder-cloud", "ollama:thunder-cloud"),
+        ("ollama://cloud/model:7b", "ollama:cloud/model:7b"),
     ],
 )
-def test_every_form_of_a_model_has_its_artefact(text: str, artefact: Tag | GgufModel) -> None:
-    assert Ollama(Settings()).artefact(parse(text)) == artefact
+def test_every_form_of_a_model_has_its_weights(text: str, expected: str | GgufModel) -> None:
+    found = Ollama(Settings()).resolve(parse(text))
+    assert (f"ollama:{found}" if isinstance(found, Tag) else found.model) == expected
 
 
 def test_the_projector_that_was_named_is_taken() -> None:
     engine = Ollama(Settings(flags=Flags(mmproj=MMPROJ)))
-    assert engine.artefact(HubFile("owner/repo", "x.gguf")) == GgufModel(HubFile("owner/repo", "x.gguf"), MMPROJ)
+    found = engine.resolve(HubFile("owner/repo", "x.gguf"))
+    assert isinstance(found, GgufImport)
+    assert found.model == GgufModel(HubFile("owner/repo", "x.gguf"), MMPROJ)
 
 
 @pytest.mark.parametrize("name", ["gpt-oss:cloud", "gpt-oss:20b-cloud", "ollama://user/x:Cloud", "x:7b-CLOUD"])
 def test_a_model_of_the_cloud_must_be_allowed(name: str) -> None:
     with pytest.raises(NotPermitted) as caught:
-        Ollama(Settings()).artefact(parse(name))
+        Ollama(Settings()).resolve(parse(name))
     plain = name.removeprefix("ollama://")
     assert caught.value.code == "cloud_model"
     assert caught.value.message == f"`{plain}` runs at ollama.com, not here: the prompts would leave this machine"
     assert caught.value.hint == f"`llmdeploy serve {plain} --engine ollama --allow-cloud` allows it"
-    assert Ollama(Settings(flags=Flags(allow_cloud=True))).artefact(parse(name)) == Tag(plain)
+    assert str(Ollama(Settings(flags=Flags(allow_cloud=True))).resolve(parse(name))) == plain
 
 
 def test_what_is_there_is_present() -> None:
     with replay("version", "tags") as ollama:
         engine = at(ollama)
-        assert engine.present(Tag("selftest"))
-        assert engine.present(Tag("SELFTEST:latest"))
-        assert not engine.present(Tag("selftest:7b"))
-        assert not engine.present(gguf.find(parse("selftest")))  # its digests take a while: `pull` tells of it
+        assert tag(engine, "selftest").is_present()
+        assert tag(engine, "SELFTEST:latest").is_present()
+        assert not tag(engine, "selftest:7b").is_present()
+        assert not engine.resolve(parse("selftest")).is_present()  # its digests take a while: `pull` tells of it
 
 
 def test_facts_of_a_model_that_sees() -> None:
     with replay("version", "tags", "show") as ollama:
-        facts = at(ollama).facts(Tag("selftest"))
+        facts = tag(at(ollama), "selftest").facts()
     here = gguf.find(parse("selftest")).facts()
     assert facts.capabilities == ("text", "image")
     assert facts.source == "`ollama show selftest`"
@@ -138,8 +155,8 @@ def test_facts_of_an_ollama_that_does_not_tell_capabilities() -> None:
                 document = json.loads(chunk[1])
                 del document["capabilities"]
                 chunk[1] = json.dumps(document)
-        assert engine.facts(Tag("selftest")).capabilities == ("text", "image")
-        assert engine.facts(Tag("selftest-text")).capabilities == ("text",)
+        assert tag(engine, "selftest").facts().capabilities == ("text", "image")
+        assert tag(engine, "selftest-text").facts().capabilities == ("text",)
 
 
 def shown(ollama: Replay, **fields: Any) -> Ollama:
@@ -156,20 +173,20 @@ def test_a_model_that_only_embeds_is_refused() -> None:
         replay("version", "tags", "show") as ollama,
         pytest.raises(ModelInvalid, match="`selftest` cannot chat: it makes embeddings"),
     ):
-        shown(ollama, capabilities=["embedding"]).facts(Tag("selftest"))
+        tag(shown(ollama, capabilities=["embedding"]), "selftest").facts()
 
 
 def test_a_name_that_leads_to_the_cloud_must_be_allowed() -> None:
     with replay("version", "tags", "show") as ollama:
         with pytest.raises(NotPermitted, match=r"runs at https://ollama\.com:443, not here"):
-            shown(ollama, remote_host="https://ollama.com:443").facts(Tag("selftest"))
+            tag(shown(ollama, remote_host="https://ollama.com:443"), "selftest").facts()
         engine = at(ollama, flags=Flags(allow_cloud=True))
-        assert engine.facts(Tag("selftest")).capabilities == ("text", "image")
+        assert tag(engine, "selftest").facts().capabilities == ("text", "image")
 
 
 def test_what_else_it_can_is_kept() -> None:
     with replay("version", "tags", "show") as ollama:
-        facts = shown(ollama, capabilities=["completion", "tools", "thinking"]).facts(Tag("selftest"))
+        facts = tag(shown(ollama, capabilities=["completion", "tools", "thinking"]), "selftest").facts()
     assert facts.capabilities == ("text", "tools", "thinking")
 
 
@@ -216,7 +233,7 @@ def test_the_plan_of_a_daemon_of_our_own(
     monkeypatch.setenv("OLLAMA_NUM_PARALLEL", variable)
     engine = own(monkeypatch, tmp_path)
     with replay("empty_store") as ollama:
-        engine.daemon(Wishes(), int(ollama.url.rpartition(":")[2]))
+        engine = engine.daemon.attached(engine.daemon.spec(Wishes(), int(ollama.url.rpartition(":")[2])))
         plan = engine.plan(gguf.find(parse("selftest")).facts(), MACHINE, Wishes(parallel=wished))
     assert (plan.parallel.value, plan.parallel.reason) == (value, reason)
     assert plan.context.value == 8192
@@ -278,7 +295,7 @@ def test_the_environment_of_our_daemon(
     for name, value in OF_THE_USER.items():
         monkeypatch.setenv(name, value)
     engine = own(monkeypatch, tmp_path, **settings)
-    spec = engine.daemon(wishes, 4321)
+    spec = engine.daemon.spec(wishes, 4321)
     assert spec.argv == (str(tmp_path / "ollama"), "serve")
     assert (spec.base_url, spec.health_path) == ("http://127.0.0.1:4321", "/api/version")
     assert spec.env == {"OLLAMA_HOST": "127.0.0.1:4321", "OLLAMA_KEEP_ALIVE": "-1", **environment}
@@ -288,18 +305,17 @@ def test_without_a_program_there_is_no_daemon_to_start(monkeypatch: pytest.Monke
     monkeypatch.setattr("llmdeploy.engines.ollama.state.find_program", lambda settings: (None, ""))
     monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{closed_port()}")
     with pytest.raises(EngineMissing, match="nothing answers at") as caught:
-        Ollama(Settings()).daemon(Wishes(), 4321)
+        Ollama(Settings()).daemon.spec(Wishes(), 4321)
     assert caught.value.hint.startswith("get it: ")
 
 
 def test_the_revision_of_a_tag_is_its_digest_at_the_daemon() -> None:
     with replay("tags") as ollama:
-        engine = Ollama(Settings())
-        engine._url = ollama.url
-        assert engine.revision(Tag("selftest-text")) == (
+        engine = Ollama(Settings(ollama=OllamaSettings(host=ollama.url)))
+        assert tag(engine, "selftest-text").revision() == (
             "1c1d384c032fcd3b1a24e0e36954c4c3f17861f6014c6d5e0e9cd72dc69bfc57"
         )
-        assert engine.revision(Tag("another")) is None
+        assert tag(engine, "another").revision() is None
 
 
 # --- A whole deployment, as a real Ollama answered it
@@ -355,7 +371,7 @@ def test_an_alias_that_is_not_ours_is_not_removed(world: World, recorded: Replay
         for one in recorded.exchanges
         if one["request"]["path"] != "/api/tags" or "selftest:latest" in one["response"]["chunks"][0][1]
     ]
-    Ollama(Settings()).release(recorded.url, "selftest")
+    Ollama(Settings()).daemon.release(recorded.url, "selftest")
     assert recorded.asked("/api/show") == [{"model": "selftest:latest"}]
     assert recorded.asked("/api/delete") == []
     assert recorded.unknown == []
@@ -382,7 +398,7 @@ def test_a_name_that_is_taken_is_refused(license: str, kind: type[LlmdeployError
         engine = shown(ollama, license=license)
         plan = engine.plan(gguf.find(parse("selftest")).facts(), MACHINE, Wishes())
         with pytest.raises(kind) as caught:
-            engine.server(Tag("another"), plan, served_name="selftest", port=1)
+            engine.server(tag(engine, "another"), plan, served_name="selftest", port=1)
         assert caught.value.message == message
         assert caught.value.hint
         assert {path for _, path, _ in ollama.requests} <= {"/", "/api/version", "/api/tags", "/api/ps", "/api/show"}
@@ -394,7 +410,7 @@ def test_a_name_that_is_taken_is_refused(license: str, kind: type[LlmdeployError
 def kept(ollama: Replay, served_name: str = "selftest") -> list[Any]:
     """The loads that one look at it brought."""
     spec = ServerSpec((), ollama.url, "/api/version", served_name=served_name)
-    asyncio.run(at(ollama).keep(spec))
+    asyncio.run(at(ollama).daemon.keep_loaded(spec))
     return ollama.asked("/api/generate")
 
 
@@ -631,14 +647,13 @@ def test_a_choice_of_tools_is_told_by_the_tools() -> None:
 
 def test_a_model_that_does_not_think_is_not_told_how_hard_to() -> None:
     assert adapt({"model": "x", "reasoning_effort": "low"}, thinks=False) == {"model": "x"}
-    with replay("version", "tags", "show") as ollama:
-        engine = shown(ollama, capabilities=["completion"])
-        assert engine.adapt({"reasoning_effort": "low"}) == {"reasoning_effort": "low"}  # not known yet
-        engine.facts(Tag("selftest"))
-        assert engine.adapt({"reasoning_effort": "low"}) == {}
-        thinking = shown(ollama, capabilities=["completion", "thinking"])
-        thinking.facts(Tag("selftest"))
-        assert thinking.adapt({"reasoning_effort": "low"}) == {"reasoning_effort": "low"}
+    with replay("version", "tags", "show", "load_unload") as ollama:
+        for capabilities, adapted in ((["completion"], {}), (["completion", "thinking"], {"reasoning_effort": "low"})):
+            engine = shown(ollama, capabilities=capabilities)
+            plan = engine.plan(gguf.find(parse("selftest")).facts(), MACHINE, Wishes())
+            spec = engine.server(tag(engine, "selftest"), plan, served_name="x", port=1)
+            assert spec.adapt is not None
+            assert spec.adapt({"reasoning_effort": "low"}) == adapted
 
 
 def test_messages_are_told_in_words_that_it_knows() -> None:
@@ -742,7 +757,7 @@ def test_facts_of_a_file_that_is_not_here_are_read_where_it_is(monkeypatch: pyte
     monkeypatch.setattr("llmdeploy.models.hub.listing", lambda repo: listing)
     monkeypatch.setattr("llmdeploy.models.hub.open_remote", lambda file: (SELFTEST / file.file).open("rb"))
     with replay("version", "tags") as ollama:
-        facts = at(ollama).facts(GgufModel(HubFile("owner/repo", WEIGHTS.name), MMPROJ))
+        facts = imported(at(ollama), GgufModel(HubFile("owner/repo", WEIGHTS.name), MMPROJ)).facts()
         assert not [method for method, _, _ in ollama.requests if method != "GET"]
     assert facts == gguf.find(parse("selftest")).facts()
 
@@ -752,5 +767,5 @@ def test_a_context_beyond_the_models_own_is_refused_before_a_byte_is_sent(tmp_pa
     with replay("version", "empty_store") as ollama:
         engine = at(ollama, context=8193)
         with pytest.raises(LlmdeployError, match=r"8193 tokens is longer than the model's own, 8192"):
-            engine.pull(gguf.find(weights), lambda *_: pytest.fail("read"))
+            imported(engine, gguf.find(weights)).download(lambda *_: pytest.fail("read"))
         assert not [method for method, _, _ in ollama.requests if method != "GET"]

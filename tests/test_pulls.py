@@ -32,21 +32,14 @@ class Engine:
     def status(self) -> EngineStatus:
         return EngineStatus(self._usable, None, f"{self.name} is not here", "install it")
 
-    def daemon(self, *_: object) -> None: ...
+    daemon = None
 
-    def artefact(self, model: object, *, anywhere: bool) -> str:
-        self.wanted = anywhere
-        return "artefact"
+    def resolve(self, model: object, *, reuse: bool) -> Any:
+        self.wanted = reuse
+        need = Requirements("hf://o/r", self._folder, (self._file,), COMMIT)
+        return SimpleNamespace(reused_from="", requirements=lambda folder: need, facts=lambda: "facts")
 
-    def progress(self) -> None: ...
-
-    def saved(self, artefact: object) -> None: ...
-
-    def need(self, artefact: object, folder: Path | None) -> Requirements:
-        return Requirements("hf://o/r", self._folder, (self._file,), COMMIT)
-
-    def facts(self, artefact: object) -> str:
-        return "facts"
+    def log_reader(self) -> None: ...
 
     def plan(self, *_: object) -> Any:
         def require_fit(model: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -11,14 +12,15 @@ from llmdeploy.config import DEFAULT, Settings
 from llmdeploy.engines import registry
 from llmdeploy.engines.llamacpp.engine import LlamaCpp
 from llmdeploy.engines.ollama.engine import Ollama as OllamaEngine
-from llmdeploy.engines.ollama.engine import Tag
 from llmdeploy.engines.ollama.settings import OllamaSettings
+from llmdeploy.engines.ollama.weights import GgufImport, Tag
 from llmdeploy.errors import ModelNotFound
 from llmdeploy.models import digest, reuse
 from llmdeploy.models.catalog import lookup
 from llmdeploy.models.gguf import GgufModel
 from llmdeploy.models.reference import CatalogName, HubFile, HubRepo, OllamaTag
 from llmdeploy.models.stores import folders
+from llmdeploy.models.weights import GGUF, OLLAMA
 from tests.conftest import OwnOllama, World, until
 from tests.hub_server import Hub, serve
 from tests.model_places import MMPROJ, WEIGHTS, as_quantized, blob_of, fetch, lmstudio, pack, put, selftest_layers
@@ -45,7 +47,7 @@ def test_ollamas_files_of_the_same_model_are_taken(ollama_store: Path) -> None:
     assert found is not None
     model = found.model()
     assert model.paths() == (ollama_store / "blobs" / blob_of(WEIGHTS), ollama_store / "blobs" / blob_of(MMPROJ))
-    assert model.saved == f"uses Ollama's `selftest:latest` in `{ollama_store}`: 2 MiB not fetched"
+    assert model.reused_from == f"uses Ollama's `selftest:latest` in `{ollama_store}`: 2 MiB not fetched"
     assert digest.known(model.paths()[0]) == blob_of(WEIGHTS).removeprefix("sha256-")
     assert reuse.of_files(WANTED, TAGS) == found, "a repository brings its projector too"
 
@@ -106,7 +108,7 @@ def test_the_same_file_of_lm_studio_and_of_a_folder(tmp_path: Path) -> None:
     theirs = lmstudio(Path.home(), REPO, selftest_f16=WEIGHTS)
     found = reuse.of_files(WANTED, ())
     assert found is not None
-    assert (found.weights, found.model().saved) == (
+    assert (found.weights, found.model().reused_from) == (
         theirs / "selftest-f16.gguf", f"uses LM Studio's `{theirs / 'selftest-f16.gguf'}`: 2 MiB not fetched"
     )  # fmt: skip
     put(theirs / "selftest-f16.gguf", WEIGHTS.read_bytes()[:-1000])  # it is still fetching
@@ -118,6 +120,11 @@ def test_the_same_file_of_lm_studio_and_of_a_folder(tmp_path: Path) -> None:
 # --- The engines
 
 
+def tag(name: str) -> Tag:
+    """A model of Ollama's, to compare with: the server does not count."""
+    return Tag(name, cast("Any", None))
+
+
 def llamacpp() -> LlamaCpp:
     return LlamaCpp(Settings())
 
@@ -125,37 +132,37 @@ def llamacpp() -> LlamaCpp:
 def test_a_name_of_the_catalog_on_llamacpp_is_ollamas_file_where_that_is_here(ollama_store: Path) -> None:
     entry = lookup.find("qwen3:8b")
     engine = llamacpp()
-    ordinary = engine.artefact(CatalogName("qwen3:8b"))
+    ordinary = engine.resolve(CatalogName("qwen3:8b"))
     assert ordinary.weights == entry.weights
-    assert engine.saved(ordinary) is None
-    assert not engine.present(ordinary)
+    assert not ordinary.reused_from
+    assert not ordinary.is_present()
     pack(ollama_store, "qwen3/8b", ("model", as_quantized()), ("params", b'{"stop":["<|im_start|>","<|im_end|>"]}'))
-    found = engine.artefact(CatalogName("qwen3:8b"))
-    assert engine.present(found)
-    assert engine.saved(found) == f"uses Ollama's `qwen3:8b` in `{ollama_store}`: 2 MiB not fetched"
-    assert engine.files(found) == (ollama_store / "blobs" / blob_of(as_quantized()),)
-    assert engine.facts(found).layers == 4
-    assert engine.revision(found) is None
+    found = engine.resolve(CatalogName("qwen3:8b"))
+    assert found.is_present()
+    assert found.reused_from == f"uses Ollama's `qwen3:8b` in `{ollama_store}`: 2 MiB not fetched"
+    assert found.local_files() == (ollama_store / "blobs" / blob_of(as_quantized()),)
+    assert found.facts().layers == 4
+    assert found.revision() is None
 
 
 def test_a_model_of_ollamas_by_its_own_name_on_llamacpp(ollama_store: Path) -> None:
     pack(ollama_store, "team/x/latest", ("model", WEIGHTS), ("adapter", b"lora"))
     pack(ollama_store, "selftest/latest", *selftest_layers())
-    assert llamacpp().artefact(OllamaTag("selftest")).local_files()[1].name == blob_of(MMPROJ)
+    assert llamacpp().resolve(OllamaTag("selftest")).local_files()[1].name == blob_of(MMPROJ)
     with pytest.raises(ModelNotFound) as caught:
-        llamacpp().artefact(OllamaTag("team/x"))
+        llamacpp().resolve(OllamaTag("team/x"))
     assert caught.value.message == (
         "Ollama's `team/x:latest` does not run on llama.cpp: it has an adapter beside its weights"
     )
     assert caught.value.hint == "serve it there: `llmdeploy serve ollama://team/x --engine ollama`"
     with pytest.raises(ModelNotFound, match="`ollama://none` is a model of Ollama's"):
-        llamacpp().artefact(OllamaTag("none"))
+        llamacpp().resolve(OllamaTag("none"))
 
 
 def test_what_our_configuration_names_is_the_store(tmp_path: Path) -> None:
     pack(tmp_path / "named", "selftest/latest", *selftest_layers())
     engine = LlamaCpp(Settings(ollama=OllamaSettings(models=str(tmp_path / "named"))))
-    assert engine.artefact(OllamaTag("selftest")).saved
+    assert engine.resolve(OllamaTag("selftest")).reused_from
 
 
 def test_ollama_takes_the_catalogs_file_where_it_has_not_the_tag(tmp_path: Path) -> None:
@@ -163,14 +170,14 @@ def test_ollama_takes_the_catalogs_file_where_it_has_not_the_tag(tmp_path: Path)
     assert isinstance(weights, HubFile)
     with replay("tags") as recorded:  # it has `selftest`, and no `qwen3:8b`
         engine = OllamaEngine(Settings(ollama=OllamaSettings(host=recorded.url)))
-        assert engine.artefact(CatalogName("qwen3:8b")) == Tag("qwen3:8b")
+        assert engine.resolve(CatalogName("qwen3:8b")) == tag("qwen3:8b")
         theirs = put(Path.home() / ".lmstudio" / "models" / weights.repo / weights.file, as_quantized())
-        found = engine.artefact(CatalogName("qwen3:8b"))
-    assert isinstance(found, GgufModel)
+        found = engine.resolve(CatalogName("qwen3:8b"))
+    assert isinstance(found, GgufImport)
     assert found.local_files() == (theirs,)
-    assert engine.saved(found) == f"Ollama takes `{theirs}` of this machine: 2 MiB not fetched"
+    assert found.reused_from == f"Ollama takes `{theirs}` of this machine: 2 MiB not fetched"
     silent = OllamaEngine(Settings(ollama=OllamaSettings(host=f"127.0.0.1:{closed_port()}")))
-    assert silent.artefact(CatalogName("qwen3:8b")) == Tag("qwen3:8b"), "what it has is not known"
+    assert silent.resolve(CatalogName("qwen3:8b")) == tag("qwen3:8b"), "what it has is not known"
 
 
 def test_another_quantization_than_ollamas_tag_is_left_alone(tmp_path: Path) -> None:
@@ -178,7 +185,7 @@ def test_another_quantization_than_ollamas_tag_is_left_alone(tmp_path: Path) -> 
     entry = lookup.find("mistral-nemo:12b")
     weights = entry.weights
     assert isinstance(weights, HubFile)
-    assert entry.chosen("ollama") != entry.chosen("llamacpp")
+    assert entry.chosen(OLLAMA) != entry.chosen(GGUF)
     put(Path.home() / ".lmstudio" / "models" / weights.repo / weights.file, as_quantized())
     assert reuse.for_ollama(CatalogName("mistral-nemo:12b"), DEFAULT) is None
     assert reuse.for_ollama(CatalogName("mistral-nemo:12b-q4_k_m"), DEFAULT) is not None, "asked for, of both"
@@ -190,14 +197,14 @@ def test_a_model_of_the_catalog_without_a_gguf_file_is_ollamas_tag() -> None:
         pytest.skip("the catalog has none")
     with replay("tags") as recorded:
         assert isinstance(
-            OllamaEngine(Settings(ollama=OllamaSettings(host=recorded.url))).artefact(CatalogName(name)), Tag
+            OllamaEngine(Settings(ollama=OllamaSettings(host=recorded.url))).resolve(CatalogName(name)), Tag
         )
 
 
 @pytest.mark.parametrize("name", ["llamacpp", "vllm"])
 def test_what_ships_spares_nothing(name: str) -> None:
     engine = registry.get(name, Settings())
-    assert not engine.saved(engine.artefact(CatalogName("selftest")))
+    assert not engine.resolve(CatalogName("selftest")).reused_from
 
 
 # --- Through the front

@@ -72,8 +72,8 @@ def test_what_huggingface_hub_has_fetched_is_a_model_for_each_quantization(cache
     assert found.keys() == {f"hf://{HF}", f"hf://{GGUF}:Q4_K_M", f"hf://{GGUF}:Q8_0"}, "a tokenizer is no model"
     small, whole = found[f"hf://{GGUF}:Q4_K_M"], found[f"hf://{HF}"]
     assert names(small) == {"x-Q4_K_M.gguf", "mmproj-x-F16.gguf", "README.md"}
-    assert (small.size, small.engines, small.revisions) == (4000 + 1000 + 3, ("llamacpp", "ollama"), (COMMIT,))
-    assert (whole.size, whole.engines, names(whole)) == (5004, ("vllm",), set(HF_FILES))
+    assert (small.size, small.formats, small.revisions) == (4000 + 1000 + 3, ("gguf",), (COMMIT,))
+    assert (whole.size, whole.formats, names(whole)) == (5004, ("hf",), set(HF_FILES))
     assert time.time() - small.last_used < 60
     assert all(parse(name) == model.reference for name, model in found.items())
     assert total(found.values()) == 4000 + 8000 + 1000 + 3 + 5004
@@ -83,10 +83,10 @@ def test_a_model_of_which_something_is_missing_is_run_by_no_engine(cache: Path) 
     (cache / "models--owner--x" / "snapshots" / COMMIT / "config.json").unlink()
     split = put(cache / "models--owner--x-GGUF" / "snapshots" / COMMIT / "x-Q6_K-00001-of-00002.gguf", b"6")
     found = by_name(hub_cache.read(cache).held)
-    assert found[f"hf://{HF}"].engines == ()
-    assert (found[f"hf://{GGUF}:Q6_K"].engines, found[f"hf://{GGUF}:Q6_K"].detail) == ((), "not all its parts are here")
+    assert found[f"hf://{HF}"].formats == ()
+    assert (found[f"hf://{GGUF}:Q6_K"].formats, found[f"hf://{GGUF}:Q6_K"].detail) == ((), "not all its parts are here")
     put(split.with_name("x-Q6_K-00002-of-00002.gguf"), b"6")
-    assert by_name(hub_cache.read(cache).held)[f"hf://{GGUF}:Q6_K"].engines == ("llamacpp", "ollama")
+    assert by_name(hub_cache.read(cache).held)[f"hf://{GGUF}:Q6_K"].formats == ("gguf",)
 
 
 def test_a_shard_that_an_index_names_and_that_is_not_here(cache: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_shard_that_an_index_names_and_that_is_not_here(cache: Path) -> None:
     )
     assert by_name(hub_cache.read(cache).held)[f"hf://{HF}"].detail == "not all its files are here"
     put(snapshot / "two.safetensors", b"s")
-    assert by_name(hub_cache.read(cache).held)[f"hf://{HF}"].engines == ("vllm",)
+    assert by_name(hub_cache.read(cache).held)[f"hf://{HF}"].formats == ("hf",)
 
 
 def test_another_revision_of_the_same_model_is_the_same_line(endpoint: str, cache: Path) -> None:
@@ -116,9 +116,9 @@ def test_parts_of_a_download_are_told_with_their_size(cache: Path) -> None:
     put(cache / "models--owner--x-GGUF" / "blobs" / f"{'b' * 64}.0123abcd.incomplete", b"p" * 30)
     put(cache / "models--owner--new" / "blobs" / f"{'c' * 64}.llmdeploy.incomplete", b"p" * 9)
     found = by_name(hub_cache.read(cache).held)
-    assert (found[f"hf://{HF}"].unfinished, found[f"hf://{HF}"].engines) == (70, ("vllm",))
+    assert (found[f"hf://{HF}"].unfinished, found[f"hf://{HF}"].formats) == (70, ("hf",))
     assert (found[f"hf://{GGUF}"].unfinished, found[f"hf://{GGUF}"].files) == (30, ()), "of which quantization: unknown"
-    assert (found["hf://owner/new"].unfinished, found["hf://owner/new"].engines) == (9, ())
+    assert (found["hf://owner/new"].unfinished, found["hf://owner/new"].formats) == (9, ())
 
 
 def test_a_cache_that_is_not_there_and_one_that_may_not_be_read(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_repository_of_old_times_is_named_by_its_folder(tmp_path: Path) -> Non
     for name in ("config.json", "model.safetensors"):
         put(snapshot / name, b"{}")
     [found] = hub_cache.read(tmp_path).held
-    assert (found.reference, found.engines) == (snapshot, ("vllm",))
+    assert (found.reference, found.formats) == (snapshot, ("hf",))
 
 
 def test_two_models_of_one_quantization_are_named_by_their_files() -> None:
@@ -181,11 +181,11 @@ def test_ollamas_models_are_read_without_its_daemon(ollama_store: Path) -> None:
     }  # fmt: skip
     assert all(parse(name) == model.reference for name, model in found.items())
     whole = found["ollama://qwen3:8b"]
-    assert whole.engines == ("llamacpp", "ollama")
+    assert whole.formats == ("ollama", "gguf")
     assert whole.size - WEIGHTS.stat().st_size - MMPROJ.stat().st_size < 100
     assert len(whole.revisions[0]) == 64
     adapted = found["ollama://hub.example.org:5000/team/x:latest"]
-    assert (adapted.engines, adapted.detail) == (
+    assert (adapted.formats, adapted.detail) == (
         ("ollama",), "not on llama.cpp: it has an adapter beside its weights"
     )  # fmt: skip
     assert found["ollama://llmdeploy/selftest-f16:0123456789ab"].detail == "imported from a GGUF file"
@@ -196,7 +196,7 @@ def test_what_ollama_has_half_is_not_for_any_engine(ollama_store: Path) -> None:
     [blob] = [file for kind, file in ollama.find(ollama_store, "qwen3:8b")[0].layers if kind == "projector"]
     blob.unlink()
     found = by_name(ollama.read(ollama_store).held)["ollama://qwen3:8b"]
-    assert (found.engines, found.detail) == ((), "not all its files are here, or may be read")
+    assert (found.formats, found.detail) == ((), "not all its files are here, or may be read")
     put(ollama_store / "blobs" / f"sha256-{'a' * 64}-partial", b"p" * 8192)
     [note] = ollama.read(ollama_store).notes
     assert "has 8 KiB of unfinished downloads" in note
@@ -224,7 +224,7 @@ def test_a_header_is_read_once_for_each_manifest(ollama_store: Path, monkeypatch
     ollama.read(ollama_store)
     read: list[Path] = []
     monkeypatch.setattr(ollama.gguf_header, "read", read.append)
-    assert by_name(ollama.read(ollama_store).held)["ollama://qwen3:8b"].engines == ("llamacpp", "ollama")
+    assert by_name(ollama.read(ollama_store).held)["ollama://qwen3:8b"].formats == ("ollama", "gguf")
     assert read == []
     monkeypatch.setattr(ollama.ollama_compat, "RULES", 10**6)
     with pytest.raises(AttributeError):  # read again, by newer rules: here to nothing
@@ -239,7 +239,7 @@ def test_lm_studios_files_are_named_by_their_paths(tmp_path: Path) -> None:
     [found] = lmstudio.read(folder.parents[1]).held
     assert found.reference == folder / "x-Q4-K-M.gguf"
     assert names(found) == {"x-Q4-K-M.gguf", "mmproj-x-F16.gguf"}
-    assert found.engines == ("llamacpp", "ollama")
+    assert found.formats == ("gguf",)
 
 
 def test_where_lm_studio_is(tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_a_folder_that_a_model_was_put_into(tmp_path: Path) -> None:
 
 def test_the_model_that_ships_runs_on_every_engine() -> None:
     [found] = folders.read().held
-    assert (found.reference, found.engines) == (CatalogName("selftest"), ("llamacpp", "ollama", "vllm"))
+    assert (found.reference, found.formats) == (CatalogName("selftest"), ("gguf", "hf"))
     assert str(removal.refusal(found)) == "`selftest` ships with llmdeploy"
 
 
@@ -282,7 +282,7 @@ def test_the_cache_of_an_older_modelscope(tmp_path: Path, base: str) -> None:
     put(folder / ".msc", b"x")
     put(folder / "._____temp" / "model-2.safetensors", b"half")
     [found] = modelscope.read(tmp_path).held
-    assert (str(found.reference), found.engines) == ("ms://Qwen/Qwen2.5-0.5B", ("vllm",))
+    assert (str(found.reference), found.formats) == ("ms://Qwen/Qwen2.5-0.5B", ("hf",))
     assert (names(found), found.unfinished) == (set(HF_FILES), 4)
     assert found.root == (tmp_path / base).parent
 
@@ -295,7 +295,7 @@ def test_modelscopes_cache(tmp_path: Path) -> None:
         (snapshots / "master" / name).hardlink_to(snapshots / COMMIT / name)
     put(snapshots / ("1" * 40) / "model.safetensors.incomplete", b"half")
     [found] = (here := store.Store(modelscope.read(tmp_path).held, ())).held
-    assert (str(found.reference), found.engines) == ("ms://Qwen/Qwen2.5-0.5B", ("vllm",))
+    assert (str(found.reference), found.formats) == ("ms://Qwen/Qwen2.5-0.5B", ("hf",))
     assert (found.size, found.unfinished) == (sum(map(len, HF_FILES.values())), 4)
     assert COMMIT in found.revisions
     assert here.freed(found) == found.size + found.unfinished, "one file by two names"
@@ -399,4 +399,4 @@ def test_a_file_with_another_name_on_the_disk_frees_nothing(everything: store.St
 def test_an_index_that_is_none_hides_no_model(cache: Path, index: str) -> None:
     snapshot = cache / "models--owner--x" / "snapshots" / COMMIT
     (snapshot / "model.safetensors.index.json").write_text(index)
-    assert by_name(hub_cache.read(cache).held)[f"hf://{HF}"].engines == ("vllm",)
+    assert by_name(hub_cache.read(cache).held)[f"hf://{HF}"].formats == ("hf",)

@@ -208,8 +208,9 @@ class PlayedEngine:
 
     def __init__(self) -> None:
         self.released: list[str] = []
+        self.daemon = self
 
-    async def load(self, spec: ServerSpec) -> None: ...
+    async def load(self, spec: ServerSpec, weights: object) -> None: ...
 
     def release(self, base_url: str, served_name: str) -> None:
         self.released.append(served_name)
@@ -229,7 +230,7 @@ def test_two_threads_that_stop_a_server_release_its_model_once(tmp_path: Path) -
     engine = PlayedEngine()
     one = Starter(cast("Any", engine), lambda event: None, tmp_path / "log", 10)
     one.server = cast("RunningServer", EndingServer())
-    asyncio.run(one.load(SPEC))
+    asyncio.run(one.load(SPEC, cast("Any", "weights")))
     others = [threading.Thread(target=one.stop) for _ in range(2)]
     for thread in others:
         thread.start()

@@ -211,8 +211,8 @@ def engine(folder: Path, settings: Settings | None = None, **how: Any) -> Vllm:
 
 def started(vllm: Vllm, machine: str = "1x4090", **wishes: int) -> tuple[tuple[str, ...], dict[str, Any], Any]:
     """The command, the content of the file, and the whole specification."""
-    artefact = vllm.artefact(CatalogName("selftest"))
-    plan = vllm.plan(vllm.facts(artefact), machines.load(machine), Wishes(**wishes))
+    artefact = vllm.resolve(CatalogName("selftest"))
+    plan = vllm.plan(artefact.facts(), machines.load(machine), Wishes(**wishes))
     spec = vllm.server(artefact, plan, served_name="selftest", port=1234)
     [text] = spec.files.values()
     lines = [line.split(": ", 1) for line in text.splitlines() if not line.startswith("#")]
@@ -322,8 +322,8 @@ def test_without_vllm_it_says_how_to_get_it() -> None:
     vllm = Vllm(Settings())
     missing = EngineStatus(False, None, "no vLLM on this machine", "`llmdeploy engines install vllm`", installed=False)
     vars(vllm)["_found"] = Found(None, missing)
-    artefact = vllm.artefact(CatalogName("selftest"))
-    plan = vllm.plan(vllm.facts(artefact), machines.load("1x4090"), Wishes())
+    artefact = vllm.resolve(CatalogName("selftest"))
+    plan = vllm.plan(artefact.facts(), machines.load("1x4090"), Wishes())
     with pytest.raises(EngineMissing) as caught:
         vllm.server(artefact, plan, served_name="x", port=1)
     assert caught.value.hint == "`llmdeploy engines install vllm`"
@@ -415,7 +415,7 @@ def test_facts_of_the_shipped_model() -> None:
 )
 def test_it_takes_tools_where_it_was_told_to(arguments: tuple[str, ...] | None, capabilities: tuple[str, ...]) -> None:
     vllm = Vllm(Settings(vllm=VllmSettings(extra_args=arguments)))
-    assert vllm.facts(SELFTEST_HF).capabilities == capabilities
+    assert vllm.resolve(SELFTEST_HF.location).facts().capabilities == capabilities
 
 
 @pytest.mark.parametrize(
@@ -445,9 +445,9 @@ def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors", "preprocessor_config.json", "generation_config.json"):
         shutil.copy(SELFTEST / "hf" / name, tmp_path)
     with pytest.raises(ModelInvalid, match="holds no tokenizer"):
-        Vllm(Settings()).facts(HfModel(tmp_path))
+        Vllm(Settings()).resolve(tmp_path).facts()
     (tmp_path / "tokenizer.model").touch()
-    assert Vllm(Settings()).facts(HfModel(tmp_path)).layers == 4
+    assert Vllm(Settings()).resolve(tmp_path).facts().layers == 4
 
 
 def test_weights_that_are_there_twice_count_once(tmp_path: Path) -> None:
@@ -479,7 +479,7 @@ def test_a_configuration_of_odd_values_is_no_accident(tmp_path: Path, name: str,
     ],
 )
 def test_artefacts(text: str, location: object) -> None:
-    assert Vllm(Settings()).artefact(parse(text)).location == location
+    assert Vllm(Settings()).resolve(parse(text)).location == location
     assert flags.yaml({"model": text}).endswith(f'model: "{text}"\n')
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmdeploy.engines.base import Step
+from llmdeploy.engines.log_reader import Step
 from llmdeploy.engines.vllm.log import PHASES, Learned, Line, Progress, parse
 
 RECORDINGS = Path(__file__).parent / "recordings" / "vllm"

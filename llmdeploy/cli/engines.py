@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -63,7 +62,7 @@ def install(
     yes: Yes = False,
     json: options.Json = False,
 ) -> None:
-    _require_vllm(engine, "install")
+    _require_installable(engine, "install")
     from llmdeploy.engines import registry
     from llmdeploy.engines.python_environment import install as installer
 
@@ -87,7 +86,7 @@ def install(
 
 
 def remove(engine: EngineName, yes: Yes = False, json: options.Json = False) -> None:
-    _require_vllm(engine, "remove")
+    _require_installable(engine, "remove")
     from llmdeploy.engines import registry
     from llmdeploy.engines.python_environment import install as installer
     from llmdeploy.units import in_gib
@@ -96,7 +95,7 @@ def remove(engine: EngineName, yes: Yes = False, json: options.Json = False) -> 
     folders = installer.every(program)
     freed = 0
     if folders:
-        _require_idle()
+        _require_idle(engine)
         for folder in folders:
             out.note(f"`{folder}`, {in_gib(installer.size(folder))}")
         if not yes and not out.ask("remove it?"):
@@ -109,27 +108,23 @@ def remove(engine: EngineName, yes: Yes = False, json: options.Json = False) -> 
         out.note(f"removed, {in_gib(freed)} freed" if folders else f"llmdeploy has installed no {program.label}")
 
 
-def _require_vllm(engine: str, verb: str) -> None:
+def _require_installable(engine: str, verb: str) -> None:
     """Raise UsageError for an unknown engine, and InstallFailed for one that llmdeploy does not install."""
-    if engine == "vllm":
-        return
+    from llmdeploy.engines import registry
+
     if engine not in ENGINE_NAMES:
         raise UsageError(f"no engine is called `{plain(engine)}`", "`llmdeploy engines list` shows them")
-    if engine == "ollama":
-        from llmdeploy.engines.ollama.hints import hints
-
-        how = f"get it: {hints(sys.platform)['get']}"
-    else:
-        how = "it comes with llmdeploy: `pip install xllamacpp`, or put a `llama-server` on PATH"
-    raise InstallFailed(f"llmdeploy does not {verb} {engine}", how if verb == "install" else "remove it as you got it")
+    if how := registry.get(engine, config.DEFAULT).install_hint:
+        hint = how if verb == "install" else "remove it as you got it"
+        raise InstallFailed(f"llmdeploy does not {verb} {engine}", hint)
 
 
-def _require_idle() -> None:
+def _require_idle(engine: str) -> None:
     """Raise InstallFailed if the engine serves now: its files are in use."""
     from llmdeploy.service import state
 
     situation = state.observe()
-    if situation.record and situation.record.engine == "vllm" and situation.state in {"starting", "ready"}:
+    if situation.record and situation.record.engine == engine and situation.state in {"starting", "ready"}:
         raise InstallFailed(f"vLLM serves `{situation.record.served_name}` now", "`llmdeploy stop` ends it")
 
 

@@ -35,7 +35,8 @@ def catalog(json: options.Json = False) -> None:
 def rows() -> list[dict[str, Any]]:
     """Return one JSON document for each model."""
     from llmdeploy.cli.models_show import document
+    from llmdeploy.engines import registry
     from llmdeploy.models.catalog import lookup
 
-    hub = config.load().hub
-    return [document(name, hub) for name in lookup.names()]
+    engines = registry.every(config.load())
+    return [document(name, engines) for name in lookup.names()]

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from llmdeploy import config
 from llmdeploy.cli.output import columns, harmless, out
+from llmdeploy.engines import registry
+from llmdeploy.models.stores.installed import PLACE_OLLAMA
+from llmdeploy.models.weights import GGUF, HF
 from llmdeploy.units import in_gib
 
 if TYPE_CHECKING:
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
     from llmdeploy.models.stores.installed import InstalledModel
 
 HEADINGS = ("NAME", "SIZE", "ENGINES", "PLACE", "LAST USED")
-PLACES = {"hub": "Hub", "modelscope": "ModelScope", "ollama": "Ollama", "folder": "folder", "lmstudio": "LM Studio"}
+PLACES = {"hub": "Hub", "modelscope": "ModelScope", PLACE_OLLAMA: "Ollama", "folder": "folder", "lmstudio": "LM Studio"}
 OURS = ".llmdeploy.incomplete"
 """Suffix of the partial files that `pull` continues; other partial files were left by other programs."""
 
@@ -60,7 +63,7 @@ def document(found: Store, model: InstalledModel) -> dict[str, Any]:
         "files": [str(file) for file in model.files],
         "bytes": model.size,
         "frees_bytes": found.freed(model),
-        "engines": list(model.engines),
+        "engines": list(registry.running(*model.formats)),
         "last_used": used,
         "revisions": list(model.revisions),
         "unfinished_bytes": model.unfinished,
@@ -75,7 +78,7 @@ def _sorted(found: Store) -> list[InstalledModel]:
 
 
 def _row(model: InstalledModel) -> tuple[str, ...]:
-    engines = ", ".join(model.engines) or ("none" if model.files else "unfinished")
+    engines = ", ".join(registry.running(*model.formats)) or ("none" if model.files else "unfinished")
     size = in_gib(model.size if model.files else model.unfinished)
     return (harmless(str(model.reference)), size, engines, PLACES[model.place], _ago(model.last_used))
 
@@ -90,8 +93,8 @@ def _pull(model: InstalledModel) -> str:
 
     Without a complete file, a GGUF repository is recognised by its name.
     """
-    gguf = "llamacpp" in model.engines or "gguf" in str(model.reference).lower()
-    return f"llmdeploy pull {model.reference}{'' if gguf else ' --engine vllm'}"
+    gguf = GGUF in model.formats or "gguf" in str(model.reference).lower()
+    return f"llmdeploy pull {model.reference}{'' if gguf else f' --engine {registry.running(HF)[0]}'}"
 
 
 def _tell(found: Store) -> None:

@@ -75,7 +75,10 @@ def _chosen(found: Store, names: Sequence[str]) -> list[InstalledModel]:
 
 def _require_idle(found: Store, going: Sequence[InstalledModel]) -> None:
     """Raise LlmdeployError if the running service, or one that starts, uses files of these models."""
+    from llmdeploy.engines import registry
     from llmdeploy.models import removal
+    from llmdeploy.models.stores.installed import PLACE_OLLAMA
+    from llmdeploy.models.weights import OLLAMA
     from llmdeploy.service import state
 
     situation = state.observe()
@@ -88,7 +91,7 @@ def _require_idle(found: Store, going: Sequence[InstalledModel]) -> None:
     for model in going:
         held = {os.path.realpath(file) for file in model.files}
         unknown = record.receipt is None or record.switch is not None
-        by_name = unknown or (model.place == "ollama" and record.engine == "ollama")
+        by_name = unknown or (model.place == PLACE_OLLAMA and record.engine in registry.running(OLLAMA))
         if held & gone or (by_name and any(_means(found, name, model) for name in models)):
             raise LlmdeployError(f"`{model.reference}` is served now", "`llmdeploy stop` ends that", code="not_removed")
 

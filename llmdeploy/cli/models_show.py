@@ -14,7 +14,10 @@ from llmdeploy.cli import options
 from llmdeploy.cli.output import columns, harmless, out
 
 if TYPE_CHECKING:
-    from llmdeploy.models.availability import Availability
+    from collections.abc import Sequence
+
+    from llmdeploy.engines.availability import Availability
+    from llmdeploy.engines.base import Engine
     from llmdeploy.models.catalog.entry import CatalogEntry
 
 Names = Annotated[
@@ -23,8 +26,10 @@ Names = Annotated[
 
 
 def show(names: Names, json: options.Json = False) -> None:
-    hub = config.load().hub
-    shown = [document(name, hub) for name in names]
+    from llmdeploy.engines import registry
+
+    engines = registry.every(config.load())
+    shown = [document(name, engines) for name in names]
     if json:
         out.document({"models": shown})
         return
@@ -32,12 +37,9 @@ def show(names: Names, json: options.Json = False) -> None:
         _print(model)
 
 
-def document(asked: str, hub: str) -> dict[str, Any]:
-    """Return the JSON document of a model; `hub` is the configured `source`.
-
-    Raises UsageError, ModelNotFound, ConfigError.
-    """
-    from llmdeploy.models.availability import availability
+def document(asked: str, engines: Sequence[Engine]) -> dict[str, Any]:
+    """Return the JSON document of a model. Raises UsageError, ModelNotFound, ConfigError."""
+    from llmdeploy.engines.availability import availability
     from llmdeploy.models.catalog import lookup
     from llmdeploy.models.reference import CatalogName, parse
 
@@ -47,7 +49,7 @@ def document(asked: str, hub: str) -> dict[str, Any]:
         "name": str(entry or reference),
         "asked": asked,
         **(_facts(entry) if entry else {}),
-        "engines": {offer.engine: _fields(offer) for offer in availability(reference, hub)},
+        "engines": {offer.engine: _fields(offer) for offer in availability(reference, engines)},
     }
 
 

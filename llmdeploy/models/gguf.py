@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 from llmdeploy.config import DEFAULT, Settings
 from llmdeploy.errors import DownloadFailed, ModelNotFound
@@ -16,6 +17,7 @@ from llmdeploy.models.quantization import Choice, find_mmproj
 from llmdeploy.models.reference import HUB_HOSTS, CatalogName, HubFile, HubRepo, ModelRef, OllamaTag
 from llmdeploy.models.requirements import Requirements
 from llmdeploy.models.source import Listing, OnProgress, RemoteFile
+from llmdeploy.models.weights import GGUF, Format
 
 
 @dataclass(frozen=True)
@@ -26,22 +28,28 @@ class GgufModel:
     """A file, of a model in parts the first; or a repository, of which the files of its quantization are meant."""
     mmproj: Path | HubFile | None = None
     """The vision projector; None: the one that belongs to the weights in their repository, if there is one."""
-    saved: str = field(default="", compare=False)
-    """Whose files these are, where that spared a download, in words."""
+    reused_from: str = field(default="", compare=False)
+    """A sentence on the other program's files that these are; empty when nothing is reused."""
+    instead_of: tuple[str, ...] = field(default=(), compare=False)
+    """References of the files that these replace, if they are reused."""
+    format: ClassVar[Format] = GGUF
 
     def __str__(self) -> str:
         return " + ".join(str(file) for file in self.files)
+
+    def references(self) -> tuple[str, ...]:
+        return self.instead_of or tuple(map(str, self.files))
 
     @property
     def files(self) -> tuple[Path | HubFile | HubRepo, ...]:
         """Those that are named."""
         return (self.weights, self.mmproj) if self.mmproj else (self.weights,)
 
-    def present(self) -> bool:
+    def is_present(self) -> bool:
         """Whether all of it is on this machine. Touches no network."""
         return self._located is not None
 
-    def need(self, folder: Path | None = None) -> Requirements:
+    def requirements(self, folder: Path | None = None) -> Requirements:
         """What of it is missing: in the cache, or in `folder`. Raises DownloadFailed, ModelNotFound."""
         try:
             if self._home:
@@ -51,7 +59,7 @@ class GgufModel:
                 raise
         return requirements.of_local_files(str(self._home or self.weights), self.local_files())
 
-    def pull(self, on_progress: OnProgress, folder: Path | None = None) -> None:
+    def download(self, on_progress: OnProgress, folder: Path | None = None) -> None:
         """Fetch what is missing. Raises DownloadFailed, ModelNotFound."""
         if self._home:
             transfer.fetch(self._listing, self._remote, on_progress, folder)
@@ -67,9 +75,12 @@ class GgufModel:
         here = self._located
         return () if here is None else (*here.weights, *([here.mmproj] if here.mmproj else []))
 
+    def revision(self) -> str | None:
+        return source.commit_of(self.local_files())
+
     def facts(self) -> facts.ModelFacts:
         """By the headers of its files, here or at the source. Raises ModelNotFound, ModelInvalid, DownloadFailed."""
-        if self._home is None or self.present():
+        if self._home is None or self.is_present():
             return facts.read_gguf(*self.paths())
         choice = self._choice([file.path for file in self._listing.files])
         weights, mmproj = self._at_commit(choice.weights[0]), choice.mmproj and self._at_commit(choice.mmproj)
@@ -152,14 +163,29 @@ class _Located:
     mmproj: Path | None
 
 
-def find(model: ModelRef, settings: Settings = DEFAULT) -> GgufModel:
-    """The files of a model, with the projector that the settings name, if they do. Raises ModelNotFound."""
+def find(model: ModelRef, settings: Settings = DEFAULT, *, offline: bool = False) -> GgufModel:
+    """Return the files of a model, with the projector that the settings name. Raises ModelNotFound.
+
+    `offline`: also for a repository that is not here and is not named as one of GGUF files.
+    """
     found, mmproj = _files(model, settings), settings.flags.mmproj
+    if offline and isinstance(model, HubRepo | Path):
+        _require_name_of_gguf(model, found)
     if mmproj is None:
         return found
     if not mmproj.is_file():
         raise ModelNotFound(f"there is no file `{mmproj}`", "give the vision projector's path with `--mmproj`")
     return replace(found, mmproj=mmproj)
+
+
+def _require_name_of_gguf(model: HubRepo | Path, found: GgufModel) -> None:
+    """Raise ModelNotFound for a folder, and for a repository that by its name does not hold GGUF files."""
+    if isinstance(model, Path):
+        if model.is_dir():
+            raise ModelNotFound(f"`{model}` is a folder, not a GGUF file", "give the GGUF file in it")
+    elif not (model.quant or model.repo.lower().endswith("gguf") or found.is_present()):
+        other = f"name a repository of GGUF files, `{model.repo}-GGUF` perhaps"
+        raise ModelNotFound(f"`{model}` is not named as a repository of GGUF files", other)
 
 
 def _files(model: ModelRef, settings: Settings) -> GgufModel:

@@ -163,6 +163,20 @@ def _number(table: dict[str, Any], name: str, default: int = 0) -> int:
     return value if isinstance(value, int) and 0 <= value <= LARGEST else default
 
 
+def is_mlx(config: Path) -> bool:
+    """Return whether a config.json is of a model that was quantized for MLX, which other engines cannot load.
+
+    MLX writes the size of its groups and the number of bits, and unlike all others no method.
+    """
+    try:
+        document = json_object(config)
+    except (ModelInvalid, ModelNotFound):
+        return False
+    quantization, other = document.get("quantization"), document.get("quantization_config") or {}
+    is_own = isinstance(quantization, dict) and {"group_size", "bits"} <= quantization.keys()
+    return is_own and not (isinstance(other, dict) and "quant_method" in other)
+
+
 def json_object(file: Path) -> dict[str, Any]:
     """Read a JSON file of a model. Raises ModelNotFound, ModelInvalid."""
     try:

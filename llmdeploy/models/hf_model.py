@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 from llmdeploy.config import DEFAULT, Settings
 from llmdeploy.errors import DownloadFailed, ModelInvalid, ModelNotFound
@@ -22,6 +23,7 @@ from llmdeploy.models.reference import CatalogName, HubFile, HubRepo, ModelRef, 
 from llmdeploy.models.requirements import Requirements
 from llmdeploy.models.safetensors import INDEX, indexed
 from llmdeploy.models.source import Listing, OnProgress, RemoteFile
+from llmdeploy.models.weights import HF, MLX, Format
 from llmdeploy.paths import selftest_dir
 
 WANTED = ("*.json", "*.jinja", "*.model", "*.txt", "*.py", "*.tiktoken")
@@ -33,28 +35,38 @@ TOKENIZERS = ("token*", "vocab*", "tekken*", "*.model", "*.tiktoken")
 @dataclass(frozen=True)
 class HfModel:
     location: Path | HubRepo
+    reused_from: ClassVar[str] = ""
 
     def __str__(self) -> str:
         return str(self.location)
 
-    def present(self) -> bool:
+    @cached_property
+    def format(self) -> Format:
+        """Hugging Face form, or MLX's if a configuration that is here says so."""
+        config = self.location / CONFIG if isinstance(self.location, Path) else self._cached(CONFIG)
+        return MLX if config and hf_facts.is_mlx(config) else HF
+
+    def references(self) -> tuple[str, ...]:
+        return (str(self),)
+
+    def is_present(self) -> bool:
         """Whether all of it is on this machine. Touches no network."""
         if isinstance(self.location, Path):
             return True
         return self._cached(CONFIG) is not None and self._has_weights() and _has_tokenizer(_names(self.folder))
 
-    def need(self, folder: Path | None = None) -> Requirements:
+    def requirements(self, folder: Path | None = None) -> Requirements:
         """What of it is missing: in the cache, or in `folder`. Raises DownloadFailed, ModelNotFound."""
         try:
             if isinstance(self.location, HubRepo):
                 return replace(transfer.need(self._listing, self._remote, folder), source=str(self))
         except DownloadFailed:
-            if folder or not self.present():  # what is all here needs no source
+            if folder or not self.is_present():  # what is all here needs no source
                 raise
         held = wanted(_names(self.folder), f"`{self}`")
         return requirements.of_local_files(str(self), [self.folder / name for name in held])
 
-    def pull(self, on_progress: OnProgress, folder: Path | None = None) -> None:
+    def download(self, on_progress: OnProgress, folder: Path | None = None) -> None:
         """Fetch what is missing. Raises DownloadFailed, ModelNotFound."""
         if isinstance(self.location, HubRepo):
             transfer.fetch(self._listing, self._remote, on_progress, folder)
@@ -85,18 +97,23 @@ class HfModel:
     def require_tokenizer(self) -> None:
         """Raises ModelInvalid where there is none: vLLM would serve all the same, and answer with garbage."""
         if not _has_tokenizer(self._files().names()):
-            where = self.folder if self.present() else self
+            where = self.folder if self.is_present() else self
             raise ModelInvalid(
                 f"`{where}` holds no tokenizer", "put the model's own there: `tokenizer.json` in most cases"
             )
 
     def _files(self) -> hf_facts.Files:
-        if isinstance(self.location, HubRepo) and not self.present():
+        if isinstance(self.location, HubRepo) and not self.is_present():
             return hf_facts.Repository(self._listing)
         return hf_facts.Folder(self.folder)
 
+    def revision(self) -> str | None:
+        return source.commit_of(self.local_files())
+
     def local_files(self) -> tuple[Path, ...]:
         """What makes it what it is: the configuration and the weights."""
+        if not self.is_present():
+            return ()
         return (self.folder / CONFIG, *sorted(_weights(self.folder)))
 
     def remote_code(self) -> tuple[Path, ...]:
@@ -121,8 +138,20 @@ class HfModel:
         return source.cached(HubFile(self.location.repo, name, self.location.revision, self.location.source))
 
 
-def find(model: ModelRef, settings: Settings = DEFAULT) -> HfModel:
-    """What the user named, in Hugging Face form. Raises ModelNotFound."""
+def find(model: ModelRef, settings: Settings = DEFAULT, *, offline: bool = False) -> HfModel:
+    """Return the model in Hugging Face form. Raises ModelNotFound.
+
+    `offline`: also for a folder without a configuration, and for a repository of GGUF files by its name.
+    """
+    found = _find(model, settings)
+    if offline and isinstance(model, Path) and not (model / CONFIG).is_file():
+        raise ModelNotFound(f"the folder `{model}` holds no `{CONFIG}`", "give a folder with one, and safetensors")
+    if offline and isinstance(model, HubRepo) and model.repo.lower().endswith("gguf") and not found.is_present():
+        raise ModelNotFound(f"`{model}` is named as a repository of GGUF files", "name the one of the original model")
+    return found
+
+
+def _find(model: ModelRef, settings: Settings) -> HfModel:
     match model:
         case CatalogName():
             entry = lookup.find(model.name)

@@ -20,6 +20,7 @@ from llmdeploy.models.gguf import GgufModel
 from llmdeploy.models.reference import HUB_HOSTS, MAIN, CatalogName, HubFile, HubRepo, ModelRef, OllamaTag
 from llmdeploy.models.stores import folders, lmstudio, ollama
 from llmdeploy.models.stores.installed import is_whole, walk
+from llmdeploy.models.weights import GGUF, OLLAMA
 from llmdeploy.units import in_gib
 
 
@@ -32,9 +33,10 @@ class Found:
     whose: str
     """As in "uses ...": who has them, and where."""
 
-    def model(self, mmproj: Path | None = None) -> GgufModel:
-        """As the artefact that an engine takes; `mmproj`: a projector that was asked for."""
-        return GgufModel(self.weights, mmproj or self.mmproj, saved=f"uses {self.whose}: {self.size} not fetched")
+    def model(self, mmproj: Path | None = None, instead_of: tuple[str, ...] = ()) -> GgufModel:
+        """Return the weights for an engine; `mmproj`: a projector that was asked for."""
+        sentence = f"uses {self.whose}: {self.size} not fetched"
+        return GgufModel(self.weights, mmproj or self.mmproj, sentence, instead_of)
 
     @property
     def size(self) -> str:
@@ -83,16 +85,16 @@ def for_ollama(model: CatalogName, settings: Settings) -> GgufModel | None:
     if entry is None:
         return None
     try:
-        if plain_quant(entry.chosen("ollama") or quantization.FIRST[0]) != plain_quant(entry.chosen("llamacpp")):
+        if plain_quant(entry.chosen(OLLAMA) or quantization.FIRST[0]) != plain_quant(entry.chosen(GGUF)):
             return None
         wanted = gguf.find(model, settings)
-        if wanted.present():
+        if wanted.is_present():
             found, local = Found(*wanted.paths(), ""), wanted
         elif copy := next((copy for copy in _copies(wanted) if _usable(copy)), None):
             found, local = copy, copy.model(settings.flags.mmproj)
         else:
             return None
-        return replace(local, saved=f"Ollama takes `{found.weights}` of this machine: {found.size} not fetched")
+        return replace(local, reused_from=f"Ollama takes `{found.weights}` of this machine: {found.size} not fetched")
     except (LlmdeployError, OSError):
         return None
 

@@ -65,7 +65,7 @@ R = TypeVar("R", bound=HubRepo | HubFile)
 
 
 class _Model(Protocol):
-    def present(self) -> bool: ...
+    def is_present(self) -> bool: ...
 
 
 M = TypeVar("M", bound=_Model)
@@ -165,7 +165,7 @@ def in_order(name: str) -> tuple[str, ...]:
 def first_here(models: Iterable[M]) -> M:
     """Return the first model that is on this machine; the first of all if there is none."""
     options = tuple(models)
-    return next((model for model in options if model.present()), options[0])
+    return next((model for model in options if model.is_present()), options[0])
 
 
 def cached(file: HubFile) -> Path | None:

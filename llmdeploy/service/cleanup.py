@@ -37,5 +37,7 @@ def end_leftover(situation: Situation) -> None:
 def _release(engine: str, url: str, served_name: str) -> None:
     """Make an external daemon release the model."""
     if engine in ENGINE_NAMES and url:
+        daemon = registry.get(engine, Settings()).daemon
         with suppress(LlmdeployError):  # the daemon may be gone too
-            registry.get(engine, Settings()).release(url, served_name)
+            if daemon is not None:
+                daemon.release(url, served_name)

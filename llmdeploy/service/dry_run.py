@@ -58,27 +58,26 @@ def dry_run(order: Order, record: Record | None, *, beside: bool = True) -> DryR
     found = engine.status()
     if not found.usable:
         raise EngineMissing(found.detail, found.hint)
-    daemon = engine.daemon(order.wishes, free_port())
-    artefact = engine.artefact(order.model)
+    daemon = engine.daemon.spec(order.wishes, free_port()) if engine.daemon else None
+    weights = engine.resolve(order.model)
     if daemon is not None and daemon.argv:
         if isinstance(order.model, Path) and not order.model.exists():
             raise ModelNotFound(f"there is no file `{order.model}`", "`llmdeploy models` lists names that need no file")
         note = f"{engine.name} is started for it: what it has and needs is known then"
         reason = placement.one_after_the_other(shares=_shares(engine, record), allowed=beside) if record else ""
         return DryRun(found.version, (note,), beside=False if reason else None, room=reason)
-    saved = engine.saved(artefact)
-    notes = (saved,) if saved else ()
-    if not engine.present(artefact):
-        return DryRun(found.version, notes or (f"`{artefact}` is not on this machine: it is fetched first",))
-    plan, decided = _plan(order, engine, engine.facts(artefact), record, beside=beside)
+    notes = (weights.reused_from,) if weights.reused_from else ()
+    if not weights.is_present():
+        return DryRun(found.version, notes or (f"`{weights}` is not on this machine: it is fetched first",))
+    plan, decided = _plan(order, engine, weights.facts(), record, beside=beside)
     plan.require_fit(str(order.model))
-    spec = engine.server(artefact, plan, served_name=order.served_name, port=free_port())
+    spec = engine.server(weights, plan, served_name=order.served_name, port=free_port())
     fits, reason = (decided.beside, decided.reason) if decided else (None, "")
     return DryRun(found.version, notes, plan, fits, reason, tuple(spec.files))
 
 
 def _plan(
-    order: Order, engine: Engine[Any], facts: ModelFacts, record: Record | None, *, beside: bool
+    order: Order, engine: Engine, facts: ModelFacts, record: Record | None, *, beside: bool
 ) -> tuple[Plan, Placement | None]:
     """Return the plan, and whether the server fits beside what serves; None if nothing serves."""
     machine = hardware.detect()
@@ -93,7 +92,7 @@ def _plan(
     return decided.plan, decided
 
 
-def _shares(engine: Engine[Any], record: Record | None) -> bool:
+def _shares(engine: Engine, record: Record | None) -> bool:
     return record is not None and engine.name == record.engine and not engine.side_by_side
 
 

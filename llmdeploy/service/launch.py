@@ -12,8 +12,9 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from llmdeploy import fit, hardware
+from llmdeploy import hardware
 from llmdeploy.background import in_thread
+from llmdeploy.engines.base import plan_before_download
 from llmdeploy.plan import Plan, Setting
 from llmdeploy.service.events import Download, Fetching, Loaded, Note, OnAnyEvent, Percent, PlanApplied, Planned
 from llmdeploy.service.health import answers_for, healthy, listens
@@ -25,10 +26,11 @@ from llmdeploy.service.starter import POLL, Starter
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from llmdeploy.engines import base
+    from llmdeploy.engines import log_reader
     from llmdeploy.engines.base import Engine, ServerSpec
     from llmdeploy.hardware import Hardware
     from llmdeploy.models.requirements import Requirements
+    from llmdeploy.models.weights import Weights
     from llmdeploy.service.order import Order
     from llmdeploy.service.running import RunningServer
 
@@ -38,7 +40,7 @@ READY = "ready"
 class Launch:
     """One start of a server for one order."""
 
-    def __init__(self, order: Order, engine: Engine[Any], emit: OnAnyEvent, log_file: Path) -> None:
+    def __init__(self, order: Order, engine: Engine, emit: OnAnyEvent, log_file: Path) -> None:
         """`emit` is called from whichever thread an event happens in."""
         self.order = order
         self.engine = engine
@@ -51,27 +53,28 @@ class Launch:
         `spare`: memory of a server that goes before this one comes.
         """
         version = self.starter.reach_engine(self.order.wishes)
+        self.engine = self.starter.engine
         weights = self._weights(spare or HeldMemory())
-        return Prepared(version, weights, self.engine.facts(weights))
+        return Prepared(version, weights, weights.facts())
 
-    def _weights(self, spare: HeldMemory) -> Any:
+    def _weights(self, spare: HeldMemory) -> Weights:
         emit = self.starter.emit
-        weights = self.engine.artefact(self.order.model)
-        if saved := self.engine.saved(weights):
-            emit(Note(saved))
-        if not self.engine.present(weights):
+        weights = self.engine.resolve(self.order.model)
+        if weights.reused_from:
+            emit(Note(weights.reused_from))
+        if not weights.is_present():
             need = self._fetchable(weights, without(hardware.detect(), spare))
             self.starter.enter("fetching the weights")
             emit(Fetching(need.source, need.missing, need.unknown))
-            self.engine.pull(weights, lambda file, done, total: emit(Download(file, done, total)))
+            weights.download(lambda file, done, total: emit(Download(file, done, total)))
         return weights
 
-    def _fetchable(self, weights: Any, machine: Hardware) -> Requirements:
+    def _fetchable(self, weights: Weights, machine: Hardware) -> Requirements:
         """Return what is downloaded, unless memory or disk cannot hold it. Raises DoesNotFit, DownloadFailed."""
-        plan = fit.foreseen(self.engine, weights, machine, self.order.wishes)
+        plan = plan_before_download(self.engine, weights, machine, self.order.wishes)
         if plan is not None:
             plan.require_fit(str(self.order.model))
-        need = self.engine.need(weights)
+        need = weights.requirements()
         need.require_room()
         return need
 
@@ -98,11 +101,11 @@ class Launch:
         self.starter.enter("starting the server")
         return self.starter.run(settled.spec)
 
-    async def wait_ready(self, settled: Settled, server: RunningServer) -> base.Loaded | None:
+    async def wait_ready(self, settled: Settled, server: RunningServer) -> log_reader.Loaded | None:
         """Return when the server answers for its model. Raises ServerDied, StartFailed, TimedOut."""
         ended = asyncio.wrap_future(server.exit)
         began = reminded = time.monotonic()
-        ready = asyncio.ensure_future(self._load(settled.spec, server))
+        ready = asyncio.ensure_future(self._load(settled, server))
         events: set[asyncio.Future[Any]] = {ready, ended}
         try:
             while not ready.done():
@@ -118,10 +121,11 @@ class Launch:
         server.is_ready = True
         return loaded
 
-    async def _load(self, spec: ServerSpec, server: RunningServer) -> base.Loaded | None:
+    async def _load(self, settled: Settled, server: RunningServer) -> log_reader.Loaded | None:
+        spec = settled.spec
         if not spec.argv:
             self.starter.enter("loading the model")
-        given = await self.starter.load(spec)
+        given = await self.starter.load(spec, settled.prepared.weights)
         while not await in_thread(lambda: _answers(spec, server, has_loaded=given is not None)):
             await asyncio.sleep(POLL)
         loaded = given or server.loaded()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def provenance(ready: Ready) -> dict[str, Any]:
     """Return the receipt of what serves. Reads each file of its weights whose checksum is not known yet."""
     weights = ready.prepared.weights
-    files = ready.engine.files(weights)
+    files = weights.local_files()
     held = placement.held_memory(ready.server.process, ready.gpus)
     return {
         "engine": ready.engine.name,
@@ -32,7 +32,7 @@ def provenance(ready: Ready) -> dict[str, Any]:
 
 def _revision(ready: Ready) -> str | None:
     try:
-        return ready.engine.revision(ready.prepared.weights)
+        return ready.prepared.weights.revision()
     except LlmdeployError:  # the daemon that knows it has gone meanwhile
         return None
 

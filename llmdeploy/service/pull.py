@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from llmdeploy import fit, hardware
+from llmdeploy import hardware
 from llmdeploy.engines import registry
+from llmdeploy.engines.base import plan_before_download
 from llmdeploy.errors import DoesNotFit, EngineMissing, LlmdeployError, ModelNotFound, UsageError
 from llmdeploy.models import lock, requirements
 from llmdeploy.models.reference import HubRepo, parse
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from llmdeploy.hardware import Hardware
     from llmdeploy.models.lock import Pin
     from llmdeploy.models.requirements import Requirements
+    from llmdeploy.models.weights import Weights
     from llmdeploy.plan import Plan
     from llmdeploy.service.events import OnEvent
     from llmdeploy.service.order import Order
@@ -56,12 +58,12 @@ class Pull:
 
     need: Requirements
     plan: Plan | None = None
+    _weights: Weights
 
     def __init__(self, wanted: PullOrder, emit: OnEvent) -> None:
         self.order = wanted.order
         self._wanted = wanted
         self.engine = registry.get(wanted.order.settings.engine, wanted.order.settings)
-        self._artefact: Any = None
         self._emit = emit
         self._starter = Starter(self.engine, emit, state_dir() / LOG, wanted.order.timeout)
 
@@ -71,12 +73,15 @@ class Pull:
         `start`: whether to start the engine's daemon, if only the daemon can download. Raises EngineMissing,
         ModelNotFound, DownloadFailed; the last one also for files that cannot be locked.
         """
-        if self.engine.daemon(self.order.wishes, free_port()) is not None and start:
-            self._starter.reach_engine(self.order.wishes)
-        self._artefact = self.engine.artefact(self.order.model, anywhere=self._wanted.anywhere)
-        if saved := self.engine.saved(self._artefact):
-            self._emit(Note(saved))
-        self.need = self.engine.need(self._artefact, self._wanted.folder)
+        if self.engine.daemon is not None:
+            self.engine.daemon.spec(self.order.wishes, free_port())  # raises EngineMissing if there is no program
+            if start:
+                self._starter.reach_engine(self.order.wishes)
+                self.engine = self._starter.engine
+        self._weights = self.engine.resolve(self.order.model, reuse=self._wanted.anywhere)
+        if self._weights.reused_from:
+            self._emit(Note(self._weights.reused_from))
+        self.need = self._weights.requirements(self._wanted.folder)
         if self._wanted.folder and self.need.folder != self._wanted.folder:
             raise UsageError(
                 f"`{self.need.source}` is on this machine already, so nothing is fetched into `{self._wanted.folder}`",
@@ -89,7 +94,7 @@ class Pull:
 
     def fit(self, machine: Hardware) -> None:
         """Check that the model fits the machine's memory, if its sizes are known. Raises DoesNotFit, ModelInvalid."""
-        self.plan = fit.foreseen(self.engine, self._artefact, machine, self.order.wishes)
+        self.plan = plan_before_download(self.engine, self._weights, machine, self.order.wishes)
         if self.plan is not None:
             self.plan.require_fit(str(self.order.model))
 
@@ -97,10 +102,9 @@ class Pull:
         """Download what is missing; return whether anything was. Raises DownloadFailed."""
         if self._wanted.folder and isinstance(repo := parse(self.need.source), HubRepo):
             folders.save(self._wanted.folder, repo, [file.name for file in self.need.files])
-        if self.need.present and (self._wanted.folder or self.engine.present(self._artefact)):
+        if self.need.present and (self._wanted.folder or self._weights.is_present()):
             return False
-        self.engine.pull(
-            self._artefact,
+        self._weights.download(
             lambda file, done, total: self._emit(Download(file, done, total)),
             self._wanted.folder,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llmdeploy.engines.diagnosis import Exit, Exited
 from llmdeploy.errors import LlmdeployError, ServerDied, StartFailed
@@ -17,7 +17,8 @@ from llmdeploy.service.state import open_private, unwritable
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from llmdeploy.engines.base import Engine, Loaded, ServerSpec, Step
+    from llmdeploy.engines.base import Engine, ServerSpec
+    from llmdeploy.engines.log_reader import Loaded, Step
     from llmdeploy.service.process import ProcessId
 
 STOP_GRACE = 3.0
@@ -27,13 +28,13 @@ STOP_GRACE = 3.0
 class RunningServer:
     """A server that was started here, or that somebody else runs and this service uses."""
 
-    def __init__(self, engine: Engine[Any], spec: ServerSpec, log_file: Path) -> None:
+    def __init__(self, engine: Engine, spec: ServerSpec, log_file: Path) -> None:
         """Start the server, or watch the one that runs already. Raises StateUnwritable."""
         self.log_file = log_file
         self.is_ready = False
         """Whether the server has answered for its model."""
         self._engine = engine
-        self._reader = engine.progress()
+        self._reader = engine.log_reader()
         self._steps: list[Step] = []
         self._log: ServerLog = open_log(log_file)
         try:

@@ -265,8 +265,8 @@ def target_of(ready: Ready) -> Target:
         port=url.port or (443 if url.scheme == "https" else 80),
         capabilities=ready.prepared.facts.capabilities,
         context=ready.plan.context.value,
-        adapt=ready.engine.adapt,
-        lacks=ready.engine.lacks,
+        adapt=ready.spec.adapt,
+        lacks=ready.engine.unsupported,
         tls=url.scheme == "https",
         prefix=url.path,
     )

@@ -7,14 +7,14 @@ import json
 import struct
 import zlib
 from http.client import HTTPException
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llmdeploy.background import within
 from llmdeploy.errors import StartFailed, TimedOut
 from llmdeploy.service.health import connection
 
 if TYPE_CHECKING:
-    from llmdeploy.engines.base import Engine, Request, ServerSpec
+    from llmdeploy.engines.base import Request, ServerSpec
     from llmdeploy.service.stages import Ready
 
 SIDE = 64
@@ -24,23 +24,23 @@ SIDE = 64
 def run_smoke_test(ready: Ready) -> None:
     """Ask the server to answer, each question within the time of a start. Raises StartFailed, TimedOut."""
     try:
-        _require_answers(ready.engine, ready.spec, ready.prepared.facts.capabilities, ready.order.timeout)
+        _require_answers(ready.spec, ready.prepared.facts.capabilities, ready.order.timeout)
     except StartFailed as error:  # `llmdeploy logs` shows the log of the server that serves
         raise StartFailed(error.message, f"its log is `{ready.server.log_file}`") from error
 
 
-def _require_answers(engine: Engine[Any], spec: ServerSpec, capabilities: tuple[str, ...], seconds: float) -> None:
-    _require_answer(engine, spec, "no question", "Hello", seconds)
+def _require_answers(spec: ServerSpec, capabilities: tuple[str, ...], seconds: float) -> None:
+    _require_answer(spec, "no question", "Hello", seconds)
     if "image" in capabilities:
         url = "data:image/png;base64," + base64.b64encode(_red()).decode()
         image = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is this?"}]
-        _require_answer(engine, spec, "no question about an image", image, seconds)
+        _require_answer(spec, "no question about an image", image, seconds)
 
 
-def _require_answer(engine: Engine[Any], spec: ServerSpec, what: str, content: object, seconds: float) -> None:
+def _require_answer(spec: ServerSpec, what: str, content: object, seconds: float) -> None:
     messages = [{"role": "user", "content": content}]
     question: Request = {"model": spec.served_name, "messages": messages, "max_tokens": 1}
-    body = engine.adapt(question) if engine.adapt else question
+    body = spec.adapt(question) if spec.adapt else question
     try:
         status, answer = within(seconds, lambda: _asked(spec, body))
     except TimeoutError:

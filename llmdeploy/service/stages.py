@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llmdeploy.engines.base import Engine, Loaded, ServerSpec
+    from llmdeploy.engines.base import Engine, ServerSpec
+    from llmdeploy.engines.log_reader import Loaded
     from llmdeploy.hardware import Hardware
     from llmdeploy.models.facts import ModelFacts
+    from llmdeploy.models.weights import Weights
     from llmdeploy.plan import Plan
     from llmdeploy.service.order import Order
     from llmdeploy.service.running import RunningServer
@@ -20,8 +22,7 @@ class Prepared:
 
     version: str | None
     """The engine's version."""
-    weights: Any
-    """The weights, as the engine names them."""
+    weights: Weights
     facts: ModelFacts
 
 
@@ -41,7 +42,7 @@ class Ready:
     """A server that answers for its model, and all that is known of it."""
 
     order: Order
-    engine: Engine[Any]
+    engine: Engine
     """The engine with the settings that the server was started with."""
     prepared: Prepared
     plan: Plan

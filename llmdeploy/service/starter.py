@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import wait
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llmdeploy.errors import EngineMissing, LlmdeployError, TimedOut
 from llmdeploy.service.events import Phase, Public, Wait
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from llmdeploy.engines.base import Engine, ServerSpec
+    from llmdeploy.engines.log_reader import Loaded
+    from llmdeploy.models.weights import Weights
     from llmdeploy.plan import Wishes
     from llmdeploy.service.events import OnEvent
 
@@ -33,7 +35,7 @@ class Abandoned(BaseException):
 class Starter:
     """Starts a server, at most one. `abandon`, `stop` and `kill` may be called from any thread, at any time."""
 
-    def __init__(self, engine: Engine[Any], emit: OnEvent, log_file: Path, timeout: float) -> None:
+    def __init__(self, engine: Engine, emit: OnEvent, log_file: Path, timeout: float) -> None:
         """`emit` is called from whichever thread an event happens in; `timeout`: seconds that a start may take."""
         self.engine = engine
         self.log_file = log_file
@@ -66,9 +68,10 @@ class Starter:
         found = self.engine.status()
         if not found.usable:
             raise EngineMissing(found.detail, found.hint)
-        daemon = self.engine.daemon(wishes, free_port())
-        if daemon is not None:
-            self._reach(daemon)
+        if (daemon := self.engine.daemon) is not None:
+            spec = daemon.spec(wishes, free_port())
+            self._reach(spec)
+            self.engine = daemon.attached(spec)
         return found.version
 
     def _reach(self, daemon: ServerSpec) -> None:
@@ -101,10 +104,12 @@ class Starter:
             server.let_go()
         return server
 
-    async def load(self, spec: ServerSpec) -> Any:
-        """Have the engine load the model. `stop` makes it release the model again."""
+    async def load(self, spec: ServerSpec, weights: Weights) -> Loaded | None:
+        """Load the model into a daemon; None without one. `stop` releases the model again."""
+        if self.engine.daemon is None:
+            return None
         self._loading = spec
-        return await self.engine.load(spec)
+        return await self.engine.daemon.load(spec, weights)
 
     def abandon(self) -> None:
         """Make a thread that works for this start give up."""
@@ -115,9 +120,9 @@ class Starter:
         with self._stopping:  # whoever waited for it may have been called off, and somebody else stops it again
             if (server := self.server) is None:
                 return
-            if self._loading is not None and not server.exit.done():
+            if self._loading is not None and self.engine.daemon is not None and not server.exit.done():
                 try:
-                    self.engine.release(self._loading.base_url, self._loading.served_name)
+                    self.engine.daemon.release(self._loading.base_url, self._loading.served_name)
                 except LlmdeployError as error:
                     server.write_line(error.message)
             server.stop()

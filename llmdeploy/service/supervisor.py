@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from llmdeploy import hardware
 from llmdeploy.background import in_thread
@@ -21,7 +21,8 @@ from llmdeploy.service.stages import Prepared, Ready, Settled
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from llmdeploy.engines.base import Engine, Loaded, ServerSpec
+    from llmdeploy.engines.base import Engine, ServerSpec
+    from llmdeploy.engines.log_reader import Loaded
     from llmdeploy.errors import Remedy
     from llmdeploy.hardware import Hardware
     from llmdeploy.plan import Plan
@@ -58,7 +59,7 @@ class Supervisor:
     It emits the events of its starts, and `Started`, `Serving` (perhaps with another server) and `Down`.
     """
 
-    def __init__(self, order: Order, engine: Engine[Any], emit: OnAnyEvent, log_file: Path) -> None:
+    def __init__(self, order: Order, engine: Engine, emit: OnAnyEvent, log_file: Path) -> None:
         self.order = order
         self.engine = engine
         self.log_file = log_file
@@ -220,10 +221,10 @@ class Supervisor:
 
     async def _keep_loaded(self, spec: ServerSpec) -> None:
         """Make sure, for as long as it serves, that the model stays where it was loaded."""
-        while True:
+        while (daemon := self.engine.daemon) is not None:
             await asyncio.sleep(KEEP)
             with suppress(LlmdeployError):  # the next round tries again; the end of a server is seen elsewhere
-                await self.engine.keep(spec)
+                await daemon.keep_loaded(spec)
 
     def _tell_whether_away(self, ready: Ready, away: bool) -> None:
         """Tell that an external server is away, or back. Whoever keeps it may start it again."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,33 +12,28 @@ from importlib.util import find_spec
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from llmdeploy.engines import diagnosis
-from llmdeploy.engines.base import EngineStatus, ServerSpec
-from llmdeploy.engines.llamacpp.failure_rules import ANY_ERROR, RULES
-from llmdeploy.engines.phases import Phase, Phases
-from llmdeploy.errors import EngineMissing, Remedy
-from llmdeploy.models import gguf, reuse, source
+from llmdeploy.engines.base import Engine, EngineStatus, ServerSpec
+from llmdeploy.engines.log_reader import Phase, PhaseReader
+from llmdeploy.errors import EngineMissing
+from llmdeploy.models import gguf
 from llmdeploy.models.gguf import GgufModel
 from llmdeploy.models.reference import OllamaTag
-from llmdeploy.plan import MemoryPart, Plan, Setting, Wishes, free_memory, make_plan
+from llmdeploy.models.weights import GGUF
 from llmdeploy.units import MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Sequence
 
     from llmdeploy.config import Settings
+    from llmdeploy.engines.diagnosis import Diagnosis, Exit
     from llmdeploy.hardware import Hardware
     from llmdeploy.models.facts import ModelFacts
     from llmdeploy.models.reference import ModelRef
-    from llmdeploy.models.requirements import Requirements
-    from llmdeploy.models.source import OnProgress
+    from llmdeploy.plan import Plan, Wishes
 
 VERSION_TIMEOUT = 1.5
 """Seconds a `llama-server --version` may take: a GPU build that looks for its devices needs some."""
 
-MICRO_BATCH = 512
-"""Tokens computed in one step: llama.cpp's default `--ubatch-size`."""
 PROMPT_CACHE_BYTES = 512 * MIB
 """Given to llama.cpp's cache of earlier prompts, whose own limit of 8 GiB would take a laptop's memory over time."""
 
@@ -68,14 +62,17 @@ class Program:
     """Whether it may use the GPUs of this machine: the wheel is a CPU build, but for Apple's."""
 
 
-class LlamaCpp:
+class LlamaCpp(Engine):
     name = "llamacpp"
-    side_by_side = True
-    lacks: Mapping[str, tuple[str, ...]] = MappingProxyType({"/v1/completions": ("best_of", "echo", "logprobs")})
-    adapt = None
+    formats = (GGUF,)
+    unsupported = MappingProxyType({"/v1/completions": ("best_of", "echo", "logprobs")})
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+
+    @property
+    def install_hint(self) -> str:
+        return f"it comes with llmdeploy: {INSTALL_HINT}"
 
     def status(self) -> EngineStatus:
         if isinstance(self._program, Program):
@@ -84,39 +81,21 @@ class LlamaCpp:
         configured = self._settings.llamacpp.server is not None
         return EngineStatus(False, None, self._program.message, self._program.hint, installed=configured)
 
-    def daemon(self, wishes: Wishes, port: int) -> ServerSpec | None:
-        return None
+    def resolve(self, model: ModelRef, *, reuse: bool = True, offline: bool = False) -> GgufModel:
+        from llmdeploy.models import reuse as others
 
-    def artefact(self, model: ModelRef, *, anywhere: bool = True) -> GgufModel:
         mmproj, ollama = self._settings.flags.mmproj, self._settings.ollama.models
-        if anywhere and isinstance(model, OllamaTag) and (tagged := reuse.of_tag(model.name, ollama)):
-            return tagged.model(mmproj)
-        wanted = gguf.find(model, self._settings)
-        found = reuse.of_files(wanted, reuse.tags(model), ollama) if anywhere and not wanted.present() else None
-        return found.model(mmproj) if found else wanted
-
-    def present(self, artefact: GgufModel) -> bool:
-        return artefact.present()
-
-    def need(self, artefact: GgufModel, folder: Path | None = None) -> Requirements:
-        return artefact.need(folder)
-
-    def pull(self, artefact: GgufModel, on_progress: OnProgress, folder: Path | None = None) -> None:
-        artefact.pull(on_progress, folder)
-
-    def facts(self, artefact: GgufModel) -> ModelFacts:
-        return artefact.facts()
-
-    def saved(self, artefact: GgufModel) -> str | None:
-        return artefact.saved or None
-
-    def files(self, artefact: GgufModel) -> tuple[Path, ...]:
-        return artefact.local_files()
-
-    def revision(self, artefact: GgufModel) -> str | None:
-        return source.commit_of(artefact.local_files())
+        if reuse and isinstance(model, OllamaTag) and (tagged := others.of_tag(model.name, ollama)):
+            return tagged.model(mmproj, (str(model),))
+        wanted = gguf.find(model, self._settings, offline=offline)
+        if not reuse or wanted.is_present():
+            return wanted
+        found = others.of_files(wanted, others.tags(model), ollama)
+        return found.model(mmproj, wanted.references()) if found else wanted
 
     def plan(self, facts: ModelFacts, hardware: Hardware, wishes: Wishes) -> Plan:
+        from llmdeploy.plan import MemoryPart, Setting, compute_buffer, free_memory, make_plan
+
         threads, gpu_layers = self._settings.llamacpp.threads, self._settings.llamacpp.gpu_layers
         on_gpu = isinstance(self._program, Program) and self._program.on_gpu
         return make_plan(
@@ -134,11 +113,11 @@ class LlamaCpp:
             },
         )
 
-    def server(self, artefact: GgufModel, plan: Plan, *, served_name: str, port: int) -> ServerSpec:
+    def server(self, weights: GgufModel, plan: Plan, *, served_name: str, port: int) -> ServerSpec:
         if not isinstance(self._program, Program):
             raise self._program
-        weights, mmproj = artefact.paths()
-        argv = [*self._program.argv, "--model", str(weights)]
+        file, mmproj = weights.paths()
+        argv = [*self._program.argv, "--model", str(file)]
         if mmproj:
             argv += ["--mmproj", str(mmproj)]
         # llama.cpp divides its context by its slots; the plan's is what one request may use.
@@ -157,22 +136,13 @@ class LlamaCpp:
             env={"LLAMA_ARG_CACHE_RAM": str(PROMPT_CACHE_BYTES // MIB), "GGML_NO_BACKTRACE": "1"},
         )
 
-    def progress(self) -> Phases:
-        return Phases(PHASES)
+    def log_reader(self) -> PhaseReader:
+        return PhaseReader(PHASES)
 
-    def repaired(self, remedy: Remedy) -> None:
-        """It names no numbers that another try could take."""
+    def diagnose(self, log: Sequence[str], exit: Exit) -> Diagnosis | None:
+        from llmdeploy.engines import diagnosis
+        from llmdeploy.engines.llamacpp.failure_rules import ANY_ERROR, RULES
 
-    async def load(self, spec: ServerSpec) -> None:
-        """Its server loads its model in its start."""
-
-    async def keep(self, spec: ServerSpec) -> None:
-        """It never lets its model go."""
-
-    def release(self, base_url: str, served_name: str) -> None:
-        """Its memory is free when its process is gone."""
-
-    def diagnose(self, log: Sequence[str], exit: diagnosis.Exit) -> diagnosis.Diagnosis | None:
         if isinstance(exit, diagnosis.Unreachable):
             return None
         last_resort = (ANY_ERROR,) if exit.status > 0 else ()
@@ -192,6 +162,8 @@ class LlamaCpp:
 
 def _llama_server(path: str, why: str) -> Program | EngineMissing:
     """The program at `path` if it starts: a build whose libraries are gone does not."""
+    import subprocess
+
     try:
         done = subprocess.run(
             [path, "--version"],
@@ -224,12 +196,3 @@ def _wheel(otherwise: str) -> Program | EngineMissing:
     # -P: the folder a user stands in must not lend its modules to the server.
     argv = (sys.executable, "-P", "-m", "llmdeploy.engines.llamacpp.server_program")
     return Program(argv, installed, f"xllamacpp {installed}, the embedded build{otherwise}", sys.platform == "darwin")
-
-
-def compute_buffer(facts: ModelFacts) -> MemoryPart:
-    """What a step of the computation takes: `n_ubatch x (n_vocab + 2 n_embd) x 4` bytes with flash attention.
-
-    Within 5 % on 30 of 44 start-up logs of fully offloaded models.
-    """
-    size = MICRO_BATCH * (facts.vocabulary_size + 2 * facts.embedding_length) * 4
-    return MemoryPart("compute", size, f"{MICRO_BATCH} x (vocabulary + 2 x embedding) x 4 bytes")

@@ -51,7 +51,7 @@ class Import:
 
     def is_there(self) -> bool:
         """Return whether the model exists in Ollama. False if the digests are unknown: computing them takes a while."""
-        known = self.model.present() and all(digest.known(path) for path in self.files)
+        known = self.model.is_present() and all(digest.known(path) for path in self.files)
         return known and any(same_name(one.name, self.name()) for one in self.daemon.models())
 
     def make(self, on_progress: OnProgress) -> None:

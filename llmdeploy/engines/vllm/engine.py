@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from llmdeploy import paths
-from llmdeploy.engines.base import EngineStatus, ServerSpec
-from llmdeploy.engines.diagnosis import Exited
-from llmdeploy.engines.python_environment import find
-from llmdeploy.engines.vllm import consent, failures, fit, flags, log
-from llmdeploy.engines.vllm.program import PROGRAM
-from llmdeploy.errors import EngineMissing
-from llmdeploy.models import hf_model, source
+from llmdeploy.engines.base import Engine, EngineStatus, ServerSpec
+from llmdeploy.errors import EngineMissing, ModelNotFound
+from llmdeploy.models import hf_model
 from llmdeploy.models.hf_model import HfModel
+from llmdeploy.models.weights import HF, MLX
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Mapping, Sequence
 
     from llmdeploy.config import Settings
     from llmdeploy.engines.diagnosis import Diagnosis, Exit
+    from llmdeploy.engines.log_reader import LogReader
     from llmdeploy.engines.python_environment.contents import Environment
     from llmdeploy.engines.python_environment.find import Found
     from llmdeploy.errors import Remedy
     from llmdeploy.hardware import Hardware
     from llmdeploy.models.facts import ModelFacts
     from llmdeploy.models.reference import ModelRef
-    from llmdeploy.models.requirements import Requirements
-    from llmdeploy.models.source import OnProgress
     from llmdeploy.plan import Plan, Wishes
 
 TOOLS = "--enable-auto-tool-choice"
@@ -43,11 +36,22 @@ def engine(settings: Settings) -> Vllm:
     return Vllm(settings)
 
 
-class Vllm:
+@dataclass(frozen=True)
+class VllmModel(HfModel):
+    """A model in Hugging Face form, as vLLM serves it."""
+
+    calls_tools: bool = False
+    """Whether the user's flags let it call tools."""
+
+    def facts(self) -> ModelFacts:
+        self.require_tokenizer()
+        facts = super().facts()
+        return replace(facts, capabilities=(*facts.capabilities, "tools")) if self.calls_tools else facts
+
+
+class Vllm(Engine):
     name = "vllm"
-    side_by_side = True
-    lacks: Mapping[str, tuple[str, ...]] = MappingProxyType({})
-    adapt = None
+    formats = (HF,)
 
     def __init__(self, settings: Settings, repairs: Mapping[str, Any] | None = None) -> None:
         """`repairs`: settings that a start which failed asked for; they beat the user's."""
@@ -59,6 +63,9 @@ class Vllm:
 
     @cached_property
     def _found(self) -> Found:
+        from llmdeploy.engines.python_environment import find
+        from llmdeploy.engines.vllm.program import PROGRAM
+
         return find.detect(PROGRAM, self._settings)
 
     @property
@@ -66,53 +73,39 @@ class Vllm:
         found = self._found.environment
         return (found and found.device) or "cuda"
 
-    def daemon(self, wishes: Wishes, port: int) -> None:
-        """Its server starts with its model."""
-
-    def artefact(self, model: ModelRef, *, anywhere: bool = True) -> HfModel:
-        return hf_model.find(model, self._settings)
-
-    def present(self, artefact: HfModel) -> bool:
-        return artefact.present()
-
-    def need(self, artefact: HfModel, folder: Path | None = None) -> Requirements:
-        return artefact.need(folder)
-
-    def pull(self, artefact: HfModel, on_progress: OnProgress, folder: Path | None = None) -> None:
-        artefact.pull(on_progress, folder)
-
-    def facts(self, artefact: HfModel) -> ModelFacts:
-        artefact.require_tokenizer()
-        facts = artefact.facts()
-        if not any(argument.replace("_", "-").startswith(TOOLS) for argument in self._settings.vllm.extra_args or ()):
-            return facts
-        return replace(facts, capabilities=(*facts.capabilities, "tools"))
-
-    def saved(self, artefact: HfModel) -> None:
-        """No other program keeps models in this form elsewhere."""
-
-    def files(self, artefact: HfModel) -> tuple[Path, ...]:
-        return artefact.local_files()
-
-    def revision(self, artefact: HfModel) -> str | None:
-        return source.commit_of(artefact.local_files())
+    def resolve(self, model: ModelRef, *, reuse: bool = True, offline: bool = False) -> HfModel:
+        """Return the weights; `reuse` changes nothing: no other program keeps models in this form elsewhere."""
+        tools = any(argument.replace("_", "-").startswith(TOOLS) for argument in self._settings.vllm.extra_args or ())
+        found = hf_model.find(model, self._settings, offline=offline)
+        if found.format == MLX:
+            raise ModelNotFound(
+                f"`{found}` is quantized for MLX, which vLLM does not load",
+                "name the original model's repository, or one with AWQ, GPTQ or FP8 weights",
+            )
+        return VllmModel(found.location, tools)
 
     def plan(self, facts: ModelFacts, hardware: Hardware, wishes: Wishes) -> Plan:
+        from llmdeploy.engines.vllm import fit
+
         return fit.plan(facts, hardware, wishes, self._wanted, self._device)
 
     @property
     def _wanted(self) -> dict[str, Any]:
         """vLLM's settings under its own names: the user's, and what repairs have made of them."""
+        from llmdeploy.engines.vllm import fit
+
         return {**fit.named(self._settings), **self._repairs}
 
-    def server(self, artefact: HfModel, plan: Plan, *, served_name: str, port: int) -> ServerSpec:
+    def server(self, weights: HfModel, plan: Plan, *, served_name: str, port: int) -> ServerSpec:
+        from llmdeploy.engines.vllm import consent, flags
+
         found = self._found.environment
         if found is None or not self._found.status.usable:
             raise EngineMissing(self._found.status.detail, self._found.status.hint)
-        ours = {"model": str(artefact.folder), "served_model_name": served_name, "host": "127.0.0.1", "port": port}
+        ours = {"model": str(weights.folder), "served_model_name": served_name, "host": "127.0.0.1", "port": port}
         chosen = {"max_model_len": plan.context.value, **{name: it.value for name, it in plan.settings.items()}}
         content: dict[str, Any] = {**chosen, **self._wanted, **ours}
-        if consent.given(artefact, found, trust=self._settings.flags.trust_remote_code):
+        if consent.given(weights, found, trust=self._settings.flags.trust_remote_code):
             content["trust_remote_code"] = True
         extra = tuple(self._settings.vllm.extra_args or ())
         flags.check(content, extra, found)
@@ -126,7 +119,9 @@ class Vllm:
             files={config: flags.yaml(content)},
         )
 
-    def progress(self) -> log.Progress:
+    def log_reader(self) -> LogReader:
+        from llmdeploy.engines.vllm import log
+
         return log.Progress()
 
     def repaired(self, remedy: Remedy) -> Vllm | None:
@@ -136,16 +131,10 @@ class Vllm:
         vars(repaired)["_found"] = self._found  # to look again takes a second
         return repaired
 
-    async def load(self, spec: ServerSpec) -> None:
-        """Its server loads its model in its start."""
-
-    async def keep(self, spec: ServerSpec) -> None:
-        """It never lets its model go."""
-
-    def release(self, base_url: str, served_name: str) -> None:
-        """Its memory is free when its processes are gone."""
-
     def diagnose(self, log: Sequence[str], exit: Exit) -> Diagnosis | None:
+        from llmdeploy.engines.diagnosis import Exited
+        from llmdeploy.engines.vllm import failures
+
         return failures.diagnose(log, exit.status) if isinstance(exit, Exited) else None
 
 

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llmdeploy.engines.base import Loaded, Step
+from llmdeploy.engines.log_reader import Loaded, Step
 
 
 @dataclass(frozen=True)

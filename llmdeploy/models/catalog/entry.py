@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmdeploy.errors import ModelNotFound
 from llmdeploy.models.reference import HubFile
+from llmdeploy.models.weights import GGUF, HF, OLLAMA, Format
 from llmdeploy.paths import selftest_dir
+
+if TYPE_CHECKING:
+    from llmdeploy.models.facts import ModelFacts
 
 BITS = {
     # llama.cpp, tools/quantize/README.md: a Llama 3.1 8B, all tensors counted.
@@ -24,6 +29,12 @@ BITS = {
 }  # fmt: skip
 """Bits a weight takes in each quantization."""
 UNQUANTIZED_EMBEDDINGS = frozenset({"AWQ", "GPTQ", "GPTQ-INT8", "FP8", "NVFP4"})
+FORM: Mapping[Format, str] = {
+    GGUF: "as a GGUF file",
+    OLLAMA: "in Ollama's registry",
+    HF: "in Hugging Face form",
+}
+"""Where a quantization is, as a phrase."""
 NAMES_ALIKE = {"FP16": "F16", "GPTQ-INT4": "GPTQ", "INT4": "GPTQ", "W4A16": "GPTQ", "INT8": "GPTQ-INT8"}
 
 
@@ -61,12 +72,23 @@ class CatalogEntry:
     """The longest context the model was trained for, in tokens; 0, as of all numbers below: not known."""
     parameters: int = 0
     """Of the whole model, vision tower included."""
+    layers: int = 0
+    heads: int = 0
+    kv_heads: int = 0
+    head_size: int = 0
     embedding: int = 0
     vocabulary: int = 0
     active: int = 0
     """Parameters that one token uses; 0: all of them."""
     vision: int = 0
     """Those of the vision tower and what stands between it and the model."""
+    kv_layers: int = 0
+    """Layers that keep a KV cache, where the others keep a state of fixed size; 0: all do."""
+    latent: int = 0
+    """Elements that a layer caches for a token, in place of keys and values (multi-head latent attention)."""
+    window: int = 0
+    """Tokens that a layer with a sliding window looks back; 0: none has one."""
+    window_layers: int = 0
     gguf_files: GgufFiles | None = None
     tag: str = ""
     """Of Ollama's registry."""
@@ -94,6 +116,10 @@ class CatalogEntry:
         return self.name.partition(":")[0]
 
     @property
+    def sees_images(self) -> bool:
+        return "image" in self.capabilities
+
+    @property
     def gguf(self) -> GgufFiles:
         """Raises ModelNotFound where it is not to be had in this form."""
         if self.gguf_files is None:
@@ -103,7 +129,7 @@ class CatalogEntry:
     @property
     def weights(self) -> Path | HubFile:
         """The GGUF file, here or at the Hub. Raises ModelNotFound for a quantization that there is none of."""
-        return self._located(self.gguf.file.replace("{quant}", self.chosen("llamacpp")))
+        return self._located(self.gguf.file.replace("{quant}", self.chosen(GGUF)))
 
     @property
     def mmproj(self) -> Path | HubFile | None:
@@ -113,52 +139,85 @@ class CatalogEntry:
     @property
     def ollama(self) -> str | None:
         """Its tag at Ollama; None without one. Raises ModelNotFound for a quantization that there is none of."""
-        return self.tags[self.chosen("ollama")] if self.tag and self.quant else self.tag or None
+        return self.tags[self.chosen(OLLAMA)] if self.tag and self.quant else self.tag or None
 
     @property
     def hub(self) -> str | None:
         """Its repository for vLLM; None without one. Raises ModelNotFound for a quantization that there is none of."""
-        return self.repositories[self.chosen("vllm")] if self.repositories else None
+        return self.repositories[self.chosen(HF)] if self.repositories else None
 
-    def quants(self, engine: str) -> tuple[str, ...]:
-        """What that engine can have it in, as files, tags or repositories spell it; the default first."""
-        if engine == "vllm":
+    def quants(self, format: Format) -> tuple[str, ...]:
+        """Return its quantizations in that format, as files, tags or repositories spell them; the default first."""
+        if format == HF:
             return tuple(self.repositories)
-        if engine == "ollama" and self.tag:
+        if format == OLLAMA:
             return tuple(self.tags)
-        return self.gguf_files.quants if self.gguf_files else ()
+        return self.gguf_files.quants if format == GGUF and self.gguf_files else ()
 
-    def chosen(self, engine: str) -> str:
-        """The quantization it has there: what the name says, or the default; empty where it is not known.
+    def preferred(self, formats: Sequence[Format]) -> Format:
+        """Return the first of these formats that the catalog has it in; without one, the last."""
+        has = {GGUF: self.gguf_files, OLLAMA: self.tag, HF: self.repositories or self.hf_folder}
+        return next((one for one in formats if has.get(one)), formats[-1])
 
-        Raises ModelNotFound, with those there are.
+    def chosen(self, format: Format) -> str:
+        """Return its quantization in that format: what the name says, or the default; empty if it is not known.
+
+        Raises ModelNotFound, with the quantizations that there are.
         """
-        quants = self.quants(engine)
+        quants = self.quants(format)
         if not self.quant:
             return quants[0] if quants else ""
         wished = plain_quant(self.quant)
         if found := next((one for one in quants if plain_quant(one) == wished), None):
             return found
         there = ", ".join(f"`{one}`" for one in (self.name, *(f"{self.name}-{one.lower()}" for one in quants[1:])))
-        engines = [one for one in ("llamacpp", "ollama", "vllm") if wished in map(plain_quant, self.quants(one))]
-        elsewhere = f"; `--engine {engines[0]}` has it" if engines else ""
+        others = [one for one in FORM if wished in map(plain_quant, self.quants(one))]
+        elsewhere = f"; `{self}` is {FORM[others[0]]}" if others else ""
         raise ModelNotFound(
-            f"the catalog has no `{self.quant.lower()}` of `{self.name}` for {engine}",
-            f"what there is for it: {there}{elsewhere}",
+            f"the catalog has no `{self.quant.lower()}` of `{self.name}` {FORM[format]}",
+            f"there is {there}{elsewhere}",
         )
 
-    def size(self, engine: str) -> tuple[int, bool]:
-        """Bytes that the engine needs, 0 where that cannot be told, and whether that is exact and no estimate.
+    def size(self, format: Format) -> tuple[int, bool]:
+        """Return its bytes in that format, 0 if unknown, and whether that is the exact size and not an estimate.
 
-        Raises ModelNotFound for a quantization that there is none of.
+        Raises ModelNotFound for a quantization that the format does not have.
         """
-        quant = self.chosen(engine)
-        if engine == "vllm" or (engine == "ollama" and self.tag):
+        quant = self.chosen(format)
+        if format in (HF, OLLAMA):
             return self._estimate(quant or "Q4_K_M") + 2 * self.vision, False
         files = self.gguf
         exact = files.sizes.get(quant, 0)
         complete = files.mmproj is None or files.mmproj_bytes > 0
         return (exact or self._estimate(quant)) + self._projector(), exact > 0 and complete
+
+    def facts(self, format: Format) -> ModelFacts:
+        """Sizes and shapes as the catalog has them, so that a plan needs no network. Raises ModelNotFound.
+
+        What a layer with a sliding window caches is counted in full.
+        """
+        from llmdeploy.models.facts import ModelFacts
+
+        size, exact = self.size(format)
+        if not (size and self.layers):
+            raise ModelNotFound(f"the catalog does not tell the shapes of `{self.name}`", self._hint())
+        mmproj_bytes = self._projector() if format == GGUF else 0
+        key, value = (self.latent, 0) if self.latent else (self.head_size, self.head_size)
+        heads = 1 if self.latent else self.kv_heads
+        cached = self.kv_layers or self.layers
+        return ModelFacts(
+            architecture="",
+            weights_bytes=size - mmproj_bytes,
+            kv_heads=(0,) * (self.layers - cached) + (heads,) * cached,
+            key_length=key,
+            value_length=value,
+            embedding_length=self.embedding,
+            vocabulary_size=self.vocabulary,
+            context_length=self.context,
+            mmproj_bytes=mmproj_bytes,
+            capabilities=self.capabilities,
+            source="the catalog" if exact else "the catalog, about",
+        )
 
     def _estimate(self, quant: str) -> int:
         """Bytes of the language model in that quantization, by its number of parameters."""

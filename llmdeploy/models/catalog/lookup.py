@@ -22,14 +22,12 @@ from types import MappingProxyType
 
 from llmdeploy.errors import ModelNotFound
 from llmdeploy.models.catalog import reader
-from llmdeploy.models.catalog.entry import CatalogEntry, plain_quant
+from llmdeploy.models.catalog.entry import FORM, CatalogEntry, plain_quant
 from llmdeploy.models.catalog.names import SHIPPED, user_file
 from llmdeploy.models.catalog.reader import Document
 from llmdeploy.models.reference import QUANT
 
-__all__ = ["ENGINES", "CatalogEntry", "canonical", "find", "get", "load", "names", "user_file"]
-
-ENGINES = ("llamacpp", "ollama", "vllm")
+__all__ = ["CatalogEntry", "canonical", "find", "get", "load", "names", "user_file"]
 
 _SEPARATORS = re.compile(r"[-_.:]+")
 _QUANT = re.compile(rf"(?P<name>.+?)[-_.:](?P<quant>{QUANT}|awq|gptq(?:-int[48])?|int[48])", re.IGNORECASE)
@@ -146,7 +144,7 @@ def _spelled(name: str) -> CatalogEntry | None:
 
 
 def _in_quant(entry: CatalogEntry, quant: str) -> CatalogEntry:
-    there = {plain_quant(one): one for engine in ENGINES for one in entry.quants(engine)}
+    there = {plain_quant(one): one for format in FORM for one in entry.quants(format)}
     if plain_quant(quant) in there and not entry.quant:
         return replace(entry, quant=quant.lower())
     raise ModelNotFound(

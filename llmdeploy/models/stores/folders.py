@@ -14,10 +14,12 @@ from typing import Any
 
 from llmdeploy.atomic_file import JsonFile
 from llmdeploy.errors import UsageError
+from llmdeploy.models.hf_facts import CONFIG
 from llmdeploy.models.reference import CatalogName, HubRepo, parse
 from llmdeploy.models.safetensors import INDEX, indexed
 from llmdeploy.models.stores.installed import InstalledModel, StoreListing, is_whole, last_used, walk
 from llmdeploy.models.stores.repository import groups
+from llmdeploy.models.weights import GGUF, HF
 from llmdeploy.paths import data_dir, selftest_dir
 
 PART = ".incomplete"
@@ -72,7 +74,7 @@ def read() -> StoreListing:
 def _models(one: Filled) -> Iterator[InstalledModel]:
     files = {path: one.folder / path for path in one.files if is_whole(one.folder / path)}
     parts = tuple(part for path in one.files if (part := one.folder / f"{path}{PART}").is_file())
-    found = groups(one.repo, list(files), indexed(files.get(INDEX)))
+    found = groups(one.repo, list(files), indexed(files.get(INDEX)), files.get(CONFIG))
     for group in found:
         paths = tuple(files[path] for path in group.files)
         whole = group.files and not group.files[0].endswith(".gguf")
@@ -81,7 +83,7 @@ def _models(one: Filled) -> Iterator[InstalledModel]:
             "folder",
             one.folder,
             paths,
-            group.engines,
+            group.formats,
             last_used(paths),
             parts=parts if len(found) == 1 else (),
             detail=group.detail or f"from `{one.repo}`",
@@ -94,13 +96,12 @@ def _models(one: Filled) -> Iterator[InstalledModel]:
 
 def _shipped() -> InstalledModel:
     files = tuple(file for file in walk(selftest_dir()) if file.suffix in {".gguf", ".safetensors", ".json", ".jinja"})
-    engines = ("llamacpp", "ollama", "vllm")
     return InstalledModel(
         CatalogName("selftest"),
         "folder",
         selftest_dir(),
         files,
-        engines,
+        (GGUF, HF),
         last_used(files),
         detail="ships with llmdeploy",
     )

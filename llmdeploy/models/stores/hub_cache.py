@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from llmdeploy.models.hf_facts import CONFIG
 from llmdeploy.models.reference import MAIN, HubRepo
 from llmdeploy.models.safetensors import INDEX, indexed
 from llmdeploy.models.stores.installed import InstalledModel, StoreListing, is_whole, joined, last_used, walk
@@ -70,12 +71,12 @@ def _revision(cache: Path, snapshot: Path, repo: HubRepo) -> list[InstalledModel
             "hub",
             cache,
             tuple(files[path] for path in group.files),
-            group.engines,
+            group.formats,
             last_used(files[path] for path in group.files),
             (snapshot.name,),
             detail=group.detail,
         )
-        for group in groups(repo, list(files), indexed(files.get(INDEX)))
+        for group in groups(repo, list(files), indexed(files.get(INDEX)), files.get(CONFIG))
     ]
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Literal
 
 from llmdeploy.models.reference import HubFile, HubRepo, ModelRef
+from llmdeploy.models.weights import Format
 
 Place = Literal["hub", "modelscope", "ollama", "folder", "lmstudio"]
 """The Hub's cache, ModelScope's, Ollama's store, a folder of ours, LM Studio's folder."""
+PLACE_OLLAMA: Place = "ollama"
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,8 @@ class InstalledModel:
     """The folder of the place: a cache, a store."""
     files: tuple[Path, ...]
     """As they lie there: perhaps links. Empty where only parts of a download are there."""
-    engines: tuple[str, ...]
-    """Those that run it as it is, with nothing fetched and nothing converted."""
+    formats: tuple[Format, ...]
+    """The formats that it can be loaded in, with nothing downloaded and nothing converted; empty if it is not whole."""
     last_used: float
     revisions: tuple[str, ...] = ()
     """The commits, or the manifest's digest at Ollama."""
@@ -92,7 +94,7 @@ def joined(models: Iterable[InstalledModel]) -> list[InstalledModel]:
             found[key] = model
             continue
         found[key] = replace(
-            before if before.engines or not model.engines else model,
+            before if before.formats or not model.formats else model,
             files=(*before.files, *model.files),
             last_used=max(before.last_used, model.last_used),
             revisions=(*before.revisions, *model.revisions),

@@ -41,7 +41,7 @@ def _repository(root: Path, folder: Path) -> list[InstalledModel]:
             "lmstudio",
             root,
             tuple(files[path] for path in group.files),
-            group.engines,
+            group.formats,
             last_used(files[path] for path in group.files),
             detail=group.detail,
         )

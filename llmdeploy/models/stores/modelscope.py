@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from llmdeploy.models.hf_facts import CONFIG
 from llmdeploy.models.modelscope import layout
 from llmdeploy.models.reference import HubRepo
 from llmdeploy.models.safetensors import INDEX, indexed
@@ -42,12 +43,12 @@ def _revision(root: Path, repo: HubRepo, folder: Path) -> list[InstalledModel]:
             "modelscope",
             place,
             tuple(files[path] for path in group.files),
-            group.engines,
+            group.formats,
             last_used(files[path] for path in group.files),
             revisions,
             detail=group.detail,
         )
-        for group in groups(repo, list(files), indexed(files.get(INDEX)))
+        for group in groups(repo, list(files), indexed(files.get(INDEX)), files.get(CONFIG))
     ]
     if not parts:
         return models

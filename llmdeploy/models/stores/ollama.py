@@ -21,7 +21,8 @@ from llmdeploy.atomic_file import JsonFile
 from llmdeploy.errors import LlmdeployError
 from llmdeploy.models import gguf_header, ollama_compat
 from llmdeploy.models.reference import OllamaTag
-from llmdeploy.models.stores.installed import InstalledModel, StoreListing, is_whole, walk
+from llmdeploy.models.stores.installed import PLACE_OLLAMA, InstalledModel, StoreListing, is_whole, walk
+from llmdeploy.models.weights import GGUF, OLLAMA, Format
 from llmdeploy.paths import state_dir
 from llmdeploy.units import in_gib
 
@@ -109,10 +110,13 @@ def find(store: Path, *names: str) -> list[Packed]:
     return [found[name] for name in dict.fromkeys(map(full_name, names)) if name in found]
 
 
-def has(name: str) -> bool:
-    """Whether a store on this machine has a model of that name, as far as it can be seen; its files are not read."""
+def has(name: str, named: str | None = None) -> bool:
+    """Return whether a store on this machine has a model of that name, as far as it can be seen, by its name alone.
+
+    `named`: the store that the configuration names.
+    """
     host, model, tag = parts(name)
-    return any(os.path.isfile(store / "manifests" / host / model / tag) for store in stores())
+    return any(os.path.isfile(store / "manifests" / host / model / tag) for store in stores(named))
 
 
 def parts(name: str) -> tuple[str, str, str]:
@@ -177,14 +181,14 @@ def _package(store: Path, file: Path) -> Packed | None:
 
 def _held(packed: Packed) -> InstalledModel:
     files = packed.files()
-    engines, detail = _engines(packed)
+    formats, detail = _formats(packed)
     imported = packed.name.startswith(f"{NAMESPACE}/")
     return InstalledModel(
         OllamaTag(packed.name),
-        "ollama",
+        PLACE_OLLAMA,
         packed.store,
         files,
-        engines,
+        formats,
         max((file.stat().st_mtime for file in (packed.manifest, *files) if file.exists()), default=0.0),
         (packed.digest,),
         detail="imported from a GGUF file" if imported else detail,
@@ -192,15 +196,15 @@ def _held(packed: Packed) -> InstalledModel:
     )
 
 
-def _engines(packed: Packed) -> tuple[tuple[str, ...], str]:
-    """Those that run it as it is, and why llama.cpp does not."""
+def _formats(packed: Packed) -> tuple[tuple[Format, ...], str]:
+    """Return the formats that it can be loaded in as it is, and why not as a GGUF file."""
     if not all(is_whole(file) for file in packed.files()):
         return (), "not all its files are here, or may be read"
     try:
         why = reason(packed)
     except LlmdeployError as error:
         why = error.message
-    return (("ollama",), f"not on llama.cpp: {why}") if why else (("llamacpp", "ollama"), "")
+    return ((OLLAMA,), f"not on llama.cpp: {why}") if why else ((OLLAMA, GGUF), "")
 
 
 def _blob(store: Path, digest: str) -> Path:
