@@ -9,6 +9,7 @@ import random
 import re
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,10 @@ from typing import Any
 import psutil
 import pytest
 from hypothesis import settings
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A run that a shell has started in the background ignores Ctrl-C, and the commands of the tests would too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("busy", deadline=None)  # the machine has other things to do
 settings.load_profile("busy")

@@ -22,7 +22,6 @@ PROGRAMS = {
     "llmdeploy.service.watchdog",
     "llmdeploy.engines.llamacpp.server_program",
     "llmdeploy.engines.python_environment.inspect_python",
-    "llmdeploy.selftest.train",
 }
 FACE = {"llmdeploy.__main__", "llmdeploy.cli"}
 
@@ -71,7 +70,7 @@ ONLY_IN: dict[str, set[str]] = {
     "ollama": {"llmdeploy.engines.ollama.connection"},
     "xllamacpp": {"llmdeploy.engines.llamacpp.server_program"},
     "vllm": set(),
-    "torch": {"llmdeploy.selftest.train"},
+    "torch": set(),
 }
 
 

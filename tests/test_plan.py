@@ -16,9 +16,7 @@ from llmdeploy.engines.llamacpp.engine import LlamaCpp, Program
 from llmdeploy.engines.llamacpp.settings import LlamaCppSettings
 from llmdeploy.errors import DoesNotFit
 from llmdeploy.hardware import Gpu, Hardware
-from llmdeploy.models.catalog import lookup
 from llmdeploy.models.facts import ModelFacts, read_gguf
-from llmdeploy.models.weights import GGUF
 from llmdeploy.plan import RESERVE_BYTES, MemoryPart, Plan, Setting, Wishes
 from llmdeploy.units import GIB, MIB, in_gib
 from tests import machines
@@ -36,8 +34,31 @@ WEIGHTS, MMPROJ = SELFTEST / "selftest-f16.gguf", SELFTEST / "mmproj-selftest-f1
 SELFTEST_FACTS = read_gguf(WEIGHTS, MMPROJ)
 
 
-QWEN_VL = lookup.find("qwen2.5-vl:7b").facts(GGUF)
-QWEN3 = lookup.find("qwen3:8b").facts(GGUF)
+QWEN_VL = ModelFacts(
+    architecture="",
+    weights_bytes=4_683_072_032,
+    kv_heads=(4,) * 28,
+    key_length=128,
+    value_length=128,
+    embedding_length=3584,
+    vocabulary_size=152_064,
+    context_length=128_000,
+    mmproj_bytes=853_119_712,
+    capabilities=("text", "image"),
+    source="the headers",
+)
+"""qwen2.5-vl:7b in Q4_K_M."""
+QWEN3 = ModelFacts(
+    architecture="",
+    weights_bytes=5_027_783_488,
+    kv_heads=(8,) * 36,
+    key_length=128,
+    value_length=128,
+    embedding_length=4096,
+    vocabulary_size=151_936,
+    context_length=40_960,
+)
+"""qwen3:8b in Q4_K_M."""
 
 
 def with_free(memory: int) -> Hardware:
@@ -66,7 +87,7 @@ def test_the_defaults_fit_every_machine(name: str, facts: ModelFacts, needed: st
 def test_the_memory_of_qwen_vl_part_by_part() -> None:
     plan = make_plan(QWEN_VL, machines.load("t4"), Wishes())
     assert plan.memory == (
-        MemoryPart("weights", 4_683_072_032, "the catalog"),
+        MemoryPart("weights", 4_683_072_032, "the headers"),
         MemoryPart("vision", 853_119_712, "size of the mmproj file"),
         # 28 layers x 4 heads x (128 + 128) x 2 bytes, for 4 x 8192 tokens: 1.75 GiB
         MemoryPart("KV cache", 1_792 * MIB, "57344 bytes a token (f16) x 32768 tokens"),

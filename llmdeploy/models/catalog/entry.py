@@ -6,15 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from llmdeploy.errors import ModelNotFound
 from llmdeploy.models.reference import HubFile
 from llmdeploy.models.weights import GGUF, HF, OLLAMA, Format
 from llmdeploy.paths import selftest_dir
-
-if TYPE_CHECKING:
-    from llmdeploy.models.facts import ModelFacts
 
 BITS = {
     # llama.cpp, tools/quantize/README.md: a Llama 3.1 8B, all tensors counted.
@@ -72,23 +68,12 @@ class CatalogEntry:
     """The longest context the model was trained for, in tokens; 0, as of all numbers below: not known."""
     parameters: int = 0
     """Of the whole model, vision tower included."""
-    layers: int = 0
-    heads: int = 0
-    kv_heads: int = 0
-    head_size: int = 0
     embedding: int = 0
     vocabulary: int = 0
     active: int = 0
     """Parameters that one token uses; 0: all of them."""
     vision: int = 0
     """Those of the vision tower and what stands between it and the model."""
-    kv_layers: int = 0
-    """Layers that keep a KV cache, where the others keep a state of fixed size; 0: all do."""
-    latent: int = 0
-    """Elements that a layer caches for a token, in place of keys and values (multi-head latent attention)."""
-    window: int = 0
-    """Tokens that a layer with a sliding window looks back; 0: none has one."""
-    window_layers: int = 0
     gguf_files: GgufFiles | None = None
     tag: str = ""
     """Of Ollama's registry."""
@@ -114,10 +99,6 @@ class CatalogEntry:
     @property
     def family(self) -> str:
         return self.name.partition(":")[0]
-
-    @property
-    def sees_images(self) -> bool:
-        return "image" in self.capabilities
 
     @property
     def gguf(self) -> GgufFiles:
@@ -190,34 +171,6 @@ class CatalogEntry:
         exact = files.sizes.get(quant, 0)
         complete = files.mmproj is None or files.mmproj_bytes > 0
         return (exact or self._estimate(quant)) + self._projector(), exact > 0 and complete
-
-    def facts(self, format: Format) -> ModelFacts:
-        """Sizes and shapes as the catalog has them, so that a plan needs no network. Raises ModelNotFound.
-
-        What a layer with a sliding window caches is counted in full.
-        """
-        from llmdeploy.models.facts import ModelFacts
-
-        size, exact = self.size(format)
-        if not (size and self.layers):
-            raise ModelNotFound(f"the catalog does not tell the shapes of `{self.name}`", self._hint())
-        mmproj_bytes = self._projector() if format == GGUF else 0
-        key, value = (self.latent, 0) if self.latent else (self.head_size, self.head_size)
-        heads = 1 if self.latent else self.kv_heads
-        cached = self.kv_layers or self.layers
-        return ModelFacts(
-            architecture="",
-            weights_bytes=size - mmproj_bytes,
-            kv_heads=(0,) * (self.layers - cached) + (heads,) * cached,
-            key_length=key,
-            value_length=value,
-            embedding_length=self.embedding,
-            vocabulary_size=self.vocabulary,
-            context_length=self.context,
-            mmproj_bytes=mmproj_bytes,
-            capabilities=self.capabilities,
-            source="the catalog" if exact else "the catalog, about",
-        )
 
     def _estimate(self, quant: str) -> int:
         """Bytes of the language model in that quantization, by its number of parameters."""

@@ -18,7 +18,8 @@ Text = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f]+$")]
 Count = Annotated[int, Meta(ge=1, le=10**15)]
 Repository = Annotated[str, Meta(pattern=r"^[\w.-]+/[\w.-]+$")]
 GgufPath = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f]+\.gguf$")]
-Layers = Annotated[int, Meta(ge=1, le=10_000)]
+RETIRED = frozenset({"layers", "heads", "kv_heads", "head_size", "kv_layers", "latent", "window", "window_layers"})
+"""Keys that nothing reads any longer; files that have them stay valid."""
 
 
 class Gguf(Struct, forbid_unknown_fields=True):
@@ -46,17 +47,9 @@ class Model(Struct, forbid_unknown_fields=True):
     parameters: Count | None = None
     active: Count | None = None
     vision: Count | None = None
-    layers: Layers | None = None
-    heads: Count | None = None
-    kv_heads: Count | None = None
-    head_size: Count | None = None
     embedding: Count | None = None
     vocabulary: Count | None = None
     tied: bool = False
-    kv_layers: Layers | None = None
-    latent: Count | None = None
-    window: Count | None = None
-    window_layers: Layers | None = None
 
 
 class Family(Model, forbid_unknown_fields=True):
@@ -89,6 +82,8 @@ def check(document: Document, shown: str) -> None:
 
 
 def _check(table: Any, kind: type[Struct], where: str) -> None:
+    if isinstance(table, dict) and kind is not File:
+        table = {key: value for key, value in table.items() if key not in RETIRED}
     try:
         convert(table, kind)
     except ValidationError as error:

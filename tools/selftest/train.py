@@ -3,16 +3,15 @@
 It was run in four stages, somewhat over an hour in all on 2 cores (the earlier stages saw smaller images, fewer small
 counts and no split messages):
 
-    python train.py stage1 --steps 1500
-    python train.py stage2 --steps 700 --init stage1 --lr 1e-3 --big 0.35
-    python train.py stage3 --steps 1700 --init stage2 --lr 1.5e-3 --big 0.1
-    python train.py stage4 --steps 530 --init stage3 --lr 1.5e-3 --big 0.4
+    python tools/selftest/train.py stage1 --steps 1500
+    python tools/selftest/train.py stage2 --steps 700 --init stage1 --lr 1e-3 --big 0.35
+    python tools/selftest/train.py stage3 --steps 1700 --init stage2 --lr 1.5e-3 --big 0.1
+    python tools/selftest/train.py stage4 --steps 530 --init stage3 --lr 1.5e-3 --big 0.4
 
 The GGUF files come from llama.cpp's `convert_hf_to_gguf.py`, run on the last folder with `--outtype f16` and again with
 `--mmproj`; its check of the tokenizer must be told that the pre-tokenizer is `qwen2`.
 
 It needs torch, torchvision, transformers 5, tokenizers, numpy and Pillow, which are not dependencies of llmdeploy.
-Nothing imports this file.
 """
 # mypy: ignore-errors
 # torch and transformers are not installed where the project is checked.
