@@ -231,7 +231,7 @@ def llama_server(world: World, script: str, *, version: bool = True) -> Path:
 def free_port() -> int:
     """Return an unused port.
 
-    It is below the range for outgoing connections, so that none of them takes it in the meantime, and it does not occur
+    It is below the range for outgoing connections, which therefore cannot take it, and it does not occur
     as a context length or size in any output.
     """
     while True:

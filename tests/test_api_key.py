@@ -1,4 +1,4 @@
-"""The API key, and who needs one."""
+"""The API key, and the addresses that need one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_key_of_a_file_is_its_first_line(content: str, tmp_path: Path) -> No
     assert api_key.read(keyed(tmp_path, content)) == "k-1"
 
 
-def test_the_variable_beats_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variable_takes_precedence_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = keyed(tmp_path, "file", mode=0o644)
     assert api_key.read(Settings()) is None
     monkeypatch.setenv("LLMDEPLOY_API_KEY", "variable it's $x")
@@ -51,7 +51,7 @@ UNUSABLE = [
 
 
 @pytest.mark.parametrize(("content", "message"), UNUSABLE, ids=range(len(UNUSABLE)))
-def test_a_key_that_is_none(content: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_keys_are_refused(content: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = keyed(tmp_path, content)
     with pytest.raises(ConfigError) as caught:
         api_key.read(settings)
@@ -64,7 +64,7 @@ def test_a_key_that_is_none(content: str, message: str, tmp_path: Path, monkeypa
         assert caught.value.message == message.replace("`[FILE]`", "LLMDEPLOY_API_KEY")
 
 
-def test_blanks_in_the_variable_are_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blank_variable_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMDEPLOY_API_KEY", " ")
     with pytest.raises(ConfigError, match=r"^LLMDEPLOY_API_KEY holds no API key$"):
         api_key.read(Settings())
@@ -83,7 +83,7 @@ def test_a_key_that_others_can_read_is_refused_until_its_hint_is_followed(mode: 
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a shell, pipes and modes as POSIX has them")
-def test_a_file_of_a_key_that_is_no_file(tmp_path: Path) -> None:
+def test_key_file_that_is_not_a_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe", 0o600)
     for path in (tmp_path, tmp_path / "pipe", Path(os.devnull)):
         with pytest.raises(ConfigError, match=r"which is not a file$"):
@@ -98,7 +98,7 @@ def test_a_file_of_a_key_that_is_no_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="file modes do not bind root")
-def test_a_key_that_may_not_be_read(tmp_path: Path) -> None:
+def test_unreadable_key_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read: Permission denied"):
         api_key.read(keyed(tmp_path, "k", 0))
 

@@ -26,7 +26,7 @@ PORT_HINT = "`port` is the port of the address that applications use"
 
 @pytest.fixture(autouse=True)
 def user_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty project folder, no variables, and the place of the user's file, which does not exist."""
+    """Return the path of the user's file, which does not exist; the folder is empty and no variable is set."""
     for name in os.environ:
         if name.startswith("LLMDEPLOY_"):
             monkeypatch.delenv(name)
@@ -72,7 +72,7 @@ def test_without_any_file_every_value_is_the_default() -> None:
 
 
 @pytest.mark.parametrize("key", keys(), ids=lambda key: key.name)
-def test_every_key_is_whole(key: Key) -> None:
+def test_every_key_is_complete(key: Key) -> None:
     assert key.default is None or key.rule.accepts(key.default)
     assert key.variable == "LLMDEPLOY_" + key.name.upper().replace(".", "_")
     assert key.variable not in ("LLMDEPLOY_CONFIG", "LLMDEPLOY_STATE_DIR", "LLMDEPLOY_API_KEY")
@@ -80,7 +80,7 @@ def test_every_key_is_whole(key: Key) -> None:
     assert not key.help.endswith(".")
 
 
-def test_each_source_wins_over_those_below_it(user_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precedence_of_sources(user_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layers = [
         (str(user_file), lambda: write(user_file, "port = 1001")),
         ("./llmdeploy.toml", lambda: write(Path("llmdeploy.toml"), "port = 1002")),
@@ -128,7 +128,7 @@ def test_empty_and_unknown_variables_are_ignored(monkeypatch: pytest.MonkeyPatch
     assert config.load() == Settings()
 
 
-def test_a_byte_order_mark_and_windows_line_ends_are_read(user_file: Path) -> None:
+def test_byte_order_mark_and_windows_line_endings_are_read(user_file: Path) -> None:
     write(user_file, "\ufeffport = 1\r\nmodel = 'x'\r\n")
     assert (config.load().port, config.load().model) == (1, "x")
 
@@ -234,7 +234,7 @@ FILE_ERRORS = [
 
 
 @pytest.mark.parametrize(("text", "message", "hint"), FILE_ERRORS, ids=range(len(FILE_ERRORS)))
-def test_what_a_file_must_not_hold(text: str, message: str, hint: str, user_file: Path) -> None:
+def test_invalid_files(text: str, message: str, hint: str, user_file: Path) -> None:
     write(user_file, text)
     with pytest.raises(ConfigError) as caught:
         config.load()
@@ -253,7 +253,7 @@ def test_what_a_file_must_not_hold(text: str, message: str, hint: str, user_file
         (b"a = " + b"9" * 5000, "`./llmdeploy.toml`: exceeds the limit (4300 digits) for integer string conver..."),
     ],
 )
-def test_a_file_that_is_no_toml(content: bytes, message: str) -> None:
+def test_file_that_is_not_toml(content: bytes, message: str) -> None:
     Path("llmdeploy.toml").write_bytes(content)
     with pytest.raises(ConfigError) as caught:
         config.load()
@@ -261,7 +261,7 @@ def test_a_file_that_is_no_toml(content: bytes, message: str) -> None:
     assert caught.value.hint
 
 
-def test_a_folder_in_place_of_a_file() -> None:
+def test_folder_instead_of_a_file() -> None:
     Path("llmdeploy.toml").mkdir()
     with pytest.raises(ConfigError, match=r"^`\./llmdeploy\.toml` cannot be read: "):
         config.load()
@@ -270,7 +270,7 @@ def test_a_folder_in_place_of_a_file() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="file modes do not bind root")
-def test_a_file_that_may_not_be_read(user_file: Path) -> None:
+def test_unreadable_file(user_file: Path) -> None:
     write(user_file, "port = 1").chmod(0)
     with pytest.raises(ConfigError) as caught:
         config.load()
@@ -278,7 +278,7 @@ def test_a_file_that_may_not_be_read(user_file: Path) -> None:
     assert caught.value.hint == f"look at its owner and mode: `ls -ld {user_file}`"
 
 
-def test_a_home_that_is_no_folder_is_a_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_that_is_not_a_folder_is_a_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paths, "user_config_file", lambda: write(tmp_path / "file", "") / "config.toml")
     assert config.load() == Settings()
 
@@ -309,14 +309,14 @@ def test_a_file_that_was_asked_for_must_exist(user_file: Path, monkeypatch: pyte
         ),
     ],
 )
-def test_what_a_variable_must_not_hold(variable: str, text: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_variables(variable: str, text: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, text)
     with pytest.raises(ConfigError) as caught:
         config.load()
     assert (caught.value.message, caught.value.hint) == (message, f"`unset {variable}`")
 
 
-def test_what_a_flag_must_not_hold() -> None:
+def test_invalid_flags() -> None:
     with pytest.raises(UsageError) as caught:
         config.load({"engines.llamacpp.gpu_layers": -2})
     assert caught.value.message == "`--gpu-layers` must be a whole number from -1 to 9999, not `-2`"
@@ -331,7 +331,7 @@ PERSONAL = [
 
 
 @pytest.mark.parametrize(("key", "value", "names"), PERSONAL, ids=lambda it: str(it))
-def test_what_the_file_of_a_folder_may_not_say(key: str, value: str, names: str, user_file: Path) -> None:
+def test_keys_that_a_project_file_must_not_set(key: str, value: str, names: str, user_file: Path) -> None:
     write(Path("llmdeploy.toml"), f'{key} = "{value}"')
     with pytest.raises(ConfigError) as caught:
         config.load()
@@ -358,7 +358,7 @@ def test_what_the_file_of_a_folder_may_not_say(key: str, value: str, names: str,
         ("fd00::2", "http://[fd00::2]:80"),
     ],
 )
-def test_where_this_machine_reaches_what_listens(host: str, url: str) -> None:
+def test_local_url(host: str, url: str) -> None:
     assert local_url(host, 80) == url
 
 
@@ -379,16 +379,16 @@ EDITS = [
     # a new file
     ("", "port", "2", "port = 2\n"),
     ("", "engines.llamacpp.threads", "2", "[engines.llamacpp]\nthreads = 2\n"),
-    # a value that is there
+    # an existing value
     (COMMENTED, "model", 'a "b"', COMMENTED.replace('"selftest"', r'"a \"b\""')),
     (COMMENTED, "port", "65535", COMMENTED.replace("= 1 #", "= 65535 #")),
     (COMMENTED, "engines.llamacpp.threads", "8", COMMENTED.replace("4", "8")),
     (COMMENTED, "engines.llamacpp.server", "/a\\x", COMMENTED.replace("'/opt/x'", r'"/a\\x"')),
     ("port=1", "port", "2", "port=2"),
     ("model = 'a'\r\nport = 1 # x\r\n", "port", "2", "model = 'a'\r\nport = 2 # x\r\n"),
-    # a value that is wrong, among others that are not ours to judge
+    # a wrong value, among unknown keys
     ("port = [ # x\n 1 ]\nprot = 3\n", "port", "2", "port = 2\nprot = 3\n"),
-    # a new key goes to the end of its table, above what introduces the next
+    # a new key goes to the end of its table, before the comments of the next table
     (COMMENTED, "timeout", "1.5", COMMENTED.replace("address\n", "address\ntimeout = 1.5\n")),
     (COMMENTED, "engines.llamacpp.gpu_layers", "-1", COMMENTED.replace("quotes\n", "quotes\ngpu_layers = -1\n")),
     ("[engines.llamacpp]", "engines.llamacpp.threads", "2", "[engines.llamacpp]\nthreads = 2"),
@@ -468,7 +468,7 @@ def test_a_file_that_cannot_be_edited_is_left_alone(before: str, key: str, messa
     assert user_file.read_text() == before
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created(tmp_path: Path) -> None:
     file = write(tmp_path / "file", "kept") / "config.toml"
     with pytest.raises(ConfigError) as caught:
         config_edit.set_value("port", "1", file)
@@ -478,7 +478,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="file modes do not bind root")
-def test_a_folder_that_may_not_be_written(user_file: Path) -> None:
+def test_folder_that_is_not_writable(user_file: Path) -> None:
     write(user_file, "port = 1")
     user_file.parent.chmod(0o500)
     with pytest.raises(ConfigError, match="cannot be written: Permission denied"):
@@ -487,7 +487,7 @@ def test_a_folder_that_may_not_be_written(user_file: Path) -> None:
     assert user_file.read_text() == "port = 1"
 
 
-def test_a_failure_at_the_last_step_leaves_the_old_file_alone(user_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_keeps_the_old_file(user_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -521,7 +521,7 @@ def test_a_device_is_read_and_not_replaced(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def accepted(key: Key) -> st.SearchStrategy[object]:
-    """Any value that a key accepts."""
+    """Generate values that a key accepts."""
     if isinstance(key.rule, Whole):
         return st.integers(key.rule.low, key.rule.high)
     if isinstance(key.rule, Fraction):
@@ -546,7 +546,7 @@ ASSIGNMENTS = st.lists(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(assignments=ASSIGNMENTS, before=st.sampled_from(["", COMMENTED, "engines.llamacpp.threads = 1", "# x\r\n"]))
-def test_what_is_set_is_loaded(assignments: list[tuple[str, object]], before: str, user_file: Path) -> None:
+def test_set_values_are_loaded(assignments: list[tuple[str, object]], before: str, user_file: Path) -> None:
     write(user_file, before)
     for name, value in assignments:
         text = shlex.join(value) if isinstance(value, list) else str(value)
@@ -585,7 +585,7 @@ def test_the_line_of_a_key(text: str, key: str, line: int | None) -> None:
     assert line_of(text, tuple(key.split("."))) == line
 
 
-def test_importing_it_loads_nothing_heavy() -> None:
+def test_import_is_light() -> None:
     heavy = ("tomllib", "tomlkit", "msgspec", "difflib", "platformdirs", "tempfile")
     code = f"import sys, llmdeploy.config; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

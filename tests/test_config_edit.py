@@ -1,4 +1,4 @@
-"""Several keys of a configuration file changed in one step: what else it holds stays, byte for byte."""
+"""Atomic changes of several keys of a configuration file, which keep everything else byte for byte."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ EDITS: list[tuple[str, dict[str, str | None], str]] = [
         .replace("small\n", "small\nmax_num_seqs = 8\n"),
     ),
     ("", {"engine": "vllm", "model": "x"}, 'engine = "vllm"\nmodel = "x"\n'),
-    # a key taken out: its lines go, and no other
+    # a key is removed with its lines only
     (BOTH, {"engine": None}, BOTH.replace('engine = "llamacpp" # for now\n', "")),
     (BOTH, {"engines.vllm.extra_args": None}, BOTH.replace(BOTH[BOTH.index("extra") : BOTH.index("dtype")], "")),
     (BOTH, {"engines.llamacpp.threads": None}, BOTH.replace("threads = 4\n", "")),
@@ -75,15 +75,15 @@ EDITS: list[tuple[str, dict[str, str | None], str]] = [
         {"port": None},
         'model = """\nport = 3\n"""\n# port = 4',
     ),
-    # a value that is wrong, taken out or replaced
+    # a wrong value, removed or replaced
     ("port = 'x'\nprot = 1\n", {"port": None}, "prot = 1\n"),
-    # out and in at once
+    # removed and added at once
     (
         BOTH,
         {"engine": None, "port": "2"},
         BOTH.replace('engine = "llamacpp" # for now\n', "").replace('st"', 'st"\nport = 2'),
     ),
-    # the line ends of the file
+    # the line endings of the file
     ('model = "a"\r\n', {"model": None, "port": "2"}, "port = 2\r\n"),
     ("# x\r\nport = 1", {"parallel": "2"}, "# x\r\nport = 1\r\nparallel = 2"),
     ("port = 1\r\n", {"gateway.max_held": "2"}, "port = 1\r\n\r\n[gateway]\r\nmax_held = 2\r\n"),
@@ -109,18 +109,18 @@ def test_an_inline_table_loses_one_key(file: Path) -> None:
     assert file.read_text().endswith("} # x\n")
 
 
-def test_a_file_longer_than_is_searched_loses_a_key_too(file: Path) -> None:
+def test_key_is_removed_from_a_very_long_file(file: Path) -> None:
     write_bytes(file, "# x\n" * 1000 + "port = 1\nmodel = 'a'\n")
     write(edited(file, {"port": None}))
     assert file.read_text() == "# x\n" * 1000 + "model = 'a'\n"
 
 
-def test_nothing_to_change_makes_no_file(file: Path) -> None:
+def test_no_change_creates_no_file(file: Path) -> None:
     write(edited(file, {"port": None}))
     assert not file.parent.exists()
 
 
-def test_a_byte_order_mark_stays(file: Path) -> None:
+def test_byte_order_mark_is_kept(file: Path) -> None:
     file.parent.mkdir()
     file.write_bytes(b"\xef\xbb\xbfport = 1\r\n")
     write(edited(file, {"port": "2"}))
@@ -147,10 +147,10 @@ def test_one_wrong_key_changes_none(before: str, changes: dict[str, str | None],
     assert file.read_text() == before
 
 
-# What others do meanwhile
+# Concurrent changes
 
 
-def test_what_was_changed_meanwhile_stays(file: Path) -> None:
+def test_concurrent_changes_are_kept(file: Path) -> None:
     write_bytes(file, "port = 1\n")
     edit = edited(file, {"model": "a", "engine": "vllm"})
     write_bytes(file, "# mine\nport = 2\nengine = 'ollama' # fast\n")
@@ -159,7 +159,7 @@ def test_what_was_changed_meanwhile_stays(file: Path) -> None:
     assert (made.before, made.after) == ("# mine\nport = 2\nengine = 'ollama' # fast\n", file.read_text())
 
 
-def test_a_file_that_went_or_broke_meanwhile(file: Path) -> None:
+def test_file_removed_or_broken_meanwhile(file: Path) -> None:
     write_bytes(file, "port = 1\n")
     edit = edited(file, {"model": "a"})
     file.unlink()
@@ -180,7 +180,7 @@ for number in range(1, 41):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked there")
-def test_commands_at_the_same_time_lose_nothing_of_each_other(file: Path) -> None:
+def test_concurrent_commands_keep_each_others_changes(file: Path) -> None:
     write_bytes(file, "# kept\n")
     keys = ["port", "parallel", "gateway.max_held", "engines.llamacpp.threads"]
     writers = [subprocess.Popen([sys.executable, "-c", SETS, key, file]) for key in keys]
@@ -190,7 +190,7 @@ def test_commands_at_the_same_time_lose_nothing_of_each_other(file: Path) -> Non
     assert file.read_text().startswith("# kept\n")
 
 
-def test_a_lock_that_is_not_given_back_is_waited_for_a_while(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_the_lock_is_limited(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fcntl = pytest.importorskip("fcntl")
     write_bytes(file, "port = 1\n")
     monkeypatch.setattr(config_edit, "PATIENCE", 0.05)
@@ -206,7 +206,7 @@ def test_a_lock_that_is_not_given_back_is_waited_for_a_while(file: Path, monkeyp
 # The difference
 
 
-def test_the_difference_is_what_patch_reads(file: Path) -> None:
+def test_difference_is_a_patch(file: Path) -> None:
     write_bytes(file, BOTH)
     edit = edited(file, {"engine": "vllm", "engines.llamacpp.threads": None, "model": None})
     assert (
@@ -234,7 +234,7 @@ def test_the_difference_is_what_patch_reads(file: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("patch") is None, reason="no `patch` here")
 @pytest.mark.parametrize("before", ["", "port = 1", "port = 1\r\n# x\u2028y", BOTH])
-def test_patch_makes_the_same_of_it(before: str, file: Path, tmp_path: Path) -> None:
+def test_patch_applies_the_difference(before: str, file: Path, tmp_path: Path) -> None:
     write_bytes(file, before)
     edit = edited(file, {"model": "a", "gateway.max_held": "3"})
     command = ["patch", "--binary", "--quiet", str(file)]
@@ -243,7 +243,7 @@ def test_patch_makes_the_same_of_it(before: str, file: Path, tmp_path: Path) -> 
     assert file.read_bytes().decode() == edit.after
 
 
-# Any file
+# Generated files
 
 
 VALUES: dict[str, list[tuple[str, Any]]] = {
@@ -273,7 +273,7 @@ REMARKS = ["", "  ", "# a remark", "   # port = 3", "#"]
 
 @st.composite
 def files(draw: st.DrawFn) -> tuple[str, dict[str, str], dict[str, Any]]:
-    """A file, the lines of it that set each key, and what they set."""
+    """Generate a file, the lines that set each key, and the values."""
     chosen = draw(st.lists(st.sampled_from([*VALUES, *FOREIGN]), unique=True))
     remarks = st.lists(st.sampled_from(REMARKS), max_size=2)
     lines: list[str] = draw(remarks)
@@ -283,7 +283,7 @@ def files(draw: st.DrawFn) -> tuple[str, dict[str, str], dict[str, Any]]:
     for name in chosen:
         table = name.rpartition(".")[0] if draw(st.booleans()) else ""
         tables.setdefault(table, []).append(name)
-    # A table that dotted keys have begun cannot be opened again.
+    # TOML does not allow a header for a table that dotted keys have defined.
     dotted = {name.rpartition(".")[0] for name in tables[""] if "." in name}
     for table in [it for it in tables if it in dotted or any(of.startswith(f"{it}.") for of in dotted)]:
         if table:
@@ -321,7 +321,7 @@ def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200)
 @given(content=files(), changes=CHANGES)
-def test_what_is_not_changed_stays(
+def test_unchanged_lines_are_kept(
     content: tuple[str, dict[str, str], dict[str, Any]], changes: dict[str, str | None], file: Path
 ) -> None:
     before, owned, said = content
@@ -329,7 +329,7 @@ def test_what_is_not_changed_stays(
     after = write(edited(file, changes)).after
     assert file.read_bytes().decode() == after
 
-    # What it says
+    # Messages
     found = flat(tomllib.loads(after))
     wanted = {
         **said,
@@ -337,7 +337,7 @@ def test_what_is_not_changed_stays(
     }
     assert found == {name: value for name, value in wanted.items() if value is not None}
 
-    # All lines but those of the changed keys are there, in their order
+    # All lines except those of changed keys are kept in order
     rest = before
     for name in changes:
         if name in owned:

@@ -27,8 +27,8 @@ def files(folder: Path) -> dict[str, str]:
     return {file.name: file.read_text() for file in sorted(folder.iterdir())}
 
 
-def test_what_comes_after_the_end_stays_out(tmp_path: Path) -> None:
-    """Another server may write to the file by then."""
+def test_output_after_the_end_is_dropped(tmp_path: Path) -> None:
+    """Check that nothing is written after the end, when another server may already use the file."""
     server_log = ServerLog(tmp_path / "server.log")
     server_log.write("a word")
     server_log.close()
@@ -49,7 +49,7 @@ def test_each_start_has_its_own_file_and_earlier_ones_are_kept(tmp_path: Path) -
     }
 
 
-def test_a_start_that_wrote_nothing_pushes_none_out(tmp_path: Path) -> None:
+def test_start_without_output_removes_no_earlier_log(tmp_path: Path) -> None:
     for lines in (["first"], [], [], ["second"]):
         write(tmp_path / "server.log", *lines)
     assert files(tmp_path) == {"server.log": "second\n", "server.log.1": "first\n"}
@@ -66,7 +66,7 @@ def test_a_log_that_grows_is_rotated(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert {oct(file.stat().st_mode & 0o777) for file in tmp_path.iterdir()} == {"0o600"}
 
 
-def test_the_last_lines_are_at_hand(tmp_path: Path) -> None:
+def test_last_lines_are_available(tmp_path: Path) -> None:
     server_log = ServerLog(tmp_path / "server.log")
     for number in range(TAIL_LINES + 5):
         server_log.write(str(number))
@@ -75,7 +75,7 @@ def test_the_last_lines_are_at_hand(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_full_disk_ends_nothing(tmp_path: Path) -> None:
+def test_full_disk_does_not_stop_the_log(tmp_path: Path) -> None:
     (tmp_path / "server.log").symlink_to("/dev/full")
     server_log = ServerLog(tmp_path / "server.log")
     for size in (1, 10_000, 100_000, 1):
@@ -85,7 +85,7 @@ def test_a_full_disk_ends_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_full_disk_does_not_end_what_is_served(world: World) -> None:
+def test_full_disk_does_not_stop_the_service(world: World) -> None:
     world.state.mkdir()
     (world.state / "server.log").symlink_to("/dev/full")
     assert world.run("serve", "selftest", "--detach").status == 0
@@ -99,7 +99,7 @@ def test_a_full_disk_does_not_end_what_is_served(world: World) -> None:
 
 @pytest.fixture
 def logged(world: World) -> World:
-    """A world with a log of five lines."""
+    """Return a world with a log of five lines."""
     world.state.mkdir()
     (world.state / "server.log").write_text("one\ntwo\nthree\nfour\nfive\n")
     return world
@@ -118,7 +118,7 @@ def test_the_last_lines(logged: World, arguments: list[str], shown: str) -> None
     assert logged.run("logs", *arguments).text == f"exit 0\n--- stdout\n{shown}--- stderr\n"
 
 
-def test_what_is_not_utf8_is_shown_still(logged: World) -> None:
+def test_invalid_utf8_is_shown(logged: World) -> None:
     (logged.state / "server.log").write_bytes(b"a\xffb\n")
     assert logged.run("logs").stdout == "a�b\n"
 
@@ -138,7 +138,7 @@ def test_the_log_of_the_real_engine(served: World) -> None:
 
 
 class Follower:
-    """`llmdeploy logs -f` and what it has said so far."""
+    """A running `llmdeploy logs -f` and its output so far."""
 
     def __init__(self, world: World, *arguments: str) -> None:
         self.process = world.start("logs", "-f", *arguments)
@@ -187,18 +187,18 @@ def test_growth_is_followed_until_ctrl_c(logged: World, follower: Follower) -> N
 
 
 def test_a_rotation_is_followed_and_nothing_is_lost(logged: World, follower: Follower) -> None:
-    """What is written just before a rotation stands in the file that was put aside."""
+    """Write just before a rotation, so that the line is in the rotated file."""
     file = logged.state / "server.log"
     said = "four\nfive\n"
     for number in range(3):
         append(file, f"last {number}\n")
-        write(file, f"first {number}")  # a start: it rotates
+        write(file, f"first {number}")  # each start rotates the log
         said += f"last {number}\nfirst {number}\n"
         until(lambda: follower.said == said)  # noqa: B023 # waited for at once
     assert follower.end() == 130
 
 
-def test_a_log_that_was_emptied_or_replaced_is_taken_up_again(logged: World, follower: Follower) -> None:
+def test_emptied_or_replaced_log_is_followed(logged: World, follower: Follower) -> None:
     file = logged.state / "server.log"
     file.write_text("new\n")
     until(lambda: follower.said == "four\nfive\nnew\n")
@@ -208,7 +208,7 @@ def test_a_log_that_was_emptied_or_replaced_is_taken_up_again(logged: World, fol
     assert follower.end() == 130
 
 
-def test_following_a_real_server_over_a_new_start(world: World) -> None:
+def test_real_server_is_followed_over_a_restart(world: World) -> None:
     assert world.run("serve", "selftest", "--detach").status == 0
     follower = Follower(world)
     until(lambda: follower.said.count("listening on") == 1)

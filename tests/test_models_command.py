@@ -1,4 +1,4 @@
-"""`llmdeploy models` and `models rm`: what is here, and what goes."""
+"""`llmdeploy models` and `models rm`: listing and removing models."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SMALL, LARGE = f"hf://{GGUF}:Q8_0", f"hf://{GGUF}:F16"
 
 @pytest.fixture(scope="module")
 def fetched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The Hub's cache, filled by huggingface_hub."""
+    """Fill the Hub's cache with huggingface_hub; return its folder."""
     home = tmp_path_factory.mktemp("hf")
     with serve(Hub(files=FILES)) as hub:
         for repo, files in FILES.items():
@@ -56,7 +56,7 @@ def fetched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def machine(world: World, fetched: Path) -> World:
-    """A machine with something in each place."""
+    """Return a machine with models in every place."""
     home = world.folder / "home"
     shutil.copytree(fetched, world.folder / "hf" / "hub", symlinks=True)
     world.environment |= {"HF_HOME": str(world.folder / "hf"), "HF_ENDPOINT": f"http://127.0.0.1:{closed_port()}"}
@@ -84,7 +84,7 @@ def removed(result: Result) -> dict[str, Any]:
 
 
 def taken(folder: Path) -> int:
-    """Bytes of the files in a folder, each once, as `du` counts them."""
+    """Count the bytes of the files in a folder, each once, as `du` does."""
     found = [file.lstat() for file in folder.rglob("*") if file.is_file() and not file.is_symlink()]
     return sum({it.st_ino: it.st_size for it in found}.values())
 
@@ -92,7 +92,7 @@ def taken(folder: Path) -> int:
 # --- The list
 
 
-def test_what_is_here_is_a_table(machine: World) -> None:
+def test_models_are_listed_as_a_table(machine: World) -> None:
     result = machine.run("models")
     assert result.status == 0, result.text
     head, *rows = (line.split("  ") for line in result.stdout.splitlines())
@@ -123,7 +123,7 @@ def test_the_list_as_json_keeps_the_catalog(machine: World) -> None:
     assert document["stored_bytes"] == sum(names.values()) - MMPROJ.stat().st_size, "the projector is shared"
 
 
-def test_every_name_that_is_shown_can_be_pasted(machine: World) -> None:
+def test_every_listed_name_can_be_used(machine: World) -> None:
     for name, one in stored(machine).items():
         assert (
             [it["name"] for it in removed(machine.run("models", "rm", name, "--dry-run", "--json"))["removed"]]
@@ -133,7 +133,7 @@ def test_every_name_that_is_shown_can_be_pasted(machine: World) -> None:
         )
 
 
-def test_what_is_unfinished_is_told_with_the_way_on(machine: World, cache: Path) -> None:
+def test_unfinished_downloads_are_listed_with_the_command_to_continue(machine: World, cache: Path) -> None:
     put(cache / "models--owner--new" / "blobs" / f"{'a' * 64}.llmdeploy.incomplete", b"p" * 5000)
     result = machine.run("models")
     assert "hf://owner/new" in result.stdout.splitlines()[-1], "last"
@@ -147,7 +147,7 @@ def test_what_is_unfinished_is_told_with_the_way_on(machine: World, cache: Path)
 
 
 def on_a_terminal(world: World, *arguments: str, columns: int = 80, answer: bytes = b"") -> tuple[int, str]:
-    """What somebody at a terminal sees, and the exit status."""
+    """Run a command on a terminal; return the screen and the exit status."""
     ours, theirs = pty.openpty()
     environment = {**world.environment, "COLUMNS": str(columns)}
     command = subprocess.Popen(
@@ -180,7 +180,7 @@ def test_a_narrow_terminal_shows_whole_words(machine: World) -> None:
 
 
 @pytest.mark.parametrize("names", [(SMALL,), (LARGE,), (f"hf://{GGUF}",), (f"hf://{HF}",), (SMALL, f"hf://{HF}")])
-def test_what_a_dry_run_tells_is_what_is_freed(machine: World, cache: Path, names: tuple[str, ...]) -> None:
+def test_dry_run_predicts_what_is_freed(machine: World, cache: Path, names: tuple[str, ...]) -> None:
     before = {repo: taken(cache / f"models--{repo.replace('/', '--')}" / "blobs") for repo in FILES}
     told = removed(machine.run("models", "rm", *names, "--dry-run", "--json"))
     assert told["dry_run"]
@@ -191,7 +191,7 @@ def test_what_a_dry_run_tells_is_what_is_freed(machine: World, cache: Path, name
     assert {one["name"] for one in done["removed"]}.isdisjoint(stored(machine))
 
 
-def test_a_quantization_goes_and_the_others_stay(machine: World, cache: Path) -> None:
+def test_removing_one_quantization_keeps_the_others(machine: World, cache: Path) -> None:
     assert machine.run("models", "rm", SMALL, "--yes").status == 0
     snapshot = cache / "models--owner--x-GGUF" / "snapshots" / COMMIT
     assert {file.name for file in snapshot.iterdir()} == {"x-F16.gguf", "mmproj-x-F16.gguf"}
@@ -200,7 +200,7 @@ def test_a_quantization_goes_and_the_others_stay(machine: World, cache: Path) ->
     assert not (cache / "models--owner--x-GGUF").exists(), "the last one takes the repository with it"
 
 
-def test_a_file_that_has_another_name_too_frees_nothing(machine: World, cache: Path) -> None:
+def test_removing_a_hard_linked_file_frees_nothing(machine: World, cache: Path) -> None:
     blob = (cache / "models--owner--x-GGUF" / "snapshots" / COMMIT / "x-Q8_0.gguf").resolve()
     os.link(blob, machine.folder / "mine.gguf")
     result = machine.run("models", "rm", SMALL, "--yes")
@@ -208,7 +208,7 @@ def test_a_file_that_has_another_name_too_frees_nothing(machine: World, cache: P
     assert (machine.folder / "mine.gguf").read_bytes() == b"8" * 8000
 
 
-def test_at_a_terminal_it_asks_and_takes_no_for_an_answer(machine: World) -> None:
+def test_removal_can_be_declined_on_a_terminal(machine: World) -> None:
     status, seen = on_a_terminal(machine, "models", "rm", SMALL, answer=b"n\n")
     assert status == 1
     assert f"`{SMALL}`, 601 KiB, in `{machine.folder}/hf/hub`" in seen
@@ -221,13 +221,13 @@ def test_at_a_terminal_it_asks_and_takes_no_for_an_answer(machine: World) -> Non
     assert SMALL not in stored(machine)
 
 
-def test_without_a_terminal_it_wants_to_be_told(machine: World) -> None:
+def test_removal_without_a_terminal_needs_yes(machine: World) -> None:
     result = machine.run("models", "rm", SMALL)
     assert (result.status, result.stderr.splitlines()[-1]) == (2, "hint: add `--yes` to agree")
     assert SMALL in stored(machine)
 
 
-def test_what_is_fetched_now_stays(machine: World, cache: Path) -> None:
+def test_model_being_downloaded_is_kept(machine: World, cache: Path) -> None:
     locks = cache / ".locks" / f"models--{HF.replace('/', '--')}"
     with FileLock(locks / "0123.lock"):
         result = machine.run("models", "rm", HF, "--yes")
@@ -236,13 +236,13 @@ def test_what_is_fetched_now_stays(machine: World, cache: Path) -> None:
     assert machine.run("models", "rm", HF, "--yes").status == 0
 
 
-def test_a_name_that_is_not_here(machine: World) -> None:
+def test_unknown_name(machine: World) -> None:
     result = machine.run("models", "rm", "hf://owner/x-GUF", "--yes", "--json")
     assert (result.status, json.loads(result.stdout)["error"]["code"]) == (1, "model_not_found")
     assert f"`hf://{HF}`" in result.stdout
 
 
-def test_what_is_not_ours_is_refused_with_the_command(machine: World) -> None:
+def test_files_of_other_programs_are_refused_with_a_command(machine: World) -> None:
     path = machine.folder / "home" / ".lmstudio" / "models" / "lm" / "y-GGUF" / "y-F16.gguf"
     result = machine.run("models", "rm", path, "--yes")
     assert (result.status, result.stderr) == (
@@ -254,8 +254,8 @@ def test_what_is_not_ours_is_refused_with_the_command(machine: World) -> None:
     assert "ships with llmdeploy" in machine.run("models", "rm", "selftest", "--yes").stderr
 
 
-def test_what_was_pulled_into_a_folder_is_shown_served_and_removed(world: World) -> None:
-    """And a download of the same is spared, where it is not in the cache."""
+def test_model_in_a_pulled_folder_is_listed_served_and_removed(world: World) -> None:
+    """Check also that such files spare a download if the cache does not have them."""
     world.environment |= {"HF_HOME": str(world.folder / "hf"), "LLMDEPLOY_DATA_DIR": str(world.folder / "data")}
     here = world.folder / "here"
     with serve(Hub(files={GGUF: {"x-F16.gguf": WEIGHTS.read_bytes(), "README.md": b"# x"}})) as hub:
@@ -277,7 +277,7 @@ def test_what_was_pulled_into_a_folder_is_shown_served_and_removed(world: World)
     assert not here.exists()
 
 
-def test_of_a_folder_goes_what_was_put_there(machine: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_pulled_files_of_a_folder_are_removed(machine: World, monkeypatch: pytest.MonkeyPatch) -> None:
     data = machine.folder / "data"
     monkeypatch.setenv("LLMDEPLOY_DATA_DIR", str(data))
     machine.environment["LLMDEPLOY_DATA_DIR"] = str(data)
@@ -291,7 +291,7 @@ def test_of_a_folder_goes_what_was_put_there(machine: World, monkeypatch: pytest
     assert not [one for one in stored(machine).values() if one["root"] == str(here)]
 
 
-def test_what_is_served_stays(machine: World) -> None:
+def test_served_model_is_kept(machine: World) -> None:
     name = f"hf://{GGUF}/x-F16.gguf"
     assert machine.run("serve", name, "--detach").status == 0
     until(lambda: machine.record().get("receipt"))
@@ -305,7 +305,7 @@ def test_what_is_served_stays(machine: World) -> None:
     assert machine.run("models", "rm", LARGE, "--yes").status == 0
 
 
-def test_ollamas_models_go_by_its_daemon_only(machine: World) -> None:
+def test_ollamas_models_are_removed_only_through_its_daemon(machine: World) -> None:
     told = removed(machine.run("models", "rm", "ollama://qwen3:8b", "--dry-run", "--json"))
     assert told["freed_bytes"] > WEIGHTS.stat().st_size
     result = machine.run("models", "rm", "ollama://qwen3:8b", "--yes")
@@ -331,8 +331,8 @@ def test_a_real_ollama_removes_its_own(machine: World, daemon: OwnOllama) -> Non
     assert (result.status, "has another store than the one with `theirs:latest`" in result.stderr) == (1, True)
 
 
-def test_what_starts_or_is_switched_to_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No receipt tells yet which files it takes."""
+def test_model_of_a_starting_service_or_switch_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use a record without a receipt, so that the files are not known yet."""
     one, other, third = (
         InstalledModel(HubRepo(f"owner/{name}"), "hub", tmp_path, (tmp_path / name,), ("vllm",), 0.0) for name in "xyz"
     )

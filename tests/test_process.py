@@ -39,12 +39,12 @@ class Run:
     lines: list[str]
     status: int
     seconds: float
-    """From the letting go to the end."""
+    """Seconds from releasing the leash to the end."""
     server: ProcessId | None
 
 
 def run(*argv: str, let_go_at: str | None = None, grace: float = GRACE, **env: str) -> Run:
-    """Run a server on its leash to its end; the leash is let go when it writes a line that begins so."""
+    """Run a server on its leash; release the leash when it writes a line with this beginning, and wait for its end."""
 
     lines: list[str] = []
     told: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -83,14 +83,14 @@ def python(code: str) -> tuple[str, ...]:
 
 @pytest.fixture
 def bystander() -> Iterator[subprocess.Popen[bytes]]:
-    """A process of somebody else's, in a group of its own."""
+    """Start an unrelated process in its own process group."""
     process = subprocess.Popen(["sleep", "60"], start_new_session=True)
     yield process
     process.kill()
     process.wait()
 
 
-# Who is it?
+# Identity
 
 
 def test_a_process_is_known_by_pid_and_start(bystander: subprocess.Popen[bytes]) -> None:
@@ -101,12 +101,12 @@ def test_a_process_is_known_by_pid_and_start(bystander: subprocess.Popen[bytes])
     assert alive(found)
 
 
-def test_nobody() -> None:
+def test_pid_that_does_not_exist() -> None:
     assert identify(2**22 + 1) is None  # beyond Linux's largest pid
     assert not alive(None)
 
 
-def test_a_pid_that_was_given_again_is_another_process(bystander: subprocess.Popen[bytes]) -> None:
+def test_reused_pid_is_another_process(bystander: subprocess.Popen[bytes]) -> None:
     found = identify(bystander.pid)
     assert found is not None
     before = ProcessId(found.pid, found.started - 1)
@@ -121,14 +121,14 @@ def test_a_pid_that_was_given_again_is_another_process(bystander: subprocess.Pop
 def test_a_zombie_is_not_alive(bystander: subprocess.Popen[bytes]) -> None:
     found = identify(bystander.pid)
     assert found is not None
-    bystander.kill()  # and nobody waits for it
+    bystander.kill()  # and nothing waits for it
     assert wait_gone(found, WITHIN)
     assert psutil.Process(bystander.pid).status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
 @pytest.mark.parametrize("name", [b"a) Z 1 1 (b", b"\xff\xfe", b"", b"two\nlines"])
-def test_any_name_a_process_gives_itself(name: bytes) -> None:
+def test_any_process_name(name: bytes) -> None:
     code = f"import ctypes, time; ctypes.CDLL(None).prctl(15, {name!r}); print(1, flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
         before = identify(process.pid)
@@ -150,7 +150,7 @@ def test_waiting_ends(bystander: subprocess.Popen[bytes]) -> None:
     assert bystander.wait() == -signal.SIGTERM
 
 
-# What a server writes and how it ends
+# Output and exit
 
 
 @pytest.mark.parametrize("status", [0, 1, 3, 127, 255])
@@ -191,7 +191,7 @@ def test_output_comes_through(program: str, script: str, lines: list[str]) -> No
 
 @pytest.mark.parametrize("size", [2**16 + 1, 2**20, 2**20 + 1, 5_000_000])
 def test_a_line_of_any_length_comes_through(size: int) -> None:
-    """Longer than every buffer: it comes in pieces, and what follows is whole."""
+    """Write a line longer than every buffer: it arrives in pieces, and the next line is complete."""
     result = run(*python(f"print('x' * {size}); print('after')"))
     assert "".join(result.lines[:-1]) == "x" * size
     assert result.lines[-1] == "after"
@@ -203,7 +203,7 @@ def test_all_of_a_long_output_comes_through() -> None:
 
 
 @pytest.mark.parametrize("script", ["echo 1; echo 1 >&2; exec sleep 60", "exec >&-; echo 1 >&2; exec sleep 60"])
-def test_output_cannot_be_taken_for_the_pid(script: str) -> None:
+def test_output_is_not_mistaken_for_the_pid(script: str) -> None:
     lines: list[str] = []
     child = Child(("sh", "-c", script), {}, GRACE, lines.append)
     server = child.server
@@ -217,7 +217,7 @@ def test_output_cannot_be_taken_for_the_pid(script: str) -> None:
     assert not alive(server)
 
 
-def test_a_server_has_our_variables_and_its_own_and_no_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_gets_variables_and_no_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OURS", "1")
     assert run("sh", "-c", 'cat; echo "$OURS $THEIRS"', THEIRS="2").lines == ["1 2"]
 
@@ -225,19 +225,19 @@ def test_a_server_has_our_variables_and_its_own_and_no_stdin(monkeypatch: pytest
 # The leash
 
 
-def test_a_polite_server_ends_at_once() -> None:
+def test_server_that_obeys_sigterm_ends_at_once() -> None:
     result = run("sh", "-c", "echo ready; exec sleep 60", let_go_at="ready", grace=WITHIN)
     assert result.status == -signal.SIGTERM
     assert result.seconds < WITHIN / 2
 
 
-def test_a_server_that_cleans_up_is_given_the_time() -> None:
+def test_server_gets_time_to_clean_up() -> None:
     script = "trap 'sleep 0.2; echo clean; exit 7' TERM; echo ready; while :; do sleep 0.02; done"
     result = run("sh", "-c", script, let_go_at="ready", grace=WITHIN)
     assert (result.status, result.lines[-1]) == (7, "clean")
 
 
-def test_a_server_that_ignores_sigterm_is_killed_after_the_grace() -> None:
+def test_server_that_ignores_sigterm_is_killed_after_the_grace_period() -> None:
     result = run("sh", "-c", "trap '' TERM; echo ready; sleep 60", let_go_at="ready")
     assert result.status == -signal.SIGKILL
     assert GRACE <= result.seconds < WITHIN
@@ -247,8 +247,8 @@ def test_a_server_that_ignores_sigterm_is_killed_after_the_grace() -> None:
     ("script", "let_go_at"),
     [
         ("sleep 60 & echo $!; wait", ""),
-        ("(trap '' TERM; sleep 60) & sleep 0.05; echo $!; wait", ""),  # deaf, and its parent is not
-        ("sleep 60 & echo $!; exit 0", None),  # its parent ends by itself
+        ("(trap '' TERM; sleep 60) & sleep 0.05; echo $!; wait", ""),  # the child ignores SIGTERM, its parent does not
+        ("sleep 60 & echo $!; exit 0", None),  # its parent exits by itself
         ("sleep 60 & echo $!; kill -9 $$", None),
     ],
 )
@@ -280,7 +280,7 @@ def test_the_death_of_the_holder_ends_the_server(script: str) -> None:
         assert wait_gone(guard, WITHIN)
 
 
-def test_a_guard_whose_starter_is_gone_before_it_has_told_the_pid_still_holds_the_leash(tmp_path: Path) -> None:
+def test_watchdog_works_if_its_starter_dies_early(tmp_path: Path) -> None:
     told = tmp_path / "pid"
     unread, pid_pipe = os.pipe()
     os.close(unread)
@@ -297,7 +297,7 @@ def test_a_guard_whose_starter_is_gone_before_it_has_told_the_pid_still_holds_th
         assert wait_gone(server, WITHIN)
 
 
-def test_what_is_left_of_a_group_is_found_when_its_leader_is_gone() -> None:
+def test_rest_of_a_process_group_is_found_without_its_leader() -> None:
     script = "sleep 60 & echo $!; wait"
     with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True) as shell:
         assert shell.stdout is not None

@@ -1,4 +1,4 @@
-"""`llmdeploy pull` through the front, from a Hub on loopback."""
+"""`llmdeploy pull` as a command, from a Hub on loopback."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 GGUF, HF = "owner/selftest-GGUF", "owner/selftest"
 WEIGHTS, MMPROJ = "selftest-f16.gguf", "mmproj-selftest-f16.gguf"
 LARGE = 30_000_000
-"""Bytes of each of two files: more than one block of the downloads."""
+"""Bytes of each of two files, more than one block of a download."""
 BLOCK = 1024 * 1024
 """Bytes that are written at once."""
 
 
 def tensors(size: int, byte: int) -> bytes:
-    """A safetensors file with one tensor of that many bytes."""
+    """Build a safetensors file with one tensor of this many bytes."""
     head = json.dumps({"x": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
     return struct.pack("<Q", len(head)) + head + bytes([byte]) * size
 
@@ -46,7 +46,7 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture
 def here(world: World, hub: Hub) -> World:
-    """A world that knows this Hub."""
+    """Return a world that uses this Hub."""
     world.environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(world.folder / "hf")}
     return world
 
@@ -103,9 +103,7 @@ def test_only_what_the_engine_needs_is_fetched(here: World, hub: Hub) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_pull_that_is_broken_off_goes_on_and_fetches_no_finished_byte_twice(
-    here: World, hub: Hub, number: signal.Signals
-) -> None:
+def test_interrupted_pull_continues_without_fetching_bytes_twice(here: World, hub: Hub, number: signal.Signals) -> None:
     hub.failing, hub.stall_after = "model-00002", 20 * BLOCK + 1000
     blobs = here.folder / "hf" / "hub" / "models--owner--selftest" / "blobs"
     first, second = (blob(hub.files[HF][f"model-0000{n}-of-00002.safetensors"]).sha256 for n in (1, 2))
@@ -129,7 +127,7 @@ def test_a_pull_that_is_broken_off_goes_on_and_fetches_no_finished_byte_twice(
     assert not list(blobs.glob("*.incomplete"))
 
 
-def test_a_disk_without_room_is_told_before_the_first_byte_with_both_numbers(here: World, hub: Hub) -> None:
+def test_full_disk_is_reported_before_the_download_with_both_numbers(here: World, hub: Hub) -> None:
     disk = here.folder / "small"
     mount = f'mkdir -p "{disk}" && mount -t tmpfs -o size=40m tmpfs "{disk}" && exec "$@"'
     own_disk = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount, "sh"]
@@ -202,7 +200,7 @@ def test_a_branch_is_locked_to_its_commit(here: World, hub: Hub) -> None:
     assert [path.name for path in elsewhere.rglob("snapshots/*")] == [COMMIT]
 
 
-def test_a_folder_with_another_revision_is_not_taken_for_the_main_branch(here: World, hub: Hub) -> None:
+def test_folder_with_another_revision_is_not_used_for_the_main_branch(here: World, hub: Hub) -> None:
     hub.refs[GGUF] = {"old": COMMIT}
     assert here.run("pull", f"hf://{GGUF}@old", "--dir", "old", "--no-fit").status == 0
     newer = hub.commit(GGUF, {WEIGHTS: b"GGUF newer", MMPROJ: hub.files[GGUF][MMPROJ]})
@@ -210,7 +208,7 @@ def test_a_folder_with_another_revision_is_not_taken_for_the_main_branch(here: W
     assert one["revision"] == newer
 
 
-def test_what_differs_from_the_lock_is_refused_before_the_first_byte(here: World, hub: Hub) -> None:
+def test_difference_from_the_lock_is_refused_before_the_download(here: World, hub: Hub) -> None:
     assert here.run("pull", GGUF, "--lock").status == 0
     hub.files[GGUF][WEIGHTS] = b"GGUF forged"
     before = hub.sent_bytes()
@@ -239,7 +237,7 @@ def test_what_differs_from_the_lock_is_refused_before_the_first_byte(here: World
         (["hf://owner/nothing"], 1, "error: there is no repository `owner/nothing`, or it is private"),
     ],
 )
-def test_what_cannot_be_done_is_told_in_a_sentence(here: World, arguments: list[str], status: int, told: str) -> None:
+def test_impossible_pulls_are_explained(here: World, arguments: list[str], status: int, told: str) -> None:
     result = here.run("pull", *arguments)
     assert result.status == status, result.text
     assert told in result.stderr
@@ -247,7 +245,7 @@ def test_what_cannot_be_done_is_told_in_a_sentence(here: World, arguments: list[
     assert "Traceback" not in result.stderr
 
 
-def test_a_mirror_that_is_no_address(here: World) -> None:
+def test_invalid_mirror(here: World) -> None:
     result = here.run("pull", GGUF, HF_ENDPOINT="mirror")
     assert "error: `HF_ENDPOINT` is `mirror`, which is not an address\n" in result.stderr
 

@@ -1,4 +1,4 @@
-"""The record, the lock, and what is concluded from them."""
+"""The record, the lock, and the situation that follows from them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from llmdeploy.service.state import Claim, Record, Situation
 from tests.conftest import World
 
 DEAD = ProcessId(os.getpid(), 1.0)
-"""A pid that lives, of a process that is gone."""
+"""Process id that is in use again, with the start time of a process that is gone."""
 
 
 def this_process() -> ProcessId:
@@ -56,7 +56,7 @@ def record() -> Record:
 # The record
 
 
-def test_a_full_disk_is_no_matter_of_another_folder() -> None:
+def test_hint_for_a_full_disk_names_no_other_folder() -> None:
     assert state.unwritable(OSError(errno.ENOSPC, "No space left on device")).hint == (
         "free some space: `df -h` shows what is full"
     )
@@ -64,7 +64,7 @@ def test_a_full_disk_is_no_matter_of_another_folder() -> None:
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_a_record_comes_back_as_it_was(folder: Path, record: Record, full: bool) -> None:
+def test_record_round_trips(folder: Path, record: Record, full: bool) -> None:
     if full:
         record = replace(
             record,
@@ -81,7 +81,7 @@ def test_a_record_comes_back_as_it_was(folder: Path, record: Record, full: bool)
     state.forget()
 
 
-def test_no_folder_is_no_record() -> None:
+def test_missing_folder_means_nothing_is_served() -> None:
     assert state.read() is None
     assert state.observe() == Situation("stopped")
 
@@ -99,7 +99,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_a_foreign_record_is_none(folder: Path, record: Record, change: dict[str, object]) -> None:
+def test_foreign_record_is_ignored(folder: Path, record: Record, change: dict[str, object]) -> None:
     content = {"schema": state.SCHEMA, **asdict(record)}
     state.record_file().write_text(json.dumps(content))
     assert state.observe() == Situation("ready", record)
@@ -107,8 +107,8 @@ def test_a_foreign_record_is_none(folder: Path, record: Record, change: dict[str
     assert state.observe() == Situation("stopped")
 
 
-def test_a_record_of_a_newer_version_is_read_as_far_as_it_is_known(folder: Path, record: Record) -> None:
-    """After an upgrade under a running service, `stop` must still find it."""
+def test_known_fields_of_a_newer_record_are_read(folder: Path, record: Record) -> None:
+    """Check that `stop` still finds a service that runs during an upgrade."""
     content = {**asdict(record), "schema": 2, "colour": "red", "plan": {"shape": "new"}, "error": "words"}
     state.record_file().write_text(json.dumps(content))
     assert state.observe() == Situation("ready", replace(record, plan={"shape": "new"}))
@@ -116,8 +116,8 @@ def test_a_record_of_a_newer_version_is_read_as_far_as_it_is_known(folder: Path,
     assert state.observe() == Situation("starting", replace(record, state="starting"))
 
 
-def test_a_folder_of_another_user_is_not_believed(folder: Path, record: Record) -> None:
-    """Whoever can forge a record could have us end processes."""
+def test_folder_of_another_user_is_not_trusted(folder: Path, record: Record) -> None:
+    """Ignore such a record: a forged one could make llmdeploy kill processes."""
     state.write(record)
     folder.chmod(0o777)
     for act in (state.observe, state.read, lambda: state.lock().__enter__()):
@@ -126,7 +126,7 @@ def test_a_folder_of_another_user_is_not_believed(folder: Path, record: Record) 
 
 
 @pytest.mark.parametrize("name", ["state", "service", "server", "url", "phase"])
-def test_a_record_without_a_field_is_none(folder: Path, record: Record, name: str) -> None:
+def test_record_without_a_field_is_ignored(folder: Path, record: Record, name: str) -> None:
     content = {"schema": state.SCHEMA, **asdict(record)}
     del content[name]
     state.record_file().write_text(json.dumps(content))
@@ -136,12 +136,12 @@ def test_a_record_without_a_field_is_none(folder: Path, record: Record, name: st
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"null", b"3", b"\xff\xfe", b"[" * 100_000, b'{"schema": 1' + b"0" * 5000 + b"}"]
 )
-def test_a_broken_record_is_none(folder: Path, content: bytes) -> None:
+def test_broken_record_is_ignored(folder: Path, content: bytes) -> None:
     state.record_file().write_bytes(content)
     assert state.observe() == Situation("stopped")
 
 
-def test_a_folder_in_place_of_the_record(folder: Path, record: Record) -> None:
+def test_folder_instead_of_the_record(folder: Path, record: Record) -> None:
     state.record_file().mkdir()
     assert state.observe() == Situation("stopped")
     with pytest.raises(StateUnwritable) as caught:
@@ -150,7 +150,7 @@ def test_a_folder_in_place_of_the_record(folder: Path, record: Record) -> None:
     assert [file.name for file in folder.iterdir()] == ["deployment.json"], "the temporary file is left"
 
 
-def test_a_reader_sees_a_whole_record_always(folder: Path, record: Record) -> None:
+def test_reader_always_sees_a_complete_record(folder: Path, record: Record) -> None:
     short, long = record, replace(record, plan={"x": "x" * 300_000})
     state.write(short)
     stop = threading.Event()
@@ -172,7 +172,7 @@ def test_a_reader_sees_a_whole_record_always(folder: Path, record: Record) -> No
     assert long in seen
 
 
-# What is concluded
+# The situation
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_a_reader_sees_a_whole_record_always(folder: Path, record: Record) -> No
         ("starting", False, True, "crashed", True),
     ],
 )
-def test_a_claim_is_held_against_what_runs(
+def test_record_is_checked_against_running_processes(
     folder: Path, record: Record, claim: Claim, service_lives: bool, server_lives: bool, expected: str, leftover: bool
 ) -> None:
     lives = this_process()
@@ -199,15 +199,15 @@ def test_a_claim_is_held_against_what_runs(
     assert state.observe() == Situation(expected, record, leftover)  # type: ignore[arg-type]
 
 
-def test_a_server_that_a_failed_service_left_is_ended(folder: Path, record: Record) -> None:
-    """It has put its reason on record, and was killed before it had ended what it had started."""
+def test_server_left_by_a_failed_service_is_stopped(folder: Path, record: Record) -> None:
+    """Simulate a service that recorded its failure and was killed before it had stopped its server."""
     left = subprocess.Popen(["sleep", "60"], start_new_session=True)
     try:
         server = identify(left.pid)
         state.write(replace(record, state="failed", service=DEAD, server=server))
         situation = state.observe()
         assert situation.leftover
-        threading.Thread(target=left.wait).start()  # a zombie is no process, but somebody must say so
+        threading.Thread(target=left.wait).start()  # reap the zombie
         end_leftover(situation)
         assert server is not None
         assert wait_gone(server, 5)
@@ -223,7 +223,7 @@ ELSEWHERE = "name another: `LLMDEPLOY_STATE_DIR=/tmp/llmdeploy-$USER llmdeploy s
 
 @pytest.fixture
 def blocked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A state folder whose parent is a file."""
+    """Return a state folder whose parent is a file."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LLMDEPLOY_STATE_DIR", str(tmp_path / "file" / "state"))
     return tmp_path / "file" / "state"
@@ -243,7 +243,7 @@ def test_every_writer_says_that_the_folder_cannot_be_written(blocked: Path, reco
 
 
 @pytest.mark.parametrize("arguments", [["serve", "selftest"], ["serve", "selftest", "--detach"]])
-def test_serve_says_so_through_the_front(world: World, arguments: list[str]) -> None:
+def test_serve_reports_an_unwritable_folder(world: World, arguments: list[str]) -> None:
     world.folder.joinpath("file").write_text("")
     result = world.run(*arguments, LLMDEPLOY_STATE_DIR=str(world.folder / "file" / "state"))
     assert result.text == (
@@ -256,7 +256,6 @@ def test_serve_says_so_through_the_front(world: World, arguments: list[str]) -> 
 HOLDER = """
 import sys
 from llmdeploy.service import state
-from llmdeploy.service.leftover import end_leftover
 with state.lock():
     print("held", flush=True)
     sys.stdin.read()
@@ -265,7 +264,7 @@ with state.lock():
 
 @pytest.fixture
 def holder() -> Iterator[subprocess.Popen[bytes]]:
-    """Another process that holds the lock of this state folder until its stdin closes."""
+    """Start another process that holds the lock of this state folder until its stdin closes."""
     argv = [sys.executable, "-c", HOLDER]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -284,7 +283,7 @@ def test_the_lock_excludes_a_second_process(holder: subprocess.Popen[bytes]) -> 
         pass
 
 
-def test_the_lock_names_what_is_served(holder: subprocess.Popen[bytes], record: Record) -> None:
+def test_lock_error_names_the_served_model(holder: subprocess.Popen[bytes], record: Record) -> None:
     state.write(record)
     with pytest.raises(AlreadyServing) as caught, state.lock():
         pass
