@@ -75,6 +75,8 @@ class Hub:
     refs: dict[str, dict[str, str]] = field(default_factory=dict)
     """Repository -> branch, or tag as `refs/tags/NAME` -> commit."""
     gated: set[str] = field(default_factory=set)
+    parameters: dict[str, int] = field(default_factory=dict)
+    """The number of parameters that is reported of a repository."""
     private: set[str] = field(default_factory=set)
     token: str = "hf_good"
     """Token that opens private and gated repositories."""
@@ -436,6 +438,8 @@ class _HubHandler(Handler):
         siblings = [self._sibling(name, files[name], blobs=blobs) for name in sorted(files)]
         gated = "auto" if repo in hub.gated else False
         known = {"id": repo, "modelId": repo, "sha": commit, "private": repo in hub.private, "gated": gated}
+        if repo in hub.parameters:
+            known["safetensors"] = {"parameters": {"BF16": hub.parameters[repo]}, "total": hub.parameters[repo]}
         return {**known, "tags": [], "downloads": 0, "likes": 0, "siblings": siblings}
 
     def _sibling(self, name: str, content: Content, *, blobs: bool) -> dict[str, object]:
