@@ -40,6 +40,7 @@ class State(Enum):
     LINGERING = 2
     """The last answer was sent, and bytes that the client still sends are read and dropped."""
     CLOSING = 3
+    """Everything was written, and the connection is being closed."""
 
 
 _READING, _BUSY, _LINGERING, _CLOSING = State

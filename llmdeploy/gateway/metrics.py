@@ -30,6 +30,7 @@ class Histogram:
         self.total = 0.0
 
     def add(self, value: float) -> None:
+        """Count a value."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
@@ -53,18 +54,23 @@ class Metrics:
     rates: dict[Labels, Histogram] = field(default_factory=dict)
 
     def answered(self, engine: str, model: str, path: str, status: int) -> None:
+        """Count an answer."""
         self.requests[engine, model, path if path == "/v1/chat/completions" else label(path), str(status)] += 1
 
     def failed(self, engine: str, kind: str) -> None:
+        """Count a request that failed, by kind."""
         self.errors[engine, kind] += 1
 
     def switched(self, engine_from: str, engine_to: str, outcome: str) -> None:
+        """Count a switch of the engine."""
         self.switches[engine_from, engine_to, outcome] += 1
 
     def first_token(self, engine: str, model: str, seconds: float) -> None:
+        """Record the seconds from a request to the first byte of its stream."""
         _add(self.first_tokens, (engine, model), seconds, SECONDS)
 
     def streamed(self, engine: str, model: str, rate: float) -> None:
+        """Record the events per second of a stream."""
         _add(self.rates, (engine, model), rate, RATES)
 
     def text(self, in_flight: Mapping[Labels, int], held: int) -> tuple[bytes, bytes]:

@@ -40,11 +40,13 @@ def unavailable(error: LlmdeployError) -> Refused:
 
 
 def too_many_wait(held: int, reason: str) -> Refused:
+    """Return the refusal for the case that too many requests wait already."""
     message = f"{held} requests are waiting already ({reason})"
     return Refused(503, message, type="service_unavailable", code="too_many_waiting", hint="try again in some seconds")
 
 
 def waited_too_long(seconds: float, reason: str) -> Refused:
+    """Return the refusal for the case that no server was ready in time."""
     message = f"no server was ready within {seconds:g} s ({reason})"
     return Refused(
         503, message, type="service_unavailable", code="not_ready", hint="`llmdeploy status` tells what is served"
@@ -52,6 +54,7 @@ def waited_too_long(seconds: float, reason: str) -> Refused:
 
 
 def unreachable(engine: str) -> Refused:
+    """Return the refusal for the case that the engine cannot be reached."""
     return Refused(
         502,
         f"`{engine}` cannot be reached, or ended before it answered",
@@ -62,6 +65,7 @@ def unreachable(engine: str) -> Refused:
 
 
 def broke_off(engine: str) -> Refused:
+    """Return the refusal for the case that the engine ended in the middle of its answer."""
     return Refused(
         502,
         f"`{engine}` ended in the middle of its answer",
@@ -72,6 +76,7 @@ def broke_off(engine: str) -> Refused:
 
 
 def switched_off(engine: str) -> Refused:
+    """Return the refusal for the case that the engine was stopped before its answer was complete."""
     return Refused(
         503,
         f"`{engine}` was stopped before the answer was complete",
@@ -82,11 +87,13 @@ def switched_off(engine: str) -> Refused:
 
 
 def too_large(limit: int) -> Refused:
+    """Return the refusal for the case that the body is too large."""
     mib = limit / 2**20
     return Refused(413, f"the body is larger than {mib:g} MiB", code="too_large", hint="send smaller images")
 
 
 def out_of_memory() -> Refused:
+    """Return the refusal for the case that the bodies in memory have reached their limit."""
     message = "the requests in progress already use all the memory allowed for them"
     return Refused(
         503,
@@ -99,14 +106,17 @@ def out_of_memory() -> Refused:
 
 
 def too_slow(seconds: float) -> Refused:
+    """Return the refusal for the case that the request was not complete in time."""
     return Refused(408, f"the request was not complete within {seconds:g} s", code="too_slow", hint="send it again")
 
 
 def malformed(status: int, message: str) -> Refused:
+    """Return the refusal for the case that the request is not valid HTTP/1.1."""
     return Refused(status, message, code="malformed_request", hint="send a valid HTTP/1.1 request")
 
 
 def no_such_route(engine: str, path: str) -> Refused:
+    """Return the refusal for the case that the engine lacks the route."""
     return Refused(
         404,
         f"`{engine}` has no route `{path}`",
@@ -116,12 +126,14 @@ def no_such_route(engine: str, path: str) -> Refused:
 
 
 def closing() -> Refused:
+    """Return the refusal for the case that the gateway stops."""
     return Refused(
         503, "the gateway stops", type="service_unavailable", code="stopping", hint="`llmdeploy status` tells what runs"
     )
 
 
 def bug(error: BaseException) -> Refused:
+    """Return the refusal for an unexpected error: a bug in llmdeploy."""
     message = f"{type(error).__name__}: {error}"
     if isinstance(error, LlmdeployError):
         return Refused(500, error.message, type="server_error", code=error.code, hint=error.hint)
