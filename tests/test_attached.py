@@ -1,4 +1,4 @@
-"""A server that runs already and is not ours: watched, never ended."""
+"""An external server: it is watched, and never ended."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Listener:
 
 @pytest.fixture(autouse=True)
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """What each look found, with looks that follow one another fast."""
+    """Make the looks follow one another fast; return what each of them found."""
     looks: list[bool] = []
     reachable = server_process.reachable
 
@@ -68,12 +68,12 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return looks
 
 
-def test_it_is_watched_until_it_is_let_go() -> None:
+def test_server_is_watched_until_it_is_let_go() -> None:
     lines: list[str] = []
     listener = Listener()
     with listener.listening():
         watched = Attached(listener.spec, lines.append)
-        assert watched.server is None  # no process of ours
+        assert watched.server is None  # it has no process here
         until(lambda: listener.seen > 3)
         assert not watched.exit.done()
         watched.let_go()
@@ -84,7 +84,7 @@ def test_it_is_watched_until_it_is_let_go() -> None:
     assert listener.seen == seen
 
 
-def test_to_kill_it_is_to_let_it_go() -> None:
+def test_kill_only_stops_watching() -> None:
     listener = Listener()
     with listener.listening():
         watched = Attached(listener.spec, lambda line: None)
@@ -93,7 +93,7 @@ def test_to_kill_it_is_to_let_it_go() -> None:
         socket.create_connection(("127.0.0.1", listener.port)).close()  # it is there still
 
 
-def test_one_that_stays_away_has_ended_and_says_so() -> None:
+def test_unreachable_server_counts_as_ended() -> None:
     lines: list[str] = []
     listener = Listener()
     with listener.listening():
@@ -105,7 +105,7 @@ def test_one_that_stays_away_has_ended_and_says_so() -> None:
     assert lines[1:] == [f"{listener.spec.base_url} has not answered for 0.5 s"]
 
 
-def test_one_that_comes_back_in_time_has_not_ended(looks: list[bool]) -> None:
+def test_server_that_comes_back_in_time_has_not_ended(looks: list[bool]) -> None:
     listener = Listener()
     with listener.listening():
         watched = Attached(listener.spec, lambda line: None)
@@ -120,7 +120,7 @@ def test_one_that_comes_back_in_time_has_not_ended(looks: list[bool]) -> None:
         watched.exit.result(2)
 
 
-def test_another_machine_behind_tls_is_looked_for_at_its_port(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_https_address_is_checked_at_its_port(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, int]] = []
 
     def refuse(address: tuple[str, int], timeout: float) -> socket.socket:

@@ -27,7 +27,7 @@ ANOTHER_MMPROJ = "give another with `--mmproj`"
 
 
 def edited(folder: Path, source: Path, old: bytes, new: bytes) -> Path:
-    """A copy with one text replaced by another of the same length: everything else stays where it is."""
+    """Write a copy with one text replaced by another of the same length, so that everything else stays in place."""
     content = source.read_bytes()
     assert len(old) == len(new)
     assert old in content
@@ -35,7 +35,7 @@ def edited(folder: Path, source: Path, old: bytes, new: bytes) -> Path:
 
 
 def with_number(folder: Path, source: Path, key: str, number: int) -> Path:
-    """A copy where the field `key`, a number of 32 bits, is another."""
+    """Write a copy with another value of the field `key`, a number of 32 bits."""
     content = bytearray(source.read_bytes())
     at = content.index(key.encode()) + len(key) + 4  # behind the key is the number of its type
     struct.pack_into("<I", content, at, number)
@@ -53,7 +53,7 @@ def _written(folder: Path, content: bytes) -> Path:
 
 
 def mmproj_of_another_model(folder: Path) -> Path:
-    """A whole projector whose output is 96 wide, where the self-test model is 128 wide."""
+    """Write a whole projector whose output is 96 wide; the self-test model is 128 wide."""
     import gguf
     import numpy as np
 
@@ -201,7 +201,7 @@ def test_real_logs_of_bad_projectors(tmp_path: Path, make: Callable[[Path], Path
 
 
 def test_the_real_log_of_a_failed_assertion(tmp_path: Path) -> None:
-    """llama.cpp ends itself: its own words are all there is."""
+    """llama.cpp ends itself: the cause is in its own words only."""
     log, status = run_llama_cpp(WEIGHTS, with_number(tmp_path, MMPROJ, "clip.vision.projection_dim", 256))
     found = diagnosis(log, status)
     assert status == -signal.SIGABRT
@@ -219,8 +219,8 @@ def test_the_real_log_of_a_port_in_use() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a process to its address space")
 @pytest.mark.parametrize("context", [2_000_000_000, 4_000_000])
-def test_the_real_log_of_a_context_that_cannot_be_had(context: int) -> None:
-    """The limit keeps it from this machine's memory; llama.cpp fails in two places, by the size."""
+def test_real_log_of_a_context_that_is_too_large(context: int) -> None:
+    # A memory limit makes the start fail; llama.cpp fails in one of two places, depending on the size.
     log, status = run_llama_cpp(WEIGHTS, context=context, memory=3 * 1024**3)
     assert diagnosis(log, status) == Diagnosis("llama.cpp could not get the memory it needs", LESS), log
 
@@ -261,7 +261,7 @@ LINES = [
 
 
 @pytest.mark.parametrize(("line", "expected"), LINES, ids=[line[:40] for line, _ in LINES])
-def test_lines(line: str, expected: Diagnosis) -> None:
+def test_known_lines(line: str, expected: Diagnosis) -> None:
     assert diagnosis(["loading model", line, "exiting"], 1) == expected
 
 
@@ -273,13 +273,13 @@ def test_lines(line: str, expected: Diagnosis) -> None:
         (-signal.SIGILL, "this processor lacks instructions that the engine's build uses (AVX2)"),
     ],
 )
-def test_a_signal_speaks_before_the_log(status: int, cause: str) -> None:
+def test_signal_goes_before_the_log(status: int, cause: str) -> None:
     found = diagnosis(["ggml_aligned_malloc: insufficient memory (attempted to allocate 1.00 MB)"], status)
     assert found is not None
     assert found.cause == cause
 
 
-def test_a_log_that_tells_nothing() -> None:
+def test_log_without_a_known_line() -> None:
     assert diagnosis([], 1) is None
     assert diagnosis(["srv  init: initializing ...", ""], 3) is None
 
@@ -315,7 +315,7 @@ FRONT = [
 
 @pytest.mark.parametrize(("weights", "mmproj", "error", "hint"), FRONT, ids=["architecture", "tensor", "mmproj"])
 @pytest.mark.parametrize("detach", [[], ["--detach"]], ids=["foreground", "detached"])
-def test_through_the_front(
+def test_serve_reports_cause_and_fix(
     world: World,
     weights: Callable[[Path], Path],
     mmproj: Callable[[Path], Path] | None,
@@ -341,7 +341,7 @@ def test_through_the_front(
         ("kill -SEGV $$", "the server ended before it was ready (SIGSEGV): it wrote nothing"),
     ],
 )
-def test_an_unknown_failure_shows_the_last_line_and_the_log(world: World, script: str, message: str) -> None:
+def test_unknown_failure_shows_the_last_line_and_the_log(world: World, script: str, message: str) -> None:
     program = world.work / "llama-server"
     program.write_text(f'#!/bin/sh\n[ "$1" = --version ] && {{ echo "version: 1"; exit 0; }}\n{script}\n')
     program.chmod(0o755)

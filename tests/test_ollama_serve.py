@@ -1,4 +1,4 @@
-"""serve, chat and stop with a real Ollama: attached to one that runs, and as a child of our own."""
+"""serve, chat and stop with a real Ollama: with one that runs already, and with one that is started."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ WITHIN = 5.0
 
 @pytest.fixture
 def attached(world: World, real_ollama: Ollama) -> Iterator[Ollama]:
-    """A daemon that is not ours, for this world's commands; as it was after the test."""
+    """Return an external daemon for the commands of this world; it must be unchanged after the test."""
     world.environment["OLLAMA_HOST"] = real_ollama.url
     before = real_ollama.aliases(), real_ollama.running()
     yield real_ollama
@@ -56,14 +56,14 @@ def attached(world: World, real_ollama: Ollama) -> Iterator[Ollama]:
 
 @pytest.fixture
 def attached_alone(world: World, daemon: OwnOllama) -> OwnOllama:
-    """A daemon that is not ours, for this test alone."""
+    """Return an external daemon for this test alone."""
     world.environment["OLLAMA_HOST"] = daemon.url
     return daemon
 
 
 @pytest.fixture
 def own(world: World, ollama_program: Path) -> World:
-    """A world in which nothing runs and the program is there."""
+    """Return a world in which no daemon runs and the program is installed."""
     return with_program(world, ollama_program)
 
 
@@ -73,18 +73,18 @@ def with_program(world: World, program: Path) -> World:
 
 
 def store_of(world: World) -> Path:
-    """The store of a daemon that is started in this world."""
+    """Return the store of a daemon that is started in this world."""
     return world.folder / "home" / ".ollama" / "models"
 
 
 def aliases_in(store: Path) -> list[str]:
-    """The names in a store without a daemon that are no imports."""
+    """Return the names in a store that are not imports; no daemon runs."""
     manifests = [file for file in (store / "manifests").rglob("*") if file.is_file()]
     return [str(file) for file in manifests if "/llmdeploy/" not in str(file.relative_to(store))]
 
 
 def served(world: World, *arguments: str | Path) -> dict[str, Any]:
-    """Serve in the background; what `--json` says of it, with this world's own port."""
+    """Serve in the background on the port of this world; return the document of `--json`."""
     result = world.run("serve", *arguments, "--engine", "ollama", "--detach", "--json")
     assert result.status == 0, result.text
     document: dict[str, Any] = json.loads(result.stdout.replace("[PORT]", str(world.port)))
@@ -97,12 +97,12 @@ def status(world: World) -> dict[str, Any]:
 
 
 def daemon_of(world: World) -> Ollama:
-    """The daemon behind the address of the service."""
+    """Return the daemon behind the address of the service."""
     return Ollama(json.loads((world.state / "deployment.json").read_text())["server_url"])
 
 
 def answered(world: World) -> str:
-    """What an application is answered; it waits for as long as the gateway holds its request."""
+    """Return the answer to an application, which waits for as long as the gateway holds its request."""
     body = {"model": "selftest", "messages": [{"role": "user", "content": "Count to 3"}], "temperature": 0}
     address = f"http://127.0.0.1:{world.port}/v1/chat/completions"
     answer = httpx.post(address, json=body, trust_env=False, timeout=30)
@@ -111,7 +111,7 @@ def answered(world: World) -> str:
 
 
 def refused(world: World, *arguments: str | Path, **variables: str) -> dict[str, str]:
-    """The error of a `serve` that does not come about."""
+    """Return the error of a `serve` that fails."""
     result = world.run("serve", *arguments, "--engine", "ollama", "--detach", "--json", **variables)
     assert result.status == 1, result.text
     error: dict[str, str] = json.loads(result.stdout)["error"]
@@ -142,7 +142,7 @@ def llamacpp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 def serving(
     request: pytest.FixtureRequest, real_ollama: Ollama, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[World]:
-    """A world that serves the self-test model on Ollama, in both ways."""
+    """Return a world that serves the self-test model on Ollama, in both ways."""
     world = World(tmp_path_factory.mktemp("serving") / "world")
     if request.param == "attached":
         world.environment["OLLAMA_HOST"] = real_ollama.url
@@ -155,7 +155,7 @@ def serving(
 
 
 @pytest.mark.parametrize("question", QUESTIONS, ids=lambda it: " ".join(str(word).rpartition("/")[2] for word in it))
-def test_the_same_words_as_on_llamacpp(serving: World, llamacpp: World, question: tuple[str | Path, ...]) -> None:
+def test_same_answers_as_on_llama_cpp(serving: World, llamacpp: World, question: tuple[str | Path, ...]) -> None:
     result = serving.run("chat", *question, "--temperature", "0")
     expected = llamacpp.run("chat", *question, "--temperature", "0")
     assert expected.status == 0, expected.text
@@ -164,7 +164,7 @@ def test_the_same_words_as_on_llamacpp(serving: World, llamacpp: World, question
         assert result.stdout in {"The image is red.\n", "The images are red and blue.\n"}
 
 
-def test_an_openai_client_is_answered_under_the_users_name(serving: World) -> None:
+def test_openai_client_is_answered_under_the_users_name(serving: World) -> None:
     document = status(serving)
     assert document["served_name"] == "selftest"
     with OpenAI(base_url=document["base_url"], api_key="none", max_retries=0) as client:
@@ -179,7 +179,7 @@ def test_an_openai_client_is_answered_under_the_users_name(serving: World) -> No
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens == 10
 
 
-def test_status_tells_the_whole_story(serving: World) -> None:
+def test_status_shows_all_of_a_deployment(serving: World) -> None:
     document = status(serving)
     assert document["state"] == "ready"
     assert (document["engine"], document["context"], document["parallel"]) == ("ollama", 8192, 1)
@@ -196,7 +196,7 @@ def test_status_tells_the_whole_story(serving: World) -> None:
     assert "  context  8192 tokens a request, 1 at a time\n" in text
 
 
-def test_memory_has_it_with_the_context_of_the_plan_and_for_good(serving: World) -> None:
+def test_model_stays_in_memory_with_the_planned_context(serving: World) -> None:
     ollama = daemon_of(serving)
     [model] = ollama.running()
     assert (model["name"], model["context_length"]) == ("selftest:latest", 8192)
@@ -224,7 +224,7 @@ def test_doctor_shows_what_runs(serving: World) -> None:
 # --- The end
 
 
-def test_stop_leaves_a_daemon_that_is_not_ours_as_it_was(world: World, daemon: OwnOllama) -> None:
+def test_stop_leaves_an_external_daemon_as_it_was(world: World, daemon: OwnOllama) -> None:
     world.environment["OLLAMA_HOST"] = daemon.url
     assert daemon.process is not None
     document = served(world, "selftest", "--context", "4096")
@@ -243,7 +243,7 @@ def test_stop_leaves_a_daemon_that_is_not_ours_as_it_was(world: World, daemon: O
     assert not world.processes()
 
 
-def test_stop_ends_a_daemon_of_our_own_and_all_it_started(own: World) -> None:
+def test_stop_ends_a_daemon_that_was_started_and_all_its_processes(own: World) -> None:
     document = served(own, "selftest")
     tree = psutil.Process(document["server_pid"]).children(recursive=True)
     assert [process.name() for process in tree] == ["llama-server"]
@@ -272,7 +272,7 @@ def test_stop_does_not_wait_for_a_daemon_that_hangs(world: World, attached_alone
 
 
 @pytest.mark.parametrize("store", ["linked", "pushed"])
-def test_a_model_that_ollama_cannot_load_is_told_and_leaves_nothing(
+def test_model_that_ollama_cannot_load_is_reported_and_leaves_nothing(
     world: World, attached_alone: OwnOllama, store: str
 ) -> None:
     if store == "linked":
@@ -289,7 +289,7 @@ def test_a_model_that_ollama_cannot_load_is_told_and_leaves_nothing(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)])
-def test_a_signal_ends_it_in_order(world: World, attached: Ollama, number: int, code: int) -> None:
+def test_signal_ends_the_service_in_order(world: World, attached: Ollama, number: int, code: int) -> None:
     before = attached.aliases()
     service = world.start(*SERVE, bufsize=0)
     read_until(service, "ready")
@@ -315,7 +315,7 @@ def test_ctrl_c_at_any_moment_leaves_an_attached_daemon_as_it_was(
 
 
 @pytest.mark.parametrize("moment", ["starting ollama" if it == "reaching ollama" else it for it in MOMENTS])
-def test_ctrl_c_at_any_moment_leaves_no_daemon_of_our_own(own: World, moment: str) -> None:
+def test_ctrl_c_at_any_moment_leaves_no_started_daemon(own: World, moment: str) -> None:
     interrupted(own, moment)
     assert aliases_in(store_of(own)) == []
     assert not own.processes()
@@ -352,7 +352,7 @@ def test_after_kill_9_of_the_service_the_next_serve_clears_alias_and_memory(worl
 
 
 def killed(world: World, ollama: Ollama) -> None:
-    """A service that was killed with -9 while it served on a daemon that is not ours."""
+    """Kill a service with -9 while it serves on an external daemon."""
     os.kill(served(world, "selftest")["service_pid"], signal.SIGKILL)
     until(lambda: not world.processes())
     assert status(world)["state"] == "crashed"
@@ -360,7 +360,7 @@ def killed(world: World, ollama: Ollama) -> None:
     assert ollama.running()
 
 
-def test_after_kill_9_of_the_service_a_daemon_of_our_own_ends(own: World) -> None:
+def test_started_daemon_ends_after_kill_9_of_the_service(own: World) -> None:
     os.kill(served(own, "selftest")["service_pid"], signal.SIGKILL)
     until(lambda: not own.processes(), WITHIN)
     served(own, "selftest")
@@ -369,7 +369,7 @@ def test_after_kill_9_of_the_service_a_daemon_of_our_own_ends(own: World) -> Non
 
 
 @pytest.mark.parametrize("command", ["stop", "serve"])
-def test_after_kill_9_of_service_and_guard_a_daemon_of_our_own_is_found(own: World, command: str) -> None:
+def test_started_daemon_is_found_after_kill_9_of_service_and_watchdog(own: World, command: str) -> None:
     document = served(own, "selftest")
     guard = psutil.Process(document["server_pid"]).parent()
     assert guard is not None
@@ -388,7 +388,7 @@ def test_after_kill_9_of_service_and_guard_a_daemon_of_our_own_is_found(own: Wor
     until(lambda: not own.processes(), 3)
 
 
-def test_a_daemon_of_our_own_that_is_killed_while_it_serves_is_started_again(own: World) -> None:
+def test_started_daemon_that_is_killed_is_started_again(own: World) -> None:
     killed = served(own, "selftest")["server_pid"]
     os.kill(killed, signal.SIGKILL)
     until(lambda: status(own)["state"] == "starting", 3)
@@ -421,7 +421,7 @@ def serve_in_haste(world: World, *, patience: float) -> subprocess.Popen[bytes]:
     return service
 
 
-def test_an_attached_daemon_that_goes_away_is_told(world: World, attached_alone: OwnOllama) -> None:
+def test_external_daemon_that_goes_away_is_reported(world: World, attached_alone: OwnOllama) -> None:
     service = serve_in_haste(world, patience=0.5)
     attached_alone.stop()
     stdout, stderr = service.communicate(timeout=15)
@@ -432,7 +432,7 @@ def test_an_attached_daemon_that_goes_away_is_told(world: World, attached_alone:
     assert stdout == f"http://127.0.0.1:{world.port}/v1\n".encode()
 
 
-def test_a_daemon_that_starts_again_has_the_model_again(world: World, attached_alone: OwnOllama) -> None:
+def test_external_daemon_that_comes_back_gets_the_model_again(world: World, attached_alone: OwnOllama) -> None:
     service = serve_in_haste(world, patience=30)
     attached_alone.stop()
     with ThreadPoolExecutor(1) as application:
@@ -451,7 +451,7 @@ def test_a_daemon_that_starts_again_has_the_model_again(world: World, attached_a
     assert attached_alone.aliases() == set()
 
 
-def test_a_model_that_somebody_let_go_comes_back(world: World, attached_alone: OwnOllama) -> None:
+def test_model_that_was_unloaded_is_loaded_again(world: World, attached_alone: OwnOllama) -> None:
     service = serve_in_haste(world, patience=30)
     attached_alone.ask("/api/generate", {"model": "selftest", "keep_alive": 0})
     until(lambda: [model["name"] for model in attached_alone.running()] == ["selftest:latest"])
@@ -476,8 +476,8 @@ sys.exit(main())
 """
 
 
-def test_ctrl_c_while_the_alias_is_made_leaves_none(world: World, attached_alone: OwnOllama) -> None:
-    """It is made in a thread, which no cancellation ends."""
+def test_ctrl_c_while_the_alias_is_made_leaves_no_alias(world: World, attached_alone: OwnOllama) -> None:
+    # The alias is made in a thread, which a cancellation does not end.
     service = subprocess.Popen(
         [sys.executable, "-P", "-c", SLOW_NAME, *SERVE], cwd=world.work, env=world.environment,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
@@ -494,7 +494,7 @@ def test_ctrl_c_while_the_alias_is_made_leaves_none(world: World, attached_alone
 
 
 def blobs(store: Path) -> dict[int, str]:
-    """The files of a store by their inodes."""
+    """Return the files of a store by their inodes."""
     return {file.stat().st_ino: file.name for file in (store / "blobs").iterdir()}
 
 
@@ -502,7 +502,7 @@ def imports(names: set[str]) -> set[str]:
     return {name for name in names if name.startswith("llmdeploy/")}
 
 
-def test_a_file_is_linked_into_a_store_of_ours_without_a_copy(own: World) -> None:
+def test_file_is_linked_into_the_store_of_a_started_daemon(own: World) -> None:
     weights = copy_selftest(own.work / "m")
     files = [weights, weights.with_name("mmproj-selftest-f16.gguf")]
     served(own, weights)
@@ -513,10 +513,8 @@ def test_a_file_is_linked_into_a_store_of_ours_without_a_copy(own: World) -> Non
     assert len(large) == 2
 
 
-def test_a_file_is_linked_into_the_store_of_a_running_daemon_that_is_ours(
-    world: World, attached_alone: OwnOllama
-) -> None:
-    """Where the variables name the store; and, once it has a model, where the daemon tells it."""
+def test_file_is_linked_into_the_store_of_the_users_running_daemon(world: World, attached_alone: OwnOllama) -> None:
+    # The store is known from the variables; once it holds a model, also from the daemon.
     weights = copy_selftest(world.work / "m")
     world.environment["OLLAMA_MODELS"] = str(attached_alone.store)
     served(world, weights)
@@ -530,7 +528,7 @@ def test_a_file_is_linked_into_the_store_of_a_running_daemon_that_is_ours(
     assert len(imports(attached_alone.names())) == 2
 
 
-def test_a_file_is_pushed_where_the_store_is_not_ours(world: World, attached_alone: OwnOllama) -> None:
+def test_file_is_pushed_if_the_store_cannot_be_written(world: World, attached_alone: OwnOllama) -> None:
     wrong = world.folder / "wrong"
     wrong.mkdir()
     world.environment["OLLAMA_MODELS"] = str(wrong)
@@ -541,7 +539,7 @@ def test_a_file_is_pushed_where_the_store_is_not_ours(world: World, attached_alo
     assert [file for file in wrong.rglob("*") if file.is_file()] == []
 
 
-def test_a_store_that_cannot_be_written_is_told_in_ollamas_words(world: World, attached_alone: OwnOllama) -> None:
+def test_unwritable_store_is_reported_in_ollamas_words(world: World, attached_alone: OwnOllama) -> None:
     world.environment["OLLAMA_MODELS"] = str(attached_alone.store)
     weights = copy_selftest(world.work / "m")
     (attached_alone.store / "manifests" / "registry.ollama.ai").write_text("in the place of a folder")
@@ -551,7 +549,7 @@ def test_a_store_that_cannot_be_written_is_told_in_ollamas_words(world: World, a
     assert [file.name for file in attached_alone.store.iterdir() if file.is_file()] == []
 
 
-def test_a_store_on_a_full_disk_is_told(world: World, attached_alone: OwnOllama) -> None:
+def test_full_disk_of_the_store_is_reported(world: World, attached_alone: OwnOllama) -> None:
     world.environment["OLLAMA_MODELS"] = str(attached_alone.store)
     weights = copy_selftest(world.work / "m", mmproj=False)
     tag = Import(Daemon(attached_alone.url), attached_alone.store, GgufModel(weights)).name().partition(":")[2]
@@ -564,7 +562,7 @@ def test_a_store_on_a_full_disk_is_told(world: World, attached_alone: OwnOllama)
 
 
 @pytest.mark.parametrize("way", ["linked", "pushed"])
-def test_an_import_is_made_once(world: World, attached_alone: OwnOllama, way: str) -> None:
+def test_import_is_made_once(world: World, attached_alone: OwnOllama, way: str) -> None:
     if way == "linked":
         world.environment["OLLAMA_MODELS"] = str(attached_alone.store)
     weights = copy_selftest(world.work / "m")
@@ -582,7 +580,7 @@ def test_an_import_is_made_once(world: World, attached_alone: OwnOllama, way: st
 
 @pytest.mark.parametrize("way", ["replaced", "in place"])
 @pytest.mark.parametrize("store", ["linked", "pushed"])
-def test_a_file_that_changed_is_another_import(world: World, attached_alone: OwnOllama, store: str, way: str) -> None:
+def test_file_that_changed_is_another_import(world: World, attached_alone: OwnOllama, store: str, way: str) -> None:
     if store == "linked":
         world.environment["OLLAMA_MODELS"] = str(attached_alone.store)
     weights = copy_selftest(world.work / "m", mmproj=False)
@@ -602,7 +600,7 @@ def test_a_file_that_changed_is_another_import(world: World, attached_alone: Own
 
 
 def changed_copy(file: Path, key: str, value: str | int, *, in_place: bool = False) -> None:
-    """The GGUF with another value of a key, in the same place; `in_place`: in the same inode."""
+    """Change the value of a key of the GGUF at the same path; `in_place`: in the same inode."""
     new = file.with_suffix(".new")
     rewritten(file, new, {key: value})
     if in_place:
@@ -613,7 +611,7 @@ def changed_copy(file: Path, key: str, value: str | int, *, in_place: bool = Fal
 
 
 def rewritten(source: Path, target: Path, values: dict[str, str | int], split: int = 0, without: str = "") -> None:
-    """A GGUF written anew by gguf's own library, with other values, in parts of at most `split` tensors."""
+    """Write the GGUF with the gguf library, with other values, in parts of at most `split` tensors."""
     reader = gguf.GGUFReader(source)
     field = reader.fields["general.architecture"]
     writer = gguf.GGUFWriter(target, str(field.contents()), split_max_tensors=split)
@@ -633,7 +631,7 @@ def rewritten(source: Path, target: Path, values: dict[str, str | int], split: i
 
 
 @pytest.mark.parametrize("store", ["linked", "pushed"])
-def test_a_model_in_parts_is_one_model(world: World, attached_alone: OwnOllama, store: str) -> None:
+def test_model_in_parts_is_one_model(world: World, attached_alone: OwnOllama, store: str) -> None:
     if store == "linked":
         world.environment["OLLAMA_MODELS"] = str(attached_alone.store)
     source = copy_selftest(world.folder / "source", mmproj=False)
@@ -648,7 +646,7 @@ def test_a_model_in_parts_is_one_model(world: World, attached_alone: OwnOllama, 
     assert attached_alone.names() == names
 
 
-def test_a_model_without_eyes_is_sent_no_image(world: World, attached_alone: OwnOllama) -> None:
+def test_text_model_is_sent_no_image(world: World, attached_alone: OwnOllama) -> None:
     served(world, copy_selftest(world.work, mmproj=False))
     assert status(world)["capabilities"] == ["text"]
     log = attached_alone.home / "ollama.log"
@@ -665,7 +663,7 @@ def test_a_model_without_eyes_is_sent_no_image(world: World, attached_alone: Own
     assert "/v1/chat/completions" in log.read_text()
 
 
-def test_a_model_that_only_embeds_is_refused(world: World, attached_alone: OwnOllama) -> None:
+def test_model_that_only_embeds_is_refused(world: World, attached_alone: OwnOllama) -> None:
     source = copy_selftest(world.folder / "source", mmproj=False)
     world.environment["OLLAMA_MODELS"] = str(attached_alone.store)
     rewritten(source, world.work / "embed.gguf", {"qwen2vl.pooling_type": 1})
@@ -681,7 +679,7 @@ def test_a_model_that_only_embeds_is_refused(world: World, attached_alone: OwnOl
 
 @pytest.fixture
 def users_model(world: World, attached_alone: OwnOllama) -> str:
-    """A model of the user's, made by hand."""
+    """Make a model by hand, as a user does."""
     files = {}
     for file in (SELFTEST / "selftest-f16.gguf", SELFTEST / "mmproj-selftest-f16.gguf"):
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -692,7 +690,7 @@ def users_model(world: World, attached_alone: OwnOllama) -> str:
 
 
 @pytest.mark.parametrize("text", ["mine", "ollama://mine", "mine:latest"])
-def test_a_name_of_the_users_own_is_served_as_it_is(
+def test_model_of_the_user_is_served_under_its_name(
     world: World, attached_alone: OwnOllama, users_model: str, text: str
 ) -> None:
     before, digest = attached_alone.names(), attached_alone.digest("mine:latest")
@@ -708,18 +706,18 @@ def test_a_name_of_the_users_own_is_served_as_it_is(
 
 @pytest.mark.parametrize("text", ["MINE", "ollama://library/mine"])
 def test_another_form_of_a_name_is_served(world: World, attached_alone: OwnOllama, users_model: str, text: str) -> None:
-    """Ollama lists it in its own form, and answers to each."""
+    """Ollama lists the name in its own form, and answers to each form."""
     served(world, text, "--timeout", "20")
     assert world.run("chat", "Count to 3", "--temperature", "0").stdout == "1 2 3\n"
 
 
-def test_a_file_with_capitals_in_its_name_is_served(world: World, attached_alone: OwnOllama) -> None:
+def test_file_with_capitals_in_its_name_is_served(world: World, attached_alone: OwnOllama) -> None:
     weights = copy_selftest(world.work).rename(world.work / "My-Model-Q4_K_M.gguf")
     assert served(world, weights, "--timeout", "20")["served_name"] == "My-Model-Q4_K_M"
     assert world.run("chat", "Count to 3", "--temperature", "0").stdout == "1 2 3\n"
 
 
-def test_a_context_that_the_users_own_model_cannot_have_is_refused(
+def test_context_that_the_users_own_model_cannot_have_is_refused(
     world: World, attached_alone: OwnOllama, users_model: str
 ) -> None:
     error = refused(world, "mine", "--context", "8192")
@@ -731,7 +729,7 @@ def test_a_context_that_the_users_own_model_cannot_have_is_refused(
     assert served(world, "mine", "--context", "4096")["context"] == 4096
 
 
-def test_the_users_own_model_has_its_context_where_the_daemon_is_ours(
+def test_model_of_the_user_gets_the_context_on_a_started_daemon(
     own: World, ollama_program: Path, attached_alone: OwnOllama, users_model: str
 ) -> None:
     attached_alone.stop()
@@ -745,7 +743,7 @@ def served_context(world: World) -> int:
     return int(model["context_length"])
 
 
-def test_a_name_that_another_model_has_is_refused(world: World, attached_alone: OwnOllama, users_model: str) -> None:
+def test_name_that_another_model_has_is_refused(world: World, attached_alone: OwnOllama, users_model: str) -> None:
     attached_alone.ask("/api/copy", {"source": "mine", "destination": "selftest"})
     attached_alone.ask("/api/generate", {"model": "selftest", "keep_alive": -1})
     digest, running = attached_alone.digest("selftest:latest"), attached_alone.running()
@@ -761,11 +759,11 @@ def test_a_name_that_another_model_has_is_refused(world: World, attached_alone: 
 
 
 def elsewhere(world: World) -> dict[str, str]:
-    """The variables of another service of the same user."""
+    """Return the variables of another service of the same user."""
     return {"LLMDEPLOY_STATE_DIR": str(world.folder / "elsewhere"), "LLMDEPLOY_PORT": str(free_port())}
 
 
-def test_a_name_that_another_llmdeploy_serves_is_refused(world: World, attached_alone: OwnOllama) -> None:
+def test_name_that_another_llmdeploy_serves_is_refused(world: World, attached_alone: OwnOllama) -> None:
     served(world, "selftest")
     running = attached_alone.running()
     error = refused(world, "selftest", **elsewhere(world))
@@ -778,7 +776,7 @@ def test_a_name_that_another_llmdeploy_serves_is_refused(world: World, attached_
     assert world.run("chat", "Count to 3", "--temperature", "0").stdout == "1 2 3\n"
 
 
-def test_the_alias_of_another_llmdeploy_is_no_name_of_the_users(world: World, attached_alone: OwnOllama) -> None:
+def test_alias_of_another_llmdeploy_is_not_served_as_the_users_model(world: World, attached_alone: OwnOllama) -> None:
     served(world, "selftest")
     running = attached_alone.running()
     error = refused(world, "ollama://selftest", **elsewhere(world))
@@ -787,7 +785,7 @@ def test_the_alias_of_another_llmdeploy_is_no_name_of_the_users(world: World, at
     assert attached_alone.aliases() == {"selftest:latest"}
 
 
-def test_two_of_us_serve_under_two_names(world: World, attached_alone: OwnOllama) -> None:
+def test_two_services_serve_under_two_names(world: World, attached_alone: OwnOllama) -> None:
     served(world, "selftest")
     mine = copy_selftest(world.work).rename(world.work / "mine.gguf")
     changed_copy(mine, "general.size_label", "mine")  # of one file of weights Ollama keeps one model in memory
@@ -801,7 +799,7 @@ def test_two_of_us_serve_under_two_names(world: World, attached_alone: OwnOllama
     assert [model["name"] for model in attached_alone.running()] == ["selftest:latest"]
 
 
-def test_what_the_user_made_of_an_alias_is_kept(world: World, attached_alone: OwnOllama) -> None:
+def test_copy_of_an_alias_that_the_user_made_is_kept(world: World, attached_alone: OwnOllama) -> None:
     served(world, "selftest")
     attached_alone.ask("/api/copy", {"source": "selftest", "destination": "copied"})
     attached_alone.ask("/api/create", {"model": "made", "from": "selftest", "system": "Be brief.", "stream": False})
@@ -809,8 +807,8 @@ def test_what_the_user_made_of_an_alias_is_kept(world: World, attached_alone: Ow
     assert attached_alone.aliases() == {"copied:latest", "made:latest"}
 
 
-def test_an_alias_of_ours_that_is_stale_is_replaced(world: World, attached_alone: OwnOllama) -> None:
-    """A crash of the machine leaves it, and a record that is gone tells nothing of it."""
+def test_stale_alias_is_replaced(world: World, attached_alone: OwnOllama) -> None:
+    # A crash of the machine leaves the alias, and no record knows of it.
     killed(world, attached_alone)
     shutil.rmtree(world.state)
     world.state.mkdir(mode=0o700)
@@ -824,7 +822,7 @@ def test_an_alias_of_ours_that_is_stale_is_replaced(world: World, attached_alone
 # --- The context
 
 
-def test_a_context_beyond_the_models_own_is_refused_before_anything_is_made(
+def test_context_beyond_the_models_own_is_refused_before_anything_is_made(
     world: World, attached_alone: OwnOllama
 ) -> None:
     error = refused(world, "selftest", "--context", "8193")
@@ -838,7 +836,7 @@ def test_a_context_beyond_the_models_own_is_refused_before_anything_is_made(
     assert not any((attached_alone.store / "blobs").iterdir())
 
 
-def test_a_prompt_over_the_context_is_refused_with_both_numbers(world: World, attached: Ollama) -> None:
+def test_prompt_over_the_context_is_refused_with_both_numbers(world: World, attached: Ollama) -> None:
     base_url = served(world, "selftest", "--context", "2048")["base_url"]
     body = {"model": "selftest", "messages": [{"role": "user", "content": "a b c " * 1000}]}
     answer = httpx.post(f"{base_url}/chat/completions", json=body, trust_env=False, timeout=60)
@@ -861,7 +859,7 @@ def test_a_prompt_over_the_context_is_refused_with_both_numbers(world: World, at
 # --- The cloud
 
 
-def test_a_model_of_the_cloud_is_refused_and_allowed_by_flag(world: World, attached_alone: OwnOllama) -> None:
+def test_cloud_model_is_refused_unless_the_flag_allows_it(world: World, attached_alone: OwnOllama) -> None:
     attached_alone.stop()
     attached_alone.start(OLLAMA_NO_CLOUD="0")
     wish = {"model": "far", "from": "gpt-oss:20b", "remote_host": "https://ollama.com", "stream": False}
@@ -900,7 +898,7 @@ def test_dead_proxies_change_nothing(world: World, attached: Ollama) -> None:
     assert attached.aliases() == set()
 
 
-def test_a_daemon_over_https_and_under_a_path(world: World, attached_alone: OwnOllama) -> None:
+def test_daemon_over_https_and_under_a_path(world: World, attached_alone: OwnOllama) -> None:
     with reverse_proxy(attached_alone.url, "/ollama") as url:
         world.environment["OLLAMA_HOST"] = url
         error = refused(world, "selftest")
@@ -917,15 +915,15 @@ def test_a_daemon_over_https_and_under_a_path(world: World, attached_alone: OwnO
     assert attached_alone.running() == []
 
 
-def test_dead_proxies_change_nothing_for_a_daemon_of_our_own(own: World) -> None:
+def test_dead_proxies_change_nothing_for_a_started_daemon(own: World) -> None:
     dead = f"http://127.0.0.1:{closed_port()}"
     own.environment |= dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), dead)
     served(own, "selftest")
     assert own.run("chat", "Count to 3", "--temperature", "0").stdout == "1 2 3\n"
 
 
-def test_a_healthy_log_tells_no_cause(own: World) -> None:
-    """The lines of a daemon that served well are not taken for the reason of its end."""
+def test_healthy_log_has_no_cause(own: World) -> None:
+    """Lines of a daemon that served well are not taken for the cause of its end."""
     served(own, "selftest")
     assert own.run("chat", "a b c " * 9000).status == 1
     assert own.run("chat", "Count to 3", "--temperature", "0").status == 0

@@ -1,4 +1,4 @@
-"""From llama.cpp to a real Ollama and back, while applications stream without pause."""
+"""Switches between llama.cpp and a real Ollama, while applications stream without pause."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def test_no_request_fails_on_the_way_to_ollama_and_back(world: World, daemon: Ow
     assert daemon.answers()
 
 
-def test_on_one_daemon_one_deployment_follows_the_other(world: World, daemon: OwnOllama) -> None:
-    """They would share a name and a runner, so requests wait."""
+def test_deployments_of_one_daemon_follow_each_other(world: World, daemon: OwnOllama) -> None:
+    # Both would share a name and a runner, so requests wait.
     assert world.run("serve", "selftest", "--engine", "ollama", "--detach").status == 0
     with Load(world.port, clients=4) as load:
         until(lambda: load.total > 4)
@@ -50,7 +50,7 @@ def test_on_one_daemon_one_deployment_follows_the_other(world: World, daemon: Ow
     assert [model["context_length"] for model in daemon.running()] == [2048]
 
 
-def test_what_ollama_refuses_leaves_the_old_engine(world: World, daemon: OwnOllama) -> None:
+def test_old_engine_stays_if_ollama_refuses(world: World, daemon: OwnOllama) -> None:
     daemon.stop()
     assert world.run("serve", "selftest", "--detach").status == 0
     result = world.run("switch", "ollama", LLMDEPLOY_ENGINES_OLLAMA_PROGRAM="/bin/false")
@@ -59,8 +59,8 @@ def test_what_ollama_refuses_leaves_the_old_engine(world: World, daemon: OwnOlla
     assert world.record()["engine"] == "llamacpp"
 
 
-def test_a_service_that_is_killed_leaves_no_alias_behind(world: World, daemon: OwnOllama) -> None:
-    """What a switch had loaded at a daemon of another's is given back by the next start."""
+def test_killed_service_leaves_no_alias_behind(world: World, daemon: OwnOllama) -> None:
+    # The next start releases the model that the switch had loaded into an external daemon.
     assert world.run("serve", "selftest", "--detach").status == 0
     assert world.run("switch", "ollama").status == 0
     [service] = [it for it in world.processes() if "serve" in it.cmdline()]

@@ -1,4 +1,4 @@
-"""Whether a new server finds room beside the old one, on machines as data; and what a real process holds."""
+"""The decision whether a new server starts beside the old one, on invented machines; the memory of a real process."""
 
 from __future__ import annotations
 
@@ -44,49 +44,49 @@ def plan_with(free: int, **wishes: Any) -> Plan:
     return make_plan(FACTS, Wishes(**wishes), MemoryPart("available", free, "a test"))
 
 
-def test_side_by_side_where_it_costs_the_new_one_nothing() -> None:
+def test_beside_if_it_costs_the_new_server_nothing() -> None:
     found = placement.decide(plan_with(40 * GIB), plan_with(60 * GIB), shares=False)
     assert found.beside
     assert found.reason == "both fit side by side: 12.5 GiB needed, 40.0 GiB free"
 
 
-def test_one_after_the_other_where_both_do_not_fit() -> None:
+def test_after_the_old_server_if_both_do_not_fit() -> None:
     found = placement.decide(plan_with(6 * GIB), plan_with(14 * GIB), shares=False)
     assert not found.beside
     assert found.plan == plan_with(14 * GIB)
     assert found.reason == "8.3 GiB needed and 6.0 GiB free beside it"
 
 
-def test_a_smaller_context_is_no_price_for_being_side_by_side() -> None:
+def test_context_is_not_lowered_to_fit_beside() -> None:
     found = placement.decide(plan_with(9 * GIB), plan_with(20 * GIB), shares=False)
     assert not found.beside
     assert found.reason == "beside it 4096 tokens x 1 would fit, alone 8192 x 4"
 
 
-def test_two_of_one_daemon_are_never_side_by_side() -> None:
+def test_two_servers_of_one_daemon_are_never_beside() -> None:
     assert not placement.decide(plan_with(40 * GIB), plan_with(60 * GIB), shares=True).beside
 
 
-def test_the_machine_without_a_server_has_what_that_holds() -> None:
+def test_memory_of_the_old_server_is_added_to_the_free_memory() -> None:
     found = placement.without(MACHINE, HeldMemory(3 * GIB, ((0, 18 * GIB), (2, GIB))))
     assert found.memory_available == 43 * GIB
     assert [gpu.memory_free for gpu in found.gpus] == [22 * GIB, 20 * GIB, None]
     assert placement.without(MACHINE, HeldMemory(100 * GIB)).memory_available == MACHINE.memory_total
 
 
-def test_what_gpus_hold_is_what_went_since_before_the_start() -> None:
+def test_gpu_memory_is_the_difference_to_before_the_start() -> None:
     before = replace(MACHINE, gpus=(Gpu(0, "A", 24 * GIB, 23 * GIB), *MACHINE.gpus[1:]))
     assert placement.taken(before, MACHINE) == ((0, 19 * GIB),)
 
 
-def test_a_server_that_takes_more_than_it_needs_is_not_beside_where_that_is_not_free() -> None:
+def test_server_that_takes_a_part_of_the_gpu_needs_that_part_free() -> None:
     """vLLM told to take 0.9 of a GPU does not start where less is free, however little its model needs."""
     found = placement.decide(replace(plan_with(40 * GIB), takes=72 * GIB), plan_with(78 * GIB), shares=False)
     assert not found.beside
     assert found.reason == "72.0 GiB needed and 40.0 GiB free beside it"
 
 
-def test_a_process_holds_what_it_has_written() -> None:
+def test_memory_of_a_process_is_what_it_has_written() -> None:
     itself = identify(os.getpid())
     assert itself is not None
     before = placement.held_memory(itself, ()).memory

@@ -1,4 +1,4 @@
-"""Several pulls at once: what keeps one from being done is told before anything is fetched."""
+"""Several pulls at once: an error is reported before anything is downloaded."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def asked(engine: str, **how: Any) -> PullOrder:
     return PullOrder(Order(MODEL, Settings(engine=engine)), **how)
 
 
-def test_room_is_demanded_for_all_together(engines: dict[str, Engine], tmp_path: Path) -> None:
+def test_disk_must_hold_all_pulls_together(engines: dict[str, Engine], tmp_path: Path) -> None:
     assert len(look(asked("llamacpp"), asked("ollama"))) == 2
     engines["ollama"] = Engine("ollama", tmp_path, 5 * GIB)
     with pytest.raises(DownloadFailed, match=r"`hf://o/r` needs 11\.0 GiB more") as full:
@@ -76,7 +76,7 @@ def test_room_is_demanded_for_all_together(engines: dict[str, Engine], tmp_path:
     assert full.value.code == "disk_full"
 
 
-def test_an_engine_that_cannot_is_left_out_of_all_and_an_error_alone(
+def test_unusable_engine_is_left_out_of_all_and_is_an_error_if_alone(
     engines: dict[str, Engine], tmp_path: Path
 ) -> None:
     engines["vllm"] = Engine("vllm", tmp_path, 1, usable=False)
@@ -94,13 +94,13 @@ def test_an_engine_that_cannot_is_left_out_of_all_and_an_error_alone(
         look(asked("vllm"), left_out={})
 
 
-def test_what_is_here_is_not_fetched_into_a_folder(engines: dict[str, Engine], tmp_path: Path) -> None:
+def test_present_files_are_not_fetched_into_a_folder(engines: dict[str, Engine], tmp_path: Path) -> None:
     assert len(look(asked("llamacpp", folder=tmp_path))) == 1
     with pytest.raises(UsageError, match="is on this machine already"):
         look(asked("llamacpp", folder=tmp_path / "other"))
 
 
-def test_only_a_pull_that_does_not_say_what_exactly_takes_the_files_of_others(
+def test_files_of_other_programs_are_taken_only_without_lock_and_folder(
     engines: dict[str, Engine], tmp_path: Path
 ) -> None:
     engine = engines["llamacpp"]
@@ -111,7 +111,7 @@ def test_only_a_pull_that_does_not_say_what_exactly_takes_the_files_of_others(
     assert engine.wanted is True
 
 
-def test_what_cannot_be_locked_is_told_before_it_is_fetched(engines: dict[str, Engine]) -> None:
+def test_files_that_cannot_be_locked_are_reported_before_the_download(engines: dict[str, Engine]) -> None:
     engines["llamacpp"]._file = RequiredFile("x", 1)
     with pytest.raises(DownloadFailed, match="cannot be locked"):
         look(asked("llamacpp", exact=True))

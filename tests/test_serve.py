@@ -41,7 +41,7 @@ def is_served(world: World) -> bool:
 
 
 def stop_within(world: World, seconds: float) -> None:
-    """`stop` ends everything in that time."""
+    """Assert that `stop` ends everything within that time."""
     began = time.monotonic()
     result = world.run("stop")
     assert result.status == 0, result.text
@@ -50,7 +50,7 @@ def stop_within(world: World, seconds: float) -> None:
     assert world.run("status").stdout == "nothing is served\n"
 
 
-def test_foreground_says_phases_and_answers_with_the_address(world: World) -> None:
+def test_foreground_shows_phases_and_prints_the_address(world: World) -> None:
     service = serve_until_ready(world)
     service.send_signal(signal.SIGTERM)
     stdout, stderr = service.communicate(timeout=10)
@@ -71,7 +71,7 @@ def test_foreground_says_phases_and_answers_with_the_address(world: World) -> No
     assert service.returncode == 0
 
 
-def test_as_json_a_start_is_events_a_line_each_and_the_document_is_the_last(world: World) -> None:
+def test_json_prints_events_line_by_line_and_then_the_document(world: World) -> None:
     service = world.start("serve", "selftest", "--json")
     until(lambda: is_served(world))
     service.send_signal(signal.SIGTERM)
@@ -114,7 +114,7 @@ def test_detach_prints_one_document_and_an_openai_client_is_answered(world: Worl
     assert chunks[-1].usage.completion_tokens == 10
 
 
-def test_status_tells_the_whole_story(served: World) -> None:
+def test_status_shows_all_of_a_deployment(served: World) -> None:
     result = served.run("status")
     assert result.text == (
         "exit 0\n"
@@ -158,7 +158,7 @@ def test_context_is_per_request(world: World) -> None:
     assert [slot["n_ctx"] for slot in slots] == [1024, 1024]
 
 
-def test_the_service_in_the_background_gets_the_options_and_no_key(world: World) -> None:
+def test_background_service_gets_the_options_and_its_server_no_key(world: World) -> None:
     result = world.run("serve", "selftest", "--detach", "--host", "127.0.0.2", LLMDEPLOY_API_KEY="sesame")
     assert result.status == 0, result.text
     [service] = [it for it in world.processes() if "serve" in it.cmdline()]
@@ -170,7 +170,7 @@ def test_the_service_in_the_background_gets_the_options_and_no_key(world: World)
     assert "LLMDEPLOY_API_KEY" not in psutil.Process(world.record()["server"]["pid"]).environ()
 
 
-def test_a_body_is_as_large_as_is_said(world: World) -> None:
+def test_largest_body_is_configurable(world: World) -> None:
     assert world.run("serve", "selftest", "--detach", LLMDEPLOY_GATEWAY_MAX_BODY_MB="1").status == 0
 
     def sent(size: int) -> httpx.Response:
@@ -183,7 +183,7 @@ def test_a_body_is_as_large_as_is_said(world: World) -> None:
     assert sent(2**20 + 1).json()["error"]["message"] == "the body is larger than 1 MiB"
 
 
-def test_an_address_of_another_machine(world: World) -> None:
+def test_address_of_another_machine_is_refused(world: World) -> None:
     result = world.run("serve", "selftest", "--detach", "--host", "192.0.2.77", LLMDEPLOY_API_KEY="sesame")
     assert result.text.endswith(
         "error: this machine has no address `192.0.2.77` to listen on\n"
@@ -192,7 +192,7 @@ def test_an_address_of_another_machine(world: World) -> None:
     assert result.status == 1
 
 
-def test_without_the_key_chat_tells_how_to_give_it(world: World) -> None:
+def test_chat_without_the_key_says_how_to_give_it(world: World) -> None:
     assert world.run("serve", "selftest", "--detach", LLMDEPLOY_API_KEY="sesame").status == 0
     assert world.run("chat", "hello").stderr == (
         "error: the server refused the request (401): the API key is missing or wrong\n"
@@ -200,7 +200,7 @@ def test_without_the_key_chat_tells_how_to_give_it(world: World) -> None:
     )
 
 
-def test_a_gguf_file_with_its_mmproj_beside_it(world: World) -> None:
+def test_gguf_file_with_its_mmproj_beside_it(world: World) -> None:
     weights = copy_selftest(world.work / "my models")
     weights.rename(weights.with_name("mine.gguf"))
     weights.with_name("mmproj-selftest-f16.gguf").rename(weights.with_name("mmproj-mine.gguf"))
@@ -226,7 +226,7 @@ def test_mmproj_by_flag(world: World) -> None:
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)], ids=lambda it: str(it)
 )
-def test_a_signal_stops_service_and_engine(world: World, number: int, status: int) -> None:
+def test_signal_stops_service_and_engine(world: World, number: int, status: int) -> None:
     service = serve_until_ready(world)
     began = time.monotonic()
     service.send_signal(number)
@@ -238,7 +238,7 @@ def test_a_signal_stops_service_and_engine(world: World, number: int, status: in
 
 
 @pytest.mark.parametrize("moment", ["checking", "starting the server", *(phase.name for phase in PHASES), "ready"])
-def test_a_signal_during_the_start_leaves_nothing(world: World, moment: str) -> None:
+def test_signal_during_the_start_leaves_nothing(world: World, moment: str) -> None:
     del world.environment["PYTHONWARNINGS"]  # an interrupted interpreter may warn of what it had no time to close
     service = world.start("serve", "selftest", bufsize=0)
     read_until(service, moment)
@@ -250,7 +250,7 @@ def test_a_signal_during_the_start_leaves_nothing(world: World, moment: str) -> 
     assert world.run("status").stdout == "nothing is served\n"
 
 
-def test_a_closed_terminal_stops_everything(world: World) -> None:
+def test_closed_terminal_stops_everything(world: World) -> None:
     ours, theirs = pty.openpty()
     service = world.start("serve", "selftest", stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=_own_terminal)
     os.close(theirs)
@@ -269,8 +269,8 @@ def _own_terminal() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
-def test_an_engine_that_ignores_sigterm_is_killed(world: World) -> None:
-    """The guard waits for its grace and then kills: here a real engine that stands still."""
+def test_engine_that_ignores_sigterm_is_killed(world: World) -> None:
+    """Kill a real engine that is suspended: the watchdog waits for the grace and then kills it."""
     assert world.run("serve", "selftest", "--detach").status == 0
     server = json.loads(world.run("status", "--json").stdout)["server_pid"]
     os.kill(server, signal.SIGSTOP)  # a stopped process does not act on SIGTERM
@@ -280,7 +280,7 @@ def test_an_engine_that_ignores_sigterm_is_killed(world: World) -> None:
     assert not world.processes()
 
 
-def test_after_kill_9_of_the_service(world: World) -> None:
+def test_kill_9_of_the_service_ends_the_engine(world: World) -> None:
     assert world.run("serve", "selftest", "--detach").status == 0
     document = json.loads(world.run("status", "--json").stdout)
     os.kill(document["service_pid"], signal.SIGKILL)
@@ -305,12 +305,12 @@ def test_after_kill_9_of_the_service(world: World) -> None:
 
 
 def served_by(world: World, *others: int) -> int:
-    """The pid of the server, once it is ready and none of the others."""
+    """Wait until a server other than these is ready; return its pid."""
     until(lambda: world.record()["state"] == "ready" and world.record()["server"]["pid"] not in others, 20)
     return int(world.record()["server"]["pid"])
 
 
-def test_after_kill_9_of_the_engine_it_is_started_again(world: World) -> None:
+def test_engine_is_started_again_after_kill_9(world: World) -> None:
     assert world.run("serve", "selftest", "--detach").status == 0
     first = served_by(world)
     os.kill(first, signal.SIGKILL)
@@ -322,15 +322,15 @@ def test_after_kill_9_of_the_engine_it_is_started_again(world: World) -> None:
     stop_within(world, WITHIN)
 
 
-def test_a_start_with_other_settings_is_of_another_kind(world: World) -> None:
-    """What a repair has taught must not outlive the setting that its hint asks for."""
+def test_start_with_other_settings_does_not_take_over_repairs(world: World) -> None:
+    # A repair that was remembered must not outlive the setting that its hint asks for.
     for threads in ("1", "2", "2"):
         assert world.run("serve", "selftest", "--detach", "--threads", threads).status == 0
         assert world.run("stop").status == 0
     assert len(json.loads((world.state / "starts.json").read_text())) == 2
 
 
-def test_the_fifth_end_in_a_row_is_the_last(world: World) -> None:
+def test_server_that_ends_five_times_in_a_row_is_given_up(world: World) -> None:
     assert world.run("serve", "selftest", "--detach").status == 0
     killed: list[int] = []
     for _ in range(5):
@@ -346,7 +346,7 @@ def test_the_fifth_end_in_a_row_is_the_last(world: World) -> None:
     assert world.run("serve", "selftest", "--detach").status == 0
 
 
-def test_a_signal_is_heard_while_a_server_waits_to_be_started_again(world: World) -> None:
+def test_signal_stops_a_service_that_waits_to_start_its_server_again(world: World) -> None:
     assert world.run("serve", "selftest", "--detach").status == 0
     killed: list[int] = []
     for _ in range(3):
@@ -357,7 +357,7 @@ def test_a_signal_is_heard_while_a_server_waits_to_be_started_again(world: World
 
 
 def orphan(world: World) -> int:
-    """A server whose service and guard were killed with -9: its pid."""
+    """Return the pid of a server whose service and watchdog were killed with -9."""
     assert world.run("serve", "selftest", "--detach").status == 0
     service, server = (world.record()[name]["pid"] for name in ("service", "server"))
     guard = psutil.Process(server).parent()
@@ -369,7 +369,7 @@ def orphan(world: World) -> int:
     return int(server)
 
 
-def test_after_kill_9_of_service_and_guard_the_engine_is_found(world: World) -> None:
+def test_engine_is_found_after_kill_9_of_service_and_watchdog(world: World) -> None:
     server = orphan(world)
     document = json.loads(world.run("status", "--json").stdout)
     assert (document["state"], document["server_pid"]) == ("crashed", server)
@@ -379,12 +379,12 @@ def test_after_kill_9_of_service_and_guard_the_engine_is_found(world: World) -> 
     assert server not in [process.pid for process in world.processes()]
 
 
-def test_stop_ends_a_server_that_was_left_behind(world: World) -> None:
+def test_stop_ends_a_leftover_server(world: World) -> None:
     orphan(world)
     stop_within(world, WITHIN)
 
 
-def test_after_kill_9_of_the_guard_the_engine_is_not_left(world: World) -> None:
+def test_kill_9_of_the_watchdog_ends_the_engine(world: World) -> None:
     assert world.run("serve", "selftest", "--detach").status == 0
     document = json.loads(world.run("status", "--json").stdout)
     psutil.Process(document["server_pid"]).parent().kill()
@@ -392,8 +392,8 @@ def test_after_kill_9_of_the_guard_the_engine_is_not_left(world: World) -> None:
     assert served_by(world, document["server_pid"])
 
 
-def test_a_record_whose_pid_was_given_again_is_not_obeyed(world: World) -> None:
-    """The pid of the record lives, but it is another process: `stop` must not touch it."""
+def test_process_that_reuses_a_recorded_pid_is_left_alone(world: World) -> None:
+    """`stop` must not touch a process that has the pid of the record, but started at another time."""
     assert world.run("serve", "selftest", "--detach").status == 0
     record = world.state / "deployment.json"
     content = json.loads(record.read_text())
@@ -415,14 +415,14 @@ def test_a_record_whose_pid_was_given_again_is_not_obeyed(world: World) -> None:
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", '{"schema": 99}', '{"schema": 1}', '"text"', '{"schema":1,"server":3}']
 )
-def test_a_broken_record_is_none(world: World, content: str) -> None:
+def test_broken_record_counts_as_no_record(world: World, content: str) -> None:
     world.state.mkdir()
     (world.state / "deployment.json").write_text(content)
     assert world.run("status").text.startswith("exit 1\n--- stdout\nnothing is served\n")
     assert world.run("stop").status == 0
 
 
-def test_a_second_serve_is_refused(served: World) -> None:
+def test_second_serve_is_refused(served: World) -> None:
     for arguments in (["serve", "selftest"], ["serve", "selftest", "--detach"]):
         assert served.run(*arguments).text == (
             "exit 1\n--- stdout\n--- stderr\n"
@@ -432,14 +432,14 @@ def test_a_second_serve_is_refused(served: World) -> None:
     assert served.run("status").status == 0
 
 
-def test_two_serves_at_once_one_wins(world: World) -> None:
+def test_one_of_two_simultaneous_serves_wins(world: World) -> None:
     both = [world.start("serve", "selftest", "--detach") for _ in range(2)]
     ends = [process.communicate(timeout=30) for process in both]
     assert sorted(process.returncode for process in both) == [0, 1], ends
     assert world.run("status").status == 0
 
 
-def test_a_port_in_use_names_its_holder_and_a_free_one(world: World) -> None:
+def test_port_in_use_names_its_holder_and_a_free_one(world: World) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", world.port))
         taken.listen()
@@ -454,7 +454,7 @@ def test_a_port_in_use_names_its_holder_and_a_free_one(world: World) -> None:
 
 
 def test_the_deadline_ends_a_start_that_hangs(world: World) -> None:
-    """A `llama-server` that never listens."""
+    # The `llama-server` never listens.
     llama_server(world, "sleep 60")
     result = world.run("serve", "selftest", "--timeout", "0.5")
     assert result.status == 1
@@ -462,7 +462,7 @@ def test_the_deadline_ends_a_start_that_hangs(world: World) -> None:
     assert not world.processes()
 
 
-def test_a_start_that_goes_on_is_mentioned(world: World) -> None:
+def test_long_phase_is_mentioned_again(world: World) -> None:
     llama_server(world, "echo reading tensors; sleep 60")
     result = world.run("serve", "selftest", "--timeout", "6")
     assert "[TIME] still starting the server: reading tensors\n" in result.stderr
@@ -478,7 +478,7 @@ def test_interrupting_detach_stops_the_start(world: World) -> None:
     assert not world.processes()
 
 
-def test_a_llama_server_on_path_is_preferred(world: World) -> None:
+def test_llama_server_on_path_is_preferred(world: World) -> None:
     llama_server(world, EMBEDDED)
     result = world.run("serve", "selftest", "--detach", "--json")
     assert result.status == 0, result.text
@@ -487,7 +487,7 @@ def test_a_llama_server_on_path_is_preferred(world: World) -> None:
     assert world.run("chat", "Count to 3").stdout == "1 2 3\n"
 
 
-def test_a_broken_llama_server_on_path_does_not_stand_in_the_way(world: World) -> None:
+def test_broken_llama_server_on_path_is_passed_over(world: World) -> None:
     llama_server(world, "echo 'error while loading shared libraries: libcuda.so.1' >&2; exit 127", version=False)
     doctor = world.run("doctor")
     assert (
@@ -497,7 +497,7 @@ def test_a_broken_llama_server_on_path_does_not_stand_in_the_way(world: World) -
     assert world.run("serve", "selftest", "--detach").status == 0
 
 
-def test_ready_means_ready(world: World) -> None:
+def test_first_request_after_ready_is_answered(world: World) -> None:
     """Ready means that the very first request is answered; benchmarks/first_answer.py measures how soon."""
     assert world.run("serve", "selftest", "--detach").status == 0
     body = {"model": "selftest", "messages": [{"role": "user", "content": "Count to 2"}], "temperature": 0}
@@ -508,7 +508,7 @@ def test_ready_means_ready(world: World) -> None:
 FILES = ("deployment.json", "digests.json", "server.log", "service.log", "service.lock", "starts.json", "token")
 
 
-def test_files_are_the_owners_alone(served: World) -> None:
+def test_state_files_are_private(served: World) -> None:
     until(lambda: served.record()["receipt"])
     modes = {file.name: oct(file.stat().st_mode & 0o777) for file in served.state.iterdir()}
     assert modes == dict.fromkeys(FILES, "0o600")
@@ -556,7 +556,9 @@ http.server.HTTPServer(("127.0.0.1", int(port)), Handler).serve_forever()
         ("spawn", "; sleep 0.5; exit 1", "the server ended before it was ready (status 1): it wrote nothing"),
     ],
 )
-def test_a_stranger_on_the_port_is_never_announced_as_ours(world: World, way: str, after: str, error: str) -> None:
+def test_another_program_on_the_port_is_never_taken_for_the_server(
+    world: World, way: str, after: str, error: str
+) -> None:
     stranger = world.folder / "stranger.py"
     stranger.write_text(STRANGER)
     llama_server(world, f'"{sys.executable}" "{stranger}" {way} "$@"{after}')
@@ -570,8 +572,8 @@ def test_a_stranger_on_the_port_is_never_announced_as_ours(world: World, way: st
 
 
 @pytest.mark.parametrize("moment", ["before it was ready", "while it served"])
-def test_a_process_that_holds_the_pipe_hides_neither_an_end_nor_a_stop(world: World, moment: str) -> None:
-    """What the server started and what left its group holds its stderr open for as long as it likes."""
+def test_open_pipe_delays_neither_an_end_nor_a_stop(world: World, moment: str) -> None:
+    # A process that the server started, and that left its process group, may hold its stderr open for ever.
     leave = "import subprocess; subprocess.Popen(['sleep', '60'], start_new_session=True)"
     left_behind = f'"{sys.executable}" -c "{leave}"'
     llama_server(world, f"{left_behind}\n{'exit 3' if moment == 'before it was ready' else EMBEDDED}")
@@ -597,7 +599,7 @@ def test_a_process_that_holds_the_pipe_hides_neither_an_end_nor_a_stop(world: Wo
 # The start
 
 
-def test_the_time_before_the_server_is_started_does_not_count(world: World) -> None:
+def test_deadline_counts_from_the_start_of_the_server(world: World) -> None:
     llama_server(world, 'case "$1" in --version) sleep 1.2; echo "version: 1" >&2;; *) sleep 60;; esac', version=False)
     began = time.monotonic()
     result = world.run("serve", "selftest", "--timeout", "1")
@@ -605,7 +607,7 @@ def test_the_time_before_the_server_is_started_does_not_count(world: World) -> N
     assert time.monotonic() - began > 1.2 + 1
 
 
-def test_nothing_is_fetched_for_an_engine_that_is_not_there(world: World) -> None:
+def test_missing_engine_is_reported_before_any_download(world: World) -> None:
     assert world.run("config", "set", "engines.llamacpp.server", world.folder / "none").status == 0
     with hub_server.serve(Hub(files={"owner/repo": {"x.gguf": b"GGUF"}})) as hub:
         result = world.run("serve", "hf://owner/repo/x.gguf", HF_ENDPOINT=hub.url)
@@ -616,7 +618,7 @@ def test_nothing_is_fetched_for_an_engine_that_is_not_there(world: World) -> Non
 
 
 def test_phases_only_go_forward(world: World) -> None:
-    """A draft model is loaded after the model: its lines are not the model's."""
+    # The log lines of a draft model, which is loaded after the model, are not taken for the model's.
     lines = ["loading model", "initializing, n_slots = 4", "loading model"]
     llama_server(world, "\n".join(f"echo 'srv: {line}'" for line in lines) + "\nsleep 60")
     result = world.run("serve", "selftest", "--timeout", "1")
@@ -625,13 +627,13 @@ def test_phases_only_go_forward(world: World) -> None:
     assert "error: the server was not ready after 1 s, still allocating the KV cache\n" in result.stderr
 
 
-def test_detach_mentions_a_phase_that_goes_on(world: World) -> None:
+def test_detach_mentions_a_long_phase(world: World) -> None:
     llama_server(world, "echo reading tensors; sleep 60")
     result = world.run("serve", "selftest", "--detach", "--timeout", "6.5")
     assert "[TIME] still starting the server: reading tensors\n" in result.stderr, result.text
 
 
-def test_detach_is_told_when_another_command_stops_the_start(world: World) -> None:
+def test_detach_reports_that_another_command_stopped_the_start(world: World) -> None:
     llama_server(world, "sleep 60")
     command = world.start("serve", "selftest", "--detach", bufsize=0)
     read_until(command, "starting the server")
@@ -647,7 +649,7 @@ def test_detach_is_told_when_another_command_stops_the_start(world: World) -> No
 
 
 @pytest.mark.parametrize("gone", ["deployment.json", "."])
-def test_what_was_deleted_under_a_service_comes_back(world: World, gone: str) -> None:
+def test_deleted_record_is_written_again(world: World, gone: str) -> None:
     assert world.run("serve", "selftest", "--detach").status == 0
     if gone == ".":
         shutil.rmtree(world.state)
@@ -658,13 +660,13 @@ def test_what_was_deleted_under_a_service_comes_back(world: World, gone: str) ->
     stop_within(world, WITHIN)
 
 
-def test_a_record_that_cannot_be_read_does_not_end_the_service(world: World) -> None:
-    """A folder in its place, for the superuser may read any file."""
+def test_unreadable_record_does_not_end_the_service(world: World) -> None:
+    # The record is replaced by a folder, as the superuser may read any file.
     service = serve_until_ready(world)
     file = world.state / "deployment.json"
     file.unlink()
     file.mkdir()
-    for _ in range(2):  # the service has looked, and tried to write it anew
+    for _ in range(2):  # the service has looked, and tried to write it again
         before = world.state.stat().st_mtime_ns
         until(lambda before=before: world.state.stat().st_mtime_ns != before)
     assert httpx.get(f"http://127.0.0.1:{world.port}/health", trust_env=False).status_code == 200
@@ -680,12 +682,12 @@ def test_a_record_that_cannot_be_read_does_not_end_the_service(world: World) -> 
 
 
 def has_signal(pid: int, field: str, number: int) -> bool:
-    """Whether a signal is in one of the sets of /proc/PID/status."""
+    """Return whether a signal is in one of the sets of /proc/PID/status."""
     lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return bool(int(lines[field], 16) >> (number - 1) & 1)
 
 
-def test_a_second_ctrl_c_ends_a_server_that_does_not_hear_at_once(world: World) -> None:
+def test_second_ctrl_c_kills_a_server_that_does_not_react(world: World) -> None:
     service = serve_until_ready(world)
     server = world.record()["server"]["pid"]
     os.kill(server, signal.SIGSTOP)
@@ -701,7 +703,7 @@ def test_a_second_ctrl_c_ends_a_server_that_does_not_hear_at_once(world: World) 
 
 
 @pytest.mark.parametrize("way", ["foreground", "detach"])
-def test_a_suspended_service_is_stopped(world: World, way: str) -> None:
+def test_suspended_service_is_stopped(world: World, way: str) -> None:
     if way == "foreground":
         service = serve_until_ready(world)
     else:
@@ -713,7 +715,7 @@ def test_a_suspended_service_is_stopped(world: World, way: str) -> None:
         assert service.returncode == 0, stderr.decode()
 
 
-def test_a_service_that_ignores_sigterm_is_ended(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_service_that_ignores_sigterm_is_ended(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     service = serve_until_ready(world, preexec_fn=lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN))
     monkeypatch.setenv("LLMDEPLOY_STATE_DIR", str(world.state))
     monkeypatch.setattr(client, "STOP_DEADLINE", 0.5)
@@ -724,7 +726,7 @@ def test_a_service_that_ignores_sigterm_is_ended(world: World, monkeypatch: pyte
     assert world.run("status").stdout == "nothing is served\n"
 
 
-def test_a_signal_that_was_ignored_before_stays_ignored(world: World) -> None:
+def test_signal_that_was_ignored_before_stays_ignored(world: World) -> None:
     """`nohup llmdeploy serve` outlives its terminal."""
     service = serve_until_ready(world, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     service.send_signal(signal.SIGHUP)

@@ -76,7 +76,7 @@ class PlayedLaunch(Launch):
 
 
 @pytest.mark.parametrize("kind", [StartFailed, DoesNotFit, PortInUse])
-def test_a_server_that_served_long_and_starts_no_more_is_given_up(
+def test_server_that_served_long_and_fails_to_start_is_given_up(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: type[LlmdeployError]
 ) -> None:
     monkeypatch.setattr(supervisor, "STEADY", -1)  # whatever served, served long
@@ -101,7 +101,7 @@ def test_a_server_that_served_long_and_starts_no_more_is_given_up(
     assert delays == [0.5, 1, 2, 4]
 
 
-def test_a_setting_that_followed_the_free_memory_is_not_taken_over(
+def test_repair_that_followed_the_free_memory_is_not_remembered(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     kept: list[history.Start] = []
@@ -147,8 +147,8 @@ def test_unreachable_external_server_is_reported_and_so_is_its_recovery(
     asyncio.run(asyncio.wait_for(serve(), 10))
 
 
-def test_memory_that_a_start_took_of_a_gpu_stays_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """It is measured when the server is ready, whatever other servers come and go later."""
+def test_gpu_memory_of_a_start_stays_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # The memory is measured when the server is ready, whatever other servers come and go later.
 
     def machine(free: int) -> hardware.Hardware:
         return replace(hardware.detect(), gpus=(hardware.Gpu(0, "A", 80 * GIB, free * GIB),))
@@ -183,7 +183,7 @@ class WaitingStarter(Starter):
         self.stopped.set()
 
 
-def test_a_start_that_is_called_off_ends_what_its_thread_waits_for(
+def test_cancelled_start_ends_the_daemon_that_its_thread_waits_for(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(launch, "Starter", WaitingStarter)
@@ -226,7 +226,7 @@ class EndingServer(PlayedServer):
 
 
 def test_two_threads_that_stop_a_server_release_its_model_once(tmp_path: Path) -> None:
-    """One was called off while it waited; the second must not undo what a third has begun meanwhile."""
+    # The first was cancelled while it waited; the second must not release what a third has loaded meanwhile.
     engine = PlayedEngine()
     one = Starter(cast("Any", engine), lambda event: None, tmp_path / "log", 10)
     one.server = cast("RunningServer", EndingServer())
@@ -239,7 +239,7 @@ def test_two_threads_that_stop_a_server_release_its_model_once(tmp_path: Path) -
     assert engine.released == ["selftest"]
 
 
-def test_a_download_that_is_called_off_ends_with_its_next_piece(tmp_path: Path) -> None:
+def test_cancelled_download_ends_with_its_next_piece(tmp_path: Path) -> None:
     events: list[Public] = []
     starter = Starter(registry.get("llamacpp", Settings()), events.append, tmp_path / "log", 10)
     starter.emit(Download("x", 1, 2))
@@ -249,7 +249,7 @@ def test_a_download_that_is_called_off_ends_with_its_next_piece(tmp_path: Path) 
     assert events == [Download("x", 1, 2)]
 
 
-def test_an_event_of_a_thread_comes_before_what_the_thread_returns(tmp_path: Path) -> None:
+def test_event_of_a_thread_comes_before_its_result(tmp_path: Path) -> None:
     events: list[AnyEvent] = []
 
     async def work() -> None:
@@ -261,7 +261,7 @@ def test_an_event_of_a_thread_comes_before_what_the_thread_returns(tmp_path: Pat
     asyncio.run(work())
 
 
-def test_a_thread_that_nobody_waits_for_keeps_nothing_alive() -> None:
+def test_abandoned_thread_does_not_keep_the_process_alive() -> None:
     never = threading.Event()
 
     async def leave() -> None:
@@ -287,6 +287,6 @@ def test_a_thread_that_nobody_waits_for_keeps_nothing_alive() -> None:
         ("https://gpu.example:8443", ("gpu.example", 8443, True, "")),
     ],
 )
-def test_requests_go_to_the_whole_of_an_address(url: str, expected: tuple[str, int, bool, str]) -> None:
+def test_target_has_host_port_tls_and_path_of_the_address(url: str, expected: tuple[str, int, bool, str]) -> None:
     found = target_of(make_ready(ServerSpec((), url, "/health", served_name="selftest")))
     assert (found.host, found.port, found.tls, found.prefix) == expected

@@ -1,4 +1,4 @@
-"""`switch`: the other deployment takes over, or everything is as it was; and no application notices either."""
+"""`switch`: the other deployment takes over, or everything is as it was, and no application notices."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ for word in "$@"; do
   case "$word" in --mmproj) skip=1 ;; *) [ -n "$skip" ] && skip= || set -- "$@" "$word" ;; esac
 done
 """
-"""Leaves out `--mmproj FILE`."""
+"""A `llama-server` that leaves out `--mmproj FILE`."""
 
 
 NO_MODEL = "`` is not a model name, a file, a folder or a `hf://` address"
@@ -49,7 +49,7 @@ NO_MODEL = "`` is not a model name, a file, a folder or a `hf://` address"
 
 @pytest.fixture
 def switching(world: World) -> Iterator[World]:
-    """A world that serves the self-test model, as its configuration file says."""
+    """Return a world that serves the self-test model, as its configuration file says."""
     world.config.parent.mkdir(parents=True)
     world.config.write_text(CONFIG)
     world.environment["LLMDEPLOY_CONFIG"] = str(world.config)
@@ -59,7 +59,7 @@ def switching(world: World) -> Iterator[World]:
 
 
 def servers(world: World) -> list[psutil.Process]:
-    """The engines that run in this world, as processes that lead their group."""
+    """Return the servers that run in this world: processes that lead their group."""
     return [it for it in world.processes() if "watchdog.py" not in " ".join(it.cmdline()) and is_engine(it)]
 
 
@@ -68,7 +68,7 @@ def is_engine(process: psutil.Process) -> bool:
 
 
 def answer(world: World, model: str = "selftest") -> str:
-    """What the deployment of now says."""
+    """Return the answer of the deployment that serves now."""
     body = {"model": model, "messages": [{"role": "user", "content": "Count to 3"}], "temperature": 0}
     response = httpx.post(f"http://127.0.0.1:{world.port}/v1/chat/completions", json=body, trust_env=False, timeout=30)
     return str(response.json()["choices"][0]["message"]["content"])
@@ -99,7 +99,7 @@ def test_another_deployment_takes_over_and_no_request_fails(switching: World, wa
     )
 
 
-def test_what_it_says_on_its_way(switching: World) -> None:
+def test_steps_and_phases_are_shown(switching: World) -> None:
     result = switching.run("switch", "--model", "selftest", "--parallel", "2", "--no-beside")
     steps = [
         "check: the engine, the weights, the memory",
@@ -115,7 +115,7 @@ def test_what_it_says_on_its_way(switching: World) -> None:
     assert result.stdout == "http://127.0.0.1:[PORT]/v1\n"
 
 
-def test_as_json_it_is_an_event_a_line_and_the_document(switching: World) -> None:
+def test_json_prints_events_line_by_line_and_then_the_document(switching: World) -> None:
     result = switching.run("switch", "llamacpp", "--parallel", "2", "--json")
     *events, document = map(json.loads, result.stdout.splitlines())
     assert [it["step"] for it in events if it["event"] == "step"] == ["check", "prepare", "prove", "commit", "finish"]
@@ -138,7 +138,7 @@ def test_another_model_under_its_own_name(switching: World) -> None:
     assert json.loads(result.stdout)["served_name"] == "mine"
 
 
-def test_logs_that_are_followed_go_on_with_the_new_server(switching: World) -> None:
+def test_followed_logs_continue_with_the_new_server(switching: World) -> None:
     logs = switching.start("logs", "--follow", "--lines", "1", bufsize=0)
     assert logs.stdout is not None
     assert logs.stdout.readline()  # it follows now
@@ -154,7 +154,7 @@ def test_logs_that_are_followed_go_on_with_the_new_server(switching: World) -> N
     assert new.read_bytes().splitlines()[0] in told
 
 
-def test_back_is_where_it_was(switching: World) -> None:
+def test_back_restores_the_previous_deployment(switching: World) -> None:
     assert switching.run("switch", "llamacpp", "--context", "4096").status == 0
     assert switching.config.read_text() != CONFIG
     result = switching.run("switch", "--back")
@@ -165,14 +165,14 @@ def test_back_is_where_it_was(switching: World) -> None:
     assert switching.record()["plan"]["context"]["value"] == 4096
 
 
-def test_what_the_user_asked_of_serve_stays(world: World) -> None:
+def test_flags_of_serve_are_kept(world: World) -> None:
     assert world.run("serve", "selftest", "--context", "2048", "--detach").status == 0
     assert world.run("switch", "llamacpp", "--parallel", "2").status == 0
     plan = world.record()["plan"]
     assert (plan["context"]["value"], plan["parallel"]["value"]) == (2048, 2)
 
 
-def test_what_the_user_gave_with_this_model_stays_with_it(world: World) -> None:
+def test_flags_of_a_model_are_kept_for_that_model_only(world: World) -> None:
     copy_selftest(world.work)
     (world.work / "mmproj-selftest-f16.gguf").rename(world.work / "eyes.gguf")
     (world.work / "selftest-f16.gguf").rename(world.work / "mine.gguf")
@@ -187,13 +187,13 @@ def test_what_the_user_gave_with_this_model_stays_with_it(world: World) -> None:
     assert "mmproj" not in world.record()["settings"]
 
 
-def test_a_projector_alone_is_something_to_switch_to(switching: World) -> None:
+def test_switch_to_another_projector_alone(switching: World) -> None:
     result = switching.run("switch", "--mmproj", str(SELFTEST / "mmproj-selftest-f16.gguf"))
     assert result.status == 0, result.text
     assert switching.record()["settings"]["mmproj"] == str(SELFTEST / "mmproj-selftest-f16.gguf")
 
 
-def test_what_is_served_already_stays(switching: World) -> None:
+def test_switch_to_what_is_served_already_changes_nothing(switching: World) -> None:
     before = switching.record()
     result = switching.run("switch", "llamacpp")
     assert result.status == 0
@@ -201,7 +201,7 @@ def test_what_is_served_already_stays(switching: World) -> None:
     assert switching.record()["server"] == before["server"]
 
 
-def test_a_receipt_tells_what_exactly_serves(switching: World) -> None:
+def test_receipt_names_engine_files_and_flags(switching: World) -> None:
     until(lambda: switching.record()["receipt"])
     receipt = switching.record()["receipt"]
     weights, projector = receipt["files"]
@@ -217,7 +217,7 @@ def test_a_receipt_tells_what_exactly_serves(switching: World) -> None:
 
 
 def huge(world: World) -> str:
-    """A model that needs more than any machine has: one matrix of it is said to be long, in a file full of holes."""
+    """Write a model that needs more memory than any machine has: one matrix is declared as huge, in a sparse file."""
     weights = copy_selftest(world.work, mmproj=False)
     content = bytearray(weights.read_bytes())
     at = content.index(b"token_embd.weight") + len(b"token_embd.weight") + 4 + 8
@@ -264,7 +264,7 @@ def configured(world: World, script: str) -> list[str]:
         (hanging, "prepare", "the server was not ready after 2 s"),
     ],
 )
-def test_what_fails_is_undone(switching: World, target: Any, step: str, reason: str, way: str) -> None:
+def test_failed_switch_is_undone(switching: World, target: Any, step: str, reason: str, way: str) -> None:
     arguments = target(switching)
     config = switching.config.read_bytes()
     with Load(switching.port) as load:
@@ -286,8 +286,8 @@ def test_what_fails_is_undone(switching: World, target: Any, step: str, reason: 
     assert [it.pid for it in servers(switching)] == [now["server"]["pid"]]
 
 
-def test_a_configuration_that_cannot_be_written_undoes_it(switching: World) -> None:
-    """Found before anything is started."""
+def test_unwritable_configuration_undoes_the_switch(switching: World) -> None:
+    # The error is found before anything is started.
     switching.config.write_text("model = [\n")
     result = switching.run("switch", "llamacpp", "--context", "4096")
     assert result.status == 1
@@ -296,7 +296,7 @@ def test_a_configuration_that_cannot_be_written_undoes_it(switching: World) -> N
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="file modes do not bind root")
-def test_a_folder_that_may_not_be_written_undoes_it(switching: World) -> None:
+def test_unwritable_folder_undoes_the_switch(switching: World) -> None:
     switching.config.parent.chmod(0o500)
     result = switching.run("switch", "llamacpp", "--context", "4096")
     switching.config.parent.chmod(0o700)
@@ -306,7 +306,7 @@ def test_a_folder_that_may_not_be_written_undoes_it(switching: World) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/fs").is_dir(), reason="a folder that nobody can write to is Linux's")
-def test_a_configuration_that_cannot_be_written_is_found_before_anything_is_stopped(world: World) -> None:
+def test_unwritable_configuration_is_found_before_anything_is_stopped(world: World) -> None:
     assert world.run("serve", "selftest", "--detach").status == 0
     before = world.record()["server"]
     world.config.parent.parent.mkdir(parents=True)
@@ -327,7 +327,7 @@ def begun(world: World, *arguments: str) -> subprocess.Popen[bytes]:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("step", ["check", "prepare", "loading the weights", "prove", "commit", "serving"])
-def test_a_service_that_is_killed_comes_back_with_the_old_or_the_new(switching: World, step: str, way: str) -> None:
+def test_killed_service_comes_back_with_the_old_or_the_new_deployment(switching: World, step: str, way: str) -> None:
     command = begun(switching, "llamacpp", "--context", "4096", way)
     read_until(command, step)
     os.kill(switching.record()["service"]["pid"], signal.SIGKILL)
@@ -344,7 +344,7 @@ def test_a_service_that_is_killed_comes_back_with_the_old_or_the_new(switching: 
 
 
 @pytest.mark.parametrize("step", ["prepare", "loading the weights"])
-def test_service_and_guards_killed_together_leave_servers_that_the_next_start_ends(switching: World, step: str) -> None:
+def test_next_start_ends_the_servers_of_a_killed_service_and_watchdogs(switching: World, step: str) -> None:
     command = begun(switching, "llamacpp", "--context", "4096")
     read_until(command, step)
     for process in [it for it in switching.processes() if not is_engine(it) or "watchdog.py" in " ".join(it.cmdline())]:
@@ -358,7 +358,7 @@ def test_service_and_guards_killed_together_leave_servers_that_the_next_start_en
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("step", ["check", "prepare", "loading the weights", "still starting"])
-def test_an_interrupted_switch_is_undone(switching: World, step: str, way: str) -> None:
+def test_interrupted_switch_is_undone(switching: World, step: str, way: str) -> None:
     slow = "sleep 7; " if step == "still starting" else "sleep 1; "
     arguments = configured(switching, slow + EMBEDDED)
     config = switching.config.read_bytes()
@@ -375,7 +375,7 @@ def test_an_interrupted_switch_is_undone(switching: World, step: str, way: str) 
     until(lambda: [it.pid for it in servers(switching)] == [switching.record()["server"]["pid"]])
 
 
-def test_a_switch_whose_command_is_killed_is_undone(switching: World) -> None:
+def test_switch_whose_command_is_killed_is_undone(switching: World) -> None:
     command = begun(switching, *configured(switching, f"sleep 5; {EMBEDDED}"), "--no-beside")
     read_until(command, "starting the server")
     command.kill()
@@ -384,7 +384,7 @@ def test_a_switch_whose_command_is_killed_is_undone(switching: World) -> None:
     assert answer(switching) == "1 2 3"
 
 
-def test_of_two_switches_at_once_one_is_refused_at_once(switching: World) -> None:
+def test_second_switch_at_once_is_refused(switching: World) -> None:
     first = begun(switching, *configured(switching, f"sleep 3; {EMBEDDED}"), "--context", "4096")
     read_until(first, "starting the server")
     began = time.monotonic()
@@ -401,7 +401,7 @@ def test_of_two_switches_at_once_one_is_refused_at_once(switching: World) -> Non
     assert switching.record()["plan"]["context"]["value"] == 4096
 
 
-def test_stop_in_the_middle_of_a_switch_leaves_nothing(switching: World) -> None:
+def test_stop_during_a_switch_leaves_nothing(switching: World) -> None:
     command = begun(switching, *configured(switching, f"sleep 30; {EMBEDDED}"))
     read_until(command, "starting the server")
     assert "  switch   to `selftest` on llamacpp, at the step prepare\n" in switching.run("status").stdout
@@ -414,7 +414,7 @@ def test_stop_in_the_middle_of_a_switch_leaves_nothing(switching: World) -> None
     assert switching.run("status").stdout == "nothing is served\n"
 
 
-def test_while_the_old_server_is_gone_none_is_on_record(switching: World) -> None:
+def test_no_server_is_on_record_between_the_old_and_the_new(switching: World) -> None:
     command = begun(switching, *configured(switching, f"sleep 30; {EMBEDDED}"), "--no-beside")
     read_until(command, "starting the server")
     assert json.loads(switching.run("status", "--json").stdout)["server_pid"] is None
@@ -430,7 +430,7 @@ def test_while_the_old_server_is_gone_none_is_on_record(switching: World) -> Non
 # --- Requests that wait
 
 
-def test_two_hundred_wait_for_a_switch_and_the_next_is_refused(switching: World) -> None:
+def test_two_hundred_requests_wait_for_a_switch_and_the_next_is_refused(switching: World) -> None:
     command = begun(switching, *configured(switching, f"sleep 20; {EMBEDDED}"), "--no-beside", "--parallel", "8")
     read_until(command, "starting the server")
     answers, refused = asyncio.run(ask_many(switching.port, 200))
@@ -446,7 +446,7 @@ def test_two_hundred_wait_for_a_switch_and_the_next_is_refused(switching: World)
 
 
 async def ask_many(port: int, many: int) -> tuple[list[httpx.Response], httpx.Response]:
-    """So many requests that wait, and one more once they do."""
+    """Send so many requests that wait, and one more once they do."""
     limits = httpx.Limits(max_connections=many + 5)
     body = {"model": "selftest", "messages": [{"role": "user", "content": "Count to 3"}], "temperature": 0}
     async with httpx.AsyncClient(
@@ -460,7 +460,7 @@ async def ask_many(port: int, many: int) -> tuple[list[httpx.Response], httpx.Re
         return await asyncio.gather(*waiting), refused
 
 
-def test_without_hold_requests_are_refused_meanwhile(switching: World) -> None:
+def test_no_hold_refuses_requests_during_the_switch(switching: World) -> None:
     arguments = configured(switching, f"sleep 4; {EMBEDDED}")
     command = begun(switching, *arguments, "--no-beside", "--no-hold")
     read_until(command, "starting the server")
@@ -474,7 +474,7 @@ def test_without_hold_requests_are_refused_meanwhile(switching: World) -> None:
     assert answer(switching) == "1 2 3"
 
 
-def test_a_server_that_dies_costs_no_request_that_has_not_begun(switching: World) -> None:
+def test_requests_wait_while_a_dead_server_is_started_again(switching: World) -> None:
     """Requests wait while it is started again."""
     before = switching.record()["server"]
     psutil.Process(before["pid"]).kill()
@@ -486,7 +486,7 @@ def test_a_server_that_dies_costs_no_request_that_has_not_begun(switching: World
 # --- Without a service, without doing it, and what makes no sense
 
 
-def test_without_a_service_it_is_checked_and_written(world: World) -> None:
+def test_switch_without_a_service_is_checked_and_written(world: World) -> None:
     world.config.parent.mkdir(parents=True)
     world.config.write_text(CONFIG)
     result = world.run("switch", "llamacpp", "selftest", "--context", "4096")
@@ -500,13 +500,13 @@ def test_without_a_service_it_is_checked_and_written(world: World) -> None:
     assert world.config.read_text() == CONFIG
 
 
-def test_without_a_service_what_cannot_be_served_is_not_written(world: World) -> None:
+def test_switch_without_a_service_does_not_write_what_cannot_be_served(world: World) -> None:
     result = world.run("switch", "vllm")
     assert result.text.startswith("exit 1\n--- stdout\n--- stderr\nerror: no vLLM on this machine\nhint: ")
     assert not world.config.exists()
 
 
-def test_a_dry_run_touches_nothing(switching: World) -> None:
+def test_dry_run_touches_nothing(switching: World) -> None:
     before = {file.name: file.read_bytes() for file in switching.state.iterdir()}
     running = {it.pid for it in switching.processes()}
     result = switching.run("switch", "llamacpp", "--context", "4096", "--dry-run", "--json")
@@ -526,21 +526,21 @@ def test_a_dry_run_touches_nothing(switching: World) -> None:
     assert {file.name: file.read_bytes() for file in switching.state.iterdir()} == before
 
 
-def test_a_dry_run_tells_how_it_would_be_done(switching: World) -> None:
+def test_dry_run_says_whether_requests_would_wait(switching: World) -> None:
     result = switching.run("switch", "--context", "4096", "--dry-run", "--no-beside", "--no-hold")
     assert "\n  one after the other, as asked for: requests are refused while it is exchanged\n" in result.stdout
     result = switching.run("switch", "llamacpp", "--dry-run")
     assert result.stderr == "`selftest` on llamacpp is served already: nothing would be started\n"
 
 
-def test_without_a_service_what_is_written_already_is_not_called_written(world: World) -> None:
+def test_switch_without_a_service_says_written_only_if_the_file_changed(world: World) -> None:
     for written in (True, False):
         result = world.run("switch", "llamacpp", "--json")
         assert json.loads(result.stdout)["config"]["written"] is written
     assert world.run("switch", "llamacpp").stderr == "the next `llmdeploy serve` serves `selftest` on llamacpp\n"
 
 
-def test_the_file_of_the_folder_is_the_one_that_decides(switching: World) -> None:
+def test_project_file_is_changed_if_it_decides(switching: World) -> None:
     (switching.work / "llmdeploy.toml").write_text('engine = "llamacpp"\n')
     assert switching.run("switch", "llamacpp", "--context", "4096").status == 0
     assert (
@@ -549,14 +549,14 @@ def test_the_file_of_the_folder_is_the_one_that_decides(switching: World) -> Non
     assert switching.config.read_text() == CONFIG
 
 
-def test_a_variable_that_beats_the_file_is_told(switching: World) -> None:
+def test_variable_that_beats_the_file_is_reported(switching: World) -> None:
     result = switching.run("switch", "llamacpp", "--context", "4096", LLMDEPLOY_ENGINE="llamacpp")
     assert result.status == 0
     assert "warning: `LLMDEPLOY_ENGINE` beats the file: `unset LLMDEPLOY_ENGINE`\n" in result.stderr
 
 
 def served(**settings: Any) -> Record:
-    """On record: this model, with these settings."""
+    """Return a record of a deployment with these settings."""
     itself = identify(os.getpid())
     assert itself is not None
     document = config.document(Settings(**settings))
@@ -572,8 +572,8 @@ def served(**settings: Any) -> Record:
         ({}, "/other.gguf", (2048, 3, False, None)),
     ],
 )
-def test_what_was_asked_of_serve_is_kept(flags: dict[str, Any], model: str | None, kept: tuple[Any, ...]) -> None:
-    """The projector and the cloud are the model's; consent to a model's code is never taken over."""
+def test_settings_of_serve_are_kept(flags: dict[str, Any], model: str | None, kept: tuple[Any, ...]) -> None:
+    """Projector and cloud consent belong to the model; consent to a model's code is never taken over."""
     now = served(
         context=2048,
         llamacpp=LlamaCppSettings(threads=3),
@@ -584,7 +584,7 @@ def test_what_was_asked_of_serve_is_kept(flags: dict[str, Any], model: str | Non
     assert not found.flags.trust_remote_code
 
 
-def test_the_way_back_takes_a_deadline(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_back_takes_a_timeout(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     document = config.document(Settings(timeout=600, context=2048))
     found = PreviousDeployment("selftest", "llamacpp", document, "/config.toml", {})
     monkeypatch.setattr(history, "load_previous", lambda: found)
@@ -602,10 +602,10 @@ def test_the_way_back_takes_a_deadline(world: World, monkeypatch: pytest.MonkeyP
         ("finish", "interrupted: it is switched already"),
     ],
 )
-def test_who_interrupts_leaves_first_and_is_told_the_truth(
+def test_interruption_calls_off_first_and_then_reports_the_outcome(
     last: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also where it is not the service that was waited for, but what is written on the terminal."""
+    # The same holds if the interruption comes while an event is shown.
     happened = []
 
     def events(*_: object) -> Any:
@@ -658,12 +658,12 @@ def test_who_interrupts_leaves_first_and_is_told_the_truth(
         (["--model", ""], NO_MODEL, "`llmdeploy models catalog` lists the names"),
     ],
 )
-def test_what_makes_no_sense(world: World, arguments: list[str], error: str, hint: str) -> None:
+def test_contradictory_words_are_refused(world: World, arguments: list[str], error: str, hint: str) -> None:
     result: Result = world.run("switch", *arguments)
     assert result.text == f"exit 2\n--- stdout\n--- stderr\nerror: {error}\nhint: {hint}\n"
 
 
-def test_orders_are_taken_with_the_token_alone(switching: World) -> None:
+def test_orders_need_the_token(switching: World) -> None:
     url = f"http://127.0.0.1:{switching.port}/llmdeploy/switch"
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer"}):
         response = httpx.post(url, json={}, headers=headers, trust_env=False)
@@ -680,7 +680,7 @@ def test_orders_are_taken_with_the_token_alone(switching: World) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "an address of its own"])
-def test_a_service_on_another_address_takes_orders_too(world: World, host: str) -> None:
+def test_service_on_another_address_takes_orders_too(world: World, host: str) -> None:
     world.environment["LLMDEPLOY_API_KEY"] = "sesame"
     if host != "0.0.0.0":
         addresses = [it for card in psutil.net_if_addrs().values() for it in card if it.family == socket.AF_INET]

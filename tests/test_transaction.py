@@ -1,4 +1,4 @@
-"""The switch in its narrow places, with servers that are played: who leaves, dies or cannot write, and when."""
+"""The switch at its critical moments, with played servers: a client leaves, a server dies, a disk is full."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FACTS = ModelFacts("llama", 1, (1,), 1, 1, 1, 1, 1)
 
 
 class PlayedServer:
-    """A server of which a test decides whether it serves."""
+    """A server without a process; a test decides whether it serves."""
 
     process = None
 
@@ -51,7 +51,7 @@ class PlayedServer:
 
 
 class PlayedSupervisor(Supervisor):
-    """A supervisor of a played server: what it does takes a turn of the loop, and a test may replace any method."""
+    """A supervisor of a played server: each step takes a turn of the event loop, and a test may replace any method."""
 
     def __init__(self, name: str, log_file: Path) -> None:
         settings = Settings()
@@ -146,12 +146,12 @@ class World:
 
     @property
     def points_to(self) -> str | None:
-        """The model that requests go to; None while they wait."""
+        """The model that requests go to; None while requests wait."""
         status, document = self.service.gateway.route.health()
         return document["model"] if status == 200 else None
 
     async def run(self) -> LlmdeployError | None:
-        """The switch to its end, however it ends; then no time passes but the loop's."""
+        """Run the switch to its end, and return its error; then let the event loop turn a few times."""
         self.running = asyncio.ensure_future(self.switch.run())
         await asyncio.wait({self.running})
         for _ in range(5):
@@ -164,7 +164,7 @@ class World:
         self.switch.call_off(self.running)
 
     async def require_old(self) -> None:
-        """All is as it was."""
+        """Assert that all is as it was before the switch."""
         assert self.points_to == "old"
         assert self.old.kept == 1
         assert self.old.server.serves
@@ -204,7 +204,7 @@ async def fail(*_: object) -> None:
 
 
 @pytest.mark.parametrize("beside", [True, False])
-def test_a_switch_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: bool) -> None:
+def test_switch_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: bool) -> None:
     async def work(world: World) -> None:
         assert await world.run() is None
         assert world.points_to == "new"
@@ -219,7 +219,7 @@ def test_a_switch_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, besid
 
 @pytest.mark.parametrize("beside", [True, False])
 @pytest.mark.parametrize("step", ["prepare", "apply_plan", "start"])
-def test_a_failed_step_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, beside: bool) -> None:
+def test_failed_step_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, beside: bool) -> None:
     async def work(world: World) -> None:
         setattr(world.new, step, fail)
         error = await world.run()
@@ -230,7 +230,7 @@ def test_a_failed_step_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     play(tmp_path, monkeypatch, work, beside=beside)
 
 
-def test_the_old_server_comes_back_also_if_the_client_leaves_during_the_undo(
+def test_old_server_comes_back_even_if_the_client_leaves_during_the_undo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def work(world: World) -> None:
@@ -248,7 +248,7 @@ def test_the_old_server_comes_back_also_if_the_client_leaves_during_the_undo(
     play(tmp_path, monkeypatch, work, beside=False)
 
 
-def test_a_client_that_leaves_early_leaves_the_old_server_watched(
+def test_client_that_leaves_early_leaves_the_old_server_watched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def work(world: World) -> None:
@@ -260,7 +260,7 @@ def test_a_client_that_leaves_early_leaves_the_old_server_watched(
     play(tmp_path, monkeypatch, work, beside=False)
 
 
-def test_an_old_server_that_dies_as_the_client_leaves_is_started_again(
+def test_old_server_that_dies_as_the_client_leaves_is_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def work(world: World) -> None:
@@ -278,7 +278,7 @@ def test_an_old_server_that_dies_as_the_client_leaves_is_started_again(
 
 
 @pytest.mark.parametrize("kind", [StartFailed, RuntimeError])
-def test_an_old_server_that_fails_to_start_is_tried_again(
+def test_old_server_that_fails_to_start_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any
 ) -> None:
     async def broken() -> None:
@@ -298,7 +298,7 @@ def test_an_old_server_that_fails_to_start_is_tried_again(
     play(tmp_path, monkeypatch, work, beside=False)
 
 
-def test_a_disk_that_is_full_after_the_commit_stops_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_full_disk_after_the_commit_does_not_undo_the_switch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     write, full = state.write, [False]
 
     def written(record: state.Record) -> None:
@@ -334,9 +334,7 @@ def test_a_disk_that_is_full_after_the_commit_stops_nothing(monkeypatch: pytest.
     play(tmp_path, monkeypatch, work)
 
 
-def test_a_full_disk_does_not_end_a_server_that_was_started_again(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_full_disk_does_not_end_a_restarted_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def full(_: object) -> None:
         raise StateUnwritable("the disk is full", "")
 
@@ -377,12 +375,12 @@ def test_memory_that_a_daemon_lets_go_by_itself_is_not_counted_twice(
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"settings": [], "model": "x"}', b'{"settings": {}, "model": 5}'])
-def test_a_malformed_order_is_refused(body: bytes) -> None:
+def test_malformed_order_is_refused(body: bytes) -> None:
     with pytest.raises(UsageError, match="does not understand"):
         SwitchOrder.from_json(body)
 
 
-def test_a_stopping_service_begins_no_switch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopping_service_begins_no_switch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def work(world: World) -> None:
         world.service.control.require_turn()
         world.slot.is_stopping = True

@@ -45,7 +45,7 @@ def with_vllm(folder: Path, python: str) -> World:
     world = World(folder)
     world.environment["LLMDEPLOY_ENGINES_VLLM_PYTHON"] = python
     world.environment["LLMDEPLOY_ENGINE"] = "vllm"
-    del world.environment["PYTHONWARNINGS"]  # vLLM's own are no failure of ours
+    del world.environment["PYTHONWARNINGS"]  # warnings of vLLM itself are not failures here
     return world
 
 
@@ -58,7 +58,7 @@ def vllm(tmp_path: Path, vllm_python: str) -> Iterator[World]:
 
 @pytest.fixture(scope="module")
 def serving(tmp_path_factory: pytest.TempPathFactory, vllm_python: str) -> Iterator[World]:
-    """One server for the tests of this module that only ask."""
+    """Start one server for the tests of this module that only send requests."""
     world = with_vllm(tmp_path_factory.mktemp("vllm") / "world", vllm_python)
     result = world.run("serve", "selftest", "--detach", timeout=200)
     assert result.status == 0, result.text
@@ -71,7 +71,7 @@ def client(world: World) -> OpenAI:
 
 
 @pytest.mark.parametrize("name", QUESTIONS)
-def test_the_same_words_as_on_llama_cpp(serving: World, served: World, name: str) -> None:
+def test_same_answers_as_on_llama_cpp(serving: World, served: World, name: str) -> None:
     messages: Any = QUESTIONS[name]
     answers = []
     for world in (serving, served):
@@ -100,7 +100,7 @@ def test_chat_with_images(serving: World) -> None:
     assert serving.run("chat", *images, "What color is this?").stdout == "The images are red and blue.\n"
 
 
-def test_a_start_shows_its_phases_in_order(serving: World) -> None:
+def test_start_shows_its_phases_in_order(serving: World) -> None:
     lines = [line for line in (serving.state / "service.log").read_text().splitlines() if line.startswith("[")]
     phases = [line.partition("] ")[2] for line in lines]
     shown = [name for name in dict.fromkeys(phases) if not name.startswith("still") and "%" not in name]
@@ -126,7 +126,7 @@ def test_status_tells_what_the_kv_cache_holds(serving: World) -> None:
     assert "vllm" in serving.run("doctor").stdout
 
 
-def test_the_backends_own_file(serving: World) -> None:
+def test_configuration_file_of_vllm(serving: World) -> None:
     file = serving.state / "vllm.yaml"
     assert oct(file.stat().st_mode & 0o777) == "0o600"
     lines = dict(line.split(": ", 1) for line in file.read_text().splitlines() if not line.startswith("#"))
@@ -143,7 +143,7 @@ def test_the_backends_own_file(serving: World) -> None:
     assert serving.record()["server_url"] != f"http://127.0.0.1:{serving.port}"  # that is the gateway's
 
 
-def test_errors_are_openais(serving: World) -> None:
+def test_errors_have_openais_form(serving: World) -> None:
     with httpx.Client(base_url=f"http://127.0.0.1:{serving.port}/v1", trust_env=False) as http:
         unknown = http.post("/chat/completions", json={"model": "nope", "messages": COUNT})
         long = [{"role": "user", "content": "a b c " * 5000}]
@@ -167,7 +167,7 @@ def test_errors_are_openais(serving: World) -> None:
 
 
 def changed(folder: Path, **replaced: str) -> Path:
-    """The self-test model with something in its configuration replaced."""
+    """Write the self-test model with changes in its configuration."""
     shutil.copytree(SELFTEST / "hf", folder)
     config = folder / "config.json"
     for old, new in replaced.items():
@@ -184,7 +184,7 @@ def truncated(folder: Path) -> Path:
 
 
 def refused(world: World, *arguments: str | Path, **variables: str) -> tuple[str, str]:
-    """Message and hint of a start that fails, and leaves nothing."""
+    """Return message and hint of a start that fails; assert that it leaves nothing."""
     result = world.run("serve", *arguments, timeout=200, **variables)
     assert (result.status, result.stdout) == (1, ""), result.text
     assert not world.processes()
@@ -196,34 +196,34 @@ BEFORE = "the server ended before it was ready: "
 LOG = "; its log is `[FOLDER]/state/server.log`"
 
 
-def test_a_truncated_checkpoint(vllm: World) -> None:
-    """It is told before vLLM is started."""
+def test_truncated_checkpoint(vllm: World) -> None:
+    # The error is reported before vLLM is started.
     assert refused(vllm, truncated(vllm.folder / "model")) == (
         "`[FOLDER]/model/model.safetensors` is truncated or damaged: 300,000 bytes are there and 2,314,712 are needed",
         "fetch the file again",
     )
 
 
-def test_an_unknown_architecture(vllm: World) -> None:
+def test_unknown_architecture(vllm: World) -> None:
     model = changed(vllm.folder / "model", Qwen2_5_VLForConditionalGeneration="FooForCausalLM")
     error, hint = refused(vllm, model)
     assert error == f"{BEFORE}this vLLM does not know the architecture `FooForCausalLM`"
     assert hint.startswith("take a newer one: `pip install --upgrade vllm`")
 
 
-def test_a_quantization_that_the_model_does_not_have(vllm: World) -> None:
+def test_quantization_that_the_model_does_not_have(vllm: World) -> None:
     error, hint = refused(vllm, "selftest", LLMDEPLOY_ENGINES_VLLM_QUANTIZATION="awq")
     assert error == f"{BEFORE}the model is not quantised with `awq`"
     assert hint.startswith("take `quantization` out of `engines.vllm`")
 
 
-def test_a_port_in_use(vllm: World, serving: World) -> None:
+def test_port_in_use(vllm: World, serving: World) -> None:
     error, _ = refused(vllm, "selftest", LLMDEPLOY_PORT=str(serving.port))
     assert error.startswith(f"port {serving.port} is in use by `")
 
 
-def test_a_flag_that_it_does_not_have(vllm: World) -> None:
-    """Told before anything is started."""
+def test_flag_that_vllm_does_not_have(vllm: World) -> None:
+    # The error is reported before anything is started.
     began = time.monotonic()
     assert refused(vllm, "selftest", LLMDEPLOY_ENGINES_VLLM_EXTRA_ARGS="--max-num-batched-tokns 4096")[1] == (
         "did you mean `--max-num-batched-tokens`?"
@@ -231,14 +231,14 @@ def test_a_flag_that_it_does_not_have(vllm: World) -> None:
     assert time.monotonic() - began < 3
 
 
-def test_no_model_there(vllm: World) -> None:
+def test_missing_model_folder(vllm: World) -> None:
     assert refused(vllm, "/no/such/model") == (
         "there is no `/no/such/model`",
         "give a folder with a `config.json` and safetensors",
     )
 
 
-def test_code_of_the_models_own_runs_by_an_explicit_yes_alone(vllm: World) -> None:
+def test_model_code_runs_only_with_consent(vllm: World) -> None:
     mark = vllm.folder / "ran"
     model = changed(
         vllm.folder / "model",
@@ -262,7 +262,7 @@ def test_code_of_the_models_own_runs_by_an_explicit_yes_alone(vllm: World) -> No
 
 
 @pytest.mark.parametrize(("answer", "status"), [("n\n", 1), ("\x04", 1), (CTRL_C, 130)])
-def test_at_a_terminal_it_is_asked_for(vllm: World, answer: str, status: int) -> None:
+def test_consent_is_asked_for_at_a_terminal(vllm: World, answer: str, status: int) -> None:
     model = changed(
         vllm.folder / "model",
         Qwen2_5_VLForConditionalGeneration="FooForCausalLM",
@@ -275,7 +275,7 @@ def test_at_a_terminal_it_is_asked_for(vllm: World, answer: str, status: int) ->
     assert "Traceback" not in seen
 
 
-def test_a_context_that_does_not_fit_is_repaired_to_the_engines_estimate(vllm: World) -> None:
+def test_context_that_does_not_fit_is_repaired_to_the_engines_estimate(vllm: World) -> None:
     small = {"LLMDEPLOY_ENGINES_VLLM_KV_CACHE_MEMORY_BYTES": "1M"}
     vllm.environment |= small
     error, hint = refused(vllm, "selftest", "--no-repair")
@@ -301,7 +301,7 @@ def processes_of(world: World, name: str) -> list[psutil.Process]:
     return [process for process in server.children(recursive=True) if name in process.name()]
 
 
-def test_a_worker_that_is_killed_is_noticed_and_the_server_started_again(vllm: World) -> None:
+def test_server_is_started_again_after_a_worker_was_killed(vllm: World) -> None:
     assert vllm.run("serve", "selftest", "--detach", timeout=200).status == 0
     before = vllm.record()["server"]["pid"]
     body = {"model": "selftest", "messages": COUNT, "stream": True, "max_tokens": 8000, "ignore_eos": True}

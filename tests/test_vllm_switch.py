@@ -1,4 +1,4 @@
-"""From llama.cpp to the real vLLM and back, while applications stream without pause."""
+"""Switches between llama.cpp and the real vLLM, while applications stream without pause."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 @pytest.fixture
 def world(world: World, vllm_python: str) -> World:
     world.environment["LLMDEPLOY_ENGINES_VLLM_PYTHON"] = vllm_python
-    del world.environment["PYTHONWARNINGS"]  # vLLM's own are no failure of ours
+    del world.environment["PYTHONWARNINGS"]  # warnings of vLLM itself are not failures here
     return world
 
 
@@ -35,8 +35,8 @@ def test_no_request_fails_on_the_way_to_vllm_and_back(world: World, way: str) ->
     assert world.record()["engine"] == "llamacpp"
 
 
-def test_vllm_that_cannot_start_leaves_the_old_engine(world: World) -> None:
-    """A context that vLLM refuses by itself, and no repair: it has started, and ends with its own words."""
+def test_old_engine_stays_if_vllm_cannot_start(world: World) -> None:
+    # vLLM refuses the context itself, and nothing is repaired: it has started, and ends with its own message.
     assert world.run("serve", "selftest", "--detach").status == 0
     with Load(world.port, clients=4) as load:
         until(lambda: load.total > 4)

@@ -74,7 +74,7 @@ class Pull:
         ModelNotFound, DownloadFailed; the last one also for files that cannot be locked.
         """
         if self.engine.daemon is not None:
-            self.engine.daemon.spec(self.order.wishes, free_port())  # raises EngineMissing if there is no program
+            self.engine.daemon.spec(self.order.wishes, free_port())  # raises EngineMissing without a program
             if start:
                 self._starter.reach_engine(self.order.wishes)
                 self.engine = self._starter.engine
