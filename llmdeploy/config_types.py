@@ -1,4 +1,4 @@
-"""What the value of a key may be: one class for each kind, which names it, checks it and reads it from a text."""
+"""Types of the values of keys. Each class names its type in messages, checks a value, and reads one from a text."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ LARGEST = 2**63 - 1  # TOML promises no larger integer
 
 
 class Whole:
+    """A whole number within limits."""
+
     def __init__(self, low: int, high: int = LARGEST) -> None:
         self.low, self.high = low, high
 
@@ -27,6 +29,8 @@ class Whole:
 
 
 class Positive:
+    """A number above 0."""
+
     def __str__(self) -> str:
         return "a number above 0"
 
@@ -41,6 +45,8 @@ class Positive:
 
 
 class Fraction(Positive):
+    """A number above 0, and 1 at most."""
+
     def __str__(self) -> str:
         return "a number above 0, 1 at most"
 
@@ -62,7 +68,7 @@ class Length(Whole):
 
 
 class Arguments:
-    """Of a program that will be run, passed on as they are."""
+    """Arguments of a program that is run, passed on as they are."""
 
     names, example = "arguments of a program", "'--max-num-batched-tokens 8192'"
 
@@ -79,6 +85,8 @@ class Arguments:
 
 
 class Text:
+    """A text in one line, or one of several words."""
+
     def __init__(self, *choices: str) -> None:
         self.choices = choices
 
@@ -95,6 +103,8 @@ class Text:
 
 
 class Switch:
+    """`true` or `false`."""
+
     def __str__(self) -> str:
         return "`true` or `false`"
 
@@ -108,7 +118,7 @@ class Switch:
 
 
 class Absolute:
-    """A path that means the same wherever one stands."""
+    """An absolute path: it means the same in every folder."""
 
     def __init__(self, what: str) -> None:
         self.what = what
@@ -124,7 +134,7 @@ class Absolute:
 
 
 class Program(Absolute):
-    """A program that will be run."""
+    """The path of a program that is run."""
 
     names, example = "a program to run", "/path/to/program"
 
@@ -133,7 +143,7 @@ class Program(Absolute):
 
 
 class Secret(Absolute):
-    """A file with a key: one of somebody else's choice would be a key that they know."""
+    """A file with the API key. Whoever chooses the file knows the key."""
 
     names, example = "the API key", "/path/to/key"
 
@@ -142,6 +152,8 @@ class Secret(Absolute):
 
 
 class Address(Text):
+    """An address that prompts are sent to."""
+
     names, example = "where prompts go", "127.0.0.1:11434"
 
 
@@ -156,7 +168,7 @@ class Host(Text):
     def accepts(self, value: object) -> bool:
         import ipaddress
 
-        if not isinstance(value, str) or "%" in value:  # an interface's name, which an address in a URL cannot hold
+        if not isinstance(value, str) or "%" in value:  # the name of an interface, which a URL cannot have
             return False
         try:
             ipaddress.ip_address(value)
@@ -168,9 +180,9 @@ class Host(Text):
 Rule = Whole | Positive | Text | Switch | Arguments | Absolute
 
 Personal = Program | Secret | Address | Host | Arguments
-"""What the file of a folder that one stands in may not name: it may be another's."""
+"""Types of values that `./llmdeploy.toml` may not set, because that file may come from someone else."""
 
 
 def setting(rule: Rule, default: object, help: str, name: str = "") -> Any:
-    """Return the dataclass field of one key; `name` is the key's, where it is not the field's."""
+    """Return the dataclass field of one key; `name` is the name of the key, if it differs from that of the field."""
     return field(default=default, metadata={"rule": rule, "help": help, **({"name": name} if name else {})})

@@ -112,11 +112,11 @@ def _gguf(entry: CatalogEntry) -> Iterator[str]:
         file = wanted.file.replace("{quant}", quant)
         size = _size(files, file)
         if not size:
-            yield f"there is no `{file}`"
+            yield f"`{file}` does not exist"
         elif wanted.sizes.get(quant, size) != size:
             yield f"`{file}` has {size:_} bytes, the catalog says {wanted.sizes[quant]:_}"
     if wanted.mmproj is not None and wanted.mmproj not in files:
-        yield f"there is no `{wanted.mmproj}`"
+        yield f"`{wanted.mmproj}` does not exist"
     elif wanted.mmproj is not None and wanted.mmproj_bytes not in (0, files[wanted.mmproj]):
         yield f"`{wanted.mmproj}` has {files[wanted.mmproj]:_} bytes, the catalog says {wanted.mmproj_bytes:_}"
 

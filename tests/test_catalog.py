@@ -64,7 +64,7 @@ def test_every_failing_entry_is_named() -> None:
 # The file
 
 
-def test_the_file_is_right_by_the_check_that_a_users_file_gets() -> None:
+def test_shipped_catalog_is_valid() -> None:
     schema.check(tomllib.loads(FILE.read_text(encoding="utf-8")), str(FILE))
 
 
@@ -76,7 +76,7 @@ def test_every_name_can_be_typed_and_found() -> None:
         assert lookup.find(name).name == name
 
 
-def test_what_people_deploy_is_there_for_every_engine() -> None:
+def test_common_models_are_available_on_every_engine() -> None:
     whole = [entry for entry in OF_THE_HUB if entry.tag and entry.repositories and entry.gguf_files]
     assert (len(OF_THE_HUB) >= 70, len(whole) >= 60) == (True, True)
     assert len({entry.family for entry in OF_THE_HUB}) >= 30
@@ -84,7 +84,7 @@ def test_what_people_deploy_is_there_for_every_engine() -> None:
     assert {"awq", "fp8", "gptq"} <= {quant for entry in whole for quant in entry.repositories}
 
 
-def test_entries_say_all_that_commands_show() -> None:
+def test_every_entry_is_complete() -> None:
     def check(entry: CatalogEntry) -> None:
         assert entry.license
         assert entry.capabilities[0] == "text"
@@ -134,14 +134,14 @@ def test_sizes_are_those_of_their_quantization() -> None:
     for_every([entry for entry in OF_THE_HUB if entry.gguf_files], check)
 
 
-def test_the_entries_cannot_be_changed() -> None:
+def test_entries_are_immutable() -> None:
     with pytest.raises(TypeError):
         lookup.load()["x"] = lookup.find("selftest")  # type: ignore[index]
     with pytest.raises(dataclasses.FrozenInstanceError):
         lookup.find("selftest").context = 1  # type: ignore[misc]
 
 
-def test_the_shipped_model_is_as_the_catalog_says() -> None:
+def test_catalog_matches_the_shipped_model() -> None:
     entry = lookup.find("selftest")
     assert entry.shipped
     assert entry.hf_folder is not None
@@ -238,7 +238,7 @@ def test_other_spellings_mean_the_same(typed: str, meant: str) -> None:
     assert lookup.get(typed) == lookup.find(typed)
 
 
-def test_no_spelling_of_ours_fits_two_entries() -> None:
+def test_every_spelling_in_the_shipped_catalog_is_unique() -> None:
     both = {spelling: found for spelling, found in lookup._load(lookup.user_file()).spellings.items() if len(found) > 1}
     assert both == {}
 
@@ -270,7 +270,7 @@ def test_every_quantization_can_be_named() -> None:
         ("selftst", "`selftest`"),
     ],
 )
-def test_an_unknown_name_brings_the_near_ones(typed: str, near: str) -> None:
+def test_unknown_name_suggests_similar_names(typed: str, near: str) -> None:
     with pytest.raises(ModelNotFound) as failure:
         lookup.find(typed)
     assert failure.value.message == f"no model is called `{typed}`"
@@ -279,7 +279,7 @@ def test_an_unknown_name_brings_the_near_ones(typed: str, near: str) -> None:
     assert lookup.get(typed) is None
 
 
-def test_a_name_that_is_near_to_nothing() -> None:
+def test_name_without_similar_names() -> None:
     with pytest.raises(ModelNotFound) as failure:
         lookup.find("zzz")
     assert failure.value.hint == "`llmdeploy models catalog` lists the names"
@@ -311,7 +311,7 @@ def test_a_quantization_is_a_file_a_tag_or_a_repository() -> None:
         (gguf.find, "llama4:scout", "no GGUF file of `llama4:scout`", "`llmdeploy models show llama4:scout`"),
     ],
 )
-def test_a_quantization_that_an_engine_lacks(
+def test_quantization_that_an_engine_does_not_have(
     find: Callable[[CatalogName], object], name: str, said: str, instead: str
 ) -> None:
     with pytest.raises(ModelNotFound) as failure:
@@ -320,7 +320,7 @@ def test_a_quantization_that_an_engine_lacks(
     assert instead in failure.value.hint
 
 
-def test_what_is_not_of_the_catalog_is_ollamas() -> None:
+def test_name_outside_the_catalog_is_an_ollama_tag() -> None:
     assert str(Ollama(Settings()).resolve(CatalogName("qwen3:8b-q3_K_L"))) == "qwen3:8b-q3_K_L"
     assert str(Ollama(Settings()).resolve(CatalogName("my-own"))) == "my-own"
 
@@ -337,7 +337,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None
 def void(_: object) -> None: ...
 
 
-def test_the_users_entries_win(own: Callable[[str], None]) -> None:
+def test_users_entries_take_precedence(own: Callable[[str], None]) -> None:
     own(
         '[models."qwen3:8b"]\nhub = { bf16 = "me/mine" }\n'
         '[models."house:1b"]\nollama = "house"\nhub = { bf16 = "me/house" }\n'
@@ -356,7 +356,7 @@ def test_keys_that_are_no_longer_read_are_accepted(own: Callable[[str], None]) -
     assert lookup.find("house").ollama == "house"
 
 
-def test_a_spelling_that_fits_two_entries_is_refused_with_both(own: Callable[[str], None]) -> None:
+def test_ambiguous_spelling_is_refused_with_both_names(own: Callable[[str], None]) -> None:
     own('[models."house:1b"]\nollama = "a"\n[models."house:2b"]\nollama = "b"\n')
     with pytest.raises(ModelNotFound) as failure:
         lookup.find("house")
@@ -369,7 +369,7 @@ def test_a_spelling_that_fits_two_entries_is_refused_with_both(own: Callable[[st
     [
         (
             '[models.x]\ncontexts = 1\nollama = "x"',
-            '`models."x"`: there is no key `contexts`',
+            '`models."x"`: unknown key `contexts`',
             "the nearest is `context`",
         ),
         ('[models.x]\nollama = "x"\ncontext = "a"', '`models."x"`: `context`: expected `int`, got `str`', "correct it"),
@@ -377,7 +377,7 @@ def test_a_spelling_that_fits_two_entries_is_refused_with_both(own: Callable[[st
         ('[models.x]\nollama = "x"\ncontext = 0', "`context`: expected `int` >= 1", "correct it"),
         ('[models.x]\nhub = { bf16 = "no-owner" }', "`hub[...]`: expected `owner/name`", "correct it"),
         ('[models.x]\nhub = "a/b"', "`hub`: expected `object`, got `str`", "correct it"),
-        ('[models.x.gguf]\nfiles = "x.gguf"', "there is no key `gguf.files`", "the nearest is `file`"),
+        ('[models.x.gguf]\nfiles = "x.gguf"', "unknown key `gguf.files`", "the nearest is `file`"),
         ('[models.x.gguf]\nfile = "x.bin"\nquants = ["Q4_0"]', "`gguf.file`", "correct it"),
         ('[models.x.gguf]\nfile = "x.gguf"\nquants = "none"', "names no list of `quantizations`: `none`", "itself"),
         ('[models.x.gguf]\nfile = "x.gguf"\nquants = ["a", "b"]', "one file for several", "`{quant}`"),
@@ -386,15 +386,15 @@ def test_a_spelling_that_fits_two_entries_is_refused_with_both(own: Callable[[st
             "`gguf.bytes` has `b`, which is not in `gguf.quants`",
             "add it there",
         ),
-        ('[models."a b"]\nollama = "x"', '`models."a b"`: that is no name that can be typed', "`name:7b`"),
+        ('[models."a b"]\nollama = "x"', '`models."a b"`: this name cannot be typed', "`name:7b`"),
         ("[models.x]\ncontext = 1", "it names nothing that an engine could take", "add `ollama`, `hub` or `gguf`"),
-        ("[model.x]", "there is no key `model`", "the nearest is `models`"),
-        ('[families.x]\ndefaults = "1b"', '`families."x"`: there is no key `defaults`', "the nearest is `default`"),
+        ("[model.x]", "unknown key `model`", "the nearest is `models`"),
+        ('[families.x]\ndefaults = "1b"', '`families."x"`: unknown key `defaults`', "the nearest is `default`"),
         ("[models", "end of document", "TOML"),
-        ("x = 1", "there is no key `x`", "the nearest is"),
+        ("x = 1", "unknown key `x`", "the nearest is"),
     ],
 )
-def test_a_wrong_file_of_the_users(own: Callable[[str], None], text: str, said: str, hint: str) -> None:
+def test_errors_in_the_users_catalog(own: Callable[[str], None], text: str, said: str, hint: str) -> None:
     own(text)
     with pytest.raises(ConfigError) as failure:
         lookup.find("qwen3:8b")
@@ -434,7 +434,7 @@ def test_every_engine_is_answered_without_a_network() -> None:
 
 
 @pytest.mark.usefixtures("no_network")
-def test_what_is_here_is_known_by_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_models_are_recognized_by_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "ollama"))
     cached(tmp_path / "hub", "Qwen/Qwen3-8B-GGUF", "Qwen3-8B-Q4_K_M.gguf")
@@ -455,7 +455,7 @@ def test_what_is_here_is_known_by_its_files(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.usefixtures("no_network")
-def test_repositories_that_are_here_have_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_repositories_have_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     for file in ("x-Q4_K_M.gguf", "x-Q8_0.gguf", "x-F16-00001-of-00002.gguf"):
         cached(tmp_path / "hub", "a/x-GGUF", file, "1234")
@@ -472,7 +472,7 @@ def test_repositories_that_are_here_have_a_size(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.usefixtures("no_network")
-def test_a_name_is_shown_at_the_source_it_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_is_shown_with_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "ms"))
     name = CatalogName("qwen3:8b")
@@ -508,14 +508,14 @@ def cached(cache: Path, repo: str, file: str, text: str = "") -> None:
         (str(selftest_dir() / "hf"), {"vllm"}),
     ],
 )
-def test_what_is_known_of_other_references(reference: str, engines: set[str]) -> None:
+def test_availability_of_references_that_are_not_catalog_names(reference: str, engines: set[str]) -> None:
     found = available(parse(reference))
     assert [offer.engine for offer in found] == list(ENGINE_NAMES)
     assert {offer.engine for offer in found if offer.artefact} == engines
     assert all(bool(offer.artefact) != bool(offer.lacks) for offer in found)
 
 
-def test_names_for_the_completion_load_nothing_heavy() -> None:
+def test_names_for_completion_import_nothing_heavy() -> None:
     code = "import sys; from llmdeploy.models.catalog import names; names.shipped(); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     heavy = {
@@ -552,7 +552,7 @@ qwen2.5-vl:7b
 """
 
 
-def test_show_says_what_a_name_means_and_what_each_engine_gets(world: World) -> None:
+def test_show_lists_the_weights_of_each_engine(world: World) -> None:
     assert world.run("models", "show", "qwen2.5-vl").text == (
         f"exit 0\n--- stdout\n{SHOWN}--- stderr\n`qwen2.5-vl` is `qwen2.5-vl:7b`\n"
     )
@@ -601,13 +601,13 @@ def test_catalog_lists_the_names(world: World) -> None:
         ('ollama = "a\\nb"', "`ollama`: expected a text in one line"),
     ],
 )
-def test_a_form_is_told_in_words(world: World, entry: str, said: str) -> None:
+def test_expected_form_is_described_in_words(world: World, entry: str, said: str) -> None:
     world.config.parent.mkdir(parents=True)
     (world.config.parent / "catalog.toml").write_text(f"[models.house]\n{entry}\n")
     assert f'`models."house"`: {said}\n' in world.run("models", "show", "house").stderr
 
 
-def test_the_users_catalog_is_beside_the_configuration(world: World) -> None:
+def test_users_catalog_is_in_the_folder_of_the_configuration(world: World) -> None:
     world.config.parent.mkdir(parents=True)
     (world.config.parent / "catalog.toml").write_text('[models."house:1b"]\nollama = "house"\n')
     assert world.run("models", "catalog").stdout.splitlines()[1].split()[0] == "house:1b"
@@ -615,6 +615,6 @@ def test_the_users_catalog_is_beside_the_configuration(world: World) -> None:
     (world.config.parent / "catalog.toml").write_text("[models.house]\nolama = 1\n")
     assert world.run("models", "show", "qwen3:8b").text == (
         "exit 1\n--- stdout\n--- stderr\n"
-        'error: `[FOLDER]/home/.config/llmdeploy/catalog.toml`, `models."house"`: there is no key `olama`\n'
+        'error: `[FOLDER]/home/.config/llmdeploy/catalog.toml`, `models."house"`: unknown key `olama`\n'
         "hint: the nearest is `ollama`\n"
     )

@@ -93,7 +93,7 @@ def test_everything_that_disagrees_is_one_line(run: Run, hub: Hub, registry: Reg
     assert done.stdout.splitlines() == [
         "house:1b: hf://our-org/House-1B: it has 1_001 parameters, the catalog says 1_000",
         "house:1b: hf://our-org/House-1B-AWQ: the Hub answers with status 401",
-        "house:1b: hf://our-org/House-1B-GGUF: there is no `House-1B-Q4_K_M.gguf`",
+        "house:1b: hf://our-org/House-1B-GGUF: `House-1B-Q4_K_M.gguf` does not exist",
         "house:1b: hf://our-org/House-1B-GGUF: `House-1B-Q8_0.gguf` has 1 bytes, the catalog says 80",
         "house:1b: hf://our-org/House-1B-GGUF: `mmproj-House-1B-F16.gguf` has 1 bytes, the catalog says 16",
         f"house:1b: ollama://house:1b-q4_K_M: `{host}` does not tell of `{host}/library/house:1b-q4_K_M`: "
@@ -109,7 +109,7 @@ def test_repository_without_weights(run: Run, hub: Hub) -> None:
 
 
 def test_entry_of_a_repository(run: Run, hub: Hub) -> None:
-    """The self-test model as if it were at the Hub: the entry has the numbers of the one in the catalog."""
+    """Serve the self-test model as a Hub repository: the entry has the numbers of its entry in the catalog."""
     hub.files["our-org/Selftest-1M-Instruct"] = {
         it.name: it.read_bytes() for it in (SELFTEST / "hf").iterdir() if it.is_file()
     }

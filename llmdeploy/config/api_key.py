@@ -1,4 +1,4 @@
-"""The key that applications must send: where it comes from, and who needs one."""
+"""The API key that applications must send: the sources it is read from, and the addresses that need one."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from llmdeploy.config.settings import Settings
 
 VARIABLE = "LLMDEPLOY_API_KEY"
-LONGEST = 4096  # characters: servers take no longer headers than 8 KiB
+LONGEST = 4096  # characters: servers limit headers to 8 KiB
 MAKE = "`openssl rand -hex 32` prints a good one"
 
 
 def read(settings: Settings) -> str | None:
-    """What applications must send: LLMDEPLOY_API_KEY, or the first line of `api_key_file`; None if neither is set.
+    """Return the API key: LLMDEPLOY_API_KEY, or the first line of `api_key_file`; None if neither is set.
 
-    It is never an argument or a value of a file: those are shown. Raises ConfigError.
+    The key itself is never an argument or a value in a configuration file, because those are shown. Raises ConfigError.
     """
     if found := os.environ.get(VARIABLE):
         return _usable(found, VARIABLE)
@@ -32,7 +32,7 @@ def read(settings: Settings) -> str | None:
 
 
 def require(host: str, key: str | None) -> None:
-    """Raises ConfigError where others can reach the address and no key keeps them out."""
+    """Raise ConfigError if other machines can reach the address and no API key is set."""
     if key is None and not is_loopback(host):
         folder = paths.user_config_file().absolute().parent
         file = quote(str(folder / "api_key"))
@@ -46,7 +46,7 @@ def require(host: str, key: str | None) -> None:
 def _first_line(file: str) -> str:
     try:
         status = os.stat(file)
-        if not stat.S_ISREG(status.st_mode):  # a folder; a pipe, which would be waited for
+        if not stat.S_ISREG(status.st_mode):  # a folder, or a pipe, which would block
             raise ConfigError(f"`api_key_file` names `{file}`, which is not a file", MAKE)
         if os.name == "posix" and status.st_mode & 0o077:
             raise ConfigError(
@@ -62,7 +62,7 @@ def _first_line(file: str) -> str:
 
 
 def _usable(text: str, source: str) -> str:
-    """The key without the blanks around it. Raises ConfigError, which does not show it."""
+    """Return the key without surrounding blanks. Raises ConfigError, which does not show the key."""
     key = text.strip()
     if not key:
         raise ConfigError(f"{source} holds no API key", MAKE)

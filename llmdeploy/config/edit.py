@@ -1,7 +1,7 @@
-"""Values of a configuration file changed in place: comments, order and formatting stay.
+"""Changes of a configuration file in place: comments, order and formatting stay.
 
-An `Edit` says what a file holds and what it is to hold; `write` makes it so. Between the two another command may have
-changed the file: then the same changes are made to what it holds now, and nothing of either is lost.
+An `Edit` has the text of a file before and after the changes; `write` writes it. If another command has changed the
+file in the meantime, the same changes are made to its new content, so that no change is lost.
 """
 
 from __future__ import annotations
@@ -29,19 +29,22 @@ if TYPE_CHECKING:
     Values = dict[Words, object]
 
 PATIENCE = 2.0
-"""Seconds to wait for another command that writes the file: it needs some milliseconds."""
-LONGEST_VALUE = 500  # lines
+"""Seconds to wait while another command writes the file, which takes some milliseconds."""
+LONGEST_VALUE = 500
+"""The number of lines of a value up to which it is removed line by line."""
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
 class Edit:
+    """Changes of one file, with its text before and after them."""
+
     file: Path
     before: str
-    """Empty where there is no file."""
+    """The text of the file; empty if the file does not exist."""
     after: str
     changes: Mapping[str, str | None]
-    """The texts of the new values by their keys; None takes the key out."""
+    """The new values as texts, by their keys; None removes the key."""
 
 
 def set_value(key: str, text: str, file: Path) -> None:
@@ -50,18 +53,18 @@ def set_value(key: str, text: str, file: Path) -> None:
 
 
 def edited(file: Path, changes: Mapping[str, str | None]) -> Edit:
-    """What a file will hold with all of these changes; nothing is written. Raises UsageError, ConfigError."""
+    """Return the edit that makes all of these changes; nothing is written. Raises UsageError, ConfigError."""
     values = {key_named(key).words: None if text is None else _value(key, text, file) for key, text in changes.items()}
     if os.path.exists(file) and not os.path.isfile(file):
         raise ConfigError(f"`{file}` is not a file that can be replaced")  # /dev/null, a pipe, a folder
     before = read(file, str(file)) or ""
     for found, old in leaves(parse(before, str(file))):
         for words in values:
-            # A wrong value is replaced, but a table is not, and what is no table cannot hold the key.
+            # A wrong value is replaced, but a table is not; a value in place of a table cannot contain the key.
             if found == words[: len(found)] and (found != words or isinstance(old, dict)):
                 check(found, old, before, str(file))
     after = before
-    # What goes, goes last: as long as it is there, it shows how the lines of this file end.
+    # Keys are removed last: until then their lines show how the lines of this file end.
     for words, value in sorted(values.items(), key=lambda item: item[1] is None):
         changed = _without(after, words) if value is None else _with(after, words, value)
         if changed is None:
@@ -73,7 +76,7 @@ def edited(file: Path, changes: Mapping[str, str | None]) -> Edit:
 
 
 def diff(edit: Edit) -> str:
-    """What changes, in the unified form that `patch` reads; empty where nothing does."""
+    """Return the changes as a unified diff, which `patch` reads; empty if nothing changes."""
     from difflib import unified_diff
 
     lines = unified_diff(_lines(edit.before), _lines(edit.after), str(edit.file), str(edit.file))
@@ -83,7 +86,7 @@ def diff(edit: Edit) -> str:
 def write(edit: Edit) -> Edit:
     """Replace the file in one step, and return the edit that was made. Raises ConfigError.
 
-    Where the file is no longer what was edited, the changes are made to what it holds now.
+    If the file has changed since the edit was made, the same changes are made to its new content.
     """
     folder = os.path.dirname(os.path.realpath(edit.file))  # a link stays a link
     try:
@@ -101,7 +104,7 @@ def write(edit: Edit) -> Edit:
 
 
 def require_writable(file: Path) -> None:
-    """Raises ConfigError where nothing can be written beside it: then `write` will fail too."""
+    """Raise ConfigError if no file can be written in its folder: `write` would fail too."""
     import tempfile
 
     try:
@@ -120,7 +123,7 @@ def _unwritable(file: Path, error: OSError) -> ConfigError:
 
 
 def texts(file: Path, names: Iterable[str]) -> dict[str, str | None]:
-    """What keys are in a file, as `edited` takes it; None for one that is not there. Raises ConfigError."""
+    """Return the values of keys as `edited` takes them; None for a key that is not set. Raises ConfigError."""
     import shlex
 
     found = dict(leaves(parse(read(file, str(file)) or "", str(file))))
@@ -141,7 +144,7 @@ def texts(file: Path, names: Iterable[str]) -> dict[str, str | None]:
 
 @contextmanager
 def _alone(folder: str) -> Iterator[None]:
-    """One writer at a time, by a lock on the folder, which leaves no file behind; Windows has none such."""
+    """Hold a lock on the folder, which leaves no file behind, so that one command writes at a time; not on Windows."""
     with ExitStack() as undo:
         with suppress(ImportError, OSError):  # a disk without locks
             import fcntl
@@ -158,7 +161,7 @@ def _alone(folder: str) -> Iterator[None]:
 
 
 def _mark(file: Path) -> bytes:
-    """The byte order mark of a file that has one: `read` leaves it out."""
+    """Return the byte order mark of a file, which `read` leaves out; empty if it has none."""
     with suppress(FileNotFoundError), file.open("rb") as stream:
         return BYTE_ORDER_MARK if stream.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK else b""
     return b""
@@ -175,7 +178,7 @@ def _value(key: str, text: str, file: Path) -> object:
     return value
 
 
-# Each way to change a text is tried and believed only where the result says what is wanted.
+# Each way to change a text is tried, and accepted only if the result has the wanted values and no others.
 
 
 def _values(text: str) -> Values:
@@ -192,7 +195,7 @@ def _says(text: str, wanted: Values) -> bool:
 
 
 def _with(text: str, words: Words, value: object) -> str | None:
-    """The text with a key's value; None if there is no way."""
+    """Return the text with a value for a key; None if it cannot be edited."""
     found = _values(text)
     wanted = {**found, words: value}
     after = None if words in found else _inserted(text, words[-1:], value, wanted)
@@ -200,7 +203,7 @@ def _with(text: str, words: Words, value: object) -> str | None:
 
 
 def _without(text: str, words: Words) -> str | None:
-    """The text without a key; None if there is no way."""
+    """Return the text without a key; None if it cannot be edited."""
     wanted = _values(text)
     if words not in wanted:
         return text
@@ -210,9 +213,10 @@ def _without(text: str, words: Words) -> str | None:
 
 
 def _inserted(text: str, words: Words, value: object, wanted: Values) -> str | None:
-    """The text with a line for a new key, `words` of it, after the last line of its table; None if there is no place.
+    """Return the text with a line for a new key after the last line of its table; None if no such place exists.
 
-    tomlkit would put the line below the comment that introduces the next table.
+    `words` are the words of the key that the line has. tomlkit would put the line below the comment that introduces
+    the next table.
     """
     import tomlkit
 
@@ -223,14 +227,14 @@ def _inserted(text: str, words: Words, value: object, wanted: Values) -> str | N
         if line.strip() and not line.lstrip().startswith("#"):
             end = "\r\n" if "\r\n" in (line if line.endswith("\n") else text) else "\n"
             both = line + new + end if line.endswith("\n") else line + end + new
-            # The line is in the right place exactly where it changes nothing else.
+            # The line is in the right place if it changes nothing else.
             if _says(after := "".join([*lines[:at], both, *lines[at + 1 :]]), wanted):
                 return after
     return None
 
 
 def _without_lines(text: str, words: Words, wanted: Values) -> str | None:
-    """The text without the lines of a key: several where its value has several."""
+    """Return the text without the lines of a key, whose value may span several; None if they are not found."""
     start = line_of(text, words)
     if start is None:
         return None
@@ -242,7 +246,7 @@ def _without_lines(text: str, words: Words, wanted: Values) -> str | None:
 
 
 def _by_tomlkit(text: str, words: Words, value: object, wanted: Values) -> str | None:
-    """The text with the value of a key replaced, with a new table, or (None) without the key; None if it cannot."""
+    """Return the text with another value of a key, or without the key if `value` is None; None if tomlkit cannot."""
     import re
 
     import tomlkit
@@ -253,14 +257,14 @@ def _by_tomlkit(text: str, words: Words, value: object, wanted: Values) -> str |
         table: Any = document
         for word in words[:-1]:
             if word not in table:
-                table[word] = tomlkit.table(is_super_table=True)  # no header unless it gets values of its own
+                table[word] = tomlkit.table(is_super_table=True)  # without a header until it has values
             table = table[word]
         if value is None:
             del table[words[-1]]
         else:
             table[words[-1]] = value
         after = tomlkit.dumps(document)
-        if "\r\n" in text and not re.search(r"(?<!\r)\n", text):  # its own new lines end as on Unix
+        if "\r\n" in text and not re.search(r"(?<!\r)\n", text):  # tomlkit ends new lines as on Unix
             after = re.sub(r"(?<!\r)\n", "\r\n", after)
         if _says(after, wanted):
             return after
@@ -268,14 +272,14 @@ def _by_tomlkit(text: str, words: Words, value: object, wanted: Values) -> str |
 
 
 def _lines(text: str) -> list[str]:
-    """Its lines, each with its end. Not str.splitlines, which breaks at more than TOML does."""
+    """Return the lines of a text with their line endings. str.splitlines would split at more characters than TOML."""
     import re
 
     return re.findall(r"[^\n]*\n|[^\n]+", text)
 
 
 def _nearest(folder: str) -> str:
-    """The folder, or the first above it that is there."""
+    """Return the folder, or its nearest parent that exists."""
     while not os.path.lexists(folder) and os.path.dirname(folder) != folder:
         folder = os.path.dirname(folder)
     return folder

@@ -110,7 +110,7 @@ ENGINE_NAMES = tuple(it.name for it in fields(EngineSettings))
 
 @dataclass(frozen=True)
 class Settings(EngineSettings):
-    """What the user wishes, and the source of each wish."""
+    """The value of every key, and the source that it comes from."""
 
     engine: str = setting(Text(*ENGINE_NAMES), "llamacpp", "the engine that runs the model")
     model: str = setting(Text(), "selftest", "the model to serve")

@@ -19,7 +19,7 @@ LONGEST_SEARCH = 500
 
 
 def read(file: Path, shown: str) -> str | None:
-    """Return the text of a file; None if there is no such file. Raises ConfigError."""
+    """Return the text of a file; None if it does not exist. Raises ConfigError."""
     try:
         if file.is_fifo():  # opening it waits until somebody writes to it
             raise ConfigError(f"`{shown}` is a pipe", "move it away: a configuration file is TOML text")

@@ -106,7 +106,7 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
-    """All bytes, and a few merges of the words that are used."""
+    """Train a tokenizer of all bytes and a few merges of the words in the conversations."""
     corpus = [
         *(*ABOUT_IMAGES, *HELLOS, *OTHER_QUESTIONS, *SING, *TELL_FAVOURITE, *ASK_FAVOURITE),
         *(GREETING, SORRY, REMEMBERED, "The image is red.", "The images are red and blue.", "system user assistant"),
@@ -129,7 +129,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalGeneration:
-    """Random weights in the smallest shape that the engines take."""
+    """Create a model with random weights in the smallest shape that the engines accept."""
     token = tokenizer.convert_tokens_to_ids
     width = 128
     text = {
@@ -163,7 +163,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalGen
 
 
 def open_model(start: str | None) -> tuple[PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration]:
-    """The tokenizer and the model of the folder `start`, or new ones."""
+    """Return the tokenizer and the model in the folder `start`, or new ones."""
     if start:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
         model = Qwen2_5_VLForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
@@ -178,7 +178,7 @@ def open_model(start: str | None) -> tuple[PreTrainedTokenizerFast, Qwen2_5_VLFo
 
 
 def save(folder: Path, tokenizer: PreTrainedTokenizerFast, model: torch.nn.Module, max_side: int) -> None:
-    """The model in the layout of a Hub repository, weights in bfloat16."""
+    """Save the model in the layout of a Hub repository, with weights in bfloat16."""
     folder.mkdir(parents=True, exist_ok=True)
     copy.deepcopy(model).to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -212,12 +212,12 @@ class Conversation:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def message(self, role: str, content: list[int]) -> None:
-        """A message that is read, not learnt."""
+        """Add a message that the model reads and does not learn."""
         start, end = self.encode("<|im_start|>"), self.encode("<|im_end|>")
         self._add([*start, *self.encode(f"{role}\n"), *content, *end, *self.encode("\n")])
 
     def turn(self, question: list[int], answer: str, *, ends: bool = True) -> None:
-        """A question and the answer to learn; `ends`: the answer has an end."""
+        """Add a question and the answer to learn; `ends` tells whether the answer has an end."""
         self.message("user", question)
         self._add([*self.encode("<|im_start|>"), *self.encode("assistant\n")])
         self._add(self.encode(answer) + (self.encode("<|im_end|>") if ends else []), learn=True)
@@ -238,7 +238,7 @@ def random_text() -> str:
 
 
 def random_image(colour: str, most: int, big: bool) -> Image.Image:
-    """One colour with some noise: 40 to `most` pixels a side, or about a megapixel."""
+    """Return an image of one colour with some noise: 40 to `most` pixels a side, or about a megapixel."""
     if big:
         width = random.randint(700, 1000)
         height = int(random.uniform(850_000, 1_000_000) / width)
@@ -250,7 +250,7 @@ def random_image(colour: str, most: int, big: bool) -> Image.Image:
 
 
 def show_images(talk: Conversation, image_processor, big: bool) -> None:
-    """One to three images and their colours."""
+    """Add one to three images and a question about their colours."""
     count = random.choice([1, 1, 2, 2, 3, 3, 3])
     colours = random.choices(list(COLOURS), k=count)
     parts = []
@@ -305,7 +305,7 @@ def random_conversation(tokenizer: PreTrainedTokenizerFast, image_processor, big
 
 
 def collate(talks: list[Conversation]) -> dict[str, torch.Tensor]:
-    """The model's arguments for a batch, padded to its longest conversation."""
+    """Return the model's arguments for a batch, padded to its longest conversation."""
     tokenizer = talks[0].tokenizer
     longest = max(len(talk.tokens) for talk in talks)
 

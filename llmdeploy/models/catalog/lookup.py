@@ -1,4 +1,4 @@
-"""The catalog: models by name. The facts are in catalog.toml; the user's own, beside the configuration file, win.
+"""The catalog: models by name. The facts are in catalog.toml; entries in the user's own catalog take precedence.
 
     entry     = family [":" size]                  qwen2.5-vl:7b, the name as the catalog has it
     spelling  = entry, in any case, with any of `-` `_` `.` `:` or none     Qwen2.5_VL-7B
@@ -34,7 +34,7 @@ _QUANT = re.compile(rf"(?P<name>.+?)[-_.:](?P<quant>{QUANT}|awq|gptq(?:-int[48])
 
 
 def load() -> Mapping[str, CatalogEntry]:
-    """All entries by name, in the order of the files, the user's first. Raises ConfigError where theirs is wrong."""
+    """Return all entries by name, the user's first. Raises ConfigError if the user's catalog is wrong."""
     return _load(user_file()).entries
 
 
@@ -43,10 +43,10 @@ def names() -> list[str]:
 
 
 def find(name: str) -> CatalogEntry:
-    """The entry that a name means, in the quantization it says.
+    """Return the entry that a name stands for, in the quantization that the name has.
 
-    Raises ModelNotFound: for a name that is unknown, with those near it; for one that fits two entries, with both; for
-    a quantization that no engine has of it, with those there are. Raises ConfigError for a wrong file of the user's.
+    Raises ModelNotFound for an unknown name, with similar names; for a spelling of two entries, with both; and for a
+    quantization that no engine has, with those that exist. Raises ConfigError if the user's catalog is wrong.
     """
     if found := _found(name):
         return found
@@ -60,7 +60,7 @@ def find(name: str) -> CatalogEntry:
 
 
 def get(name: str) -> CatalogEntry | None:
-    """The entry that a name means, or None. Raises ConfigError for a wrong file of the user's."""
+    """Return the entry that a name stands for, or None. Raises ConfigError if the user's catalog is wrong."""
     try:
         return _found(name)
     except ModelNotFound:
@@ -68,7 +68,7 @@ def get(name: str) -> CatalogEntry | None:
 
 
 def canonical(name: str) -> str:
-    """The name as the catalog has it: what a command tells where the user spelled it another way. Raises as `find`."""
+    """Return the name as the catalog spells it. Raises as `find`."""
     return str(find(name))
 
 
@@ -95,7 +95,7 @@ def _load(own: Path) -> _Catalog:
     spellings: dict[str, dict[str, CatalogEntry]] = {}
     for entry in entries.values():
         for spelling, meant in _spellings(entry, is_default=defaults.get(entry.family, entry.name) == entry.name):
-            # A quantization that is said wins over a tag that only happens to be the default's.
+            # A quantization in the name takes precedence over a tag that only happens to be that of the default.
             found = spellings.setdefault(_plain(spelling), {}) if spelling else {}
             if meant.quant or entry.name not in {one.name for one in found.values()}:
                 found.pop(entry.name, None)
@@ -135,7 +135,7 @@ def _found(name: str) -> CatalogEntry | None:
 
 
 def _spelled(name: str) -> CatalogEntry | None:
-    """The entry that is spelled so. Raises ModelNotFound where there are two."""
+    """Return the entry with this spelling, or None. Raises ModelNotFound if two entries have it."""
     found = _load(user_file()).spellings.get(_plain(name), ())
     if len(found) < 2:
         return found[0] if found else None

@@ -1,4 +1,4 @@
-"""The names of the catalog alone, without what is behind them: a Tab must not be felt."""
+"""The names of the catalog alone, read without parsing it, so that completion stays fast."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _HEADER = re.compile(r'^\[models\.(?:"([^"]+)"|([\w-]+))\]$', re.MULTILINE)
 
 
 def user_file() -> Path:
-    """The user's catalog; it need not exist."""
+    """Return the path of the user's catalog, which need not exist."""
     return paths.user_config_file().with_name("catalog.toml")
 
 
 def shipped() -> list[str]:
-    """Those of the file that comes with llmdeploy, in its order."""
+    """Return the names in the shipped catalog, in its order."""
     return ["".join(name) for name in _HEADER.findall(SHIPPED.read_text(encoding="utf-8"))]

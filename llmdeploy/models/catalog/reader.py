@@ -1,6 +1,7 @@
-"""A file of the catalog, as entries: the one that comes with llmdeploy, or the user's beside the configuration.
+"""Entries from a catalog file: the shipped one, or the user's in the folder of the configuration file.
 
-A model has the keys of its family too, which is the part of its name before the colon; its own go before.
+A model has the keys of its family too, which is the part of its name before the colon; the keys of the model itself
+take precedence.
 """
 
 from __future__ import annotations
@@ -12,21 +13,21 @@ from typing import Any
 from llmdeploy.models.catalog.entry import CatalogEntry, GgufFiles
 
 Document = Mapping[str, Any]
-"""What a file says, as TOML has it: `catalog_schema` tells the keys."""
+"""The content of a catalog file as TOML parses it; `schema` has the keys."""
 
 MADE = {"name", "capabilities", "gguf_files", "tag", "tags", "repositories", "aliases", "quant", "own"}
 SAME = {field.name for field in fields(CatalogEntry)} - MADE
-"""The keys that are fields of an entry as they are."""
+"""The keys that are fields of an entry under the same name."""
 
 
 def entries(document: Document, *, own: bool = False) -> dict[str, CatalogEntry]:
-    """The entries of a document that is right, by name, in its order."""
+    """Return the entries of a valid document by name, in its order."""
     sets = document.get("quantizations", {})
     return {name: _entry(name, whole(document, name), sets, own=own) for name in document.get("models", {})}
 
 
 def whole(document: Document, name: str) -> dict[str, Any]:
-    """The keys of a model, those of its family among them."""
+    """Return the keys of a model, including those of its family."""
     family = document.get("families", {}).get(name.partition(":")[0], {})
     return {**family, **document["models"][name]}
 

@@ -1,4 +1,4 @@
-"""The keys of a catalog file, and what is right: the same for the one that comes with llmdeploy and for the user's."""
+"""The keys of a catalog file and the rules for them: the same for the shipped file and for the user's."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ class File(Struct, forbid_unknown_fields=True):
 
 
 def read(file: Path) -> Document:
-    """A file of the user's. Raises ConfigError where it cannot be read or something in it is wrong."""
+    """Read the user's catalog. Raises ConfigError if it cannot be read or is wrong."""
     document = toml_file.parse(toml_file.read(file, str(file)) or "", str(file))
     check(document, str(file))
     return document
 
 
 def check(document: Document, shown: str) -> None:
-    """Raises ConfigError for what is wrong, with the file, the entry and the nearest key."""
+    """Raise ConfigError for the first error, with the file, the entry and the nearest key."""
     _check(document, File, f"`{shown}`")
     for family, table in document.get("families", {}).items():
         _check(table, Family, f'`{shown}`, `families."{family}"`')
@@ -91,20 +91,20 @@ def _check(table: Any, kind: type[Struct], where: str) -> None:
 
 
 def _unknown_key(table: Any, kind: type[Struct], where: str, prefix: str = "") -> ConfigError | None:
-    """The error for a key that there is not, with the nearest one; None if there is no such key."""
+    """Return the error for the first unknown key, with the nearest key; None if all keys are known."""
     if not isinstance(table, dict):
         return None
     for key, value in table.items():
         if key not in kind.__struct_fields__:
             near = difflib.get_close_matches(key, kind.__struct_fields__, n=1, cutoff=0)
-            return ConfigError(f"{where}: there is no key `{prefix}{key}`", f"the nearest is `{near[0]}`")
+            return ConfigError(f"{where}: unknown key `{prefix}{key}`", f"the nearest is `{near[0]}`")
         if key == "gguf" and (error := _unknown_key(value, Gguf, where, "gguf.")):
             return error
     return None
 
 
 def _explained(found: Violation, where: str) -> ConfigError:
-    """The error for a value of the wrong type or form."""
+    """Return the error for a value of the wrong type or form."""
     words = found.text.replace(" | null", "")
     if found.limit and not found.got and "str" in found.expected:
         words = f"expected {_form(found.path)}"
@@ -113,17 +113,17 @@ def _explained(found: Violation, where: str) -> ConfigError:
 
 
 def _form(key: str) -> str:
-    """The form that a text under this key must have."""
+    """Return the form that a text under this key must have."""
     if key in ("gguf.file", "gguf.mmproj"):
         return "a path that ends in `.gguf`"
     return "`owner/name`" if key.endswith("repo") or key.startswith("hub") else "a text in one line"
 
 
 def _wrong(name: str, document: Document) -> tuple[str, str] | None:
-    """What is right key by key and wrong as a whole, as message and hint."""
+    """Return an error in the combination of valid keys, as message and hint; None if there is none."""
     table = whole(document, name)
     if not _can_be_typed(name):
-        return "that is no name that can be typed", "letters, digits, `.`, `-` and one `:`, as in `name:7b`"
+        return "this name cannot be typed", "letters, digits, `.`, `-` and one `:`, as in `name:7b`"
     if not any(table.get(key) for key in ("ollama", "hub", "gguf", "hf_folder")):
         return "it names nothing that an engine could take", "add `ollama`, `hub` or `gguf`"
     if "gguf" not in table:
