@@ -138,7 +138,7 @@ def test_repository_is_listed_with_sizes_and_digests(machine: Machine) -> None:
 
 
 def test_download_is_found_without_modelscope(machine: Machine, scope: Scope) -> None:
-    assert machine.run(f"origin.held(parse('ms://{REPO}'))") == []
+    assert machine.run(f"origin.cached_paths(parse('ms://{REPO}'))") == []
     assert scope.requests == []
     placed = machine.pull(*FILES)
     assert {Path(path).relative_to(machine.snapshot(COMMIT)).as_posix() for path in placed} == set(FILES)
@@ -146,7 +146,7 @@ def test_download_is_found_without_modelscope(machine: Machine, scope: Scope) ->
     for revision in ("", f"@{COMMIT}"):
         held = machine.run(
             f"[digest(origin.cached(HubFile('{REPO}', path, parse('ms://{REPO}{revision}').revision, 'ms')))"
-            f" for path in origin.held(parse('ms://{REPO}{revision}'))]"
+            f" for path in origin.cached_paths(parse('ms://{REPO}{revision}'))]"
         )
         assert held == [hashlib.sha256(FILES[name]).hexdigest() for name in sorted(FILES)]
     assert machine.run(f"origin.cached(HubFile('{REPO}', 'config.json', 'v2', 'ms'))") is None
@@ -203,7 +203,7 @@ def test_changed_bytes_are_refused(machine: Machine, scope: Scope) -> None:
     scope.wrong = {"model.safetensors"}
     message, _ = machine.fail()
     assert message.startswith(f"the download of `model.safetensors` is not what `ms://{REPO}` lists: ")
-    assert machine.run(f"origin.held(parse('ms://{REPO}'))") == []
+    assert machine.run(f"origin.cached_paths(parse('ms://{REPO}'))") == []
 
 
 def test_too_small_disk_is_reported_before_the_first_byte(machine: Machine, scope: Scope) -> None:
@@ -220,7 +220,7 @@ def test_interrupted_update_is_not_whole(machine: Machine, scope: Scope) -> None
     scope.failing, scope.stall_after = "model", 1_000_000
     # The first one is placed last: here that is the weights.
     machine.fail(f"pulled('ms://{REPO}', 'model.safetensors', 'config.json')", MODELSCOPE_DOWNLOAD_TIMEOUT="0.2")
-    held = machine.run(f"origin.held(parse('ms://{REPO}'))")
+    held = machine.run(f"origin.cached_paths(parse('ms://{REPO}'))")
     assert held in (["config.json"], ["config.json", "model.safetensors"])
     found = machine.run(f"[digest(origin.cached(HubFile('{REPO}', n, 'master', 'ms'))) for n in {held!r}]")
     old, new = ([hashlib.sha256(it).hexdigest() for it in files] for files in ([CONFIG, WEIGHTS], [b"{}"]))
@@ -339,7 +339,7 @@ def test_library_finds_our_download(machine: Machine, scope: Scope) -> None:
 
 def test_download_of_the_library_is_found(machine: Machine) -> None:
     folder = machine.library(f"print(api.download_repo({REPO!r}, 'model'))")
-    assert machine.run(f"origin.held(parse('ms://{REPO}'))") == sorted(FILES)
+    assert machine.run(f"origin.cached_paths(parse('ms://{REPO}'))") == sorted(FILES)
     found = machine.run(f"origin.cached(parse('ms://{REPO}/folder/part.gguf'))")
     assert found == f"{folder}/folder/part.gguf"
     assert source.commit_of([Path(found)]) is None
@@ -356,9 +356,9 @@ def test_download_of_the_library_is_not_repeated(machine: Machine, scope: Scope)
 def test_file_of_the_library_is_found_after_ours_is_removed(machine: Machine) -> None:
     machine.pull(*FILES)
     shutil.rmtree(machine.snapshot(COMMIT))
-    assert machine.run(f"origin.held(parse('ms://{REPO}'))") == sorted(FILES)
+    assert machine.run(f"origin.cached_paths(parse('ms://{REPO}'))") == sorted(FILES)
     shutil.rmtree(machine.snapshot("master"))
-    assert machine.run(f"origin.held(parse('ms://{REPO}'))") == []
+    assert machine.run(f"origin.cached_paths(parse('ms://{REPO}'))") == []
 
 
 def test_library_replaces_the_file_of_a_branch_and_keeps_the_commit(machine: Machine, scope: Scope) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from llmdeploy.errors import DownloadFailed
 from llmdeploy.models import requirements
-from llmdeploy.models.hub.cache import held
+from llmdeploy.models.hub.cache import cached_paths
 from llmdeploy.models.reference import HubRepo
 from llmdeploy.models.requirements import RequiredFile, Requirements, require_room
 from llmdeploy.units import MIB
@@ -70,4 +70,4 @@ def test_different_files_of_two_engines_are_added(disk: Path) -> None:
 def test_folder_of_another_user_does_not_crash(others: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert others.is_relative_to(requirements.existing(others / "hub" / "x"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(others / "hub"))
-    assert held(HubRepo("o/r", "a" * 40)) == ()
+    assert cached_paths(HubRepo("o/r", "a" * 40)) == ()

@@ -15,8 +15,8 @@ from llmdeploy.errors import LlmdeployError, ModelNotFound
 from llmdeploy.models import removal, store
 from llmdeploy.models.reference import CatalogName, HubRepo, OllamaTag, parse
 from llmdeploy.models.stores import folders, hub_cache, lmstudio, modelscope, ollama
-from llmdeploy.models.stores.installed import InstalledModel, total
-from llmdeploy.models.stores.repository import groups
+from llmdeploy.models.stores.installed import InstalledModel, total_bytes
+from llmdeploy.models.stores.repository import models_in
 from tests import model_places
 from tests.hub_server import COMMIT, Hub, serve
 from tests.model_places import MMPROJ, WEIGHTS, fetch, pack, put, selftest_layers
@@ -68,7 +68,7 @@ def names(found: InstalledModel) -> set[str]:
 
 
 def test_what_huggingface_hub_has_fetched_is_a_model_for_each_quantization(cache: Path) -> None:
-    found = by_name(hub_cache.read(cache).held)
+    found = by_name(hub_cache.read(cache).models)
     assert found.keys() == {f"hf://{HF}", f"hf://{GGUF}:Q4_K_M", f"hf://{GGUF}:Q8_0"}, "a tokenizer is no model"
     small, whole = found[f"hf://{GGUF}:Q4_K_M"], found[f"hf://{HF}"]
     assert names(small) == {"x-Q4_K_M.gguf", "mmproj-x-F16.gguf", "README.md"}
@@ -76,17 +76,17 @@ def test_what_huggingface_hub_has_fetched_is_a_model_for_each_quantization(cache
     assert (whole.size, whole.formats, names(whole)) == (5004, ("hf",), set(HF_FILES))
     assert time.time() - small.last_used < 60
     assert all(parse(name) == model.reference for name, model in found.items())
-    assert total(found.values()) == 4000 + 8000 + 1000 + 3 + 5004
+    assert total_bytes(found.values()) == 4000 + 8000 + 1000 + 3 + 5004
 
 
 def test_a_model_of_which_something_is_missing_is_run_by_no_engine(cache: Path) -> None:
     (cache / "models--owner--x" / "snapshots" / COMMIT / "config.json").unlink()
     split = put(cache / "models--owner--x-GGUF" / "snapshots" / COMMIT / "x-Q6_K-00001-of-00002.gguf", b"6")
-    found = by_name(hub_cache.read(cache).held)
+    found = by_name(hub_cache.read(cache).models)
     assert found[f"hf://{HF}"].formats == ()
     assert (found[f"hf://{GGUF}:Q6_K"].formats, found[f"hf://{GGUF}:Q6_K"].detail) == ((), "not all its parts are here")
     put(split.with_name("x-Q6_K-00002-of-00002.gguf"), b"6")
-    assert by_name(hub_cache.read(cache).held)[f"hf://{GGUF}:Q6_K"].formats == ("gguf",)
+    assert by_name(hub_cache.read(cache).models)[f"hf://{GGUF}:Q6_K"].formats == ("gguf",)
 
 
 def test_a_shard_that_an_index_names_and_that_is_not_here(cache: Path) -> None:
@@ -94,9 +94,9 @@ def test_a_shard_that_an_index_names_and_that_is_not_here(cache: Path) -> None:
     put(
         snapshot / "model.safetensors.index.json", b'{"weight_map": {"a": "model.safetensors", "b": "two.safetensors"}}'
     )
-    assert by_name(hub_cache.read(cache).held)[f"hf://{HF}"].detail == "not all its files are here"
+    assert by_name(hub_cache.read(cache).models)[f"hf://{HF}"].detail == "not all its files are here"
     put(snapshot / "two.safetensors", b"s")
-    assert by_name(hub_cache.read(cache).held)[f"hf://{HF}"].formats == ("hf",)
+    assert by_name(hub_cache.read(cache).models)[f"hf://{HF}"].formats == ("hf",)
 
 
 def test_another_revision_of_the_same_model_is_the_same_line(endpoint: str, cache: Path) -> None:
@@ -104,9 +104,9 @@ def test_another_revision_of_the_same_model_is_the_same_line(endpoint: str, cach
     other = "f" * 40
     (repository / "snapshots" / COMMIT).rename(repository / "snapshots" / other)
     (repository / "refs" / "main").unlink()
-    assert f"hf://{HF}@{other}" in by_name(hub_cache.read(cache).held), "no branch has it: named by its commit"
+    assert f"hf://{HF}@{other}" in by_name(hub_cache.read(cache).models), "no branch has it: named by its commit"
     fetch(endpoint, cache.parent, HF, *HF_FILES)
-    [found] = [it for it in hub_cache.read(cache).held if it.reference == HubRepo(HF)]
+    [found] = [it for it in hub_cache.read(cache).models if it.reference == HubRepo(HF)]
     assert set(found.revisions) == {COMMIT, other}
     assert found.size == 5004, "both have the same blobs"
 
@@ -115,7 +115,7 @@ def test_parts_of_a_download_are_told_with_their_size(cache: Path) -> None:
     put(cache / "models--owner--x" / "blobs" / f"{'a' * 64}.llmdeploy.incomplete", b"p" * 70)
     put(cache / "models--owner--x-GGUF" / "blobs" / f"{'b' * 64}.0123abcd.incomplete", b"p" * 30)
     put(cache / "models--owner--new" / "blobs" / f"{'c' * 64}.llmdeploy.incomplete", b"p" * 9)
-    found = by_name(hub_cache.read(cache).held)
+    found = by_name(hub_cache.read(cache).models)
     assert (found[f"hf://{HF}"].unfinished, found[f"hf://{HF}"].formats) == (70, ("hf",))
     assert (found[f"hf://{GGUF}"].unfinished, found[f"hf://{GGUF}"].files) == (30, ()), "of which quantization: unknown"
     assert (found["hf://owner/new"].unfinished, found["hf://owner/new"].formats) == (9, ())
@@ -131,12 +131,12 @@ def test_a_repository_of_old_times_is_named_by_its_folder(tmp_path: Path) -> Non
     snapshot = tmp_path / "models--gpt2" / "snapshots" / COMMIT
     for name in ("config.json", "model.safetensors"):
         put(snapshot / name, b"{}")
-    [found] = hub_cache.read(tmp_path).held
+    [found] = hub_cache.read(tmp_path).models
     assert (found.reference, found.formats) == (snapshot, ("hf",))
 
 
 def test_two_models_of_one_quantization_are_named_by_their_files() -> None:
-    found = groups(HubRepo("o/r"), ["a-Q4_0.gguf", "b-Q4_0.gguf", "c.gguf", "imatrix.gguf"])
+    found = models_in(HubRepo("o/r"), ["a-Q4_0.gguf", "b-Q4_0.gguf", "c.gguf", "imatrix.gguf"])
     assert [str(group.reference) for group in found] == [
         "hf://o/r/a-Q4_0.gguf", "hf://o/r/b-Q4_0.gguf", "hf://o/r/c.gguf"
     ]  # fmt: skip
@@ -152,8 +152,8 @@ def test_fifty_repositories_are_read_at_once(tmp_path: Path) -> None:
             (repository / "snapshots" / COMMIT / name).symlink_to(blob)
     began = time.monotonic()
     shelf = hub_cache.read(tmp_path)
-    found = store.Store(shelf.held, ())
-    assert [found.freed(model) for model in found.held] == [13] * 50
+    found = store.Store(shelf.models, ())
+    assert [found.freed(model) for model in found.models] == [13] * 50
     assert time.monotonic() - began < 0.5
 
 
@@ -174,7 +174,7 @@ def ollama_store(tmp_path: Path) -> Path:
 
 def test_ollamas_models_are_read_without_its_daemon(ollama_store: Path) -> None:
     shelf = ollama.read(ollama_store)
-    found = by_name(shelf.held)
+    found = by_name(shelf.models)
     assert found.keys() == {
         "ollama://qwen3:8b", "hf.co/owner/x-GGUF:Q8_0", "ollama://hub.example.org:5000/team/x:latest",
         "ollama://llmdeploy/selftest-f16:0123456789ab", "ollama://selftest:latest",
@@ -195,8 +195,8 @@ def test_ollamas_models_are_read_without_its_daemon(ollama_store: Path) -> None:
 def test_what_ollama_has_half_is_not_for_any_engine(ollama_store: Path) -> None:
     [blob] = [file for kind, file in ollama.find(ollama_store, "qwen3:8b")[0].layers if kind == "projector"]
     blob.unlink()
-    found = by_name(ollama.read(ollama_store).held)["ollama://qwen3:8b"]
-    assert (found.formats, found.detail) == ((), "not all its files are here, or may be read")
+    found = by_name(ollama.read(ollama_store).models)["ollama://qwen3:8b"]
+    assert (found.formats, found.detail) == ((), "some of its files are missing or may not be read")
     put(ollama_store / "blobs" / f"sha256-{'a' * 64}-partial", b"p" * 8192)
     [note] = ollama.read(ollama_store).notes
     assert "has 8 KiB of unfinished downloads" in note
@@ -206,7 +206,7 @@ def test_a_damaged_store_is_no_reason_to_fail(ollama_store: Path) -> None:
     put(ollama_store / "manifests" / "registry.ollama.ai" / "library" / "broken" / "1", b"{")
     put(ollama_store / "manifests" / "registry.ollama.ai" / "library" / "odd" / "1", b'{"layers": [1], "config": {}}')
     put(ollama_store / "manifests" / ".DS_Store", b"x")
-    assert len(ollama.read(ollama_store).held) == 5
+    assert len(ollama.read(ollama_store).models) == 5
     assert ollama.read(ollama_store / "none") == ollama.StoreListing()
 
 
@@ -224,7 +224,7 @@ def test_a_header_is_read_once_for_each_manifest(ollama_store: Path, monkeypatch
     ollama.read(ollama_store)
     read: list[Path] = []
     monkeypatch.setattr(ollama.gguf_header, "read", read.append)
-    assert by_name(ollama.read(ollama_store).held)["ollama://qwen3:8b"].formats == ("ollama", "gguf")
+    assert by_name(ollama.read(ollama_store).models)["ollama://qwen3:8b"].formats == ("ollama", "gguf")
     assert read == []
     monkeypatch.setattr(ollama.ollama_compat, "RULES", 10**6)
     with pytest.raises(AttributeError):  # read again, by newer rules: here to nothing
@@ -236,7 +236,7 @@ def test_a_header_is_read_once_for_each_manifest(ollama_store: Path, monkeypatch
 
 def test_lm_studios_files_are_named_by_their_paths(tmp_path: Path) -> None:
     folder = model_places.lmstudio(tmp_path, GGUF, x_Q4_K_M=WEIGHTS, mmproj_x_F16=MMPROJ)
-    [found] = lmstudio.read(folder.parents[1]).held
+    [found] = lmstudio.read(folder.parents[1]).models
     assert found.reference == folder / "x-Q4-K-M.gguf"
     assert names(found) == {"x-Q4-K-M.gguf", "mmproj-x-F16.gguf"}
     assert found.formats == ("gguf",)
@@ -260,7 +260,7 @@ def test_a_folder_that_a_model_was_put_into(tmp_path: Path) -> None:
     folders.save(here, HubRepo(GGUF), ["x-Q4_K_M.gguf"])
     folders.save(here, HubRepo(GGUF), ["x-Q8_0.gguf"])
     assert [one.folder for one in folders.filled()] == [here]
-    found = by_name(folders.read().held)
+    found = by_name(folders.read().models)
     assert found.keys() == {str(here / "x-Q4_K_M.gguf"), "selftest"}, "the user's own file is not ours to show"
     mine = found[str(here / "x-Q4_K_M.gguf")]
     assert (mine.detail, mine.unfinished) == (f"from `hf://{GGUF}`", 4)
@@ -269,7 +269,7 @@ def test_a_folder_that_a_model_was_put_into(tmp_path: Path) -> None:
 
 
 def test_the_model_that_ships_runs_on_every_engine() -> None:
-    [found] = folders.read().held
+    [found] = folders.read().models
     assert (found.reference, found.formats) == (CatalogName("selftest"), ("gguf", "hf"))
     assert str(removal.refusal(found)) == "`selftest` ships with llmdeploy"
 
@@ -281,7 +281,7 @@ def test_the_cache_of_an_older_modelscope(tmp_path: Path, base: str) -> None:
         put(folder / name, content)
     put(folder / ".msc", b"x")
     put(folder / "._____temp" / "model-2.safetensors", b"half")
-    [found] = modelscope.read(tmp_path).held
+    [found] = modelscope.read(tmp_path).models
     assert (str(found.reference), found.formats) == ("ms://Qwen/Qwen2.5-0.5B", ("hf",))
     assert (names(found), found.unfinished) == (set(HF_FILES), 4)
     assert found.root == (tmp_path / base).parent
@@ -294,7 +294,7 @@ def test_modelscopes_cache(tmp_path: Path) -> None:
         put(snapshots / "master" / name, b"").unlink()
         (snapshots / "master" / name).hardlink_to(snapshots / COMMIT / name)
     put(snapshots / ("1" * 40) / "model.safetensors.incomplete", b"half")
-    [found] = (here := store.Store(modelscope.read(tmp_path).held, ())).held
+    [found] = (here := store.Store(modelscope.read(tmp_path).models, ())).models
     assert (str(found.reference), found.formats) == ("ms://Qwen/Qwen2.5-0.5B", ("hf",))
     assert (found.size, found.unfinished) == (sum(map(len, HF_FILES.values())), 4)
     assert COMMIT in found.revisions
@@ -324,7 +324,7 @@ def test_a_name_of_the_catalog_means_what_came_from_modelscope(tmp_path: Path) -
     snapshot = tmp_path / "models" / "Qwen--Qwen3-0.6B" / "snapshots" / "master"
     for name, content in HF_FILES.items():
         put(snapshot / name, content)
-    here = store.Store(modelscope.read(tmp_path).held, ())
+    here = store.Store(modelscope.read(tmp_path).models, ())
     assert [str(model.reference) for model in here.named("qwen3:0.6b")] == ["ms://Qwen/Qwen3-0.6B"]
 
 
@@ -339,9 +339,9 @@ def everything(cache: Path, ollama_store: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_one_view_of_all_places(everything: store.Store) -> None:
-    places = {model.place for model in everything.held}
+    places = {model.place for model in everything.models}
     assert places == {"hub", "ollama", "folder"}
-    assert not [model for model in everything.held if model.hidden]
+    assert not [model for model in everything.models if model.hidden]
     assert everything.notes == ()
 
 
@@ -399,4 +399,4 @@ def test_a_file_with_another_name_on_the_disk_frees_nothing(everything: store.St
 def test_an_index_that_is_none_hides_no_model(cache: Path, index: str) -> None:
     snapshot = cache / "models--owner--x" / "snapshots" / COMMIT
     (snapshot / "model.safetensors.index.json").write_text(index)
-    assert by_name(hub_cache.read(cache).held)[f"hf://{HF}"].formats == ("hf",)
+    assert by_name(hub_cache.read(cache).models)[f"hf://{HF}"].formats == ("hf",)

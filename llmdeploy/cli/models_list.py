@@ -43,12 +43,12 @@ def show() -> None:
 def stored() -> dict[str, Any]:
     """Return the models on this machine for `--json`. Fields are only ever added."""
     from llmdeploy.models import store
-    from llmdeploy.models.stores.installed import total
+    from llmdeploy.models.stores.installed import total_bytes
 
     found = store.scan(config.load().ollama.models)
     return {
         "stored": [document(found, model) for model in _sorted(found)],
-        "stored_bytes": total(found.held),
+        "stored_bytes": total_bytes(found.models),
         "notes": list(found.notes),
     }
 
@@ -74,7 +74,7 @@ def document(found: Store, model: InstalledModel) -> dict[str, Any]:
 def _sorted(found: Store) -> list[InstalledModel]:
     """Sort by place and name; models that have only partial files come last."""
     places = list(PLACES)
-    return sorted(found.held, key=lambda it: (not it.files, places.index(it.place), str(it.reference)))
+    return sorted(found.models, key=lambda it: (not it.files, places.index(it.place), str(it.reference)))
 
 
 def _row(model: InstalledModel) -> tuple[str, ...]:
@@ -98,10 +98,10 @@ def _pull(model: InstalledModel) -> str:
 
 
 def _tell(found: Store) -> None:
-    from llmdeploy.models.stores.installed import total
+    from llmdeploy.models.stores.installed import total_bytes
 
-    out.note(f"{in_gib(total(found.held))} in all")
-    for model in found.held:
+    out.note(f"{in_gib(total_bytes(found.models))} in all")
+    for model in found.models:
         if not model.parts:
             continue
         ours = any(part.name.endswith(OURS) for part in model.parts) or model.place == "folder"

@@ -97,7 +97,7 @@ class GgufModel:
         if isinstance(self.weights, Path):
             return _Located((self.weights,), self.mmproj if isinstance(self.mmproj, Path) else None)
         assert self._home
-        held = source.origin(self._home.source).held(self._home)
+        held = source.origin(self._home.source).cached_paths(self._home)
         try:
             choice = self._choice(held)
         except ModelNotFound:

@@ -83,7 +83,7 @@ def _from_hub(store: Store, going: Sequence[InstalledModel]) -> None:
 
 def _from_modelscope(store: Store, going: Sequence[InstalledModel]) -> None:
     _unlink((*going_files(store, going), *(part for model in going for part in model.parts)))
-    stays = {_repository(model) for model in store.held if model.place == "modelscope" and model not in going}
+    stays = {_repository(model) for model in store.models if model.place == "modelscope" and model not in going}
     for model in going:
         if (repo := _repository(model)) not in stays:
             for folder in modelscope.folders(model.root, repo):
@@ -126,7 +126,7 @@ def _repository(model: InstalledModel) -> str:
 
 def _left_by_all(store: Store, going: Sequence[InstalledModel]) -> list[Path]:
     """Return the folders of repositories that lose all their models."""
-    stays = {_folder(model) for model in store.held if model not in going}
+    stays = {_folder(model) for model in store.models if model not in going}
     return [folder for folder in dict.fromkeys(map(_folder, going)) if folder and folder not in stays]
 
 

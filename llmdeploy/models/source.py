@@ -93,7 +93,7 @@ class Sink(Protocol):
 class Origin(Protocol):
     """A source of repositories: a module that has these methods as functions.
 
-    All but `cache`, `cached` and `held` may use the network and raise DownloadFailed.
+    All but `cache`, `cached` and `cached_paths` may use the network and raise DownloadFailed.
     """
 
     def cache(self) -> Path:
@@ -104,7 +104,7 @@ class Origin(Protocol):
         """Return the whole file in the cache, or None. Uses no network."""
         ...
 
-    def held(self, repo: HubRepo) -> tuple[str, ...]:
+    def cached_paths(self, repo: HubRepo) -> tuple[str, ...]:
         """Return the paths of the repository's files that are cached at that revision. Uses no network."""
         ...
 

@@ -27,27 +27,27 @@ class Store:
     """Sentences about what could not be read."""
 
     @property
-    def held(self) -> tuple[InstalledModel, ...]:
+    def models(self) -> tuple[InstalledModel, ...]:
         """The models that are shown to people."""
         return tuple(one for one in self.everything if not one.hidden)
 
     @cached_property
-    def _ledger(self) -> DiskUsage:
+    def _disk_usage(self) -> DiskUsage:
         return DiskUsage(self.everything)
 
     def freed(self, *going: InstalledModel) -> int:
         """Return the bytes that the removal of these models frees."""
-        return self._ledger.freed(going)
+        return self._disk_usage.freed(going)
 
     def named(self, text: str) -> list[InstalledModel]:
         """Return the models of that name; a name of the catalog finds them in all places. Raises ModelNotFound."""
-        wanted = _meanings(parse(text))
-        if found := [one for one in self.held if any(_is(one, reference) for reference in wanted)]:
+        wanted = _references(parse(text))
+        if found := [one for one in self.models if any(_is(one, reference) for reference in wanted)]:
             return found
         raise ModelNotFound(f"`{text}` is not on this machine", self._near(text))
 
     def _near(self, text: str) -> str:
-        names = [str(one.reference) for one in self.held]
+        names = [str(one.reference) for one in self.models]
         by_end = {name.rpartition("/")[2].lower(): name for name in names}
         near = difflib.get_close_matches(text, names, n=3, cutoff=0.6)
         near += [by_end[it] for it in difflib.get_close_matches(text.rpartition("/")[2].lower(), by_end, n=3)]
@@ -61,7 +61,7 @@ def scan(ollama_models: str | None = None) -> Store:
 
     `ollama_models`: Ollama's store, if the configuration names one.
     """
-    shelves: list[StoreListing] = [
+    listings: list[StoreListing] = [
         hub_cache.read(source.origin("hf").cache()),
         modelscope.read(source.origin("ms").cache()),
         *(ollama.read(store) for store in ollama.stores(ollama_models)),
@@ -69,11 +69,12 @@ def scan(ollama_models: str | None = None) -> Store:
         *(lmstudio.read(root) for root in lmstudio.roots()),
     ]
     return Store(
-        tuple(one for shelf in shelves for one in shelf.held), tuple(note for shelf in shelves for note in shelf.notes)
+        tuple(one for listing in listings for one in listing.models),
+        tuple(note for listing in listings for note in listing.notes),
     )
 
 
-def _meanings(reference: ModelRef) -> list[ModelRef]:
+def _references(reference: ModelRef) -> list[ModelRef]:
     """Return the references that a name of the catalog has at each engine; any other reference unchanged."""
     if not isinstance(reference, CatalogName):
         return [reference]

@@ -6,7 +6,7 @@ HF_HUB_DOWNLOAD_TIMEOUT (seconds until a silent server is given up; 10 each).
 """
 
 from llmdeploy.models.hub.api import listing, open_remote
-from llmdeploy.models.hub.cache import cache, cached, held, lock, part, place
+from llmdeploy.models.hub.cache import cache, cached, cached_paths, lock, part, place
 from llmdeploy.models.hub.download import copy
 
-__all__ = ["cache", "cached", "copy", "held", "listing", "lock", "open_remote", "part", "place"]
+__all__ = ["cache", "cached", "cached_paths", "copy", "listing", "lock", "open_remote", "part", "place"]

@@ -47,7 +47,7 @@ def cached(file: HubFile) -> Path | None:
     return None
 
 
-def held(repo: HubRepo) -> tuple[str, ...]:
+def cached_paths(repo: HubRepo) -> tuple[str, ...]:
     snapshot = _snapshot(repo)
     if snapshot is None:
         return ()

@@ -20,8 +20,8 @@ __all__ = [
     "at_modelscope",
     "cache",
     "cached",
+    "cached_paths",
     "copy",
-    "held",
     "listing",
     "lock",
     "open_remote",
@@ -41,9 +41,9 @@ def cached(file: HubFile) -> Path | None:
     return layout.find(file)
 
 
-def held(repo: HubRepo) -> tuple[str, ...]:
+def cached_paths(repo: HubRepo) -> tuple[str, ...]:
     """Return the paths of the repository's files that are cached at that revision. Uses no network."""
-    return layout.held(repo)
+    return layout.cached_paths(repo)
 
 
 def listing(repo: HubRepo) -> Listing:

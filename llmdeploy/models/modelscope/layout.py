@@ -61,7 +61,7 @@ def find(file: HubFile) -> Path | None:
     return None
 
 
-def held(repo: HubRepo) -> tuple[str, ...]:
+def cached_paths(repo: HubRepo) -> tuple[str, ...]:
     """Return the paths of the repository's files that are whole in the cache at that revision."""
     return tuple(sorted(_files(_folder(repo)))) if ".." not in PurePosixPath(repo.revision).parts else ()
 

@@ -1,6 +1,6 @@
 """Folders that `llmdeploy pull --dir` put models into, and the model that ships with the package.
 
-The record tells what was put there: only that is ours to remove.
+A record lists the files that were put there: llmdeploy removes only those.
 """
 
 from __future__ import annotations
@@ -18,28 +18,29 @@ from llmdeploy.models.hf_facts import CONFIG
 from llmdeploy.models.reference import CatalogName, HubRepo, parse
 from llmdeploy.models.safetensors import INDEX, indexed
 from llmdeploy.models.stores.installed import InstalledModel, StoreListing, is_whole, last_used, walk
-from llmdeploy.models.stores.repository import groups
+from llmdeploy.models.stores.repository import models_in
 from llmdeploy.models.weights import GGUF, HF
 from llmdeploy.paths import data_dir, selftest_dir
 
 PART = ".incomplete"
-"""The end of the name of a file that is still on its way."""
+"""Suffix of a partial file."""
 
 
 @dataclass(frozen=True)
 class Filled:
-    """What was put into a folder from one repository."""
+    """The files of one repository that were put into a folder."""
 
     folder: Path
     repo: HubRepo
     files: tuple[str, ...]
-    """Paths within the folder, as within the repository."""
+    """Paths within the folder, the same as within the repository."""
 
 
 def save(folder: Path, repo: HubRepo, files: Sequence[str]) -> None:
-    """Note that these files of a repository are put into a folder: before the first byte, so that parts are ours too.
+    """Record that these files of a repository are put into a folder, before their first byte.
 
-    A folder that is gone meanwhile is dropped. To lose the record loses a line of a list, so nothing is raised.
+    So their partial files can be removed too. Folders that no longer exist are dropped. An error is ignored, because a
+    lost record costs only a line in the list of models.
     """
     now = Filled(Path(os.path.abspath(folder)), repo, tuple(files))
     same = [one for one in filled() if (one.folder, one.repo) == (now.folder, now.repo)]
@@ -48,7 +49,7 @@ def save(folder: Path, repo: HubRepo, files: Sequence[str]) -> None:
 
 
 def forget(folder: Path, files: Sequence[Path]) -> None:
-    """Note that these files, by their whole paths, are no longer there."""
+    """Remove these files, given by their absolute paths, from the record."""
     gone = {os.path.abspath(file) for file in files}
     left = [
         Filled(one.folder, one.repo, tuple(file for file in one.files if str(one.folder / file) not in gone))
@@ -58,7 +59,7 @@ def forget(folder: Path, files: Sequence[Path]) -> None:
 
 
 def filled() -> list[Filled]:
-    """Those that are still there; none where the record cannot be read."""
+    """Return the recorded folders that still exist; none if the record cannot be read."""
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         document: dict[str, Any] = _record().read({})
         found = [_filled(one) for one in document["folders"]]
@@ -67,14 +68,14 @@ def filled() -> list[Filled]:
 
 
 def read() -> StoreListing:
-    """The models in them, and the one that ships with the package."""
-    return StoreListing((*(held for one in filled() for held in _models(one)), _shipped()))
+    """Return the models in the folders, and the one that ships with the package."""
+    return StoreListing((*(model for one in filled() for model in _models(one)), _shipped()))
 
 
 def _models(one: Filled) -> Iterator[InstalledModel]:
     files = {path: one.folder / path for path in one.files if is_whole(one.folder / path)}
     parts = tuple(part for path in one.files if (part := one.folder / f"{path}{PART}").is_file())
-    found = groups(one.repo, list(files), indexed(files.get(INDEX)), files.get(CONFIG))
+    found = models_in(one.repo, list(files), indexed(files.get(INDEX)), files.get(CONFIG))
     for group in found:
         paths = tuple(files[path] for path in group.files)
         whole = group.files and not group.files[0].endswith(".gguf")

@@ -1,10 +1,10 @@
-"""The Hub's cache on this machine, as huggingface_hub lays it out; read without that library, which takes its time.
+"""The models in the Hub's cache, read without huggingface_hub, whose import takes long. Its layout:
 
 models--<owner>--<name>/
-    refs/<branch or tag>               the commit it is at
-    snapshots/<commit>/<path>          a link to a blob, or the file itself where there are no links
+    refs/<branch or tag>               the commit of the branch or tag
+    snapshots/<commit>/<path>          a link to a blob, or the file itself without links
     blobs/<digest>                     a file
-    blobs/<digest>….incomplete         what a download that was broken off has left
+    blobs/<digest>….incomplete         the partial file of an interrupted download
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pathlib import Path
 from llmdeploy.models.hf_facts import CONFIG
 from llmdeploy.models.reference import MAIN, HubRepo
 from llmdeploy.models.safetensors import INDEX, indexed
-from llmdeploy.models.stores.installed import InstalledModel, StoreListing, is_whole, joined, last_used, walk
-from llmdeploy.models.stores.repository import groups
+from llmdeploy.models.stores.installed import InstalledModel, StoreListing, is_whole, last_used, merge_revisions, walk
+from llmdeploy.models.stores.repository import models_in
 
 PREFIX = "models--"
 
 
 def read(cache: Path) -> StoreListing:
-    """The models in it."""
+    """Return the models in the cache."""
     try:
         folders = sorted(it for it in cache.iterdir() if it.name.startswith(PREFIX))
     except FileNotFoundError:
@@ -35,7 +35,7 @@ def read(cache: Path) -> StoreListing:
 
 def _repository(cache: Path, folder: Path) -> list[InstalledModel]:
     repo = folder.name.removeprefix(PREFIX).replace("--", "/")
-    found = joined(
+    found = merge_revisions(
         model
         for commit, revision in _revisions(folder).items()
         for model in _revision(cache, folder / "snapshots" / commit, HubRepo(repo, revision))
@@ -51,7 +51,7 @@ def _repository(cache: Path, folder: Path) -> list[InstalledModel]:
 
 
 def _revisions(folder: Path) -> dict[str, str]:
-    """Commit -> how it is named: the main branch, another branch or tag, or the commit itself. Main comes first."""
+    """Return commit -> name: the main branch, another branch or tag, or the commit itself; the main branch first."""
     named: dict[str, str] = {}
     for file in walk(folder / "refs"):
         with suppress(OSError, UnicodeDecodeError):
@@ -76,12 +76,12 @@ def _revision(cache: Path, snapshot: Path, repo: HubRepo) -> list[InstalledModel
             (snapshot.name,),
             detail=group.detail,
         )
-        for group in groups(repo, list(files), indexed(files.get(INDEX)), files.get(CONFIG))
+        for group in models_in(repo, list(files), indexed(files.get(INDEX)), files.get(CONFIG))
     ]
 
 
 def _named(model: InstalledModel) -> InstalledModel:
-    """An old repository has no owner, and no address that could be typed: it is served by its folder."""
+    """Return the model, named by its folder if its old repository has no owner and so no address."""
     if isinstance(model.reference, HubRepo) and "/" not in model.reference.repo:
         folder = model.files[0].parent if model.files else model.root / f"{PREFIX}{model.reference.repo}"
         return replace(model, reference=folder)

@@ -1,4 +1,4 @@
-"""Held: a model that is on this machine; Ledger: what removing some of them would free."""
+"""Models on this machine, and the space on the disk that their removal frees."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llmdeploy.models.reference import HubFile, HubRepo, ModelRef
 from llmdeploy.models.weights import Format
 
 Place = Literal["hub", "modelscope", "ollama", "folder", "lmstudio"]
-"""The Hub's cache, ModelScope's, Ollama's store, a folder of ours, LM Studio's folder."""
+"""A place: the Hub's cache, ModelScope's cache, Ollama's store, a folder of `pull --dir`, LM Studio's folder."""
 PLACE_OLLAMA: Place = "ollama"
 
 
@@ -23,59 +23,63 @@ class InstalledModel:
     """One model in one place. Sizes in bytes, times in seconds since 1970."""
 
     reference: ModelRef
-    """What serves it from here."""
+    """Reference that serves the model from this place."""
     place: Place
     root: Path
-    """The folder of the place: a cache, a store."""
+    """Folder of the place: a cache or a store."""
     files: tuple[Path, ...]
-    """As they lie there: perhaps links. Empty where only parts of a download are there."""
+    """Files of the place, some of which may be links; empty if there are only partial files."""
     formats: tuple[Format, ...]
-    """The formats that it can be loaded in, with nothing downloaded and nothing converted; empty if it is not whole."""
+    """Formats in which it can be loaded without a download or a conversion; empty if it is not whole."""
     last_used: float
+    """Time at which a file was last read or written."""
     revisions: tuple[str, ...] = ()
-    """The commits, or the manifest's digest at Ollama."""
+    """Commits, or the digest of the manifest for Ollama."""
     parts: tuple[Path, ...] = ()
-    """What a download that was broken off has left."""
+    """Partial files of an interrupted download."""
     detail: str = ""
-    """What is to be known of it besides: why an engine does not run it, where it is from."""
+    """Text for people: the reason why an engine cannot run it, or its origin."""
     hidden: bool = False
-    """Not a model of its own for people: a name of ours for another. Its files count as used."""
+    """Whether people do not see it, because it is an alias that llmdeploy made. Its files count as used."""
 
     @property
     def size(self) -> int:
-        """Of all files, links followed, each file once."""
-        return total([self])
+        """Bytes of all files; links are followed, and each file counts once."""
+        return total_bytes([self])
 
     @property
     def unfinished(self) -> int:
-        """Of the parts."""
+        """Bytes of the partial files."""
         return sum(status.st_size for status in map(_status, self.parts) if status)
 
 
 @dataclass(frozen=True)
 class StoreListing:
-    """What one place holds."""
+    """The models of one place."""
 
-    held: tuple[InstalledModel, ...] = ()
+    models: tuple[InstalledModel, ...] = ()
     notes: tuple[str, ...] = ()
-    """What could not be read, and why; sentences without a period."""
+    """Sentences without a period about what could not be read, and why."""
 
 
-def total(models: Iterable[InstalledModel]) -> int:
-    """Bytes that these take on the disks: what they share is counted once."""
+def total_bytes(models: Iterable[InstalledModel]) -> int:
+    """Return the bytes of these models on the disks; a shared file counts once."""
     found = (_status(file) for model in models for file in model.files)
     return sum({(it.st_dev, it.st_ino): it.st_size for it in found if it}.values())
 
 
 class DiskUsage:
-    """Which models use which files, to tell what is free once some are gone."""
+    """The files that each model uses, from which the space that a removal frees is computed."""
 
     def __init__(self, everything: Iterable[InstalledModel]) -> None:
         self._real = {id(model): [os.path.realpath(it) for it in (*model.files, *model.parts)] for model in everything}
         self._users = Counter(real for files in self._real.values() for real in set(files))
 
     def freed(self, going: Sequence[InstalledModel]) -> int:
-        """Bytes: not what another model uses, or another name on the disk still has. Each is one of `everything`."""
+        """Return the bytes that the removal of models of `everything` frees.
+
+        Files that another model uses, or that have another hard link, are not freed.
+        """
         mine = Counter(real for model in going for real in set(self._real[id(model)]))
         links: defaultdict[tuple[int, int], list[os.stat_result]] = defaultdict(list)
         for real in [real for real, count in mine.items() if count == self._users[real]]:
@@ -84,8 +88,8 @@ class DiskUsage:
         return sum(found[0].st_size for found in links.values() if len(found) >= found[0].st_nlink)
 
 
-def joined(models: Iterable[InstalledModel]) -> list[InstalledModel]:
-    """The models of a cache, each once: one that is there at several revisions is named as at the first whole one."""
+def merge_revisions(models: Iterable[InstalledModel]) -> list[InstalledModel]:
+    """Return the models of a cache without duplicates; several revisions get the name of the first whole one."""
     found: dict[str, InstalledModel] = {}
     for model in models:
         reference = model.reference
@@ -104,13 +108,13 @@ def joined(models: Iterable[InstalledModel]) -> list[InstalledModel]:
 
 
 def last_used(files: Iterable[Path]) -> float:
-    """When the newest of them was read or written; 0 where none is there."""
+    """Return the time at which a file was last read or written, in seconds since 1970; 0 if there is no file."""
     found = [status for status in map(_status, files) if status]
     return max((max(status.st_atime, status.st_mtime) for status in found), default=0.0)
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """All files below a folder; nothing where it is not there or cannot be read."""
+    """Yield all files below a folder; nothing if it is missing or cannot be read."""
     for name, folders, files in os.walk(folder):
         folders.sort()
         for file in sorted(files):
@@ -118,7 +122,7 @@ def walk(folder: Path) -> Iterator[Path]:
 
 
 def is_whole(file: Path) -> bool:
-    """Whether it can be read, and is no link to something that is gone."""
+    """Return whether a file can be read and is not a broken link."""
     return os.path.isfile(file) and os.access(file, os.R_OK)
 
 

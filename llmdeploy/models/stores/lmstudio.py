@@ -1,7 +1,7 @@
 """LM Studio's models: GGUF files, each in a folder named after its repository: <publisher>/<repository>/<file>.
 
-LM Studio says where its folder is in `~/.lmstudio-home-pointer`; without that it is `~/.lmstudio`, and was
-`~/.cache/lm-studio` in versions before 0.3.
+`~/.lmstudio-home-pointer` has the path of LM Studio's folder; without that file it is `~/.lmstudio`, and before version
+0.3 it was `~/.cache/lm-studio`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from pathlib import Path
 
 from llmdeploy.models.reference import HubRepo
 from llmdeploy.models.stores.installed import InstalledModel, StoreListing, last_used, walk
-from llmdeploy.models.stores.repository import groups
+from llmdeploy.models.stores.repository import models_in
 
 POINTER = ".lmstudio-home-pointer"
 
 
 def roots() -> tuple[Path, ...]:
-    """The folders of models that there may be."""
+    """Return the folders that may have models."""
     home = Path.home()
     places = [home / ".lmstudio", home / ".cache" / "lm-studio"]
     with suppress(OSError, UnicodeDecodeError):
@@ -26,9 +26,9 @@ def roots() -> tuple[Path, ...]:
 
 
 def read(root: Path) -> StoreListing:
-    """The models in one of them."""
+    """Return the models in one of these folders."""
     return StoreListing(
-        tuple(held for repo in sorted(root.glob("*/*")) if repo.is_dir() for held in _repository(root, repo))
+        tuple(model for repo in sorted(root.glob("*/*")) if repo.is_dir() for model in _repository(root, repo))
     )
 
 
@@ -45,5 +45,5 @@ def _repository(root: Path, folder: Path) -> list[InstalledModel]:
             last_used(files[path] for path in group.files),
             detail=group.detail,
         )
-        for group in groups(repo, list(files))
+        for group in models_in(repo, list(files))
     ]

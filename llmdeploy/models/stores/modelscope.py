@@ -1,4 +1,4 @@
-"""The models in ModelScope's cache on this machine; `llmdeploy.models.modelscope.layout` says how it is laid out."""
+"""The models in ModelScope's cache, whose layout `llmdeploy.models.modelscope.layout` describes."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from llmdeploy.models.hf_facts import CONFIG
 from llmdeploy.models.modelscope import layout
 from llmdeploy.models.reference import HubRepo
 from llmdeploy.models.safetensors import INDEX, indexed
-from llmdeploy.models.stores.installed import InstalledModel, StoreListing, is_whole, joined, last_used, walk
-from llmdeploy.models.stores.repository import groups
+from llmdeploy.models.stores.installed import InstalledModel, StoreListing, is_whole, last_used, merge_revisions, walk
+from llmdeploy.models.stores.repository import models_in
 
 OWN = (".msc", ".mdl", ".mv", ".lock")
-"""ModelScope's notes beside the files of a repository."""
+"""Suffixes of ModelScope's own records among the files of a repository."""
 TEMPORARY = "._____temp"
+"""Part of the path of a file that ModelScope's library is downloading."""
 
 
 def read(root: Path) -> StoreListing:
-    """The models in it: each once, with its files at all revisions, most of which are links to the same."""
+    """Return the models in the cache, each once with its files at all revisions, most of which are hard links."""
     repositories = layout.repositories(root)
     return StoreListing(
-        tuple(joined(model for repo, folder in repositories for model in _revision(root, repo, folder)))
+        tuple(merge_revisions(model for repo, folder in repositories for model in _revision(root, repo, folder)))
     )
 
 
 def folders(root: Path, name: str) -> tuple[Path, ...]:
-    """The folders of a repository, whatever its revisions."""
+    """Return the folders of a repository, with all its revisions."""
     found = [folder for repo, folder in layout.repositories(root) if repo.repo == name]
     return tuple(dict.fromkeys(it.parents[1] if it.parent.name == "snapshots" else it for it in found))
 
@@ -48,7 +49,7 @@ def _revision(root: Path, repo: HubRepo, folder: Path) -> list[InstalledModel]:
             revisions,
             detail=group.detail,
         )
-        for group in groups(repo, list(files), indexed(files.get(INDEX)), files.get(CONFIG))
+        for group in models_in(repo, list(files), indexed(files.get(INDEX)), files.get(CONFIG))
     ]
     if not parts:
         return models

@@ -1,8 +1,8 @@
-"""Ollama's store, read from its files: it needs no daemon.
+"""The models in Ollama's store, read from its files without its daemon. Its layout:
 
 manifests/<host>/<namespace>/<model>/<tag>     a JSON document that names layers
 blobs/sha256-<digest>                          a layer; of the kind `model` it is a GGUF file
-blobs/sha256-<digest>-partial…                 what a pull that goes on, or was broken off, has so far
+blobs/sha256-<digest>-partial…                 the partial file of a pull that runs or was interrupted
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ from llmdeploy.paths import state_dir
 from llmdeploy.units import in_gib
 
 REGISTRY, LIBRARY, LATEST = "registry.ollama.ai", "library", "latest"
-"""Of a name that does not say another; the first two are left out where it is shown."""
+"""Defaults of a name; the registry and the namespace are left out when it is shown."""
 LAYER = "application/vnd.ollama.image."
 NAMESPACE = "llmdeploy"
-"""Of the models that we imported: they stay, as pulled ones do."""
+"""Namespace of the models that llmdeploy imported, which stay in the store like pulled ones."""
 MARK = "llmdeploy: an alias for as long as it is served"
-"""How the license begins that goes with a name that is there only while it is served."""
+"""Beginning of the license of an alias, which exists only while it is served."""
 SYSTEM_STORES = ("/usr/share/ollama/.ollama/models", "/var/lib/ollama/models", "/var/lib/ollama/.ollama/models")
-"""Of the service, as Ollama's installer and the distributions set it up."""
+"""Stores of the system service, as Ollama's installer and the distributions set it up."""
 
 
 @dataclass(frozen=True)
 class Packed:
-    """One model of a store: its manifest and where its layers are."""
+    """One model of a store: its manifest and the files of its layers."""
 
     store: Path
     name: str
-    """As Ollama shows it: without its own registry, with a tag."""
+    """Name as Ollama shows it: without the default registry, with a tag."""
     manifest: Path
     digest: str
-    """Of the manifest, 64 hexadecimal digits: what Ollama shows as the model's."""
+    """SHA-256 of the manifest in 64 hexadecimal digits, which Ollama shows as the digest of the model."""
     layers: tuple[tuple[str, Path], ...]
-    """Kind and file."""
+    """Kind and file of each layer."""
     config: Mapping[str, Any]
 
     def files(self, *kinds: str) -> tuple[Path, ...]:
-        """Those layers; all without a kind."""
+        """Return the files of the layers of these kinds; of all layers if no kind is given."""
         return tuple(file for kind, file in self.layers if not kinds or kind in kinds)
 
     @property
@@ -61,11 +61,11 @@ class Packed:
 
     @property
     def remote_host(self) -> str:
-        """Where it really runs, for a model of Ollama's cloud; else empty."""
+        """Host that runs a model of Ollama's cloud; else empty."""
         return str(self.config.get("remote_host") or "")
 
     def stops(self) -> tuple[str, ...]:
-        """The texts that end an answer, by its parameters."""
+        """Return the stop texts in the parameters of the model."""
         found: list[str] = []
         for file in self.files("params"):
             with suppress(OSError, ValueError, AttributeError, TypeError):
@@ -74,21 +74,21 @@ class Packed:
 
 
 def stores(named: str | None = None) -> tuple[Path, ...]:
-    """The stores that there may be on this machine. `named`: by our configuration."""
+    """Return the stores that may exist on this machine. `named`: the store in llmdeploy's configuration."""
     own = named or os.environ.get("OLLAMA_MODELS") or Path.home() / ".ollama" / "models"
     others = SYSTEM_STORES if sys.platform.startswith("linux") else ()
     return tuple(dict.fromkeys([Path(own), *map(Path, others)]))
 
 
 def read(store: Path) -> StoreListing:
-    """The models in a store; a name of ours for what is served now is hidden."""
+    """Return the models in a store; the alias of a served model is hidden."""
     try:
         os.scandir(store / "manifests").close()
     except (FileNotFoundError, NotADirectoryError):
         return StoreListing()
     except OSError as error:
         return StoreListing(notes=(f"Ollama's store `{store}` cannot be read: {error.strerror}",))
-    models = tuple(_held(packed) for packed in packages(store))
+    models = tuple(_installed(packed) for packed in packages(store))
     parts = [file for file in walk(store / "blobs") if "-partial" in file.name]
     size = sum(_allocated(file) for file in parts)
     if not size:
@@ -98,20 +98,20 @@ def read(store: Path) -> StoreListing:
 
 
 def packages(store: Path) -> Iterator[Packed]:
-    """All models of a store, in the order of their names. What cannot be read is passed over."""
+    """Yield all models of a store, in the order of their names. Unreadable ones are skipped."""
     for file in walk(store / "manifests"):
         if packed := _package(store, file):
             yield packed
 
 
 def find(store: Path, *names: str) -> list[Packed]:
-    """The models of these names that are there, in that order; names are the same in any case."""
+    """Return the models of these names, in that order; upper and lower case are the same."""
     found = {full_name(packed.name): packed for packed in packages(store)}
     return [found[name] for name in dict.fromkeys(map(full_name, names)) if name in found]
 
 
 def has(name: str, named: str | None = None) -> bool:
-    """Return whether a store on this machine has a model of that name, as far as it can be seen, by its name alone.
+    """Return whether a visible store on this machine has a manifest of that name; no file is read.
 
     `named`: the store that the configuration names.
     """
@@ -120,7 +120,7 @@ def has(name: str, named: str | None = None) -> bool:
 
 
 def parts(name: str) -> tuple[str, str, str]:
-    """Host, `namespace/model` and tag, as Ollama reads a name."""
+    """Split a name into host, `namespace/model` and tag, as Ollama does."""
     path, _, tag = name.rpartition(":") if ":" in name.rpartition("/")[2] else (name, "", LATEST)
     *before, model = path.split("/")
     host = before[0] if len(before) > 1 else REGISTRY
@@ -128,15 +128,15 @@ def parts(name: str) -> tuple[str, str, str]:
 
 
 def full_name(name: str) -> str:
-    """The name as Ollama lists it, in small letters: without its own registry, with a tag."""
+    """Return the name as Ollama lists it, in lower case: without the default registry, with a tag."""
     name = name.lower().removeprefix("https://").removeprefix(f"{REGISTRY}/").removeprefix(f"{LIBRARY}/")
     return name if ":" in name.rpartition("/")[2] else f"{name}:{LATEST}"
 
 
 def reason(packed: Packed) -> str | None:
-    """Why upstream llama.cpp does not run it as it is (see `upstream`); remembered for each manifest.
+    """Return why upstream llama.cpp cannot run the model (see `ollama_compat`); saved for each manifest.
 
-    Raises ModelNotFound, ModelInvalid where its files cannot be read.
+    Raises ModelNotFound, ModelInvalid if its files cannot be read.
     """
     known = _verdicts()
     if packed.digest not in known:
@@ -179,7 +179,7 @@ def _package(store: Path, file: Path) -> Packed | None:
     return Packed(store, name, file, digest, layers, config if isinstance(config, dict) else {})
 
 
-def _held(packed: Packed) -> InstalledModel:
+def _installed(packed: Packed) -> InstalledModel:
     files = packed.files()
     formats, detail = _formats(packed)
     imported = packed.name.startswith(f"{NAMESPACE}/")
@@ -197,9 +197,9 @@ def _held(packed: Packed) -> InstalledModel:
 
 
 def _formats(packed: Packed) -> tuple[tuple[Format, ...], str]:
-    """Return the formats that it can be loaded in as it is, and why not as a GGUF file."""
+    """Return the formats in which the model can be loaded, and the reason if GGUF is not one of them."""
     if not all(is_whole(file) for file in packed.files()):
-        return (), "not all its files are here, or may be read"
+        return (), "some of its files are missing or may not be read"
     try:
         why = reason(packed)
     except LlmdeployError as error:
@@ -218,14 +218,14 @@ def _begins(file: Path, text: str) -> bool:
 
 
 def _allocated(file: Path) -> int:
-    """What it takes on the disk: Ollama gives a partial file its full length at once."""
+    """Return the bytes of a file on the disk: Ollama gives a partial file its full length at once."""
     with suppress(OSError):
         status = file.stat()
         return min(status.st_size, getattr(status, "st_blocks", status.st_size) * 512)
     return 0
 
 
-# --- Verdicts that are known: to read a header with a vocabulary of 150,000 takes a tenth of a second
+# --- Saved reasons: reading a header with a vocabulary of 150,000 tokens takes a tenth of a second
 
 
 def _verdict_file() -> JsonFile:

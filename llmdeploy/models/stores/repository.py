@@ -1,4 +1,4 @@
-"""The files of one repository, as the models that they are: one for each quantization of GGUF files, or one in all."""
+"""The models in the files of one repository: one for each quantization of GGUF files, or one for all files."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from llmdeploy.models.reference import HubFile, HubRepo
 from llmdeploy.models.weights import GGUF, HF, MLX, Format
 
 WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".onnx", ".npz")
-"""How files end that hold a model; a repository without one is a tokenizer or a set of settings."""
+"""Suffixes of weights; a repository without such a file has a tokenizer or settings alone."""
 
 
 @dataclass(frozen=True)
-class Group:
+class RepositoryModel:
     """One model of a repository."""
 
     reference: HubRepo | HubFile
@@ -27,16 +27,16 @@ class Group:
     detail: str = ""
 
 
-def groups(
+def models_in(
     repo: HubRepo, paths: Sequence[str], needed: Collection[str] = (), config: Path | None = None
-) -> list[Group]:
-    """The models among the files of a repository; its small files belong to each of them.
+) -> list[RepositoryModel]:
+    """Return the models among the files of a repository; its small files belong to each of them.
 
     `needed`: the weights that its index names; `config`: its config.json on this machine.
     """
     if not any(path.endswith(WEIGHTS) for path in paths):
         return []
-    models = _gguf_groups(repo, [path for path in paths if path.endswith(".gguf")])
+    models = _gguf_models(repo, [path for path in paths if path.endswith(".gguf")])
     taken = {path for model in models for path in model.files}
     rest = [path for path in paths if path not in taken]
     beside = tuple(path for path in rest if path.endswith(".gguf") or not path.endswith(WEIGHTS))
@@ -46,8 +46,8 @@ def groups(
     return models
 
 
-def _gguf_groups(repo: HubRepo, paths: Sequence[str]) -> list[Group]:
-    """One for each model file, its other parts and its projector with it."""
+def _gguf_models(repo: HubRepo, paths: Sequence[str]) -> list[RepositoryModel]:
+    """Return a model for each GGUF file, with its other parts and its projector."""
     firsts = sorted(quantization.models(paths))
     named = Counter(map(quantization.quant_of, firsts))
     found = []
@@ -55,7 +55,7 @@ def _gguf_groups(repo: HubRepo, paths: Sequence[str]) -> list[Group]:
         quant, choice = quantization.quant_of(first), quantization.belonging(first, paths)
         missing = set(choice.weights) - set(paths)
         found.append(
-            Group(
+            RepositoryModel(
                 replace(repo, quant=quant) if named[quant] == 1 and quant else _file(repo, first),
                 tuple(path for path in choice.paths if path in paths),
                 () if missing else (GGUF,),
@@ -65,16 +65,16 @@ def _gguf_groups(repo: HubRepo, paths: Sequence[str]) -> list[Group]:
     return found
 
 
-def _whole(repo: HubRepo, paths: Sequence[str], needed: Collection[str], config: Path | None) -> Group:
-    """The repository in Hugging Face form."""
+def _whole(repo: HubRepo, paths: Sequence[str], needed: Collection[str], config: Path | None) -> RepositoryModel:
+    """Return the repository as one model in Hugging Face form."""
     weights = [path for path in paths if path.endswith(".safetensors") and "/" not in path]
     if not weights or "config.json" not in paths:
-        return Group(repo, tuple(paths), (), "no engine here runs its form")
+        return RepositoryModel(repo, tuple(paths), (), "no engine of llmdeploy can load it")
     if any(path not in paths for path in needed):
-        return Group(repo, tuple(paths), (), "not all its files are here")
+        return RepositoryModel(repo, tuple(paths), (), "not all its files are here")
     if config and is_mlx(config):
-        return Group(repo, tuple(paths), (MLX,), "it is quantized for MLX")
-    return Group(repo, tuple(paths), (HF,))
+        return RepositoryModel(repo, tuple(paths), (MLX,), "it is quantized for MLX")
+    return RepositoryModel(repo, tuple(paths), (HF,))
 
 
 def _file(repo: HubRepo, path: str) -> HubFile:
