@@ -107,7 +107,7 @@ def test_models_are_listed_as_a_table(machine: World) -> None:
     assert cells[3][3] == "Ollama"
     assert cells[5][3] == "LM Studio"
     assert " in all\n" in result.stderr
-    assert "`llmdeploy models catalog` lists the names" in result.stderr
+    assert "`llmdeploy models catalog` lists models to download" in result.stderr
 
 
 def test_the_list_as_json_keeps_the_catalog(machine: World) -> None:
