@@ -159,7 +159,7 @@ def test_slow_program_is_used(world: World) -> None:
     assert result.status == 0
     assert lines_of(result.stdout)["llamacpp"] == (
         "warn",
-        "llama-server at `[FOLDER]/program`, set by `engines.llamacpp.server`, slow to tell its version",
+        "llama-server at `[FOLDER]/program`, set by `engines.llamacpp.server`, slow to report its version",
     )
     assert "hint: llamacpp: see why: `[FOLDER]/program --version`\n" in result.stderr
 

@@ -63,7 +63,7 @@ def whole(world: World, name: str = "0.32.0-cpu") -> Path:
 # list
 
 
-def test_the_list(world: World) -> None:
+def test_list_of_engines(world: World) -> None:
     result = world.run("engines", "list")
     lines = result.stdout.splitlines()
     assert (result.status, lines[0].split()) == (0, ["NAME", "STATUS", "VERSION", "WHERE"])
@@ -75,7 +75,7 @@ def test_the_list(world: World) -> None:
     assert not world.state.exists(), "looking changes nothing"
 
 
-def test_the_list_as_a_document(world: World) -> None:
+def test_list_of_engines_as_json(world: World) -> None:
     whole(world)
     result = world.run("engines", "list", "--json")
     found = {it.pop("name"): it for it in json.loads(result.stdout)["engines"]}
@@ -87,7 +87,7 @@ def test_the_list_as_a_document(world: World) -> None:
 # install: what would be done
 
 
-def test_a_dry_run_does_nothing(world: World) -> None:
+def test_dry_run_does_nothing(world: World) -> None:
     result = world.run("engines", "install", "vllm", "--cpu", "--dry-run", PATH="/nowhere", PIP_FIND_LINKS="")
     folder = "[FOLDER]/home/.local/share/llmdeploy/engines/vllm/0.32.0-cpu"
     assert result.status == 0, result.text
@@ -105,7 +105,7 @@ def test_a_dry_run_does_nothing(world: World) -> None:
     assert not world.state.exists()
 
 
-def test_a_dry_run_as_a_document(world: World) -> None:
+def test_dry_run_as_json(world: World) -> None:
     result = world.run("engines", "install", "vllm", "--version", "0.31.0", "--dry-run", "--json", PATH="/nowhere")
     document = json.loads(result.stdout)
     assert list(document) == ["version", "cpu", "folder", "tool", "python", "steps", "size"]
@@ -120,7 +120,7 @@ def test_a_dry_run_as_a_document(world: World) -> None:
 
 
 @pytest.mark.parametrize("verb", ["install", "remove"])
-def test_nobody_is_there_to_ask(world: World, verb: str) -> None:
+def test_question_without_a_terminal_is_refused(world: World, verb: str) -> None:
     made = whole(world, "0.31.0-cpu")
     result = world.run("engines", verb, "vllm", *(["--cpu"] if verb == "install" else []))
     assert (result.status, result.stdout) == (2, "")
@@ -131,7 +131,7 @@ def test_nobody_is_there_to_ask(world: World, verb: str) -> None:
 
 
 @pytest.mark.parametrize("answer", ["n\n", "\n", "what?\n", "\x04"])
-def test_no(world: World, answer: str) -> None:
+def test_answer_no_installs_nothing(world: World, answer: str) -> None:
     status, seen = at_a_terminal(world, "engines", "install", "vllm", "--cpu", answer=answer)
     assert status == 1
     assert "install it? [y/N] " in seen
@@ -139,7 +139,7 @@ def test_no(world: World, answer: str) -> None:
     assert not (world.folder / "home" / ".local").exists()
 
 
-def test_interrupted_at_the_question(world: World) -> None:
+def test_interruption_at_the_question(world: World) -> None:
     status, seen = at_a_terminal(world, "engines", "install", "vllm", "--cpu", answer=CTRL_C)
     assert status == 130, seen
     assert "Traceback" not in seen
@@ -147,7 +147,7 @@ def test_interrupted_at_the_question(world: World) -> None:
 
 
 @pytest.mark.parametrize("answer", ["y\n", "Yes\n"])
-def test_remove_it(world: World, answer: str) -> None:
+def test_answer_yes_removes_the_environment(world: World, answer: str) -> None:
     made = whole(world)
     status, seen = at_a_terminal(world, "engines", "remove", "vllm", answer=answer)
     assert status == 0, seen
@@ -156,7 +156,7 @@ def test_remove_it(world: World, answer: str) -> None:
     assert not made.exists()
 
 
-def test_removed_as_a_document(world: World) -> None:
+def test_removal_as_json(world: World) -> None:
     made = whole(world)
     document = json.loads(world.run("engines", "remove", "vllm", "--yes", "--json").stdout)
     assert [it.replace("[FOLDER]", str(world.folder)) for it in document["removed"]] == [str(made)]
@@ -165,7 +165,7 @@ def test_removed_as_a_document(world: World) -> None:
     assert (nothing.status, json.loads(nothing.stdout)) == (0, {"removed": [], "bytes": 0})
 
 
-def test_what_serves_keeps_its_files(world: World) -> None:
+def test_engine_that_serves_is_not_removed(world: World) -> None:
     """The record of a service that runs, with vLLM as its engine."""
     made = whole(world)
     assert world.run("serve", "selftest", "--detach").status == 0
@@ -177,7 +177,7 @@ def test_what_serves_keeps_its_files(world: World) -> None:
     assert made.exists()
 
 
-def test_another_comes_first(world: World) -> None:
+def test_environment_that_comes_first_is_reported(world: World) -> None:
     python = whole(world) / "bin" / "python"
     assert world.run("config", "set", "engines.vllm.python", "/opt/python").status == 0
     result = world.run("engines", "install", "vllm", "--cpu", "--yes", "--json")
@@ -204,12 +204,14 @@ def test_another_comes_first(world: World) -> None:
         ),
         (["remove", "ollama"], 1, "llmdeploy does not remove ollama", "remove it as you got it"),
         (["install", "vlm"], 2, "no engine is called `vlm`", "`llmdeploy engines list` shows them"),
-        (["install", "vllm", "--version", "../x"], 2, "`../x` is no version", "one such as `0.32.0`"),
+        (["install", "vllm", "--version", "../x"], 2, "`../x` is not a valid version", "an example: `0.32.0`"),
         (["install"], 2, "Missing argument 'ENGINE'", "`llmdeploy engines install --help`"),
         ([], 2, "a command is missing", "`llmdeploy engines --help`"),
     ],
 )
-def test_refused(world: World, arguments: list[str], status: int, error: str, hint: str) -> None:
+def test_invalid_command_lines_are_refused(
+    world: World, arguments: list[str], status: int, error: str, hint: str
+) -> None:
     result = world.run("engines", *arguments)
     assert result.status == status, result.text
     assert result.stderr == f"error: {error}\nhint: {hint}\n"

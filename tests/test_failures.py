@@ -133,7 +133,7 @@ WEIGHTS_CASES = [
         "fewer layers than its tensors",
         lambda folder: with_number(folder, WEIGHTS, "qwen2vl.block_count", 3),
         Diagnosis(
-            "the GGUF holds 50 tensors where this architecture has 38: it was made for another program", CONVERTED
+            "the GGUF has 50 tensors, and this architecture has 38: it was made for another program", CONVERTED
         ),
     ),
     (
@@ -206,14 +206,14 @@ def test_the_real_log_of_a_failed_assertion(tmp_path: Path) -> None:
     found = diagnosis(log, status)
     assert status == -signal.SIGABRT
     assert found is not None
-    assert found.cause == "llama.cpp found an error of its own: GGML_ASSERT(ggml_nelements(a) == ne0*ne1) failed"
+    assert found.cause == "an internal check of llama.cpp failed: GGML_ASSERT(ggml_nelements(a) == ne0*ne1) failed"
 
 
-def test_the_real_log_of_a_port_in_use() -> None:
+def test_real_log_of_a_port_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         log, status = run_llama_cpp(WEIGHTS, port=other.getsockname()[1])
     assert diagnosis(log, status) == Diagnosis(
-        "the port was taken by another program while the server started", "give another with `--port`"
+        "another program took the port while the server started", "give another with `--port`"
     )
 
 
@@ -238,15 +238,13 @@ LINES = [
     ),
     (
         "llama_model_load: error loading model: done_getting_tensors: wrong number of tensors; expected 23, got 21",
-        Diagnosis(
-            "the GGUF holds 23 tensors where this architecture has 21: it was made for another program", CONVERTED
-        ),
+        Diagnosis("the GGUF has 23 tensors, and this architecture has 21: it was made for another program", CONVERTED),
     ),
     (
         "error: invalid argument: --metrics",
         Diagnosis(
             "this `llama-server` does not know the flag `--metrics`: it is too old",
-            "update it, or set `engines.llamacpp.server` to another",
+            "update it, or set `engines.llamacpp.server` to a newer one",
         ),
     ),
     (
@@ -284,7 +282,7 @@ def test_log_without_a_known_line() -> None:
     assert diagnosis(["srv  init: initializing ...", ""], 3) is None
 
 
-def test_after_a_crash_an_old_error_is_not_the_cause() -> None:
+def test_old_error_is_not_the_cause_of_a_crash() -> None:
     assert diagnosis(["0.00.057.178 E srv  operator(): a request was wrong"], -signal.SIGSEGV) is None
 
 

@@ -69,13 +69,13 @@ def probed(url: str) -> Probe:
     return found
 
 
-def test_a_running_daemon_tells_its_version(dead_proxies: None) -> None:
+def test_running_daemon_is_recognized_with_its_version(dead_proxies: None) -> None:
     with replay("version") as ollama:
         assert probed(ollama.url) == Probe("running", "0.33.0-rc2", "Ollama 0.33.0-rc2")
         assert ollama.unknown == []
 
 
-def test_a_path_stands_before_every_route() -> None:
+def test_path_of_the_address_precedes_every_route() -> None:
     with replay("version", "empty_store") as ollama:
         for one in ollama.exchanges:
             one["request"]["path"] = "/ollama" + one["request"]["path"]
@@ -84,7 +84,7 @@ def test_a_path_stands_before_every_route() -> None:
         assert ollama.unknown == []
 
 
-def test_a_closed_port_refuses() -> None:
+def test_closed_port_is_refused() -> None:
     found = probed(f"http://127.0.0.1:{closed_port()}")
     assert (found.state, found.version) == ("refused", None)
     assert found.detail.startswith("nothing answers at `http://127.0.0.1:")
@@ -93,7 +93,7 @@ def test_a_closed_port_refuses() -> None:
 @pytest.mark.parametrize(
     "url", ["http://no-such-host.invalid:11434", "http://a b:11434", "http://[1.2.3.4:80:90]:11434"]
 )
-def test_an_address_that_leads_nowhere_refuses(url: str) -> None:
+def test_unreachable_address_is_refused(url: str) -> None:
     assert probed(url).state == "refused"
 
 
@@ -128,23 +128,23 @@ def test_an_address_that_leads_nowhere_refuses(url: str) -> None:
     ],
     ids=["silent", "forbidden", "html", "bad gateway", "json", "version", "ssh", "closes", "redirect"],
 )
-def test_what_is_no_ollama_is_told(answer: bytes | None, state: str, detail: str) -> None:
+def test_other_programs_are_recognized(answer: bytes | None, state: str, detail: str) -> None:
     with port(answer) as url:
         found = probed(url)
     assert (found.state, found.version, found.detail) == (state, None, detail.replace("URL", url))
 
 
-def test_an_answer_without_an_end_is_cut() -> None:
+def test_endless_answer_is_cut() -> None:
     with port(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n" + b"x" * 1_000_000) as url:
         assert probed(url).state == "other"
 
 
-def test_https_where_only_http_is_spoken() -> None:
+def test_https_to_a_plain_http_server() -> None:
     with port(http_answer("text/html", HTML)) as url:
         assert probed(url.replace("http:", "https:")).state == "other"
 
 
-def test_only_both_answers_make_an_ollama() -> None:
+def test_ollama_is_recognized_by_both_answers() -> None:
     [root, version] = [one["response"]["chunks"][0][1].encode() for one in exchanges("version")]
     assert recognise(Answer(200, {}, version), Answer(200, {}, root)).state == "running"
     assert recognise(Answer(200, {}, version), Answer(200, {}, b"KoboldCpp")).state == "other"
@@ -178,7 +178,7 @@ connection._imported_ollama()
     ],
     ids=lambda environment: " ".join(environment) or "empty",
 )
-def test_a_hostile_environment_changes_nothing(environment: dict[str, str]) -> None:
+def test_malformed_environment_variables_change_nothing(environment: dict[str, str]) -> None:
     with replay("version", "empty_store") as ollama:
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", IMPORTS, ollama.url],
@@ -191,7 +191,7 @@ def test_a_hostile_environment_changes_nothing(environment: dict[str, str]) -> N
         assert ollama.unknown == []
 
 
-def test_the_environment_is_as_it_was_after_the_import() -> None:
+def test_import_leaves_the_environment_unchanged() -> None:
     script = (
         "import os; from llmdeploy.engines.ollama.connection import _imported_ollama as load; load(); "
         "print(os.environ['OLLAMA_HOST'])"
@@ -201,7 +201,7 @@ def test_the_environment_is_as_it_was_after_the_import() -> None:
     assert (done.stdout, done.stderr) == ("127.0.0.1:abc\n", "")
 
 
-def test_the_key_of_the_cloud_goes_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cloud_api_key_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_API_KEY", "secret")
     with replay("version", "empty_store") as ollama:
         Daemon(ollama.url).running()
@@ -220,7 +220,7 @@ DIGESTS = (
 )
 
 
-def test_models(dead_proxies: None) -> None:
+def test_models_of_the_daemon(dead_proxies: None) -> None:
     with replay("tags") as ollama:
         assert Daemon(ollama.url).models() == [
             Installed("selftest:latest", 2334040, ("completion", "vision"), 8192, digest=DIGESTS[0]),
@@ -247,7 +247,7 @@ def test_models_of_a_server_before_0_30() -> None:
         assert Daemon(ollama.url).models()[1] == Installed("selftest-text:latest", 1726904, (), None, digest=DIGESTS[1])
 
 
-def test_an_empty_store() -> None:
+def test_daemon_with_an_empty_store() -> None:
     with replay("empty_store") as ollama:
         assert Daemon(ollama.url).models() == []
         assert Daemon(ollama.url).running() == []
@@ -265,7 +265,7 @@ def test_show() -> None:
     assert (found.projector, found.remote_host) == (True, None)
 
 
-def test_show_of_a_model_without_eyes() -> None:
+def test_show_of_a_text_model() -> None:
     with replay("show", "tags") as ollama:
         found = Daemon(ollama.url).show("selftest-text")
     assert (found.blobs, found.projector) == ((MODEL_BLOB,), False)
@@ -279,7 +279,7 @@ def test_show_of_an_alias() -> None:
     assert found.blobs == (MODEL_BLOB, PROJECTOR_BLOB)
 
 
-def test_layers_that_differ_are_asked_for() -> None:
+def test_heads_that_differ_between_layers_are_requested() -> None:
     """Ollama tells an array as null until it is asked for all."""
     with replay("show", "tags") as ollama:
         hidden = ollama.exchanges[0]
@@ -314,7 +314,7 @@ def test_show_of_a_missing_model() -> None:
         ("qwen3", "qwen3:8b", False),
     ],
 )
-def test_names_of_one_model(one: str, other: str, same: bool) -> None:
+def test_names_of_the_same_model(one: str, other: str, same: bool) -> None:
     assert same_name(one, other) is same
     assert full_name(full_name(one)) == full_name(one)
 
@@ -322,7 +322,7 @@ def test_names_of_one_model(one: str, other: str, same: bool) -> None:
 # --- What is made there
 
 
-def test_a_model_is_made_of_files() -> None:
+def test_model_is_created_from_files() -> None:
     statuses: list[str] = []
     progress: list[tuple[str, int, int]] = []
     files = {"selftest.gguf": digest(WEIGHTS), "mmproj.gguf": digest(MMPROJ)}
@@ -340,19 +340,19 @@ def test_a_model_is_made_of_files() -> None:
     assert statuses[-1] == "success"
 
 
-def test_a_file_of_another_digest(tmp_path: Path) -> None:
+def test_file_with_a_wrong_digest_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "two.gguf"
     file.write_bytes(b"\xff\xfe")
     with replay("create_from_gguf", "tags", "version") as ollama, pytest.raises(ModelInvalid, match="not what it was"):
         Daemon(ollama.url).push_blob(file, "sha256:" + "0" * 64, ignore)
 
 
-def test_a_file_that_is_gone(tmp_path: Path) -> None:
+def test_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ModelInvalid, match="cannot be read: No such file"):
         Daemon("http://127.0.0.1:1").push_blob(tmp_path / "gone.gguf", "sha256:0", ignore)
 
 
-def test_an_alias_is_made_of_a_model_that_is_there() -> None:
+def test_alias_of_an_existing_model_is_created() -> None:
     with replay("create_alias_num_ctx", "show") as ollama:
         Daemon(ollama.url).create_alias("selftest-8k", "selftest", {"num_ctx": 8192})
         assert ollama.unknown == []
@@ -360,7 +360,7 @@ def test_an_alias_is_made_of_a_model_that_is_there() -> None:
         assert (sent["from"], sent["parameters"]) == ("selftest", {"num_ctx": 8192})
 
 
-def test_an_alias_of_a_missing_model_is_not_even_sent() -> None:
+def test_alias_of_a_missing_model_is_not_requested() -> None:
     """Ollama would begin to download it."""
     with replay("create_alias_num_ctx", "show", "tags", "version") as ollama:
         with pytest.raises(ModelNotFound, match="nope"):
@@ -368,7 +368,7 @@ def test_an_alias_of_a_missing_model_is_not_even_sent() -> None:
         assert ollama.asked("/api/create") == []
 
 
-def test_an_alias_whose_base_goes_away_stops_the_download() -> None:
+def test_alias_whose_base_disappears_stops_the_download() -> None:
     with replay("create_alias_num_ctx", "show", "tags", "version", hold_after=3) as ollama:
         [creation] = [one for one in ollama.exchanges if (one["request"]["body"] or {}).get("from")]
         creation["response"]["chunks"] = exchanges("pull_progress")[0]["response"]["chunks"]
@@ -377,7 +377,7 @@ def test_an_alias_whose_base_goes_away_stops_the_download() -> None:
         assert ollama.hung_up.wait(2)
 
 
-def test_delete() -> None:
+def test_delete_of_existing_and_missing_models() -> None:
     with replay("copy_delete", "tags", "version") as ollama:
         daemon = Daemon(ollama.url)
         daemon.delete("copy")
@@ -397,7 +397,7 @@ def pulled(ollama: Replay, tag: str, on_progress: Callable[[str, int, int], None
 
 
 @pytest.mark.parametrize("name", ["pull_progress", "pull_ok"])
-def test_progress_reaches_the_total_and_never_runs_backwards(name: str, dead_proxies: None) -> None:
+def test_progress_reaches_the_total_and_never_decreases(name: str, dead_proxies: None) -> None:
     seen: list[tuple[str, int, int]] = []
     layers: dict[str, int] = {}
     sums = []
@@ -420,7 +420,7 @@ def test_progress_reaches_the_total_and_never_runs_backwards(name: str, dead_pro
     assert sums[-1] == 9082339
 
 
-def test_numbers_that_run_backwards_are_held() -> None:
+def test_decreasing_numbers_are_corrected() -> None:
     seen: list[int] = []
     with replay("pull_progress") as ollama:
         chunks = ollama.exchanges[0]["response"]["chunks"]
@@ -438,13 +438,13 @@ def test_numbers_that_run_backwards_are_held() -> None:
             DownloadFailed,
             "what arrived is not what Ollama's registry sent: a proxy or a virus scanner changed it",
         ),
-        ("pull_boom", "boom", DownloadFailed, "Ollama's registry is out of order (503): upstream sad"),
+        ("pull_boom", "boom", DownloadFailed, "Ollama's registry has a failure (503): upstream sad"),
         ("pull_gone", "gone", ModelNotFound, f"Ollama's registry has no `{TINY}:gone`"),
         (
             "pull_html",
             "html",
             DownloadFailed,
-            "a web page answers in the place of Ollama's registry: a network that wants a login, or a proxy",
+            "a web page answers instead of Ollama's registry: the network wants a login, or a proxy is in between",
         ),
         (
             "pull_new",
@@ -455,9 +455,7 @@ def test_numbers_that_run_backwards_are_held() -> None:
         ("pull_not_streamed", "gone", ModelNotFound, f"Ollama's registry has no `{TINY}:gone`"),
     ],
 )
-def test_a_recorded_failure_has_its_sentence(
-    recording: str, tag: str, kind: type[LlmdeployError], message: str
-) -> None:
+def test_recorded_failure_has_its_message(recording: str, tag: str, kind: type[LlmdeployError], message: str) -> None:
     with replay(recording, "version", "tags") as ollama:
         # An error may come with a status of its own, or as a line behind status 200.
         ollama.exchanges[0]["request"]["body"].pop("stream", None)
@@ -468,7 +466,7 @@ def test_a_recorded_failure_has_its_sentence(
     assert caught.value.hint
 
 
-def test_a_refused_registry_and_a_bad_name() -> None:
+def test_refused_registry_and_invalid_name() -> None:
     with replay("pull_refused", "version", "tags") as ollama:
         with pytest.raises(DownloadFailed, match=r"`127\.0\.0\.1:9` refuses Ollama's server"):
             Daemon(ollama.url).pull("http://127.0.0.1:9/library/tiny:ok", ignore)
@@ -477,7 +475,7 @@ def test_a_refused_registry_and_a_bad_name() -> None:
         assert ollama.unknown == []
 
 
-def test_a_full_disk_says_what_is_still_to_come() -> None:
+def test_full_disk_reports_the_missing_bytes() -> None:
     with replay("pull_progress", "version", "tags") as ollama:
         chunks = ollama.exchanges[0]["response"]["chunks"]
         words = "write /data/models/blobs/sha256-78-partial: no space left on device"
@@ -489,7 +487,7 @@ def test_a_full_disk_says_what_is_still_to_come() -> None:
 
 
 @pytest.mark.parametrize("cut_after", [1, 5])
-def test_a_daemon_that_dies_in_a_pull(cut_after: int) -> None:
+def test_daemon_that_dies_during_a_pull(cut_after: int) -> None:
     with replay("pull_progress", "version", "tags", cut_after=cut_after) as ollama:
         with pytest.raises(DownloadFailed) as caught:
             pulled(ollama, "ok")
@@ -497,14 +495,14 @@ def test_a_daemon_that_dies_in_a_pull(cut_after: int) -> None:
         assert caught.value.hint.startswith("run it again: what is there is kept")
 
 
-def test_a_pull_without_its_last_line_is_no_success() -> None:
+def test_pull_without_its_last_line_fails() -> None:
     with replay("pull_progress", "version", "tags") as ollama:
         del ollama.exchanges[0]["response"]["chunks"][-1]
         with pytest.raises(DownloadFailed, match="broke off its answer"):
             pulled(ollama, "ok")
 
 
-def test_an_exception_out_of_the_progress_closes_the_connection() -> None:
+def test_exception_in_on_progress_closes_the_connection() -> None:
     def on_progress(layer: str, done: int, total: int) -> None:
         raise ZeroDivisionError
 
@@ -515,7 +513,7 @@ def test_an_exception_out_of_the_progress_closes_the_connection() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send SIGINT to itself")
-def test_an_interrupt_closes_the_connection() -> None:
+def test_interrupt_closes_the_connection() -> None:
     with replay("pull_progress", slower=0.1, hold_after=4) as ollama:
 
         def interrupt() -> None:
@@ -530,14 +528,14 @@ def test_an_interrupt_closes_the_connection() -> None:
         assert ollama.hung_up.wait(2)
 
 
-def test_a_pull_that_falls_silent_ends() -> None:
+def test_silent_pull_times_out() -> None:
     with replay("pull_progress", "version", "tags", hold_after=4) as ollama:
         with pytest.raises(TimedOut, match="does not answer in time"):
             Daemon(ollama.url).pull(f"{TINY}:ok", ignore, silence=0.3)
         assert ollama.hung_up.wait(2)
 
 
-def test_a_pull_that_gets_no_more_bytes_ends() -> None:
+def test_stalled_pull_times_out() -> None:
     """Ollama says the same number every 60 ms, for ever."""
     with replay("pull_progress", slower=1.0) as ollama:
         chunks = ollama.exchanges[0]["response"]["chunks"]
@@ -547,7 +545,7 @@ def test_a_pull_that_gets_no_more_bytes_ends() -> None:
         assert ollama.hung_up.wait(2)
 
 
-def test_layers_add_up() -> None:
+def test_missing_bytes_of_all_layers() -> None:
     layers = Layers()
     assert layers.missing == 0
     assert layers.update("a", 5, 10)
@@ -560,7 +558,7 @@ def test_layers_add_up() -> None:
 # --- What is in memory
 
 
-def test_load_and_release(dead_proxies: None) -> None:
+def test_load_and_unload(dead_proxies: None) -> None:
     with replay("load_unload") as ollama:
         daemon = Daemon(ollama.url)
         asyncio.run(daemon.load("selftest"))
@@ -575,7 +573,7 @@ def test_load_and_release(dead_proxies: None) -> None:
     assert running.expires_at.year == 2319
 
 
-def test_a_model_that_stays_in_memory() -> None:
+def test_model_that_stays_in_memory_is_reported() -> None:
     with replay("load_unload") as ollama:
         del ollama.exchanges[3]
         assert not Daemon(ollama.url).wait_released("selftest", 0.3)
@@ -593,7 +591,7 @@ def test_the_context_is_sent_only_where_it_is_wished() -> None:
         assert ollama.unknown == []
 
 
-def test_a_load_that_fails_has_its_sentence() -> None:
+def test_failed_load_has_its_message() -> None:
     """The words are a recorded refusal's of another route: Ollama wraps all of them alike."""
     with replay("load_unload", "version", "tags") as ollama:
         ollama.exchanges[0]["response"] = exchanges("chat_errors")[0]["response"]
@@ -601,7 +599,7 @@ def test_a_load_that_fails_has_its_sentence() -> None:
             asyncio.run(Daemon(ollama.url).load("selftest"))
 
 
-def test_a_cancelled_load_closes_the_connection() -> None:
+def test_cancelled_load_closes_the_connection() -> None:
     with replay("load_unload", hold_after=0) as ollama:
 
         async def cancelled() -> None:
@@ -615,12 +613,12 @@ def test_a_cancelled_load_closes_the_connection() -> None:
         assert ollama.hung_up.wait(2)
 
 
-def test_a_load_that_takes_too_long_ends() -> None:
+def test_slow_load_times_out() -> None:
     with replay("load_unload", hold_after=0) as ollama, pytest.raises(TimedOut, match="does not answer in time"):
         asyncio.run(Daemon(ollama.url).load("selftest", timeout=0.3))
 
 
-def test_to_unload_a_missing_model_is_fine() -> None:
+def test_unload_of_a_missing_model_is_not_an_error() -> None:
     with replay("load_unload", "version", "tags") as ollama:
         ollama.exchanges[2]["response"] = exchanges("chat_errors")[0]["response"]
         Daemon(ollama.url).unload("selftest")
@@ -648,7 +646,7 @@ NO_DOCUMENT = {"has_blob", "push_blob", "delete"}
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_nothing_listens(call: str, dead_proxies: None) -> None:
+def test_every_call_reports_a_closed_port(call: str, dead_proxies: None) -> None:
     daemon = Daemon(f"http://127.0.0.1:{closed_port()}")
     with pytest.raises(EngineMissing, match="no Ollama answers at `http://127") as caught:
         CALLS[call](daemon)
@@ -661,7 +659,7 @@ def test_nothing_listens(call: str, dead_proxies: None) -> None:
     [FORBIDDEN, http_answer("text/html", HTML, "502 Bad Gateway"), SSH, b""],
     ids=["forbidden", "bad gateway", "ssh", "closes"],
 )
-def test_something_else_answers(call: str, answer: bytes) -> None:
+def test_every_call_reports_another_program(call: str, answer: bytes) -> None:
     with port(answer) as url, pytest.raises((RequestFailed, DownloadFailed, StartFailed)) as caught:
         CALLS[call](Daemon(url))
     assert caught.value.hint
@@ -682,7 +680,7 @@ SHAPES = [
 
 @pytest.mark.parametrize("call", sorted(CALLS.keys() - NO_DOCUMENT))
 @pytest.mark.parametrize("body", [HTML, *SHAPES])
-def test_an_answer_of_another_shape(call: str, body: bytes) -> None:
+def test_every_call_survives_json_of_another_shape(call: str, body: bytes) -> None:
     """Each is an error of ours or, where the shape happens to be right, an answer."""
     with port(http_answer("application/json", body)) as url:
         error = failure(lambda: CALLS[call](Daemon(url)))
@@ -698,7 +696,7 @@ def failure(call: Callable[[], object]) -> LlmdeployError | None:
     return None
 
 
-def test_another_host_is_reached_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remote_host_is_reached_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     """And a refusal says on which machine to look."""
     with replay("empty_store") as proxy:
         for one in proxy.exchanges:
@@ -712,7 +710,7 @@ def test_another_host_is_reached_through_a_proxy(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "nonsense://127.0.0.1"])
 @pytest.mark.parametrize("call", ["models", "running", "load", "pull"])
-def test_a_proxy_that_cannot_be_used(call: str, proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_proxy_is_reported(call: str, proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", proxy)
-    with pytest.raises(EngineMissing, match=r"there is no way to `http://gpu\.example:11434`"):
+    with pytest.raises(EngineMissing, match=r"`http://gpu\.example:11434` cannot be reached: "):
         CALLS[call](Daemon("http://gpu.example:11434"))

@@ -471,13 +471,13 @@ def tiny(ollama: Replay, tag: str) -> str:
             "download_failed",
             "what arrived is not what Ollama's registry sent: a proxy or a virus scanner changed it",
         ),
-        ("pull_boom", "boom", "download_failed", "Ollama's registry is out of order (503): upstream sad"),
+        ("pull_boom", "boom", "download_failed", "Ollama's registry has a failure (503): upstream sad"),
         ("pull_gone", "gone", "model_not_found", "Ollama's registry has no `tiny:gone`"),
         (
             "pull_html",
             "html",
             "download_failed",
-            "a web page answers in the place of Ollama's registry: a network that wants a login, or a proxy",
+            "a web page answers instead of Ollama's registry: the network wants a login, or a proxy is in between",
         ),
         (
             "pull_new",
@@ -507,7 +507,7 @@ def test_a_name_that_ollama_does_not_allow_ends_in_its_own_sentence(pulling: Wor
     with replay("version", "tags", "empty_store", "pull_refused") as ollama:
         renamed(ollama, {"bad name!": "bad.name"})
         result = pulling.run("serve", "ollama://bad.name", "--engine", "ollama", OLLAMA_HOST=ollama.url)
-    assert "error: Ollama allows no such name as `bad.name`\nhint: the form is `name:tag`" in result.stderr
+    assert "error: Ollama does not allow the name `bad.name`\nhint: the form is `name:tag`" in result.stderr
 
 
 def whole(ollama: Replay) -> str:

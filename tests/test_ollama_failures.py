@@ -76,7 +76,7 @@ CASES: list[tuple[str, type[LlmdeployError], str, str]] = [
     (
         "invalid model name",
         ModelNotFound,
-        "Ollama allows no such name as `qwen3:8b`",
+        "Ollama does not allow the name `qwen3:8b`",
         "the form is `name:tag`, such as `qwen3:8b`",
     ),
     (
@@ -94,7 +94,7 @@ CASES: list[tuple[str, type[LlmdeployError], str, str]] = [
     (
         GET + "tls: failed to verify certificate: x509: certificate has expired or is not yet valid: current time 1970",
         DownloadFailed,
-        "to Ollama's server the certificate of `registry.ollama.ai` is out of date",
+        "for Ollama's server the certificate of `registry.ollama.ai` has expired or is not valid yet",
         "check the clock: `date`",
     ),
     (
@@ -137,7 +137,7 @@ CASES: list[tuple[str, type[LlmdeployError], str, str]] = [
     (
         "pull model manifest: invalid character '<' looking for beginning of value",
         DownloadFailed,
-        "a web page answers in the place of Ollama's registry: a network that wants a login, or a proxy",
+        "a web page answers instead of Ollama's registry: the network wants a login, or a proxy is in between",
         "log in to the network with a browser, then run it again",
     ),
     (
@@ -184,7 +184,7 @@ CASES: list[tuple[str, type[LlmdeployError], str, str]] = [
     (
         "pull model manifest: unauthorized: access denied",
         DownloadFailed,
-        "Ollama's registry does not let Ollama's server have `qwen3:8b`: it is private, or its terms are to be "
+        "Ollama's registry does not give `qwen3:8b` to Ollama's server: it is private, or its terms must be "
         "accepted first",
         "add the key of the user who runs the server "
         "(`~/.ollama/id_ed25519.pub`, of the service `/usr/share/ollama/.ollama/id_ed25519.pub`) "
@@ -211,13 +211,13 @@ CASES: list[tuple[str, type[LlmdeployError], str, str]] = [
     (
         "pull model manifest: 503: upstream sad",
         DownloadFailed,
-        "Ollama's registry is out of order (503): upstream sad",
+        "Ollama's registry has a failure (503): upstream sad",
         "try again later",
     ),
     (
         "pull model manifest: 502",
         DownloadFailed,
-        "Ollama's registry is out of order (502): no reason",
+        "Ollama's registry has a failure (502): no reason",
         "try again later",
     ),
     (
@@ -244,7 +244,7 @@ CASES: list[tuple[str, type[LlmdeployError], str, str]] = [
         (
             f"{program} process has terminated: signal: killed",
             DoesNotFit,
-            "the system killed Ollama's process for `qwen3:8b`: mostly for want of memory, then `dmesg` says so",
+            "the system killed Ollama's process for `qwen3:8b`: usually memory ran out, and `dmesg` shows it",
             LESS,
         )
         for program in ("llama runner", "llama-server")
@@ -264,7 +264,7 @@ CASES: list[tuple[str, type[LlmdeployError], str, str]] = [
     (
         "llama-server process has terminated: exit status 1: error loading model: unknown model architecture: 'mllama'",
         ModelInvalid,
-        "no Ollama since 0.30 can run `qwen3:8b` (architecture `mllama`)",
+        "Ollama 0.30 and newer cannot run `qwen3:8b` (architecture `mllama`)",
         SEES,
     ),
     *(
@@ -280,7 +280,7 @@ CASES: list[tuple[str, type[LlmdeployError], str, str]] = [
         "llama-server process has terminated: exit status 1: error loading model: done_getting_tensors: wrong number "
         "of tensors; expected 23, got 21",
         ModelInvalid,
-        "the file of `qwen3:8b` holds 23 tensors where its architecture has 21: it is made for another program",
+        "the file of `qwen3:8b` has 23 tensors, and its architecture has 21: it is made for another program",
         CONVERTED,
     ),
     (
@@ -300,7 +300,7 @@ CASES: list[tuple[str, type[LlmdeployError], str, str]] = [
     (
         "error starting llama-server: llama-server binary not found (checked: /usr/lib/ollama/llama-server)",
         EngineMissing,
-        "this Ollama is installed in part: it lacks its `llama-server`",
+        "this installation of Ollama is incomplete: it lacks its `llama-server`",
         f"install it again: {INSTALL}",
     ),
     *(
@@ -382,7 +382,7 @@ CASES: list[tuple[str, type[LlmdeployError], str, str]] = [
         (
             words,
             PortInUse,
-            "another program listens at Ollama's address: mostly an Ollama that runs already",
+            "another program listens at Ollama's address: usually an Ollama that runs already",
             "use that one, or stop it: `sudo systemctl stop ollama`",
         )
         for words in (
@@ -480,8 +480,8 @@ CASES: list[tuple[str, type[LlmdeployError], str, str]] = [
     (
         'invalid think value: "extreme" (must be "high", "medium", "low", "max", true, or false)',
         RequestFailed,
-        "`extreme` is no way to think that Ollama knows",
-        "it knows `high`, `medium`, `low`, `max`, `true` and `false`",
+        "Ollama has no thinking level `extreme`",
+        "its levels are `high`, `medium`, `low`, `max`, `true` and `false`",
     ),
     (
         nested("image input is not supported - hint: if this is unexpected, you may need to provide the mmproj", 500),
@@ -525,13 +525,13 @@ CASES: list[tuple[str, type[LlmdeployError], str, str]] = [
         "Ollama's queue is full",
         "try again in a moment",
     ),
-    ("request canceled", RequestFailed, "the request was ended before Ollama had answered it", "send it again"),
+    ("request canceled", RequestFailed, "the request was cancelled before Ollama answered it", "send it again"),
     *(
         (
             words,
             RequestFailed,
             "the request reached Ollama without its content",
-            "something on the way drops it: check the proxy variables (`env | grep -i proxy`)",
+            "a proxy on the way drops it: check the proxy variables (`env | grep -i proxy`)",
         )
         for words in ("missing request body", "model is required")
     ),
@@ -544,13 +544,13 @@ CASES: list[tuple[str, type[LlmdeployError], str, str]] = [
     (
         "status 403",
         RequestFailed,
-        "something refuses us before Ollama does: it does not allow this address, or a proxy wants a password",
+        "the request was refused: Ollama does not allow this address, or a proxy in front of it wants a password",
         "connect to `localhost:11434`, or let the proxy send `Host: localhost:11434`; for browsers: `OLLAMA_ORIGINS`",
     ),
     (
         "status 502",
         RequestFailed,
-        "the server answers with status 502 and no reason: mostly a proxy that stands before Ollama",
+        "the server answers with status 502 and no reason: usually a proxy in front of Ollama",
         "connect to Ollama itself with `OLLAMA_HOST`",
     ),
     (
@@ -567,19 +567,19 @@ def told(error: LlmdeployError) -> tuple[type[LlmdeployError], str, str]:
 
 
 @pytest.mark.parametrize(("words", "kind", "message", "hint"), CASES, ids=[one_line(case[0])[:60] for case in CASES])
-def test_a_failure_has_its_sentence(words: str, kind: type[LlmdeployError], message: str, hint: str) -> None:
+def test_failure_has_its_message_and_hint(words: str, kind: type[LlmdeployError], message: str, hint: str) -> None:
     assert told(explain(words, HERE)) == (kind, message, hint)
     assert told(explain({"error": words}, HERE)) == (kind, message, hint)
 
 
-def test_every_row_has_a_case() -> None:
+def test_every_rule_has_a_case() -> None:
     reached = {found[0].pattern for words, *_ in CASES if (found := find_rule(one_line(unwrap(words))))}
     assert [row.pattern for row in RULES if row.pattern not in reached] == []
 
 
 @pytest.mark.parametrize("row", RULES, ids=lambda row: row.pattern[:40])
 @pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])
-def test_a_row_speaks_on_every_system_with_nothing_known(row: ErrorRule, platform: str) -> None:
+def test_every_rule_gives_clean_messages_on_every_system(row: ErrorRule, platform: str) -> None:
     rules = {words: find_rule(one_line(unwrap(words))) for words, *_ in CASES}
     words = next(words for words, found in rules.items() if found and found[0] == row)
     error = explain(words, Context(platform=platform))
@@ -605,7 +605,7 @@ def test_a_row_speaks_on_every_system_with_nothing_known(row: ErrorRule, platfor
         ),
     ],
 )
-def test_a_wrong_tag_names_those_that_are_near(model: str, known: list[str], hint: str) -> None:
+def test_unknown_name_suggests_similar_names(model: str, known: list[str], hint: str) -> None:
     error = explain("pull model manifest: file does not exist", Context(model=model, known=known))
     assert error.hint == hint
 
@@ -634,13 +634,15 @@ def test_a_wrong_tag_names_those_that_are_near(model: str, known: list[str], hin
         ),
     ],
 )
-def test_an_old_server_is_told_from_an_old_installation(server: str, program: str, message: str, hint: str) -> None:
+def test_old_server_is_distinguished_from_an_old_installation(
+    server: str, program: str, message: str, hint: str
+) -> None:
     context = Context(model="qwen3:8b", server_version=server, program_version=program, platform="linux")
     error = explain("pull model manifest: 412: " + NEWER.format(""), context)
     assert told(error) == (DownloadFailed, message, hint)
 
 
-def test_a_full_disk_says_how_much_was_to_come() -> None:
+def test_full_disk_reports_the_missing_bytes() -> None:
     context = Context(model="qwen3:8b", missing_bytes=3_210_000_000, platform="linux")
     error = explain(f"write {BLOB}-partial: no space left on device", context)
     assert error.message == (
@@ -648,7 +650,7 @@ def test_a_full_disk_says_how_much_was_to_come() -> None:
     )
 
 
-def test_the_fix_is_on_the_machine_of_the_server() -> None:
+def test_hint_names_the_machine_of_the_server() -> None:
     error = explain(
         "max retries exceeded: x509: certificate signed by unknown authority",
         Context(host="gpu:11434", platform="linux"),
@@ -657,14 +659,14 @@ def test_the_fix_is_on_the_machine_of_the_server() -> None:
     assert explain("what", Context(host="gpu:11434", platform="linux")).hint == f"on `gpu:11434`: {LOG} tells more"
 
 
-def test_a_model_at_the_hub_has_its_keys_there() -> None:
+def test_model_of_the_hub_has_the_key_page_of_the_hub() -> None:
     error = explain("pull model manifest: 401: unauthorized", Context(model="hf.co/a/b:Q4_K_M"))
-    assert error.message.startswith("the Hub does not let Ollama's server have `hf.co/a/b:Q4_K_M`")
+    assert error.message.startswith("the Hub does not give `hf.co/a/b:Q4_K_M` to Ollama's server")
     assert error.hint.endswith("at https://huggingface.co/settings/keys")
 
 
 @pytest.mark.parametrize("otherwise", [RequestFailed, DownloadFailed, StartFailed])
-def test_unknown_words_are_ollamas_own_on_one_line(otherwise: type[LlmdeployError]) -> None:
+def test_unknown_message_is_quoted_on_one_line(otherwise: type[LlmdeployError]) -> None:
     error = explain(nested("something\n  quite\x1b[31m new"), HERE, otherwise=otherwise)
     assert told(error) == (otherwise, "Ollama says: something quite [31m new", f"{LOG} tells more")
     assert len(explain("x" * 5000, HERE).message) < 320
@@ -687,11 +689,11 @@ def test_unknown_words_are_ollamas_own_on_one_line(otherwise: type[LlmdeployErro
         ('{"a":' * 100_000, '{"a":' * 100_000),
     ],
 )
-def test_words_are_unwrapped(error: object, words: str) -> None:
+def test_nested_json_is_unwrapped(error: object, words: str) -> None:
     assert unwrap(error) == words
 
 
-def test_every_recorded_refusal_of_a_chat_is_known() -> None:
+def test_every_recorded_chat_error_is_known() -> None:
     answers = [one["response"]["chunks"][0][1] for one in exchanges("chat_errors")]
     assert len(answers) == 10
     told = [explain(answer, Context(model="selftest")) for answer in answers]
@@ -711,5 +713,5 @@ def test_every_recorded_refusal_of_a_chat_is_known() -> None:
         ("dev", "0.1.0", False),
     ],
 )
-def test_versions_are_compared_where_they_are_known(version: str, than: str | None, newer: bool) -> None:
+def test_only_known_versions_are_compared(version: str, than: str | None, newer: bool) -> None:
     assert is_newer(version, than) is newer

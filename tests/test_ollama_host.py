@@ -42,7 +42,7 @@ from llmdeploy.engines.ollama.host import Host, is_local_url, parse
         (' " 1.2.3.4 " ', "http://1.2.3.4:11434", "1.2.3.4:11434"),
     ],
 )
-def test_a_sound_value(text: str | None, url: str, listen: str) -> None:
+def test_valid_value(text: str | None, url: str, listen: str) -> None:
     assert parse(text) == Host(url, listen)
 
 
@@ -61,7 +61,7 @@ def test_a_sound_value(text: str | None, url: str, listen: str) -> None:
         ("a b", "a b:11434", "a b:11434", "the host `a b`, NOWHERE"),
     ],
 )
-def test_a_malformed_value_says_what_ollama_makes_of_it(text: str, host: str, listen: str, problem: str) -> None:
+def test_malformed_value_reports_its_effect_in_ollama(text: str, host: str, listen: str, problem: str) -> None:
     problem = problem.replace("DEFAULT", "Ollama warns and uses")
     problem = problem.replace("NOWHERE", "which is none: Ollama can neither listen there nor find it")
     assert parse(text) == Host(f"http://{host}", listen, f"`OLLAMA_HOST` has {problem}")
@@ -81,5 +81,5 @@ def test_a_malformed_value_says_what_ollama_makes_of_it(text: str, host: str, li
         ("http://[nonsense", False),
     ],
 )
-def test_loopback(url: str, loopback: bool) -> None:
+def test_local_urls(url: str, loopback: bool) -> None:
     assert is_local_url(url) is loopback

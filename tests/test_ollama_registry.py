@@ -62,14 +62,14 @@ def asked(registry: Registry, name: str) -> Asked:
         ("registry.example:5000/user/model:v1", ("registry.example:5000", "user/model", "v1")),
     ],
 )
-def test_a_name_is_read_as_ollama_reads_it(name: str, expected: tuple[str, str, str]) -> None:
+def test_name_is_parsed_as_ollama_does(name: str, expected: tuple[str, str, str]) -> None:
     assert parts(name) == expected
 
 
 # --- The registry
 
 
-def test_the_manifest_tells_the_size_of_every_layer(registry: Registry) -> None:
+def test_manifest_has_the_size_of_every_layer(registry: Registry) -> None:
     made = registry.add("library/x:7b", model=WEIGHTS, projector=MMPROJ, template=b"{{ .Prompt }}")
     manifest = asked(registry, "library/x:7b").manifest()
     assert [(f"sha256:{layer.digest}", layer.size) for layer in manifest.layers] == made
@@ -80,7 +80,7 @@ def test_the_manifest_tells_the_size_of_every_layer(registry: Registry) -> None:
     assert manifest.layer("adapter") is None
 
 
-def test_facts_are_in_the_header_of_the_weights(registry: Registry) -> None:
+def test_facts_come_from_the_header_of_the_weights(registry: Registry) -> None:
     registry.add("library/x:7b", model=WEIGHTS.read_bytes() + bytes(3_000_000), projector=MMPROJ)
     there = asked(registry, "library/x:7b")
     manifest = there.manifest()
@@ -93,7 +93,7 @@ def test_facts_are_in_the_header_of_the_weights(registry: Registry) -> None:
     assert len(registry.requests) == 3, "the manifest, the blob, and where that leads to"
 
 
-def test_a_model_whose_eyes_are_in_its_own_file_sees(registry: Registry, tmp_path: Path) -> None:
+def test_vision_part_in_the_weights_is_recognized(registry: Registry, tmp_path: Path) -> None:
     registry.add("library/x:7b", model=write(tmp_path / "x.gguf", {"vision.block_count": 32}))
     there = asked(registry, "library/x:7b")
     assert there.facts(there.manifest()).sees_images
@@ -110,7 +110,7 @@ def test_a_model_whose_eyes_are_in_its_own_file_sees(registry: Registry, tmp_pat
         (b"[" * 100_000, "what answers does not speak as a registry does"),
     ],
 )
-def test_an_answer_that_is_no_manifest(registry: Registry, manifest: bytes | None, why: str) -> None:
+def test_answer_that_is_not_a_manifest_is_refused(registry: Registry, manifest: bytes | None, why: str) -> None:
     if manifest is not None:
         registry.manifests["library/x:7b"] = manifest
     there = asked(registry, "library/x:7b")
@@ -121,32 +121,32 @@ def test_an_answer_that_is_no_manifest(registry: Registry, manifest: bytes | Non
     assert caught.value.hint
 
 
-def test_an_answer_without_end_is_not_read_to_its_end(registry: Registry) -> None:
+def test_endless_answer_is_cut(registry: Registry) -> None:
     registry.manifests["library/x:7b"] = b" " * 100_000_000
     with pytest.raises(DownloadFailed, match="does not speak as a registry does"):
         asked(registry, "library/x:7b").manifest()
     assert registry.written < 50_000_000
 
 
-def test_nobody_answers() -> None:
+def test_registry_that_does_not_answer() -> None:
     with pytest.raises(DownloadFailed, match="does not tell of"):
         Asked(f"127.0.0.1:{closed_port()}/library/x:7b").manifest()
 
 
-def test_a_proxy_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_proxy_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     for value in (f"http://127.0.0.1:{closed_port()}", "spdy://x", "http://[::"):
         monkeypatch.setenv("HTTPS_PROXY", value)
         with pytest.raises(DownloadFailed):
             Asked("qwen3:8b").manifest()
 
 
-def test_no_proxy_stands_before_loopback(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loopback_is_reached_without_a_proxy(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{closed_port()}")
     registry.add("library/x:7b", model=WEIGHTS)
     assert asked(registry, "library/x:7b").manifest().layers
 
 
-def test_a_cdn_that_ignores_ranges_is_not_read_to_its_end(registry: Registry) -> None:
+def test_answer_without_a_range_is_cut(registry: Registry) -> None:
     registry.add("library/x:7b", model=WEIGHTS.read_bytes() + bytes(50_000_000))
     registry.ignores_range = True
     there = asked(registry, "library/x:7b")
@@ -155,7 +155,7 @@ def test_a_cdn_that_ignores_ranges_is_not_read_to_its_end(registry: Registry) ->
 
 
 @pytest.mark.parametrize("layers", [{"tensor": b"x"}, {"model": b"no GGUF"}, {"model": WEIGHTS.read_bytes()[:5000]}])
-def test_what_is_no_whole_gguf_there_is_no_reason_to_fail(registry: Registry, layers: dict[str, bytes]) -> None:
+def test_damaged_gguf_in_the_registry_is_a_download_failure(registry: Registry, layers: dict[str, bytes]) -> None:
     """Ollama reads other forms too."""
     registry.add("library/x:7b", **layers)
     there = asked(registry, "library/x:7b")
@@ -168,7 +168,7 @@ def test_what_is_no_whole_gguf_there_is_no_reason_to_fail(registry: Registry, la
 LAYER = Layer("model", "ab" * 32, 1_000_000)
 
 
-def test_a_layer_that_is_there_counts_and_a_part_as_far_as_it_has_come(tmp_path: Path) -> None:
+def test_complete_and_partial_layers_are_counted(tmp_path: Path) -> None:
     blobs = tmp_path / "blobs"
     blobs.mkdir()
     assert requirements.stored_bytes(LAYER, tmp_path) == 0
@@ -183,7 +183,7 @@ def test_a_layer_that_is_there_counts_and_a_part_as_far_as_it_has_come(tmp_path:
     assert requirements.stored_bytes(LAYER, None) == 0
 
 
-def test_the_need_of_a_manifest(tmp_path: Path) -> None:
+def test_requirements_of_a_manifest(tmp_path: Path) -> None:
     (tmp_path / "blobs").mkdir()
     (tmp_path / "blobs" / f"sha256-{LAYER.digest}").touch()
     other = Layer("template", "cd" * 32, 50)
@@ -193,7 +193,7 @@ def test_the_need_of_a_manifest(tmp_path: Path) -> None:
     assert need.revision == "ef" * 32
 
 
-def test_a_tag_is_locked_by_its_digest_whether_it_is_here_or_not(trusted: Registry, empty: Ollama) -> None:
+def test_tag_is_locked_by_its_digest(trusted: Registry, empty: Ollama) -> None:
     trusted.add("library/x:7b", model=WEIGHTS)
     x = tag(trusted, "library/x:7b")
     need = empty.need(x)
@@ -234,7 +234,7 @@ def tag(registry: Registry, name: str) -> Tag:
     return Tag(f"{registry.url.removeprefix('https://')}/{name}")
 
 
-def test_what_a_tag_needs_and_is_before_it_is_pulled(trusted: Registry, empty: Ollama, tmp_path: Path) -> None:
+def test_size_and_facts_of_a_tag_before_its_pull(trusted: Registry, empty: Ollama, tmp_path: Path) -> None:
     (_, _), (weights, size), _ = trusted.add("library/x:7b", model=WEIGHTS, projector=MMPROJ)
     x = tag(trusted, "library/x:7b")
     need = empty.need(x)
@@ -249,7 +249,7 @@ def test_what_a_tag_needs_and_is_before_it_is_pulled(trusted: Registry, empty: O
     assert len([path for _, path, _, _ in trusted.requests if "manifests" in path]) == 1
 
 
-def test_a_disk_without_room_is_told_before_the_daemon_is_asked(
+def test_full_disk_is_reported_before_the_pull(
     trusted: Registry, empty: Ollama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trusted.add("library/x:7b", model=WEIGHTS)
@@ -260,7 +260,7 @@ def test_a_disk_without_room_is_told_before_the_daemon_is_asked(
     assert "`OLLAMA_MODELS`" in caught.value.hint
 
 
-def test_what_the_registry_does_not_tell_is_no_reason_to_fail(trusted: Registry, empty: Ollama) -> None:
+def test_pull_works_without_answers_of_the_registry(trusted: Registry, empty: Ollama) -> None:
     """A private model: the daemon has a key."""
     trusted.status = 401
     x = tag(trusted, "user/secret:7b")
@@ -273,7 +273,7 @@ def test_what_the_registry_does_not_tell_is_no_reason_to_fail(trusted: Registry,
     assert len(trusted.requests) == 1, "asked once"
 
 
-def test_what_is_there_needs_nothing_and_asks_no_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installed_model_needs_no_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Asked, "manifest", lambda registry: pytest.fail("asked"))
     with replay("version", "tags") as ollama:
         engine = Ollama(Settings(ollama=OllamaSettings(host=ollama.url)))
@@ -282,9 +282,7 @@ def test_what_is_there_needs_nothing_and_asks_no_registry(monkeypatch: pytest.Mo
     assert need.revision == need.files[0].digest != ""
 
 
-def test_without_a_daemon_sizes_are_known_all_the_same(
-    trusted: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sizes_are_known_without_a_daemon(trusted: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`pull --dry-run` starts none."""
     monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{closed_port()}")
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
@@ -293,9 +291,7 @@ def test_without_a_daemon_sizes_are_known_all_the_same(
     assert need.missing == need.size > WEIGHTS.stat().st_size
 
 
-def test_without_a_daemon_files_that_are_here_are_looked_at_and_planned_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_local_files_are_planned_without_a_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{closed_port()}")
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
     engine, model = Ollama(Settings()), GgufModel(WEIGHTS)
@@ -304,7 +300,7 @@ def test_without_a_daemon_files_that_are_here_are_looked_at_and_planned_for(
     assert engine.plan(engine.facts(model), hardware.detect(), Wishes()).needed_bytes > WEIGHTS.stat().st_size
 
 
-def test_the_store_of_another_machine_has_no_room_that_is_known(
+def test_free_space_of_a_remote_store_is_unknown(
     trusted: Registry, empty: Ollama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trusted.add("library/x:7b", model=WEIGHTS)
@@ -313,7 +309,7 @@ def test_the_store_of_another_machine_has_no_room_that_is_known(
     assert (need.folder, need.free()) == (None, None)
 
 
-def test_a_folder_is_not_for_ollama(empty: Ollama, tmp_path: Path) -> None:
+def test_pull_to_a_folder_is_refused(empty: Ollama, tmp_path: Path) -> None:
     for artefact in (Tag("qwen3:8b"), GgufModel(WEIGHTS)):
         with pytest.raises(UsageError, match="`--dir` is not for it"):
             empty.need(artefact, tmp_path)
@@ -321,7 +317,7 @@ def test_a_folder_is_not_for_ollama(empty: Ollama, tmp_path: Path) -> None:
             empty.pull(artefact, lambda *_: pytest.fail("pulled"), tmp_path)
 
 
-def test_files_that_are_linked_into_the_store_take_nothing(empty: Ollama, tmp_path: Path) -> None:
+def test_linked_files_need_no_space(empty: Ollama, tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     for file in (WEIGHTS, MMPROJ):
         shutil.copy(file, tmp_path)
@@ -329,9 +325,7 @@ def test_files_that_are_linked_into_the_store_take_nothing(empty: Ollama, tmp_pa
     assert (need.missing, need.copies) == (0, 0)
 
 
-def test_files_that_are_copied_into_the_store_need_its_room(
-    empty: Ollama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_copied_files_need_space_in_the_store(empty: Ollama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of parts Ollama makes one file."""
     first, second = (f"m-0000{number}-of-00002.gguf" for number in (1, 2))
     write(tmp_path / first, {"split.count": 2, "split.no": 0})
@@ -344,7 +338,7 @@ def test_files_that_are_copied_into_the_store_need_its_room(
     assert f"`{tmp_path / 'models'}`" in caught.value.message
 
 
-def test_files_of_the_hub_are_counted_with_their_copies_on_one_disk(tmp_path: Path) -> None:
+def test_copies_on_the_same_disk_are_counted(tmp_path: Path) -> None:
     files = Requirements("hf://o/r", tmp_path / "hub", (RequiredFile("x.gguf", 1000, here=400),))
     taken = requirements.of_import("hf://o/r", 1000, tmp_path / "models")
     assert (taken.missing, taken.copies) == (1000, 1000), "a copy, and what Ollama writes of it"
@@ -356,7 +350,7 @@ def test_files_of_the_hub_are_counted_with_their_copies_on_one_disk(tmp_path: Pa
 # --- Through the front
 
 
-def test_a_tag_that_cannot_fit_is_refused_before_its_first_byte(trusted: Registry, world: World) -> None:
+def test_tag_that_does_not_fit_is_refused_before_the_pull(trusted: Registry, world: World) -> None:
     """By a header of its registry that claims 8 TB."""
     content = bytearray(WEIGHTS.read_bytes())
     at = content.index(b"token_embd.weight") + len(b"token_embd.weight") + 4 + 8
@@ -376,7 +370,7 @@ def test_a_tag_that_cannot_fit_is_refused_before_its_first_byte(trusted: Registr
     assert trusted.sent <= remote_file.FIRST
 
 
-def test_a_pull_is_the_first_command_there_is(world: World, tmp_path: Path) -> None:
+def test_pull_without_a_state_folder(world: World, tmp_path: Path) -> None:
     """No state folder is there yet for the log."""
     with replay("version", "tags") as ollama:
         variables = {"OLLAMA_HOST": ollama.url, "LLMDEPLOY_STATE_DIR": str(tmp_path / "new" / "state")}
@@ -385,7 +379,7 @@ def test_a_pull_is_the_first_command_there_is(world: World, tmp_path: Path) -> N
     assert "ollama: `ollama://selftest:latest` is here, 2 MiB\n" in result.stderr
 
 
-def test_what_has_no_size_that_is_known_is_not_said_to_be_here(trusted: Registry, world: World) -> None:
+def test_model_of_unknown_size_is_not_reported_as_present(trusted: Registry, world: World) -> None:
     trusted.status = 401
     with replay("version", "empty_store") as ollama:
         variables: dict[str, Any] = {"OLLAMA_HOST": ollama.url, "SSL_CERT_FILE": str(CERTIFICATE)}

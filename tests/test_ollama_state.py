@@ -85,7 +85,7 @@ def doctor(world: World, **variables: str) -> tuple[str, str, str]:
 
 
 @installed
-def test_with_no_ollama_every_command_says_how_to_get_it(bare: World) -> None:
+def test_missing_ollama_is_reported_with_a_download_hint(bare: World) -> None:
     assert bare.run("config", "set", "engine", "ollama").status == 0
     expected = f"error: no Ollama on this machine\nhint: get it: {GET}\n"
     for command in (["serve"], ["serve", "qwen3:8b"], ["serve", "--detach"], ["chat", "hello"]):
@@ -99,12 +99,12 @@ def test_with_no_ollama_every_command_says_how_to_get_it(bare: World) -> None:
 
 
 @installed
-def test_no_ollama_is_nothing_wrong_where_another_engine_is_chosen(bare: World) -> None:
+def test_missing_ollama_is_not_an_error_for_another_engine(bare: World) -> None:
     assert doctor(bare) == ("ok", "no Ollama on this machine", "")
 
 
 @installed
-def test_with_no_ollama_a_malformed_address_is_told_too(bare: World) -> None:
+def test_malformed_address_is_reported_with_a_missing_ollama(bare: World) -> None:
     """It may be why none was found."""
     message, hint = serve(bare, OLLAMA_HOST=f"127.0.0.1:{closed_port()}0000")
     assert message == "no Ollama on this machine"
@@ -115,7 +115,7 @@ def test_with_no_ollama_a_malformed_address_is_told_too(bare: World) -> None:
 # --- A program, and nothing at its address
 
 
-def test_a_program_that_does_not_run_is_ready_to_be_started(bare: World) -> None:
+def test_installed_program_can_be_started(bare: World) -> None:
     path = program(bare)
     detail = f"Ollama 0.33.0 at `{path}`, not running: `llmdeploy serve` starts it".replace(
         str(bare.folder), "[FOLDER]"
@@ -144,24 +144,24 @@ def test_a_program_that_does_not_run_is_ready_to_be_started(bare: World) -> None
         ("something else", "the server ended before it was ready (status 1): something else"),
     ],
 )
-def test_a_program_that_gives_up_says_why(bare: World, words: str, cause: str) -> None:
+def test_program_that_exits_is_explained(bare: World, words: str, cause: str) -> None:
     program(bare, f"echo '{words}' >&2; exit 1")
     message, hint = serve(bare)
     assert message == cause
     assert hint.endswith("its log is `[FOLDER]/state/server.log`")
 
 
-def test_a_program_that_was_named_and_is_none(bare: World) -> None:
+def test_configured_path_that_is_not_a_program(bare: World) -> None:
     bare.environment["LLMDEPLOY_ENGINES_OLLAMA_PROGRAM"] = "/no/ollama"
     expected = (
-        "`/no/ollama` (set by `engines.ollama.program`) is no program",
+        "`/no/ollama` (set by `engines.ollama.program`) is not a program",
         "name another: `llmdeploy config set engines.ollama.program /path/to/ollama`",
     )
     assert serve(bare) == expected
     assert doctor(bare) == ("warn", *expected)
 
 
-def test_a_malformed_address_is_told(bare: World) -> None:
+def test_malformed_address_is_reported(bare: World) -> None:
     program(bare)
     _, _, hint = doctor(bare, OLLAMA_HOST=f"127.0.0.1:{closed_port()}0000")
     assert hint.startswith("`OLLAMA_HOST` has the port `")
@@ -178,7 +178,7 @@ OTHERS: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_what_is_no_ollama_is_told_apart(bare: World, other: str) -> None:
+def test_other_programs_at_the_address_are_distinguished(bare: World, other: str) -> None:
     program(bare, "echo must not be started >&2")
     answer, detail = OTHERS[other]
     with port(answer) as url:
@@ -207,7 +207,7 @@ def run_where_ollama(world: World, runs: bool, *arguments: str, **variables: str
     return Result(done.returncode, world.plain(done.stdout), world.plain(done.stderr)), time.monotonic() - began
 
 
-def test_a_silent_port_is_told(bare: World) -> None:
+def test_silent_port_is_reported(bare: World) -> None:
     with port(None) as url:
         result, seconds = run_where_ollama(bare, False, "serve", "selftest", "--engine", "ollama", OLLAMA_HOST=url)
     assert result.text == (
@@ -218,7 +218,7 @@ def test_a_silent_port_is_told(bare: World) -> None:
     assert seconds < 3
 
 
-def test_a_silent_port_may_be_an_ollama_that_starts(bare: World) -> None:
+def test_silent_port_of_a_starting_ollama_is_waited_for(bare: World) -> None:
     """It is waited for, which is mentioned and has an end."""
     arguments = ("serve", "selftest", "--engine", "ollama", "--timeout", "6")
     with port(None) as url:
@@ -232,14 +232,14 @@ def test_a_silent_port_may_be_an_ollama_that_starts(bare: World) -> None:
     assert 6 < seconds < 12
 
 
-def test_doctor_does_not_wait_for_one_that_starts(bare: World) -> None:
+def test_doctor_does_not_wait_for_a_starting_ollama(bare: World) -> None:
     with port(None) as url:
         result, seconds = run_where_ollama(bare, True, "doctor", OLLAMA_HOST=url)
     assert f"ok  ollama    Ollama at `{url}` starts: it does not answer yet\n" in result.stdout
     assert seconds < 3
 
 
-def test_another_machine_that_does_not_answer(bare: World) -> None:
+def test_remote_machine_that_does_not_answer(bare: World) -> None:
     """Nothing is started here for it."""
     program(bare, "echo must not be started >&2")
     message, hint = serve(bare, OLLAMA_HOST="http://192.0.2.1:11434")
@@ -250,7 +250,7 @@ def test_another_machine_that_does_not_answer(bare: World) -> None:
 # --- One that runs
 
 
-def test_one_that_runs_tells_version_store_and_processor(bare: World) -> None:
+def test_running_ollama_has_version_store_and_processor(bare: World) -> None:
     with replay("version", "show", "tags", "load_unload") as ollama:
         released = ollama.exchanges.pop(-1)  # the last word on what runs stays that something does
         assert released["response"]["chunks"][0][1] == '{"models":[]}'
@@ -261,7 +261,7 @@ def test_one_that_runs_tells_version_store_and_processor(bare: World) -> None:
         assert ollama.unknown == []
 
 
-def test_one_with_an_empty_store_tells_what_it_can(bare: World) -> None:
+def test_running_ollama_with_an_empty_store(bare: World) -> None:
     with replay("version", "empty_store") as ollama:
         assert doctor(bare, OLLAMA_HOST=ollama.url) == ("ok", f"Ollama 0.33.0-rc2 at `{ollama.url}`", "")
 
@@ -275,14 +275,14 @@ def test_one_with_an_empty_store_tells_what_it_can(bare: World) -> None:
         ("0.32.9", ""),
     ],
 )
-def test_a_server_older_than_its_program_is_told(bare: World, version: str, hint: str) -> None:
+def test_server_older_than_its_program_is_reported(bare: World, version: str, hint: str) -> None:
     program(bare, version=version)
     with replay("version", "empty_store") as ollama:
         found = doctor(bare, OLLAMA_HOST=ollama.url)
     assert found == ("warn" if hint else "ok", f"Ollama 0.33.0-rc2 at `{ollama.url}`", hint)
 
 
-def test_a_program_that_hangs_delays_nothing(bare: World) -> None:
+def test_program_that_hangs_does_not_delay_detection(bare: World) -> None:
     path = program(bare)
     path.write_text("#!/bin/sh\nexec sleep 60\n")
     with replay("version", "empty_store") as ollama:
@@ -292,7 +292,7 @@ def test_a_program_that_hangs_delays_nothing(bare: World) -> None:
     assert (found.probe.state, found.program_version) == ("running", None)
 
 
-def test_what_is_asked_beyond_the_version_may_fail(bare: World) -> None:
+def test_details_of_a_running_ollama_may_fail(bare: World) -> None:
     """It runs, which is the word that counts."""
     with replay("version") as ollama:
         found = detect(Settings(ollama=OllamaSettings(host=ollama.url)))
@@ -310,14 +310,14 @@ TCP = """\
 """
 
 
-def test_the_user_of_a_listener_is_read() -> None:
+def test_user_of_a_listening_port() -> None:
     assert listener(TCP, 11434) == 998
     assert listener(TCP, 11435) is None  # a connection of it is no listener
     assert listener("", 11434) is None
     assert listener("header\ngarbage\n", 11434) is None
 
 
-def test_another_users_ollama_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ollama_of_another_user_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """And one's own is not: by the table of the system as it is."""
     with replay("version", "empty_store") as ollama:
         settings = Settings(ollama=OllamaSettings(host=ollama.url))
@@ -372,14 +372,14 @@ REFUSED = State(host.parse(None), Probe("refused", None, f"nothing answers at `{
         ),
     ],
 )
-def test_a_state_in_words(found: State, usable: bool, detail: str, hint: str) -> None:
+def test_description_of_each_state(found: State, usable: bool, detail: str, hint: str) -> None:
     status = describe(found, "linux")
     assert (status.usable, status.detail, status.hint) == (usable, detail, hint)
     assert status.installed is (detail != "no Ollama on this machine")
 
 
 @pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])
-def test_every_system_has_its_own_ways(platform: str) -> None:
+def test_hints_of_each_operating_system(platform: str) -> None:
     assert describe(REFUSED, platform).hint == f"get it: {hints(platform)['get']}"
     old = replace(RUNNING, program_version="0.99.0")
     assert describe(old, platform).hint.endswith(hints(platform)["restart"])
@@ -399,16 +399,14 @@ def test_every_system_has_its_own_ways(platform: str) -> None:
         (500, 600, 600, "where, it does not tell"),
     ],
 )
-def test_where_a_model_is_computed(size: int, size_vram: int, file_size: int, words: str) -> None:
+def test_device_of_a_loaded_model(size: int, size_vram: int, file_size: int, words: str) -> None:
     assert processor(Running("x", size, size_vram, None, None), file_size) == words
 
 
 # --- The program
 
 
-def test_the_program_is_found_on_the_path_and_in_its_usual_places(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_program_is_found_on_path_and_in_usual_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usual, on_path = tmp_path / "usual" / "ollama", tmp_path / "path" / "ollama"
     for path in (usual, on_path):
         path.parent.mkdir()
@@ -422,11 +420,11 @@ def test_the_program_is_found_on_the_path_and_in_its_usual_places(
     usual.chmod(0o644)
     assert find_program(Settings()) == (None, "")
     assert find_program(Settings(ollama=OllamaSettings(program=str(on_path)))) == (on_path, "")
-    problem = f"`{usual}` (set by `engines.ollama.program`) is no program"
+    problem = f"`{usual}` (set by `engines.ollama.program`) is not a program"
     assert find_program(Settings(ollama=OllamaSettings(program=str(usual)))) == (None, problem)
 
 
-def test_every_state_is_looked_at_in_time() -> None:
+def test_every_state_is_detected_in_time() -> None:
     """As the seam promises: under 2 s, whatever answers."""
 
     def seconds(url: str) -> float:

@@ -341,7 +341,8 @@ def test_server_that_ends_five_times_in_a_row_is_given_up(world: World) -> None:
         "code": "server_died",
         "message": "the server ended 5 times in a row; "
         "at last: the server ended while it served: the server was killed from outside (SIGKILL)",
-        "hint": "look for who did; where memory ran out, `dmesg` says so; its log is `[FOLDER]/state/server.log`",
+        "hint": "find out which program did; if memory ran out, `dmesg` shows it; "
+        "its log is `[FOLDER]/state/server.log`",
     }
     assert world.run("serve", "selftest", "--detach").status == 0
 

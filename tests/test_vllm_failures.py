@@ -55,14 +55,14 @@ RECORDED = {
     ),
     "nopath": Diagnosis("there is no model folder `/no/such/model`", FOLDER),
     "noconfig": Diagnosis(
-        "`m_noconfig` is no model folder (it has no `config.json`) and no repository at the Hub", FOLDER
+        "`m_noconfig` is neither a model folder (it has no `config.json`) nor a repository on the Hub", FOLDER
     ),
     "hfoffline": Diagnosis(
         "the model is not on this machine and vLLM may not use the network",
         "`llmdeploy serve` fetches it by its name at the Hub",
     ),
     "port": Diagnosis(
-        "the port was taken by another program while the server started", "give another with `--port`"
+        "another program took the port while the server started", "give another with `--port`"
     ),
     "badarch": Diagnosis(
         "this vLLM does not know the architecture `FooBarForCausalLM`",
@@ -73,8 +73,8 @@ RECORDED = {
         f"{NEWER}, or `pip install --upgrade transformers`",
     ),
     "remote": Diagnosis(
-        "the model brings Python code of its own, which vLLM does not run unasked",
-        "read that code; where you trust it: `llmdeploy serve` again with `--trust-remote-code`",
+        "the model comes with Python code, which vLLM does not run without permission",
+        "read that code; if you trust it: `llmdeploy serve` again with `--trust-remote-code`",
     ),
     "remotetrust": Diagnosis(
         "the model's own code is not complete: `modeling_foo.py` is missing", "fetch the model again"
@@ -124,24 +124,24 @@ CAME_UP = ["auto.log", "eager.log", "warm.log", "notok.log", "nobatched.log", "j
            "json-formatter.stderr.log"]  # fmt: skip
 
 
-def test_every_recording_is_judged() -> None:
+def test_every_recording_has_an_expected_diagnosis() -> None:
     assert {file.name for file in RECORDINGS.iterdir()} == {f"{name}.log" for name in RECORDED} | set(CAME_UP)
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_real_failures(name: str) -> None:
+def test_recorded_failures_are_diagnosed(name: str) -> None:
     assert diagnose(recording(f"{name}.log"), 2 if name == "badflag" else 1) == RECORDED[name]
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_the_last_400_lines_are_enough(name: str) -> None:
+def test_the_last_400_lines_are_enough_for_a_diagnosis(name: str) -> None:
     """The service keeps that many."""
     assert diagnose(recording(f"{name}.log")[-400:], 1) == RECORDED[name]
 
 
 @pytest.mark.parametrize("name", CAME_UP)
 @pytest.mark.parametrize("status", [0, 1])
-def test_a_log_without_a_failure_tells_nothing(name: str, status: int) -> None:
+def test_log_without_a_failure_has_no_diagnosis(name: str, status: int) -> None:
     assert diagnose(recording(name), status) is None
 
 
@@ -217,18 +217,20 @@ FORMATS = {
 
 @pytest.mark.parametrize("embed", FORMATS.values(), ids=FORMATS)
 @pytest.mark.parametrize(("message", "expected"), MESSAGES, ids=[message[0][:50] for message, _ in MESSAGES])
-def test_messages(embed: Callable[[list[str]], list[str]], message: list[str], expected: Diagnosis) -> None:
+def test_messages_are_diagnosed_in_every_log_format(
+    embed: Callable[[list[str]], list[str]], message: list[str], expected: Diagnosis
+) -> None:
     assert diagnose(embed(message), 1) == expected
 
 
-def test_the_commands_of_the_hints_are_there() -> None:
+def test_commands_and_keys_in_hints_exist() -> None:
     commands = {command for row in VLLM for command in re.findall(r"`(?:\w+=\S+ )*llmdeploy (\w+)", row.fix)}
     assert commands <= COMMANDS.keys()
     settings = {key for row in VLLM for key in re.findall(r"config set (\S+)", row.fix)}
     assert settings <= {key.name for key in keys()}
 
 
-def test_every_row_is_told_by_some_case(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_rule_has_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[diagnosis.FailureRule] = []
     original = diagnosis._diagnosis
 
@@ -248,7 +250,7 @@ def test_every_row_is_told_by_some_case(monkeypatch: pytest.MonkeyPatch) -> None
 # Whose words count.
 
 
-def test_the_worker_speaks_before_the_core_and_the_core_before_the_server() -> None:
+def test_the_worker_comes_before_the_core_and_the_core_before_the_server() -> None:
     server = "OSError: [Errno 98] Address already in use"
     prefix = "ERROR 11-22 16:11:29 [x.py:1]"
     core = f"(EngineCore pid=2) {prefix} ValueError: Sleep mode is not supported on current platform."
@@ -259,36 +261,36 @@ def test_the_worker_speaks_before_the_core_and_the_core_before_the_server() -> N
         if (found := diagnose([*log, *CORE_FAILED], 1))
     ]
     assert causes == [
-        "the port was taken by another program while the server started",
+        "another program took the port while the server started",
         "vLLM's sleep mode needs a GPU",
         "there are no weights in `m`",
     ]
 
 
-def test_the_core_quotes_a_worker_whose_own_lines_are_gone() -> None:
+def test_core_that_quotes_a_worker_is_enough() -> None:
     quote = "RuntimeError: Worker failed with error 'it is sad', please check the stack trace above for the root cause"
     log = [f"(EngineCore pid=2) ERROR 11-22 16:11:29 [core.py:1] {quote}", *CORE_FAILED]
     assert telling_lines(log) == (quote,)
 
 
-def test_what_vllm_only_mentions_is_no_cause() -> None:
+def test_texts_that_are_not_errors_are_not_a_cause() -> None:
     said = ["INFO", "WARNING"]
     log = [f"(Worker pid=3) {level} 11-22 16:11:29 [x.py:1] CUDA out of memory, trying again" for level in said]
     assert diagnose(log, 1) is None
 
 
-def test_memory_that_runs_out_while_graphs_are_captured_is_mended_without_them() -> None:
+def test_out_of_memory_during_graph_capture_is_fixed_by_eager_mode() -> None:
     message = ["torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB."]
     bar = "Capturing CUDA graphs (mixed prefill-decode, PIECEWISE):  51%|█████▏    | 26/51 [00:01<00:01]"
     found = diagnose([bar, *FORMATS["0.33"](message)], 1)
     assert found == Diagnosis(
         "the GPU's memory ran out, and CUDA graphs take a part of it",
-        f"do without them: {config_set('enforce_eager true')}",
+        f"turn them off: {config_set('enforce_eager true')}",
         Remedy("enforce_eager", True),
     )
 
 
-def test_without_cuda_graphs_there_are_none_to_save() -> None:
+def test_eager_mode_is_not_suggested_twice() -> None:
     message = ["ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization`"]
     config = "(EngineCore pid=900) INFO 11-22 16:11:16 [core.py:1] Initializing a V1 LLM engine: enforce_eager=True,"
     found = diagnose([config, *FORMATS["0.33"](message)], 1)
@@ -307,11 +309,11 @@ def test_without_cuda_graphs_there_are_none_to_save() -> None:
         (-signal.SIGTERM, "the server was killed from outside (SIGTERM)"),
         (-signal.SIGILL, "vLLM used an instruction that this processor lacks or may not use (SIGILL)"),
         (-signal.SIGSEGV, "a process of vLLM crashed (SIGSEGV)"),
-        (-signal.SIGBUS, "a process of vLLM ended at memory that it could not have (SIGBUS): "
+        (-signal.SIGBUS, "a process of vLLM could not get memory (SIGBUS): "
          "most likely `/dev/shm` is full"),
     ],
 )  # fmt: skip
-def test_an_end_by_a_signal(status: int, cause: str) -> None:
+def test_end_by_a_signal(status: int, cause: str) -> None:
     found = diagnose(recording("eager.log"), status)
     assert found is not None
     assert found.cause == cause
@@ -324,12 +326,12 @@ UNKNOWN = [
 ]
 
 
-def test_an_unknown_failure_is_told_in_the_words_of_its_exception() -> None:
+def test_unknown_failure_quotes_its_exception() -> None:
     assert diagnose(UNKNOWN, 1) == Diagnosis("vLLM says: SomeError: the engine is sad", "`llmdeploy logs` has the rest")
     assert diagnose(UNKNOWN, 0) is None
 
 
-def test_the_telling_lines_are_few_short_and_of_the_deepest_process() -> None:
+def test_quoted_lines_are_few_short_and_from_the_deepest_process() -> None:
     prefix = "(Worker_TP0 pid=3) ERROR 11-22 16:11:29 [x.py:1] "
     lines = [f"{prefix}x.OneError: one", f"{prefix}x.OneError: one", f"{prefix}TwoError: {'two ' * 99}"]
     lines += [f"{prefix}ThreeError: 3", f"{prefix}FourError: 4"]
@@ -338,12 +340,12 @@ def test_the_telling_lines_are_few_short_and_of_the_deepest_process() -> None:
     assert telling_lines(UNKNOWN) == ("SomeError: the engine is sad",)
 
 
-def test_without_an_exception_the_errors_are_told() -> None:
+def test_errors_are_quoted_if_there_is_no_exception() -> None:
     log = ["(Worker pid=3) INFO 11-22 16:11:29 [x.py:1] fine", "(Worker pid=3) ERROR 11-22 16:11:29 [x.py:1] it hangs."]
     assert telling_lines(log) == ("it hangs",)
 
 
-def test_a_log_that_tells_nothing() -> None:
+def test_log_without_errors_has_no_diagnosis() -> None:
     assert diagnose([], 1) is None
     assert diagnose(["", "Loading", *CORE_FAILED], 1) is None
 
@@ -352,20 +354,20 @@ def test_a_log_that_tells_nothing() -> None:
     st.lists(st.text() | st.sampled_from([line for message, _ in MESSAGES for line in message])),
     st.integers(-64, 255),
 )
-def test_any_log_is_taken(log: list[str], status: int) -> None:
+def test_any_log_is_accepted(log: list[str], status: int) -> None:
     found = diagnose(log, status)
     assert found is None or (found.cause and found.fix and "{" not in found.fix)
 
 
 @given(st.sampled_from([message for message, _ in MESSAGES]), st.from_regex(r"\A[0-9.]{1,14}\Z"))
-def test_any_number_in_a_known_message_is_taken(message: list[str], number: str) -> None:
+def test_any_number_in_a_known_message_is_accepted(message: list[str], number: str) -> None:
     """Numbers that vLLM never wrote must not end in an exception of ours."""
     changed = ["".join(number if char.isdigit() else char for char in line) for line in message]
     found = diagnose(FORMATS["0.33"](changed), 1)
     assert found is None or found.remedy is None or "{" not in found.fix
 
 
-def test_a_cause_that_was_named_goes_before_the_signal_by_which_vllm_ends_itself() -> None:
+def test_cause_in_the_log_comes_before_the_signal() -> None:
     log = recording("trunc.log")
     by_itself = diagnose(log, -9)
     assert by_itself == diagnose(log, 1)

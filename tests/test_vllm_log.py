@@ -67,11 +67,11 @@ LINES = [
 
 
 @pytest.mark.parametrize(("raw", "line"), LINES, ids=[raw[:40] for raw, _ in LINES])
-def test_a_line(raw: str, line: Line) -> None:
+def test_line_is_parsed(raw: str, line: Line) -> None:
     assert parse(raw) == [line]
 
 
-def test_a_json_message_of_several_lines_with_its_traceback() -> None:
+def test_json_message_of_several_lines_with_a_traceback() -> None:
     record = {"levelname": "ERROR", "process": 5, "message": "one\ntwo", "vllm_process_name": "W", "exc_info": "E: x"}
     assert parse(json.dumps(record)) == [Line("W", 5, "ERROR", text) for text in ("one", "two", "E: x")]
 
@@ -98,11 +98,11 @@ STARTS = [
 
 
 @pytest.mark.parametrize(("name", "phases", "learned"), STARTS, ids=[name for name, _, _ in STARTS])
-def test_real_starts(name: str, phases: list[str], learned: Learned) -> None:
+def test_recorded_starts(name: str, phases: list[str], learned: Learned) -> None:
     assert watched(recording(name)) == (phases, learned)
 
 
-def test_a_real_start_with_the_json_formatter_writes_on_both_streams() -> None:
+def test_recorded_start_with_the_json_formatter_on_both_streams() -> None:
     phases, _ = watched(recording("json-formatter.stdout.jsonl") + recording("json-formatter.stderr.log"))
     assert phases == [*TO_WEIGHTS, "compiling", *FROM_KV_CACHE]
 
@@ -118,7 +118,7 @@ def test_a_real_start_with_the_json_formatter_writes_on_both_streams() -> None:
         ("kvsmall.log", "sizing the KV cache"),
     ],
 )
-def test_real_failures_stop_at_their_phase(name: str, last: str) -> None:
+def test_recorded_failures_stop_at_their_phase(name: str, last: str) -> None:
     assert watched(recording(name))[0][-1] == last
 
 
@@ -164,14 +164,14 @@ GPU_START = [
 ]  # fmt: skip
 
 
-def test_a_start_on_a_gpu_line_by_line() -> None:
+def test_gpu_start_line_by_line() -> None:
     progress = Progress()
     assert [progress.feed(line) for line, _ in GPU_START] == [event for _, event in GPU_START]
     assert progress.phase == "ready"
     assert progress.learned == Learned("0.33.0", None, 14.2, 643232, 15.7)
 
 
-def test_that_start_passes_every_phase() -> None:
+def test_gpu_start_passes_every_phase() -> None:
     assert watched([line for line, _ in GPU_START])[0] == [phase.name for phase in PHASES]
 
 
@@ -201,7 +201,7 @@ OLD_SPELLINGS = [
 
 
 @pytest.mark.parametrize(("line", "phase"), OLD_SPELLINGS, ids=[line[:70] for line, _ in OLD_SPELLINGS])
-def test_older_spellings(line: str, phase: str) -> None:
+def test_spellings_of_older_releases(line: str, phase: str) -> None:
     event = Progress().feed(line)
     assert event is not None
     assert event.phase == phase
@@ -218,12 +218,12 @@ def test_older_spellings(line: str, phase: str) -> None:
         "(APIServer pid=1) INFO 11-22 16:19:22 [x.py:1] the model is called 'Application startup complete'",
     ],
 )
-def test_what_only_mentions_a_phase(line: str) -> None:
+def test_line_that_only_mentions_a_phase_is_ignored(line: str) -> None:
     assert Progress().feed(line) is None
 
 
 @given(st.lists(st.text() | st.sampled_from([line for line, _ in GPU_START]) | st.sampled_from([x for x, _ in LINES])))
-def test_any_lines_go_forward(lines: list[str]) -> None:
+def test_progress_never_goes_back(lines: list[str]) -> None:
     names = [phase.name for phase in PHASES]
     progress = Progress()
     told = [event for line in lines if (event := progress.feed(line))]
@@ -240,7 +240,7 @@ def test_any_lines_go_forward(lines: list[str]) -> None:
         ("(APIServer pid=1) INFO 11-22 16:06:15 [logger.py:1] prompt: 'why has it died unexpectedly?'", False),
     ],
 )
-def test_the_words_of_a_request_end_no_server(line: str, doomed: bool) -> None:
+def test_text_of_a_request_does_not_doom_the_server(line: str, doomed: bool) -> None:
     progress = Progress()
     progress.feed(line)
     assert progress.is_doomed == doomed

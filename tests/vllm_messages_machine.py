@@ -23,8 +23,8 @@ MODEL = [
          "HuggingFace transformers library, consider setting `trust_remote_code=True` in LLM or using the "
          "`--trust-remote-code` flag in the CLI."],
         Diagnosis(
-            "the model brings Python code of its own, which vLLM does not run unasked",
-            "read that code; where you trust it: `llmdeploy serve` again with `--trust-remote-code`",
+            "the model comes with Python code, which vLLM does not run without permission",
+            "read that code; if you trust it: `llmdeploy serve` again with `--trust-remote-code`",
         ),
     ),
     (
@@ -179,7 +179,7 @@ MACHINE = [
         ["Worker proc VllmWorker-0 died unexpectedly (exit code: -9), shutting down executor."],
         Diagnosis(
             "a process of vLLM was killed (SIGKILL): most likely this machine's memory ran out",
-            "`dmesg` says so where it did; free memory, or take a smaller model",
+            "`dmesg` shows whether it did; free memory, or take a smaller model",
         ),
     ),
     (
@@ -187,7 +187,7 @@ MACHINE = [
          "{'EngineCore_DP0': -9}"],
         Diagnosis(
             "a process of vLLM was killed (SIGKILL): most likely this machine's memory ran out",
-            "`dmesg` says so where it did; free memory, or take a smaller model",
+            "`dmesg` shows whether it did; free memory, or take a smaller model",
         ),
     ),
     (
@@ -200,7 +200,7 @@ MACHINE = [
     (
         ["Worker proc VllmWorker-0 died unexpectedly (exit code: -7), shutting down executor."],
         Diagnosis(
-            "a process of vLLM ended at memory that it could not have (SIGBUS): most likely `/dev/shm` is full",
+            "a process of vLLM could not get memory (SIGBUS): most likely `/dev/shm` is full",
             SHARED_MEMORY,
         ),
     ),
@@ -208,14 +208,14 @@ MACHINE = [
         ["Worker proc VllmWorker-0 died unexpectedly (exit code: -11), shutting down executor."],
         Diagnosis(
             "a process of vLLM crashed (SIGSEGV)",
-            "`llmdeploy logs` has its last words; a newer vLLM or driver may do",
+            "`llmdeploy logs` has its last lines; a newer vLLM or driver may help",
         ),
     ),
     (
         ["Worker proc VllmWorker-0 died unexpectedly (exit code: None), shutting down executor."],
         Diagnosis(
-            "a process of vLLM died; it does not say of what",
-            "where memory ran out, `dmesg` says so; `llmdeploy logs` has its last words",
+            "a process of vLLM died without a reason in the log",
+            "if memory ran out, `dmesg` shows it; `llmdeploy logs` has its last lines",
         ),
     ),
 ]  # fmt: skip

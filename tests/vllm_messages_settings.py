@@ -145,7 +145,7 @@ MEMORY = [
     (
         [KV_ON_CPU.format(kv="64.0")],
         Diagnosis(
-            "the KV cache is to have 64.0 GiB and 7.00 GiB are free",
+            "the KV cache needs 64.0 GiB and 7.00 GiB are free",
             "ask for less with `--kv-cache-memory-bytes` in `engines.vllm.extra_args`",
         ),
     ),
@@ -201,7 +201,7 @@ MEMORY = [
         ["Capturing CUDA graphs (decode, FULL):   3%|▎         | 1/35", f"torch.OutOfMemoryError: {OOM}"],
         Diagnosis(
             "the GPU's memory ran out, and CUDA graphs take a part of it",
-            f"do without them: {config_set('enforce_eager true')}",
+            f"turn them off: {config_set('enforce_eager true')}",
             Remedy("enforce_eager", True),
         ),
     ),

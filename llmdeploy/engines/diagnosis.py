@@ -93,7 +93,7 @@ def killed(exit_status: int) -> Diagnosis | None:
         name = "SIGKILL" if exit_status == -9 else "SIGTERM"
         return Diagnosis(
             f"the server was killed from outside ({name})",
-            "look for who did; where memory ran out, `dmesg` says so",
+            "find out which program did; if memory ran out, `dmesg` shows it",
         )
     return None
 

@@ -174,7 +174,7 @@ def _llama_server(path: str, why: str) -> Program | EngineMissing:
             stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired:  # a GPU build on a cold disk: slow is not broken
-        return Program((path,), None, f"llama-server at `{path}`, {why}, slow to tell its version", on_gpu=True)
+        return Program((path,), None, f"llama-server at `{path}`, {why}, slow to report its version", on_gpu=True)
     except OSError as error:
         return EngineMissing(f"`{path}` ({why}) cannot be run: {error.strerror}", OTHER_PROGRAM_HINT)
     output = f"{done.stdout}\n{done.stderr}".strip().splitlines() or ["no output"]

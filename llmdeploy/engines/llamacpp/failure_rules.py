@@ -12,7 +12,7 @@ RULES = (
     ),
     FailureRule(
         r"wrong number of tensors; expected (?P<expected>\d+), got (?P<got>\d+)",
-        "the GGUF holds {expected} tensors where this architecture has {got}: it was made for another program",
+        "the GGUF has {expected} tensors, and this architecture has {got}: it was made for another program",
         "take a GGUF made by llama.cpp's own converter",
     ),
     FailureRule(
@@ -47,7 +47,7 @@ RULES = (
     ),
     FailureRule(
         r"couldn't bind|[Aa]ddress already in use",
-        "the port was taken by another program while the server started",
+        "another program took the port while the server started",
         "give another with `--port`",
     ),
     FailureRule(
@@ -58,7 +58,7 @@ RULES = (
     FailureRule(
         r"invalid argument: (?P<flag>\S+)",
         "this `llama-server` does not know the flag `{flag}`: it is too old",
-        "update it, or set `engines.llamacpp.server` to another",
+        "update it, or set `engines.llamacpp.server` to a newer one",
     ),
     FailureRule(
         r"clip_init: failed to load model '[^']*': (?P<words>.+)",
@@ -75,8 +75,8 @@ RULES = (
     ),
     FailureRule(
         r"(?P<words>GGML_ASSERT\(.+\) failed)",
-        "llama.cpp found an error of its own: {words}",
-        "`llmdeploy logs` has the rest; another GGUF or a newer llama.cpp may do",
+        "an internal check of llama.cpp failed: {words}",
+        "`llmdeploy logs` has the rest; another GGUF or a newer llama.cpp may work",
     ),
 )
 

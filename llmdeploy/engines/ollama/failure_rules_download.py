@@ -40,7 +40,7 @@ DOWNLOAD = (
     ErrorRule(
         r"invalid model name",
         ModelNotFound,
-        "Ollama allows no such name as {model}",
+        "Ollama does not allow the name {model}",
         "the form is `name:tag`, such as `qwen3:8b`",
     ),
     ErrorRule(
@@ -58,7 +58,7 @@ DOWNLOAD = (
     ErrorRule(
         r"x509: certificate has expired or is not yet valid",
         DownloadFailed,
-        "to Ollama's server the certificate of {registry} is out of date",
+        "for Ollama's server the certificate of {registry} has expired or is not valid yet",
         "{on}check the clock: `date`",
     ),
     ErrorRule(
@@ -88,7 +88,7 @@ DOWNLOAD = (
     ErrorRule(
         r"invalid character '(?:<|\\u003c)' looking for beginning of value",
         DownloadFailed,
-        "a web page answers in the place of Ollama's registry: a network that wants a login, or a proxy",
+        "a web page answers instead of Ollama's registry: the network wants a login, or a proxy is in between",
         "{on}log in to the network with a browser, then run it again",
     ),
     ErrorRule(
@@ -124,7 +124,7 @@ DOWNLOAD = (
     ErrorRule(
         r"unauthorized|access denied|manifest: 40[13]",
         DownloadFailed,
-        "{registry} does not let Ollama's server have {model}: it is private, or its terms are to be accepted first",
+        "{registry} does not give {model} to Ollama's server: it is private, or its terms must be accepted first",
         "{on}add the key of the user who runs the server ({key}) at {keys_page}",
     ),
     ErrorRule(
@@ -145,7 +145,7 @@ DOWNLOAD = (
     ErrorRule(
         r"manifest: (?P<status>5\d\d)(?:: (?P<words>.+))?",
         DownloadFailed,
-        "Ollama's registry is out of order ({status}): {words}",
+        "Ollama's registry has a failure ({status}): {words}",
         "try again later",
     ),
     ErrorRule(

@@ -41,7 +41,7 @@ MEMORY = (
     ErrorRule(
         r"signal: killed",
         DoesNotFit,
-        "the system killed Ollama's process for {model}: mostly for want of memory, then `dmesg` says so",
+        "the system killed Ollama's process for {model}: usually memory ran out, and `dmesg` shows it",
         _LESS,
     ),
     ErrorRule(
@@ -57,7 +57,7 @@ LOAD = (
     ErrorRule(
         r"unknown model architecture: 'mllama'",
         ModelInvalid,
-        "no Ollama since 0.30 can run {model} (architecture `mllama`)",
+        "Ollama 0.30 and newer cannot run {model} (architecture `mllama`)",
         _SEES,
     ),
     ErrorRule(
@@ -69,7 +69,7 @@ LOAD = (
     ErrorRule(
         r"wrong number of tensors; expected (?P<expected>\d+), got (?P<got>\d+)",
         ModelInvalid,
-        "the file of {model} holds {expected} tensors where its architecture has {got}: it is made for another program",
+        "the file of {model} has {expected} tensors, and its architecture has {got}: it is made for another program",
         "take a GGUF made by llama.cpp's own converter",
     ),
     ErrorRule(
@@ -87,7 +87,7 @@ LOAD = (
     ErrorRule(
         r"llama-(?P<program>server|quantize)(?: binary)? not found",
         EngineMissing,
-        "this Ollama is installed in part: it lacks its `llama-{program}`",
+        "this installation of Ollama is incomplete: it lacks its `llama-{program}`",
         "{on}install it again: {install}",
     ),
     ErrorRule(
@@ -156,7 +156,7 @@ SERVE = (
     ErrorRule(
         r"address already in use|only one usage of each socket address",
         PortInUse,
-        "another program listens at Ollama's address: mostly an Ollama that runs already",
+        "another program listens at Ollama's address: usually an Ollama that runs already",
         "use that one, or stop it: {stop}",
     ),
     ErrorRule(
@@ -219,8 +219,8 @@ REQUEST = (
     ErrorRule(
         r"invalid think value: \"?(?P<value>[^\"]*)\"?",
         RequestFailed,
-        "`{value}` is no way to think that Ollama knows",
-        "it knows `high`, `medium`, `low`, `max`, `true` and `false`",
+        "Ollama has no thinking level `{value}`",
+        "its levels are `high`, `medium`, `low`, `max`, `true` and `false`",
     ),
     ErrorRule(
         r"image input is not supported|does not support multimodal",
@@ -249,13 +249,13 @@ REQUEST = (
     ),
     ErrorRule(r"server busy", RequestFailed, "Ollama's queue is full", "try again in a moment"),
     ErrorRule(
-        r"request canceled", RequestFailed, "the request was ended before Ollama had answered it", "send it again"
+        r"request canceled", RequestFailed, "the request was cancelled before Ollama answered it", "send it again"
     ),
     ErrorRule(
         r"missing request body|^model is required",
         RequestFailed,
         "the request reached Ollama without its content",
-        "something on the way drops it: check the proxy variables (`env | grep -i proxy`)",
+        "a proxy on the way drops it: check the proxy variables (`env | grep -i proxy`)",
     ),
     ErrorRule(
         r"^option \"(?P<option>\w+)\" must be of type (?P<type>\w+)",
@@ -266,13 +266,13 @@ REQUEST = (
     ErrorRule(
         r"^status 40[13]\b",
         RequestFailed,
-        "something refuses us before Ollama does: it does not allow this address, or a proxy wants a password",
+        "the request was refused: Ollama does not allow this address, or a proxy in front of it wants a password",
         "connect to `localhost:11434`, or let the proxy send `Host: localhost:11434`; for browsers: `OLLAMA_ORIGINS`",
     ),
     ErrorRule(
         r"^status (?P<status>\d+)",
         RequestFailed,
-        "the server answers with status {status} and no reason: mostly a proxy that stands before Ollama",
+        "the server answers with status {status} and no reason: usually a proxy in front of Ollama",
         "connect to Ollama itself with `OLLAMA_HOST`",
     ),
     ErrorRule(

@@ -114,7 +114,7 @@ def broken_off(url: str, context: Context, otherwise: type[LlmdeployError]) -> L
 def not_ollama(url: str, why: str) -> RequestFailed:
     """Return the error for an answer that is not Ollama's."""
     return RequestFailed(
-        f"what answers at `{url}` does not speak as Ollama does: {_shortened(one_line(why))}",
+        f"the program at `{url}` does not answer like Ollama: {_shortened(one_line(why))}",
         "set `OLLAMA_HOST` to the address of Ollama",
     )
 
@@ -122,7 +122,7 @@ def not_ollama(url: str, why: str) -> RequestFailed:
 def unreachable(url: str, why: str) -> EngineMissing:
     """Return the error for an address that cannot be reached from this machine."""
     return EngineMissing(
-        f"there is no way to `{url}`: {_shortened(one_line(why))}",
+        f"`{url}` cannot be reached: {_shortened(one_line(why))}",
         "check `OLLAMA_HOST`, and the proxy variables: `env | grep -i proxy`",
     )
 

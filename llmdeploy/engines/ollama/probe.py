@@ -39,7 +39,7 @@ def probe(url: str) -> Probe:
             return Probe("silent", None, f"`{url}` accepts connections and does not answer")
         return Probe("refused", None, f"`{url}` does not answer")
     except Exception as error:  # proxies, certificates and malformed addresses each raise their own errors
-        return Probe("refused", None, f"no way to `{url}`: {one_line(str(error))}")
+        return Probe("refused", None, f"`{url}` cannot be reached: {one_line(str(error))}")
 
 
 def _ask(connection: Connection) -> Probe:

@@ -147,7 +147,7 @@ def find_program(settings: Settings) -> tuple[Path | None, str]:
     if settings.ollama.program:
         path = Path(settings.ollama.program)
         usable = path.is_file() and os.access(path, os.X_OK)
-        return (path, "") if usable else (None, f"`{path}` (set by `engines.ollama.program`) is no program")
+        return (path, "") if usable else (None, f"`{path}` (set by `engines.ollama.program`) is not a program")
     on_path = shutil.which("ollama")
     candidates = [on_path, *(os.path.expandvars(place) for place in PROGRAMS)]
     found = (Path(it) for it in candidates if it and os.path.isabs(it) and os.access(it, os.X_OK))

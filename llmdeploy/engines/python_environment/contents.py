@@ -85,7 +85,7 @@ def read(program: PythonProgram, environment: Environment, seconds: float = INSP
         except OSError as error:
             return replace(environment, problem=f"it cannot be run: {error.strerror}")
         except (ValueError, TypeError) as error:
-            return replace(environment, problem=f"it does not tell what is installed there: {error}")
+            return replace(environment, problem=f"it does not report what is installed there: {error}")
         _remember(program, environment.python, contents)
     return replace(environment, contents=contents, problem=problem(program, contents))
 
@@ -96,13 +96,13 @@ def problem(program: PythonProgram, contents: Contents) -> str:
         return f"there is no {program.label}"
     name = f"{program.label} {contents.version}"
     if not contents.package:
-        return f"{name} is there in name only: its code is gone"
+        return f"{name} has its metadata but not its code"
     if not fits(contents.requires_python, contents.python_version):
         return f"{name} needs Python {contents.requires_python}, and this is {contents.python_version}"
     if contents.torch is None:
-        return f"{name} is there and torch is not"
+        return f"{name} is installed without torch"
     if contents.device == "cuda" and contents.cuda is None:
-        return f"{name} is a CUDA build, and its torch {contents.torch} is none"
+        return f"{name} is a CUDA build, but its torch {contents.torch} is not"
     return ""
 
 

@@ -43,7 +43,7 @@ def detect(
     """Return the environment that would serve. Takes under 2 s; `machine` is detected if it is not given."""
     if platform != "linux":
         return Found(
-            None, EngineStatus(False, None, f"{program.label} runs on Linux alone", OTHER_ENGINE, installed=False)
+            None, EngineStatus(False, None, f"{program.label} runs only on Linux", OTHER_ENGINE, installed=False)
         )
     deadline = time.monotonic() + SECONDS
     closest = None
@@ -98,7 +98,7 @@ def _on_path(script: str | None) -> Iterator[Environment]:
     if python:
         yield Environment(python, "found on PATH")
     else:
-        yield Environment(script, "found on PATH", problem="it does not tell its Python")
+        yield Environment(script, "found on PATH", problem="it does not name its Python")
 
 
 def python_of(script: str) -> str | None:

@@ -24,7 +24,7 @@ def judge(program: PythonProgram, environment: Environment, machine: Hardware | 
         )
     contents = environment.contents
     if contents is None:  # a cold disk is slow; the environment may still be usable
-        return EngineStatus(True, None, f"{program.label} at {at}, slow to tell its version")
+        return EngineStatus(True, None, f"{program.label} at {at}, slow to report its version")
     if contents.device == "cuda" and machine and (why := unfit(program, contents.cuda, machine)):
         reason, hint = why
         return EngineStatus(False, contents.version, f"{program.label} {contents.version} at {at}: {reason}", hint)

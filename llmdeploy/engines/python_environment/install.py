@@ -66,9 +66,9 @@ def plan(
     """Plan an installation. Raises UsageError for an invalid version, InstallFailed if it is not possible here."""
     version = version or program.version
     if not re.fullmatch(r"\d+(\.\w+)+", version):
-        raise UsageError(f"`{version}` is no version", f"one such as `{program.version}`")
+        raise UsageError(f"`{version}` is not a valid version", f"an example: `{program.version}`")
     if platform != "linux":
-        raise InstallFailed(f"{program.label} runs on Linux alone", OTHER_ENGINE)
+        raise InstallFailed(f"{program.label} runs only on Linux", OTHER_ENGINE)
     uv = shutil.which("uv")
     python = find_python(program.pythons)
     if python is None and uv is None:
@@ -202,7 +202,7 @@ def test(program: PythonProgram, plan: Installation) -> Environment:
 
     found = read(program, plan.environment, TEST_SECONDS)
     if found.problem:
-        raise InstallFailed(f"what was installed is not whole: {found.problem}", package_installer.hint(log_file()))
+        raise InstallFailed(f"the installation is incomplete: {found.problem}", package_installer.hint(log_file()))
     if judge(program, found, hardware.detect()).usable:
         _require_version(plan.folder / "bin" / program.name)
     return found
@@ -221,10 +221,12 @@ def _require_version(program: Path) -> None:
             cwd="/",
         )
     except (OSError, subprocess.SubprocessError) as error:
-        raise InstallFailed(f"what was installed does not run: {error}", package_installer.hint(log_file())) from error
+        raise InstallFailed(
+            f"the installed program does not run: {error}", package_installer.hint(log_file())
+        ) from error
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-        raise InstallFailed(f"what was installed does not run: {last}", package_installer.hint(log_file()))
+        raise InstallFailed(f"the installed program does not run: {last}", package_installer.hint(log_file()))
 
 
 def remove(program: PythonProgram) -> int:

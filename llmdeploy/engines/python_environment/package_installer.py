@@ -140,4 +140,4 @@ def failure(step: Step, said: list[str], log: Path, rules: tuple[FailureRule, ..
 
 
 def hint(log: Path) -> str:
-    return f"all that was said: `less {log}`"
+    return f"the whole output: `less {log}`"

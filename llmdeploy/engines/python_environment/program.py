@@ -9,7 +9,7 @@ from pathlib import Path
 from llmdeploy.engines.diagnosis import FailureRule
 from llmdeploy.paths import data_dir
 
-OTHER_ENGINE = "`llmdeploy serve --engine llamacpp` needs none of it"
+OTHER_ENGINE = "`llmdeploy serve --engine llamacpp` works without it"
 
 
 @dataclass(frozen=True)

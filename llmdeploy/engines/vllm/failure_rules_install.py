@@ -10,7 +10,7 @@ from llmdeploy.engines.diagnosis import FailureRule
 RULES = (
     FailureRule(
         r"(No matching distribution found for|no version of) torch==\S+\+cpu",
-        "your sources of packages do not have PyTorch's CPU build",
+        "your package index does not have PyTorch's CPU build",
         "`pip install uv`, which knows where it is, and run it again; "
         "or set `PIP_EXTRA_INDEX_URL` to an index that has it",
     ),

@@ -29,8 +29,8 @@ MODEL = (
     ),
     FailureRule(
         r"contains custom code which must be executed|consider setting `trust_remote_code=True`",
-        "the model brings Python code of its own, which vLLM does not run unasked",
-        "read that code; where you trust it: `llmdeploy serve` again with `--trust-remote-code`",
+        "the model comes with Python code, which vLLM does not run without permission",
+        "read that code; if you trust it: `llmdeploy serve` again with `--trust-remote-code`",
     ),
     FailureRule(
         r"model type `(?P<name>[^`]*)` but Transformers does not recognize this architecture",
@@ -75,7 +75,7 @@ MODEL = (
     ),
     FailureRule(
         r"Invalid repository ID or local directory specified: '(?P<name>[^']*)'",
-        "`{name}` is no model folder (it has no `config.json`) and no repository at the Hub",
+        "`{name}` is neither a model folder (it has no `config.json`) nor a repository on the Hub",
         CONFIG_FOLDER,
     ),
     FailureRule(
@@ -205,7 +205,7 @@ ENDS = (
     FailureRule(
         r"exit code: -9\)|'EngineCore\w*': -9\b",
         "a process of vLLM was killed (SIGKILL): most likely this machine's memory ran out",
-        "`dmesg` says so where it did; free memory, or take a smaller model",
+        "`dmesg` shows whether it did; free memory, or take a smaller model",
     ),
     FailureRule(
         r"exit code: -4\)|'EngineCore\w*': -4\b",
@@ -214,18 +214,18 @@ ENDS = (
     ),
     FailureRule(
         r"exit code: -(?:7|10)\)|'EngineCore\w*': -(?:7|10)\b",
-        "a process of vLLM ended at memory that it could not have (SIGBUS): most likely `/dev/shm` is full",
+        "a process of vLLM could not get memory (SIGBUS): most likely `/dev/shm` is full",
         SHARED_MEMORY,
     ),
     FailureRule(
         r"exit code: -11\)|'EngineCore\w*': -11\b",
         "a process of vLLM crashed (SIGSEGV)",
-        "`llmdeploy logs` has its last words; a newer vLLM or driver may do",
+        "`llmdeploy logs` has its last lines; a newer vLLM or driver may help",
     ),
     FailureRule(
         r"died unexpectedly(?: \(exit code: None\)|, )",
-        "a process of vLLM died; it does not say of what",
-        "where memory ran out, `dmesg` says so; `llmdeploy logs` has its last words",
+        "a process of vLLM died without a reason in the log",
+        "if memory ran out, `dmesg` shows it; `llmdeploy logs` has its last lines",
     ),
 )
 """Ends without an exception. They come last: a worker that is ended because another one failed ends like this too."""

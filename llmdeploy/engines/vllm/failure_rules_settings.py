@@ -184,7 +184,7 @@ MEMORY = (
             r"Available memory on node \S+ \(#free/#total GiB\) on kv cache allocation is less than "
             r"requested memory for kv \(#kv GiB\)"
         ),
-        "the KV cache is to have {kv} GiB and {free} GiB are free",
+        "the KV cache needs {kv} GiB and {free} GiB are free",
         "ask for less with `--kv-cache-memory-bytes` in `engines.vllm.extra_args`",
     ),
     FailureRule(
@@ -224,7 +224,7 @@ MEMORY = (
     FailureRule(
         r"[Oo]ut ?[Oo]f ?[Mm]emory",
         "the GPU's memory ran out, and CUDA graphs take a part of it",
-        "do without them: " + _set("enforce_eager", "true"),
+        "turn them off: " + _set("enforce_eager", "true"),
         _always("enforce_eager", True),
         log_pattern=r"Capturing (?:the model for )?(?:CUDA graph|cudagraph)",
     ),
@@ -338,7 +338,7 @@ SETTINGS = (
     ),
     FailureRule(
         r"[Aa]ddress already in use|error while attempting to bind",
-        "the port was taken by another program while the server started",
+        "another program took the port while the server started",
         "give another with `--port`",
     ),
     FailureRule(
