@@ -88,7 +88,7 @@ MEMORY = [
             Remedy("enforce_eager", True),
         ),
     ),
-    (  # what `test_without_cuda_graphs_there_are_none_to_save` looks at closer
+    (  # what `test_eager_mode_is_not_suggested_twice` checks in detail
         ["enforce_eager=True", "ValueError: No available memory for the cache blocks."],
         Diagnosis("the weights and vLLM's work space leave no memory for the KV cache", MORE),
     ),
