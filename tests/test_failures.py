@@ -1,4 +1,4 @@
-"""Failed starts: what the real llama.cpp writes, and the cause and the fix that users are told."""
+"""Failed starts of llama.cpp: the log of the real engine, and the cause and the fix that users get."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def edited(folder: Path, source: Path, old: bytes, new: bytes) -> Path:
 def with_number(folder: Path, source: Path, key: str, number: int) -> Path:
     """Write a copy with another value of the field `key`, a number of 32 bits."""
     content = bytearray(source.read_bytes())
-    at = content.index(key.encode()) + len(key) + 4  # behind the key is the number of its type
+    at = content.index(key.encode()) + len(key) + 4  # the type follows the key
     struct.pack_into("<I", content, at, number)
     return _written(folder, bytes(content))
 
@@ -76,8 +76,10 @@ def mmproj_of_another_model(folder: Path) -> Path:
 def run_llama_cpp(
     weights: Path, mmproj: Path | None = None, *, context: int = 512, port: int | None = None, memory: int | None = None
 ) -> tuple[list[str], int]:
-    """Start the real engine with flags that nothing has checked; its log and its exit status. `memory`: bytes it may
-    take of the address space."""
+    """Start the real engine with unchecked flags. Return its log and its exit status.
+
+    `memory` limits the address space, in bytes.
+    """
     flags = {
         "--model": weights, "--ctx-size": context, "--parallel": 1, "--threads": 1, "--host": "127.0.0.1",
         "--port": port or free_port(), "--alias": "x", **({"--mmproj": mmproj} if mmproj else {}),

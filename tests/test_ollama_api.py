@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TINY = "http://127.0.0.1:5055/library/tiny"
-"""What the recordings pull from: a registry on the recorder's machine."""
+"""The model in the recordings of pulls, in a registry on the machine of the recording."""
 WEIGHTS, MMPROJ = SELFTEST / "selftest-f16.gguf", SELFTEST / "mmproj-selftest-f16.gguf"
 BLOBS = "/var/lib/ollama/models/blobs/sha256-"
 MODEL_BLOB = BLOBS + "6f79c766f24c5a7e21b39002deb4502d1a4e056f1e31060eda1cb0f7ed292aa0"
@@ -53,7 +53,7 @@ def digest(path: Path) -> str:
 
 @pytest.fixture
 def dead_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy that nobody runs, and one of a kind that httpx cannot speak to."""
+    """Set proxies that do not run, one of them of a kind that httpx does not support."""
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{closed_port()}")
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
@@ -210,7 +210,7 @@ def test_cloud_api_key_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "secret" not in str(ollama.headers)
 
 
-# --- What is there
+# --- Inspect
 
 
 DIGESTS = (
@@ -237,7 +237,7 @@ def test_models_of_the_daemon(dead_proxies: None) -> None:
 
 
 def test_models_of_a_server_before_0_30() -> None:
-    """It has neither capabilities nor the length of the context."""
+    """Such a server reports neither capabilities nor the context length."""
     with replay("tags") as ollama:
         [chunk] = ollama.exchanges[0]["response"]["chunks"]
         document = json.loads(chunk[1])
@@ -381,7 +381,7 @@ def test_delete_of_existing_and_missing_models() -> None:
     with replay("copy_delete", "tags", "version") as ollama:
         daemon = Daemon(ollama.url)
         daemon.delete("copy")
-        daemon.delete("copy")  # 404: it is gone, which is what was asked for
+        daemon.delete("copy")  # 404: it is deleted already
         assert ollama.unknown == []
         assert [request[:2] for request in ollama.requests][:2] == [
             ("DELETE", "/api/delete"),
@@ -424,7 +424,7 @@ def test_decreasing_numbers_are_corrected() -> None:
     seen: list[int] = []
     with replay("pull_progress") as ollama:
         chunks = ollama.exchanges[0]["response"]["chunks"]
-        chunks[5], chunks[9] = chunks[9], chunks[5]  # what a retry does
+        chunks[5], chunks[9] = chunks[9], chunks[5]  # as after a retry
         pulled(ollama, "ok", lambda layer, done, total: seen.append(done if total > 3 else 9082336))
     assert seen == sorted(seen)
 
@@ -592,7 +592,7 @@ def test_the_context_is_sent_only_where_it_is_wished() -> None:
 
 
 def test_failed_load_has_its_message() -> None:
-    """The words are a recorded refusal's of another route: Ollama wraps all of them alike."""
+    """The message is recorded from another route: Ollama wraps all messages in the same way."""
     with replay("load_unload", "version", "tags") as ollama:
         ollama.exchanges[0]["response"] = exchanges("chat_errors")[0]["response"]
         with pytest.raises(ModelNotFound, match="Ollama has no model `nope`"):
@@ -625,7 +625,7 @@ def test_unload_of_a_missing_model_is_not_an_error() -> None:
         assert ollama.unknown == []
 
 
-# --- What is no Ollama, for every call
+# --- Servers that are not Ollama, for every call
 
 CALLS: dict[str, Callable[[Daemon], object]] = {
     "models": lambda daemon: daemon.models(),
@@ -681,7 +681,7 @@ SHAPES = [
 @pytest.mark.parametrize("call", sorted(CALLS.keys() - NO_DOCUMENT))
 @pytest.mark.parametrize("body", [HTML, *SHAPES])
 def test_every_call_survives_json_of_another_shape(call: str, body: bytes) -> None:
-    """Each is an error of ours or, where the shape happens to be right, an answer."""
+    """The result is an error of llmdeploy or, if the shape happens to be right, an answer."""
     with port(http_answer("application/json", body)) as url:
         error = failure(lambda: CALLS[call](Daemon(url)))
     assert error is None or error.hint
@@ -697,7 +697,7 @@ def failure(call: Callable[[], object]) -> LlmdeployError | None:
 
 
 def test_remote_host_is_reached_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And a refusal says on which machine to look."""
+    """The hint of a failure names the remote machine."""
     with replay("empty_store") as proxy:
         for one in proxy.exchanges:
             one["request"]["path"] = "http://gpu.example:11434" + one["request"]["path"]

@@ -35,7 +35,7 @@ BLOB = "/usr/share/ollama/.ollama/models/blobs/sha256-ab"
 
 
 def nested(message: str, code: int = 400) -> str:
-    """As `llama-server` says it and Ollama passes it on."""
+    """Return an error of `llama-server` as Ollama forwards it."""
     return json.dumps({"error": {"code": code, "message": message, "type": "server_error"}})
 
 

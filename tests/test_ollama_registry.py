@@ -1,4 +1,4 @@
-"""What Ollama's registry tells of a model, and what Ollama's store has of it: sizes and facts before a pull."""
+"""The manifests and headers in Ollama's registry, and the files in its store: sizes and facts before a pull."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def test_tag_is_locked_by_its_digest(trusted: Registry, empty: Ollama) -> None:
 
 @pytest.fixture
 def trusted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
-    """A registry that is reached as the real one is: over TLS, by the host in the model's name."""
+    """Yield a registry that is reached like the real one: over TLS, by the host in the model's name."""
     monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
     trusting.cache_clear()
     with serve(Registry(), tls=True) as registry:
@@ -221,7 +221,7 @@ def trusted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
 
 @pytest.fixture
 def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ollama]:
-    """The engine at an Ollama that has nothing, with its store in a folder of ours."""
+    """Return the engine for an Ollama without models, whose store is a folder of this user."""
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "models"))
     with replay("version", "empty_store") as ollama:
         engine = Ollama(Settings(engine="ollama", ollama=OllamaSettings(host=ollama.url)))
@@ -261,7 +261,7 @@ def test_full_disk_is_reported_before_the_pull(
 
 
 def test_pull_works_without_answers_of_the_registry(trusted: Registry, empty: Ollama) -> None:
-    """A private model: the daemon has a key."""
+    """The daemon has a key for a private model, which llmdeploy cannot read."""
     trusted.status = 401
     x = tag(trusted, "user/secret:7b")
     need = empty.need(x)
@@ -326,7 +326,7 @@ def test_linked_files_need_no_space(empty: Ollama, tmp_path: Path) -> None:
 
 
 def test_copied_files_need_space_in_the_store(empty: Ollama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of parts Ollama makes one file."""
+    """Ollama joins a model in several files."""
     first, second = (f"m-0000{number}-of-00002.gguf" for number in (1, 2))
     write(tmp_path / first, {"split.count": 2, "split.no": 0})
     write(tmp_path / second, {"split.count": 2, "split.no": 1}, tensors=3)
@@ -351,7 +351,7 @@ def test_copies_on_the_same_disk_are_counted(tmp_path: Path) -> None:
 
 
 def test_tag_that_does_not_fit_is_refused_before_the_pull(trusted: Registry, world: World) -> None:
-    """By a header of its registry that claims 8 TB."""
+    """The registry reports a size of 8 TB."""
     content = bytearray(WEIGHTS.read_bytes())
     at = content.index(b"token_embd.weight") + len(b"token_embd.weight") + 4 + 8
     content[at : at + 8] = (2**34).to_bytes(8, "little")
@@ -371,7 +371,7 @@ def test_tag_that_does_not_fit_is_refused_before_the_pull(trusted: Registry, wor
 
 
 def test_pull_without_a_state_folder(world: World, tmp_path: Path) -> None:
-    """No state folder is there yet for the log."""
+    """The log needs the state folder, which does not exist yet."""
     with replay("version", "tags") as ollama:
         variables = {"OLLAMA_HOST": ollama.url, "LLMDEPLOY_STATE_DIR": str(tmp_path / "new" / "state")}
         result = world.run("pull", "ollama://selftest", "--engine", "ollama", "--no-fit", **variables)

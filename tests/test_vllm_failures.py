@@ -135,7 +135,7 @@ def test_recorded_failures_are_diagnosed(name: str) -> None:
 
 @pytest.mark.parametrize("name", RECORDED)
 def test_the_last_400_lines_are_enough_for_a_diagnosis(name: str) -> None:
-    """The service keeps that many."""
+    """The service keeps 400 lines."""
     assert diagnose(recording(f"{name}.log")[-400:], 1) == RECORDED[name]
 
 
@@ -361,7 +361,7 @@ def test_any_log_is_accepted(log: list[str], status: int) -> None:
 
 @given(st.sampled_from([message for message, _ in MESSAGES]), st.from_regex(r"\A[0-9.]{1,14}\Z"))
 def test_any_number_in_a_known_message_is_accepted(message: list[str], number: str) -> None:
-    """Numbers that vLLM never wrote must not end in an exception of ours."""
+    """Numbers that vLLM never writes must not raise an exception."""
     changed = ["".join(number if char.isdigit() else char for char in line) for line in message]
     found = diagnose(FORMATS["0.33"](changed), 1)
     assert found is None or found.remedy is None or "{" not in found.fix
@@ -374,4 +374,4 @@ def test_cause_in_the_log_comes_before_the_signal() -> None:
     assert by_itself is not None
     assert "truncated" in by_itself.cause
     old = [*log, *["(APIServer pid=1) INFO:     127.0.0.1:5 - GET /health 200"] * LAST_WORDS]
-    assert diagnose(old, -9) == diagnosis.killed(-9), "what was said long before is no cause"
+    assert diagnose(old, -9) == diagnosis.killed(-9), "a line long before the end is not a cause"

@@ -1,4 +1,4 @@
-"""vLLM installed, mended, interrupted and removed: by real pip, out of a folder of tiny wheels."""
+"""The installation of vLLM, its repair, interruption and removal: with the real pip and a folder of tiny wheels."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def pip(wheels: Path) -> dict[str, str]:
-    """The variables with which pip knows the folder of wheels and nothing else."""
+    """Return variables that make the folder of wheels pip's only source."""
     return {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PIP_NO_CACHE_DIR": "1"}
 
 
@@ -49,7 +49,7 @@ def folder(world: World, name: str = "0.32.0-cpu") -> Path:
 
 
 def state_of_vllm(world: World) -> str:
-    """What `engines list` says of vLLM."""
+    """Return the line of `engines list` about vLLM."""
     (line,) = [line for line in world.run("engines", "list").stdout.splitlines() if line.startswith("vllm ")]
     return re.sub(r" {2,}", "  ", line)
 
@@ -58,7 +58,7 @@ def state_of_vllm(world: World) -> str:
 
 
 def test_cpu_build_is_installed_repaired_found_and_removed(world: World, pip: dict[str, str]) -> None:
-    """Installed, mended as the real one must be, found, installed no second time, removed; others are left alone."""
+    """A second installation does nothing, and another environment is left alone."""
     other = folder(world, "0.1.0") / "file"
     other.parent.mkdir(parents=True)
     other.write_text("x")
@@ -98,7 +98,7 @@ def test_cpu_build_is_installed_repaired_found_and_removed(world: World, pip: di
 
 
 def test_gpu_build_on_a_machine_without_gpus(world: World, pip: dict[str, str]) -> None:
-    """It is told before, done all the same, and not run."""
+    """A warning comes first; the build is installed nevertheless, and not run."""
     if hardware.detect().gpus:
         pytest.skip("this machine has a GPU")
     installed = world.run("engines", "install", "vllm", "--yes", **pip)
@@ -112,7 +112,7 @@ def test_gpu_build_on_a_machine_without_gpus(world: World, pip: dict[str, str]) 
 
 
 def failed(result: Result, world: World, name: str) -> str:
-    """The error and the hint of an installation that failed and left nothing."""
+    """Return the error and the hint of an installation that failed. Nothing of it must be left."""
     assert (result.status, result.stdout) == (1, ""), result.text
     assert not folder(world, name).exists()
     assert "Traceback" not in result.stderr
@@ -151,7 +151,7 @@ def test_failed_installation_is_explained_and_removed(
 
 
 def test_repair_does_not_change_the_cache_of_uv(tmp_path: Path) -> None:
-    """uv links the files of its cache into an environment: what is mended there is mended there alone."""
+    """uv links files of its cache into an environment: the repair must not change the cached files."""
     python = bare(tmp_path / "env")
     cached = tmp_path / "cached"
     cached.write_text(tiny_wheels.REGISTRATIONS)
@@ -174,7 +174,7 @@ def test_incomplete_installation_is_reported(tmp_path: Path, monkeypatch: pytest
 
 @pytest.fixture
 def stalled() -> Iterator[tuple[str, threading.Event]]:
-    """The address of an index that takes a question and never answers it; the event of the first question."""
+    """Return the address of an index that accepts requests and never answers, and the event of the first request."""
     asked = threading.Event()
     connections = []
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -193,7 +193,7 @@ def stalled() -> Iterator[tuple[str, threading.Event]]:
 
 
 def begin(world: World, index: str, wheels: Path) -> subprocess.Popen[bytes]:
-    """An installation that waits for an answer."""
+    """Start an installation that waits for an answer."""
     world.environment |= {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": index, "PIP_FIND_LINKS": str(wheels)}
     return world.start("engines", "install", "vllm", "--cpu", "--yes")
 
@@ -206,7 +206,7 @@ def test_interrupted_installation_can_be_repeated(
     process = begin(world, index, wheels)
     assert asked.wait(60)
     assert folder(world).exists()
-    assert state_of_vllm(world).startswith("vllm  not installed"), "half an installation does not count"
+    assert state_of_vllm(world).startswith("vllm  not installed"), "an incomplete installation does not count"
     process.send_signal(number)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130, stderr
@@ -222,7 +222,7 @@ def test_interrupted_installation_can_be_repeated(
 def test_killed_installation_can_be_repeated(
     world: World, pip: dict[str, str], wheels: Path, stalled: tuple[str, threading.Event]
 ) -> None:
-    """What a killed run leaves does not count, and the next one clears it away."""
+    """The remnant of a killed run does not count as an environment, and the next run removes it."""
     index, asked = stalled
     process = begin(world, index, wheels)
     assert asked.wait(60)
@@ -321,7 +321,7 @@ def test_only_linux_is_supported() -> None:
 
 
 def test_search_for_a_suitable_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """llmdeploy's own; else one on PATH that is what its name says; else one that uv fetches; else none."""
+    """llmdeploy's own Python comes first, then one on PATH with the version in its name, then one that uv downloads."""
     assert install.find_python(PROGRAM.pythons) == sys.executable
     monkeypatch.setattr(sys, "version_info", (3, 99, 0))
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -419,7 +419,7 @@ def test_silent_step_is_reported_as_running(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_interruption_ends_the_processes_of_a_tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """pip starts programs of its own: an interruption ends them too."""
+    """pip starts other programs, and an interruption ends them too."""
     monkeypatch.setattr(package_installer, "GRACE_SECONDS", 0.5)
     step = Step("building", ("/bin/sh", "-c", "trap '' TERM; sleep 300 & echo Installed $! packages; wait; wait"))
     pids: list[int] = []
@@ -446,7 +446,7 @@ def test_misleading_variables_are_removed() -> None:
 
 
 def test_removal_deletes_the_stamp_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A removal that is broken off leaves nothing that counts."""
+    """An interrupted removal leaves no environment that looks complete."""
     monkeypatch.setenv("LLMDEPLOY_DATA_DIR", str(tmp_path))
     made = PROGRAM.folder / "0.32.0"
     made.mkdir(parents=True)
@@ -468,5 +468,5 @@ def test_removal_deletes_the_stamp_first(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.vllm
 def test_repair_of_the_real_vllm_finds_nothing_to_do(vllm_python: str) -> None:
-    """What the tests run against was made by this very code, which finds nothing more to do."""
+    """The vLLM of the tests was installed by the same code, so nothing is left to repair."""
     assert cpu_build.repair(Path(vllm_python).parents[1]) == []

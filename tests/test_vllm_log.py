@@ -21,7 +21,7 @@ def recording(name: str) -> list[str]:
 
 
 def watched(lines: list[str]) -> tuple[list[str], Learned]:
-    """The phases that were told, in order, and what was learned."""
+    """Return the phases that were reported, in order, and the facts in the log."""
     progress = Progress()
     phases: list[str] = []
     for line in lines:
@@ -122,7 +122,7 @@ def test_recorded_failures_stop_at_their_phase(name: str, last: str) -> None:
     assert watched(recording(name))[0][-1] == last
 
 
-# A start on a GPU: the lines of facts, sources and users' reports, for there is no recording.
+# A start on a GPU: lines from vLLM's sources and users' reports, because no recording exists.
 GPU_START = [
     ("(APIServer pid=1) INFO 11-22 16:19:22 [api_utils.py:347]  ▄▄ ▄█ █     █     █ ▀▄▀ █  version 0.33.0",
      Step("starting vLLM")),
@@ -214,7 +214,7 @@ def test_spellings_of_older_releases(line: str, phase: str) -> None:
         "(APIServer pid=1) WARNING 11-22 16:19:22 [vllm.py:1] Enforce eager set, disabling torch.compile, CUDAGraphs",
         "(EngineCore pid=1) WARNING 11-22 16:19:22 [vllm.py:1] Inductor compilation was disabled by user settings",
         "(EngineCore pid=2) INFO 11-22 16:19:44 [utils.py:347] Using LBHNC KV cache layout.",
-        # A name of the user's choice inside a line is no phase.
+        # A name that the user chose may look like a phase.
         "(APIServer pid=1) INFO 11-22 16:19:22 [x.py:1] the model is called 'Application startup complete'",
     ],
 )

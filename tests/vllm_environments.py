@@ -28,6 +28,7 @@ def bare(folder: Path) -> Path:
 
 
 def packages(python: Path) -> Path:
+    """Return the package folder of an environment."""
     return next(python.parents[1].glob("lib/python3.*/site-packages"))
 
 

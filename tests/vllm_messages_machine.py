@@ -1,6 +1,6 @@
-"""What vLLM writes at the end of a failing process, and what users are told: texts of its sources and of reports.
+"""Messages of vLLM at the end of a failing process, from its sources and from reports, with the expected diagnosis.
 
-The model or the machine is at fault here. Most come of GPUs, drivers and clusters, which no test run has.
+The model or the machine is at fault here. Most failures need GPUs, drivers or clusters, which no test run has.
 """
 
 from __future__ import annotations

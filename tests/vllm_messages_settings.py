@@ -1,6 +1,6 @@
-"""What vLLM writes at the end of a failing process, and what users are told: texts of its sources and of reports.
+"""Messages of vLLM at the end of a failing process, from its sources and from reports, with the expected diagnosis.
 
-Other settings mend these. Most come of GPUs, which no test run has.
+Other settings fix these failures. Most need GPUs, which no test run has.
 """
 
 from __future__ import annotations
