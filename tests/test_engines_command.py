@@ -166,7 +166,7 @@ def test_removal_as_json(world: World) -> None:
 
 
 def test_engine_that_serves_is_not_removed(world: World) -> None:
-    """The record of a running service is changed to name vLLM as its engine."""
+    # The record of a running service is changed to name vLLM as its engine.
     made = whole(world)
     assert world.run("serve", "selftest", "--detach").status == 0
     record = world.state / "deployment.json"

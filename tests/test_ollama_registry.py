@@ -156,7 +156,7 @@ def test_answer_without_a_range_is_cut(registry: Registry) -> None:
 
 @pytest.mark.parametrize("layers", [{"tensor": b"x"}, {"model": b"no GGUF"}, {"model": WEIGHTS.read_bytes()[:5000]}])
 def test_damaged_gguf_in_the_registry_is_a_download_failure(registry: Registry, layers: dict[str, bytes]) -> None:
-    """Ollama reads other forms too."""
+    # Ollama reads other forms too.
     registry.add("library/x:7b", **layers)
     there = asked(registry, "library/x:7b")
     with pytest.raises(DownloadFailed):
@@ -261,7 +261,7 @@ def test_full_disk_is_reported_before_the_pull(
 
 
 def test_pull_works_without_answers_of_the_registry(trusted: Registry, empty: Ollama) -> None:
-    """The daemon has a key for a private model, which llmdeploy cannot read."""
+    # The daemon has a key for a private model, which llmdeploy cannot read.
     trusted.status = 401
     x = tag(trusted, "user/secret:7b")
     need = empty.need(x)
@@ -283,7 +283,7 @@ def test_installed_model_needs_no_registry(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_sizes_are_known_without_a_daemon(trusted: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`pull --dry-run` starts none."""
+    # `pull --dry-run` starts none.
     monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{closed_port()}")
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
     trusted.add("library/x:7b", model=WEIGHTS)
@@ -326,7 +326,7 @@ def test_linked_files_need_no_space(empty: Ollama, tmp_path: Path) -> None:
 
 
 def test_copied_files_need_space_in_the_store(empty: Ollama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ollama joins a model in several files."""
+    # Ollama joins a model in several files.
     first, second = (f"m-0000{number}-of-00002.gguf" for number in (1, 2))
     write(tmp_path / first, {"split.count": 2, "split.no": 0})
     write(tmp_path / second, {"split.count": 2, "split.no": 1}, tensors=3)
@@ -351,7 +351,7 @@ def test_copies_on_the_same_disk_are_counted(tmp_path: Path) -> None:
 
 
 def test_tag_that_does_not_fit_is_refused_before_the_pull(trusted: Registry, world: World) -> None:
-    """The registry reports a size of 8 TB."""
+    # The registry reports a size of 8 TB.
     content = bytearray(WEIGHTS.read_bytes())
     at = content.index(b"token_embd.weight") + len(b"token_embd.weight") + 4 + 8
     content[at : at + 8] = (2**34).to_bytes(8, "little")
@@ -371,7 +371,7 @@ def test_tag_that_does_not_fit_is_refused_before_the_pull(trusted: Registry, wor
 
 
 def test_pull_without_a_state_folder(world: World, tmp_path: Path) -> None:
-    """The log needs the state folder, which does not exist yet."""
+    # The log needs the state folder, which does not exist yet.
     with replay("version", "tags") as ollama:
         variables = {"OLLAMA_HOST": ollama.url, "LLMDEPLOY_STATE_DIR": str(tmp_path / "new" / "state")}
         result = world.run("pull", "ollama://selftest", "--engine", "ollama", "--no-fit", **variables)

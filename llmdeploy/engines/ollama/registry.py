@@ -96,7 +96,7 @@ class Registry(Connection):
         """Return the facts in the weights' header; `weights_bytes` is the size of all files, as the daemon shows it."""
         layer = manifest.layer("model")
         if layer is None:
-            raise self._refused(f"`{self._name}` is no GGUF file there")
+            raise self._refused(f"`{self._name}` is not a GGUF file there")
         try:
             with self.open(layer) as file:
                 header = gguf_header.read_remote(self._name, file)

@@ -93,7 +93,7 @@ def read(program: PythonProgram, environment: Environment, seconds: float = INSP
 def problem(program: PythonProgram, contents: Contents) -> str:
     """Return what is wrong with an installation, whatever the machine; empty if nothing is."""
     if contents.version is None:
-        return f"there is no {program.label}"
+        return f"it has no {program.label}"
     name = f"{program.label} {contents.version}"
     if not contents.package:
         return f"{name} has its metadata but not its code"

@@ -43,7 +43,7 @@ def unfit(program: PythonProgram, cuda: str | None, machine: Hardware) -> tuple[
         return f"{build}, and {machine.gpu_problem}", "`nvidia-smi` shows what the driver says"
     if machine.driver is None:
         return (
-            f"{build}, and there is no NVIDIA driver here",
+            f"{build}, and no NVIDIA driver is installed",
             f"its build for CPUs: {program.cpu_install_command}; {OTHER_ENGINE}",
         )
     if not machine.gpus:

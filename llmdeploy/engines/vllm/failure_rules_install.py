@@ -16,7 +16,7 @@ RULES = (
     ),
     FailureRule(
         r"(No matching distribution found for|no version of) vllm",
-        "there is no such version for this Python",
+        "this version does not exist for this Python",
         "leave `--version` out",
     ),
 )

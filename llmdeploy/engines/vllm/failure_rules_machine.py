@@ -80,7 +80,7 @@ MODEL = (
     ),
     FailureRule(
         r"Repo id must be in the form .*: '(?P<name>[^']*)'",
-        "there is no model folder `{name}`",
+        "the folder of the model does not exist: `{name}`",
         CONFIG_FOLDER,
     ),
     FailureRule(
@@ -94,7 +94,7 @@ MODEL = (
         FETCH_AGAIN,
     ),
     FailureRule(
-        r"Cannot find any model weights with `(?P<name>[^`]*)`", "there are no weights in `{name}`", FETCH_AGAIN
+        r"Cannot find any model weights with `(?P<name>[^`]*)`", "the folder `{name}` has no weights", FETCH_AGAIN
     ),
     FailureRule(
         r"Following weights were not initialized from checkpoint: \{'(?P<name>[^']*)'",
@@ -156,12 +156,12 @@ MACHINE = (
     ),
     FailureRule(
         r"Python\.h: No such file or directory",
-        "Triton compiles for this GPU and Python's header files are missing",
+        "Triton compiles for this GPU, but Python's header files are missing",
         COMPILER,
     ),
     FailureRule(
         r"Failed to find C compiler",
-        "Triton compiles for this GPU and there is no C compiler",
+        "Triton compiles for this GPU, but the C compiler is missing",
         COMPILER,
     ),
     FailureRule(

@@ -323,7 +323,7 @@ SETTINGS = (
     ),
     FailureRule(
         r"supplied chat template(?: string)? \((?P<file>.*?)\) (?:appears path-like|looks like a file path)",
-        "there is no chat template `{file}`",
+        "the chat template does not exist: `{file}`",
         EXTRA_ARGS,
     ),
     FailureRule(
