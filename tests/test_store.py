@@ -42,7 +42,7 @@ def endpoint() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def fetched(endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Hub's cache, filled by huggingface_hub."""
+    """Fill the Hub's cache with huggingface_hub."""
     home = tmp_path_factory.mktemp("hf")
     for repo, files in ((GGUF, GGUF_FILES), (HF, HF_FILES), ("owner/tokens", {"tokenizer.json": b"[]"})):
         fetch(endpoint, home, repo, *files)
@@ -51,7 +51,7 @@ def fetched(endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cache(fetched: Path, tmp_path: Path) -> Path:
-    """It, for one test."""
+    """Provide a copy of the cache for one test."""
     return Path(shutil.copytree(fetched, tmp_path / "hf" / "hub", symlinks=True))
 
 
@@ -67,9 +67,9 @@ def names(found: InstalledModel) -> set[str]:
 # --- The Hub's cache
 
 
-def test_what_huggingface_hub_has_fetched_is_a_model_for_each_quantization(cache: Path) -> None:
+def test_download_of_huggingface_hub_is_a_model_for_each_quantization(cache: Path) -> None:
     found = by_name(hub_cache.read(cache).models)
-    assert found.keys() == {f"hf://{HF}", f"hf://{GGUF}:Q4_K_M", f"hf://{GGUF}:Q8_0"}, "a tokenizer is no model"
+    assert found.keys() == {f"hf://{HF}", f"hf://{GGUF}:Q4_K_M", f"hf://{GGUF}:Q8_0"}, "a tokenizer is not a model"
     small, whole = found[f"hf://{GGUF}:Q4_K_M"], found[f"hf://{HF}"]
     assert names(small) == {"x-Q4_K_M.gguf", "mmproj-x-F16.gguf", "README.md"}
     assert (small.size, small.formats, small.revisions) == (4000 + 1000 + 3, ("gguf",), (COMMIT,))
@@ -79,7 +79,7 @@ def test_what_huggingface_hub_has_fetched_is_a_model_for_each_quantization(cache
     assert total_bytes(found.values()) == 4000 + 8000 + 1000 + 3 + 5004
 
 
-def test_a_model_of_which_something_is_missing_is_run_by_no_engine(cache: Path) -> None:
+def test_incomplete_model_has_no_formats(cache: Path) -> None:
     (cache / "models--owner--x" / "snapshots" / COMMIT / "config.json").unlink()
     split = put(cache / "models--owner--x-GGUF" / "snapshots" / COMMIT / "x-Q6_K-00001-of-00002.gguf", b"6")
     found = by_name(hub_cache.read(cache).models)
@@ -89,7 +89,7 @@ def test_a_model_of_which_something_is_missing_is_run_by_no_engine(cache: Path) 
     assert by_name(hub_cache.read(cache).models)[f"hf://{GGUF}:Q6_K"].formats == ("gguf",)
 
 
-def test_a_shard_that_an_index_names_and_that_is_not_here(cache: Path) -> None:
+def test_missing_shard_of_an_index_makes_a_model_incomplete(cache: Path) -> None:
     snapshot = cache / "models--owner--x" / "snapshots" / COMMIT
     put(
         snapshot / "model.safetensors.index.json", b'{"weight_map": {"a": "model.safetensors", "b": "two.safetensors"}}'
@@ -99,7 +99,7 @@ def test_a_shard_that_an_index_names_and_that_is_not_here(cache: Path) -> None:
     assert by_name(hub_cache.read(cache).models)[f"hf://{HF}"].formats == ("hf",)
 
 
-def test_another_revision_of_the_same_model_is_the_same_line(endpoint: str, cache: Path) -> None:
+def test_revisions_of_a_model_are_one_line(endpoint: str, cache: Path) -> None:
     repository = cache / "models--owner--x"
     other = "f" * 40
     (repository / "snapshots" / COMMIT).rename(repository / "snapshots" / other)
@@ -111,7 +111,7 @@ def test_another_revision_of_the_same_model_is_the_same_line(endpoint: str, cach
     assert found.size == 5004, "both have the same blobs"
 
 
-def test_parts_of_a_download_are_told_with_their_size(cache: Path) -> None:
+def test_partial_files_are_reported_with_their_size(cache: Path) -> None:
     put(cache / "models--owner--x" / "blobs" / f"{'a' * 64}.llmdeploy.incomplete", b"p" * 70)
     put(cache / "models--owner--x-GGUF" / "blobs" / f"{'b' * 64}.0123abcd.incomplete", b"p" * 30)
     put(cache / "models--owner--new" / "blobs" / f"{'c' * 64}.llmdeploy.incomplete", b"p" * 9)
@@ -121,13 +121,13 @@ def test_parts_of_a_download_are_told_with_their_size(cache: Path) -> None:
     assert (found["hf://owner/new"].unfinished, found["hf://owner/new"].formats) == (9, ())
 
 
-def test_a_cache_that_is_not_there_and_one_that_may_not_be_read(tmp_path: Path) -> None:
+def test_missing_cache_and_unreadable_cache(tmp_path: Path) -> None:
     assert hub_cache.read(tmp_path / "none") == hub_cache.StoreListing()
     [note] = hub_cache.read(put(tmp_path / "file", b"x")).notes
     assert "cannot be read" in note
 
 
-def test_a_repository_of_old_times_is_named_by_its_folder(tmp_path: Path) -> None:
+def test_old_repository_is_named_by_its_folder(tmp_path: Path) -> None:
     snapshot = tmp_path / "models--gpt2" / "snapshots" / COMMIT
     for name in ("config.json", "model.safetensors"):
         put(snapshot / name, b"{}")
@@ -135,7 +135,7 @@ def test_a_repository_of_old_times_is_named_by_its_folder(tmp_path: Path) -> Non
     assert (found.reference, found.formats) == (snapshot, ("hf",))
 
 
-def test_two_models_of_one_quantization_are_named_by_their_files() -> None:
+def test_models_of_the_same_quantization_are_named_by_their_files() -> None:
     found = models_in(HubRepo("o/r"), ["a-Q4_0.gguf", "b-Q4_0.gguf", "c.gguf", "imatrix.gguf"])
     assert [str(group.reference) for group in found] == [
         "hf://o/r/a-Q4_0.gguf", "hf://o/r/b-Q4_0.gguf", "hf://o/r/c.gguf"
@@ -172,7 +172,7 @@ def ollama_store(tmp_path: Path) -> Path:
     return store
 
 
-def test_ollamas_models_are_read_without_its_daemon(ollama_store: Path) -> None:
+def test_models_of_ollama_are_read_without_its_daemon(ollama_store: Path) -> None:
     shelf = ollama.read(ollama_store)
     found = by_name(shelf.models)
     assert found.keys() == {
@@ -192,7 +192,7 @@ def test_ollamas_models_are_read_without_its_daemon(ollama_store: Path) -> None:
     assert [name for name, model in found.items() if model.hidden] == ["ollama://selftest:latest"]
 
 
-def test_what_ollama_has_half_is_not_for_any_engine(ollama_store: Path) -> None:
+def test_incomplete_model_of_ollama_has_no_formats(ollama_store: Path) -> None:
     [blob] = [file for kind, file in ollama.find(ollama_store, "qwen3:8b")[0].layers if kind == "projector"]
     blob.unlink()
     found = by_name(ollama.read(ollama_store).models)["ollama://qwen3:8b"]
@@ -202,7 +202,7 @@ def test_what_ollama_has_half_is_not_for_any_engine(ollama_store: Path) -> None:
     assert "has 8 KiB of unfinished downloads" in note
 
 
-def test_a_damaged_store_is_no_reason_to_fail(ollama_store: Path) -> None:
+def test_damaged_store_is_skipped(ollama_store: Path) -> None:
     put(ollama_store / "manifests" / "registry.ollama.ai" / "library" / "broken" / "1", b"{")
     put(ollama_store / "manifests" / "registry.ollama.ai" / "library" / "odd" / "1", b'{"layers": [1], "config": {}}')
     put(ollama_store / "manifests" / ".DS_Store", b"x")
@@ -211,7 +211,7 @@ def test_a_damaged_store_is_no_reason_to_fail(ollama_store: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
-def test_a_store_of_another_user_is_told_in_a_note(ollama_store: Path) -> None:
+def test_store_of_another_user_is_reported_in_a_note(ollama_store: Path) -> None:
     (ollama_store / "manifests").chmod(0)
     try:
         [note] = ollama.read(ollama_store).notes
@@ -234,7 +234,7 @@ def test_a_header_is_read_once_for_each_manifest(ollama_store: Path, monkeypatch
 # --- Folders
 
 
-def test_lm_studios_files_are_named_by_their_paths(tmp_path: Path) -> None:
+def test_files_of_lm_studio_are_named_by_their_paths(tmp_path: Path) -> None:
     folder = model_places.lmstudio(tmp_path, GGUF, x_Q4_K_M=WEIGHTS, mmproj_x_F16=MMPROJ)
     [found] = lmstudio.read(folder.parents[1]).models
     assert found.reference == folder / "x-Q4-K-M.gguf"
@@ -242,7 +242,7 @@ def test_lm_studios_files_are_named_by_their_paths(tmp_path: Path) -> None:
     assert found.formats == ("gguf",)
 
 
-def test_where_lm_studio_is(tmp_path: Path) -> None:
+def test_folders_of_lm_studio(tmp_path: Path) -> None:
     home = Path.home()
     assert lmstudio.roots() == (home / ".lmstudio" / "models", home / ".cache" / "lm-studio" / "models")
     put(home / ".lmstudio-home-pointer", f"{tmp_path}/studio\n".encode())
@@ -375,12 +375,12 @@ def test_a_name_that_is_not_here_brings_what_is_near(everything: store.Store) ->
 
 
 @pytest.mark.parametrize("name", ["llama4:scout", "glm4:9b", "qwen3:8b-awq"])
-def test_a_name_that_an_engine_has_nothing_for(everything: store.Store, name: str) -> None:
+def test_name_without_a_model_for_an_engine(everything: store.Store, name: str) -> None:
     with pytest.raises(ModelNotFound, match=f"`{name}` is not on this machine"):
         everything.named(name)
 
 
-def test_what_others_need_is_not_freed(everything: store.Store) -> None:
+def test_files_of_other_models_are_not_freed(everything: store.Store) -> None:
     [small], [large] = everything.named(f"hf://{GGUF}:Q4_K_M"), everything.named(f"hf://{GGUF}:Q8_0")
     assert everything.freed(small) == 4000, "the projector and the README are the other's too"
     assert everything.freed(small, large) == 4000 + 8000 + 1000 + 3
@@ -389,14 +389,14 @@ def test_what_others_need_is_not_freed(everything: store.Store) -> None:
     assert isinstance(tag.reference, OllamaTag)
 
 
-def test_a_file_with_another_name_on_the_disk_frees_nothing(everything: store.Store, tmp_path: Path) -> None:
+def test_file_with_another_hard_link_frees_nothing(everything: store.Store, tmp_path: Path) -> None:
     [small] = everything.named(f"hf://{GGUF}:Q4_K_M")
     os.link(os.path.realpath(small.files[0]), tmp_path / "mine.gguf")
     assert everything.freed(small) == 0
 
 
 @pytest.mark.parametrize("index", ["[]", "{}", "{", '{"weight_map": ["x"]}', '{"weight_map": {"a": ["x"], "b": 1}}'])
-def test_an_index_that_is_none_hides_no_model(cache: Path, index: str) -> None:
+def test_damaged_index_hides_no_model(cache: Path, index: str) -> None:
     snapshot = cache / "models--owner--x" / "snapshots" / COMMIT
     (snapshot / "model.safetensors.index.json").write_text(index)
     assert by_name(hub_cache.read(cache).models)[f"hf://{HF}"].formats == ("hf",)
