@@ -144,7 +144,7 @@ def test_configured_program_that_does_not_answer(world: World, script: str, why:
     result = world.run("doctor", "--json", LLMDEPLOY_ENGINES_LLAMACPP_SERVER=str(program))
     assert time.monotonic() - began < 3
     (check,) = [check for check in json.loads(result.stdout)["checks"] if check["status"] == "fail"]
-    no_version = "`[FOLDER]/program` (set by `engines.llamacpp.server`) is no `llama-server`: it tells no version"
+    no_version = "`[FOLDER]/program` (set by `engines.llamacpp.server`) is not a `llama-server`: it prints no version"
     assert check["detail"] == (MISSING.format("[FOLDER]/program", why) if why else no_version)
 
 

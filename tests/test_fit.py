@@ -1,4 +1,4 @@
-"""What cannot fit is refused before its first byte: by headers at the source, and with the numbers."""
+"""A model that cannot fit is refused before the download, by the headers at its source."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HUGE = "hf://owner/huge/x.gguf"
 
 
 def huge() -> bytes:
-    """The self-test model with one matrix that is said to be long: 8 TB."""
+    """Return the self-test model with a header that claims a matrix of 8 TB."""
     content = bytearray(WEIGHTS.read_bytes())
     at = content.index(b"token_embd.weight") + len(b"token_embd.weight") + 4 + 8
     content[at : at + 8] = (2**34).to_bytes(8, "little")
@@ -50,7 +50,7 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture
 def asking(world: World, hub: Hub) -> World:
-    """A world whose Hub is this one."""
+    """Return a world that uses this Hub."""
     world.environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(world.folder / "hf")}
     return world
 
@@ -87,12 +87,12 @@ def test_the_plan_of_what_is_known() -> None:
     )
 
 
-def test_what_the_source_does_not_tell_is_not_foreseen() -> None:
+def test_source_without_headers_gives_no_plan() -> None:
     assert plan_before_download(ENGINE, weights(DownloadFailed("x")), cast("Any", None), Wishes()) is None
 
 
 @pytest.mark.parametrize("kind", [ModelInvalid, DoesNotFit])
-def test_what_is_no_model_is_an_error(kind: type[Exception]) -> None:
+def test_unusable_model_is_an_error(kind: type[Exception]) -> None:
     with pytest.raises(kind):
         plan_before_download(ENGINE, weights(kind("x")), cast("Any", None), Wishes())
 
@@ -133,8 +133,8 @@ def looked(folder: Path, need: Requirements, spare: HeldMemory | None = None) ->
     return played, [event for event in told if isinstance(event, Fetching)]
 
 
-def test_what_the_old_server_gives_back_counts_before_the_weights_are_fetched(tmp_path: Path) -> None:
-    """A switch to a model that fits once the old one is gone is not refused."""
+def test_memory_of_the_old_server_counts_before_the_weights_are_downloaded(tmp_path: Path) -> None:
+    """A switch is accepted if the model fits once the old server has stopped."""
     need = Requirements("hf://o/r", tmp_path, (RequiredFile("x", 1000, here=400),))
     machine = hardware.detect()
     played, told = looked(tmp_path, need, HeldMemory(memory=2**60))
@@ -229,8 +229,8 @@ def test_what_fits_says_how_much_is_fetched_from_where(asking: World, hub: Hub) 
     command.communicate(timeout=15)
 
 
-def test_where_nothing_is_told_before_it_is_fetched_all_the_same(asking: World, hub: Hub) -> None:
-    """A mirror that sends whole files only."""
+def test_model_of_a_source_without_ranges_is_downloaded(asking: World, hub: Hub) -> None:
+    """Some mirrors send whole files only."""
     hub.files["owner/model"] = {"x.gguf": WEIGHTS}
     hub.ignores_range = True
     result = asking.run("serve", "hf://owner/model/x.gguf", "--detach")

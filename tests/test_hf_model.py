@@ -1,4 +1,4 @@
-"""A model in Hugging Face form: which files vLLM reads of a repository, and whether they are here."""
+"""Models in Hugging Face form: the files that vLLM reads, whether they are here, and MLX's quantization."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from llmdeploy.config import Settings
+from llmdeploy.engines import registry
+from llmdeploy.engines.vllm.engine import Vllm
 from llmdeploy.errors import ModelNotFound
 from llmdeploy.models import hf_model
 from llmdeploy.models.hf_model import HfModel, wanted
 from llmdeploy.models.reference import HubRepo, OllamaTag, parse
+from llmdeploy.models.stores.repository import groups
 from tests.conftest import SELFTEST
 from tests.hub_machine import Machine
 from tests.hub_server import COMMIT, Hub, serve
@@ -47,7 +51,7 @@ def test_a_quantization_is_of_gguf_files_which_vllm_does_not_take() -> None:
         hf_model.find(parse("hf://owner/repo:Q4_K_M"))
     assert caught.value.message == "`hf://owner/repo:Q4_K_M` names GGUF files, which vLLM does not take"
     assert "`llmdeploy serve hf://owner/repo:Q4_K_M --engine llamacpp`" in caught.value.hint
-    with pytest.raises(ModelNotFound, match="is no model in Hugging Face form"):
+    with pytest.raises(ModelNotFound, match="is not a model in Hugging Face form"):
         hf_model.find(OllamaTag("hf.co/owner/repo"))
 
 
@@ -106,3 +110,33 @@ def test_a_tokenizer_that_is_missing_is_fetched(hub: Hub, tmp_path: Path) -> Non
 
 def test_the_location_of_a_repository() -> None:
     assert hf_model.find(parse("hf://owner/repo@v1")) == HfModel(HubRepo("owner/repo", "v1"))
+
+
+MLX = '{"architectures": ["LlamaForCausalLM"], "quantization": {"group_size": 64, "bits": 4}%s}'
+
+
+@pytest.mark.parametrize(
+    ("more", "format"),
+    [
+        ("", "mlx"),
+        (', "quantization_config": {"group_size": 64, "bits": 4}', "mlx"),  # as newer versions of MLX repeat it
+        (', "quantization_config": {"quant_method": "awq"}', "hf"),
+    ],
+)
+def test_model_quantized_for_mlx_is_recognised(tmp_path: Path, more: str, format: str) -> None:
+    (tmp_path / "config.json").write_text(MLX % more)
+    assert HfModel(tmp_path).format == format
+
+
+def test_vllm_refuses_a_model_quantized_for_mlx(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(MLX % "")
+    with pytest.raises(ModelNotFound, match="is quantized for MLX, which vLLM does not load"):
+        Vllm(Settings()).resolve(tmp_path)
+
+
+def test_repository_quantized_for_mlx_has_no_engine(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(MLX % "")
+    [found] = groups(HubRepo("mlx-community/x-4bit"), ["config.json", "model.safetensors"], config=config)
+    assert (found.formats, found.detail) == (("mlx",), "it is quantized for MLX")
+    assert registry.running(*found.formats) == ()

@@ -46,7 +46,7 @@ def plan(context: int = 4096, parallel: int = 2, threads: int = 3, gpu_layers: i
 
 
 def program(folder: Path, script: str = TELLS) -> Path:
-    """A `llama-server` in a folder of its own."""
+    """Write a `llama-server` into its own folder."""
     folder.mkdir()
     file = folder / "llama-server"
     file.write_text(f"#!/bin/sh\n{script}\n")
@@ -56,13 +56,13 @@ def program(folder: Path, script: str = TELLS) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No `llama-server` of this machine's."""
+    """Hide the `llama-server` of this machine."""
     monkeypatch.setenv("PATH", "")
 
 
 @pytest.fixture
 def no_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine on which xllamacpp is not installed."""
+    """Make xllamacpp look as if it were not installed."""
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
 
 
@@ -116,7 +116,7 @@ def test_a_program_of_the_users_own_gets_the_same_words(tmp_path: Path) -> None:
 
 
 def looked(engine: Engine) -> tuple[bool, str | None, str, bool]:
-    """Whether it can be used, its version, its words, and whether the memory of GPUs counts for its plans."""
+    """Return whether it can be used, its version, its description, and whether its plans count GPU memory."""
     status = engine.status()
     assert bool(status.hint) == (not status.usable or status.version is None)
     machine = machines.load("t4")
@@ -169,13 +169,13 @@ def test_a_configured_program_that_is_gone_is_not_replaced_in_silence(tmp_path: 
     [
         ("echo no libcuda >&2; exit 127", "cannot be run: no libcuda"),
         ("exit 1", "cannot be run: no output"),
-        ("echo hello", "is no `llama-server`: it tells no version"),
+        ("echo hello", "is not a `llama-server`: it prints no version"),
     ],
 )
 def test_a_program_on_the_path_that_does_not_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, why: str
 ) -> None:
-    """The wheel serves instead; where there is none, the reason is told."""
+    """The wheel serves instead; without it, the reason is reported."""
     own = program(tmp_path / "bin", script)
     monkeypatch.setenv("PATH", str(own.parent))
     told = f"`{own}` (found on PATH) {why}"
@@ -248,7 +248,7 @@ def test_a_model_that_does_not_fit_this_machine_is_not_started(tmp_path: Path) -
 
 
 def test_the_same_model_of_a_size_that_fits_is_prepared(tmp_path: Path) -> None:
-    """So that the test above cannot pass for another reason."""
+    """This keeps the test above from passing for another reason."""
     plans: list[Planned] = []
     engine = Stub(FACTS)
     one = launch(engine, tmp_path, plans.append)

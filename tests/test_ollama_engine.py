@@ -45,7 +45,7 @@ MACHINE = replace(hardware.detect(), memory_available=8 * GIB, gpus=())
 
 
 def at(ollama: Replay, **settings: Any) -> Ollama:
-    """The engine at a recorded Ollama, as the service uses it."""
+    """Return the engine at a recorded Ollama, as the service uses it."""
     engine = Ollama(Settings(engine="ollama", ollama=OllamaSettings(host=ollama.url), **settings))
     engine.status()
     spec = engine.daemon.spec(Wishes(), 1)
@@ -54,14 +54,14 @@ def at(ollama: Replay, **settings: Any) -> Ollama:
 
 
 def tag(engine: Ollama, name: str) -> Tag:
-    """A model of Ollama's for that engine."""
+    """Return a model of Ollama for that engine."""
     found = engine.resolve(OllamaTag(name))
     assert isinstance(found, Tag)
     return found
 
 
 def imported(engine: Ollama, model: GgufModel) -> GgufImport:
-    """GGUF files for that engine."""
+    """Return GGUF files for that engine."""
     return GgufImport(model, engine._server)
 
 
@@ -160,7 +160,7 @@ def test_facts_of_an_ollama_that_does_not_tell_capabilities() -> None:
 
 
 def shown(ollama: Replay, **fields: Any) -> Ollama:
-    """The engine, where the recorded model has these fields too."""
+    """Return the engine at a recorded Ollama whose model also has these fields."""
     engine = at(ollama)
     [one] = [it for it in ollama.exchanges if it["request"]["body"] == {"model": "selftest"}]
     [chunk] = one["response"]["chunks"]
@@ -194,7 +194,7 @@ def test_what_else_it_can_is_kept() -> None:
 
 
 def own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, allow_cloud: bool = False, **settings: Any) -> Ollama:
-    """The engine where nothing runs and the program is there."""
+    """Return an engine for which the program is installed and no server runs."""
     program = tmp_path / "ollama"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
@@ -203,8 +203,8 @@ def own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, allow_cloud: bool = 
     return Ollama(Settings(ollama=own_settings, flags=Flags(allow_cloud=allow_cloud)))
 
 
-def test_the_plan_of_a_daemon_that_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How many it answers at once, only whoever started it knows."""
+def test_plan_for_an_external_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the user who started it knows how many requests it answers at once."""
     monkeypatch.setenv("OLLAMA_NUM_PARALLEL", "7")
     facts = gguf.find(parse("selftest")).facts()
     with replay("version", "empty_store") as ollama:
@@ -301,7 +301,7 @@ def test_the_environment_of_our_daemon(
     assert spec.env == {"OLLAMA_HOST": "127.0.0.1:4321", "OLLAMA_KEEP_ALIVE": "-1", **environment}
 
 
-def test_without_a_program_there_is_no_daemon_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_program_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llmdeploy.engines.ollama.state.find_program", lambda settings: (None, ""))
     monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{closed_port()}")
     with pytest.raises(EngineMissing, match="nothing answers at") as caught:
@@ -323,7 +323,7 @@ def test_the_revision_of_a_tag_is_its_digest_at_the_daemon() -> None:
 
 @pytest.fixture
 def recorded(world: World) -> Iterator[Replay]:
-    """An Ollama with an empty store that is given the self-test model, and serves it until it is told to stop."""
+    """Replay an Ollama with an empty store that gets the self-test model, and serves it until it is stopped."""
     with replay("serve_attached") as ollama:
         asked_again(ollama, "/api/ps", 1)  # whether it would fit, before it is given anything
         asked_again(ollama, "/api/tags", 2)  # whether it is there, once it is
@@ -408,7 +408,7 @@ def test_a_name_that_is_taken_is_refused(license: str, kind: type[LlmdeployError
 
 
 def kept(ollama: Replay, served_name: str = "selftest") -> list[Any]:
-    """The loads that one look at it brought."""
+    """Return the load requests that one check has caused."""
     spec = ServerSpec((), ollama.url, "/api/version", served_name=served_name)
     asyncio.run(at(ollama).daemon.keep_loaded(spec))
     return ollama.asked("/api/generate")
@@ -543,7 +543,7 @@ def test_a_recorded_pull_that_succeeds_is_served(pulling: World, recording: str)
 
 
 def on_a_terminal(world: World, *arguments: str, **variables: str) -> tuple[subprocess.Popen[bytes], int]:
-    """A command whose stderr is a terminal; what it draws is read from the other end."""
+    """Start a command whose stderr is a terminal, and return it with the other end."""
     import fcntl
     import termios
 
@@ -559,7 +559,7 @@ def on_a_terminal(world: World, *arguments: str, **variables: str) -> tuple[subp
 
 
 def drawn(terminal: int, until_seen: str) -> str:
-    """All that was drawn up to these words."""
+    """Return everything that was drawn up to these words."""
     content = b""
     while until_seen.encode() not in content:
         piece = os.read(terminal, 65536)
@@ -633,8 +633,8 @@ def test_what_ollama_knows_is_left_as_it_is() -> None:
     assert adapt(request) is request
 
 
-def test_a_field_is_known_by_one_name_only() -> None:
-    """A real Ollama takes `Model` for `model`, and the last one counts."""
+def test_a_field_is_known_by_one_spelling_only() -> None:
+    """Ollama reads `Model` as `model`, and the last one counts."""
     assert adapt({"model": "x", "Model": "another", "MAX_TOKENS": 2}) == {"model": "x"}
 
 
@@ -673,8 +673,8 @@ def test_messages_are_told_in_words_that_it_knows() -> None:
     assert user["content"] == [text, image("gif"), image("jpeg")]  # the caller's is not touched
 
 
-def test_max_completion_tokens_is_told_as_max_tokens() -> None:
-    """A real Ollama ignores the one: recorded."""
+def test_max_completion_tokens_is_sent_as_max_tokens() -> None:
+    """Ollama ignores `max_completion_tokens`, as the recordings show."""
     [ignored] = exchanges("v1_ignores_max_completion_tokens")
     request = ignored["request"]["body"]
     assert request["max_completion_tokens"] == 3
@@ -685,8 +685,8 @@ def test_max_completion_tokens_is_told_as_max_tokens() -> None:
     assert adapt({"max_completion_tokens": 9, "max_tokens": 3}) == {"max_tokens": 9}
 
 
-def test_json_object_is_told_as_a_schema() -> None:
-    """A real Ollama does not enforce the one and enforces the other: recorded."""
+def test_json_object_is_sent_as_a_schema() -> None:
+    """Ollama enforces a schema and does not enforce `json_object`, as the recordings show."""
     loose, enforced = exchanges("v1_json_object")
     assert "Hello! I am" in loose["response"]["chunks"][0][1]
     assert enforced["request"]["body"]["response_format"]["json_schema"]["schema"]["type"] == "object"

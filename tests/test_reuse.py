@@ -1,4 +1,4 @@
-"""What is here for one program, used by another engine: the same model in the same quantization, and it is told."""
+"""Files of other programs are used instead of a download, if they are the same model in the same quantization."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_the_same_file_of_lm_studio_and_of_a_folder(tmp_path: Path) -> None:
 
 
 def tag(name: str) -> Tag:
-    """A model of Ollama's, to compare with: the server does not count."""
+    """Return a model of Ollama to compare with; comparisons ignore the server."""
     return Tag(name, cast("Any", None))
 
 
@@ -254,6 +254,22 @@ def test_a_model_of_the_users_own_catalog_is_served_from_ollamas_store(world: Wo
     assert [one["name"] for one in dry["removed"]] == ["ollama://mine:1b"]
 
 
+def test_show_and_pull_agree_on_a_model_in_ollamas_store(world: World) -> None:
+    put(world.config.with_name("catalog.toml"), OWN.encode())
+    pack(world.folder / "home" / ".ollama" / "models", "mine/1b", *selftest_layers())
+    world.environment["HF_ENDPOINT"] = f"http://127.0.0.1:{closed_port()}"
+    [shown] = json.loads(world.run("models", "show", "mine:1b", "--json").stdout)["models"]
+    [pull] = json.loads(world.run("pull", "mine:1b", "--dry-run", "--json").stdout)["pulls"]
+    llamacpp = shown["engines"]["llamacpp"]
+    assert llamacpp["here"]
+    assert llamacpp["exact"]
+    assert llamacpp["bytes"] == sum(file["size"] for file in pull["files"])
+    assert [file["here"] for file in pull["files"]] == [file["size"] for file in pull["files"]]
+    assert llamacpp["artefact"] == ["hf://owner/mine-GGUF/mine-F16.gguf", "hf://owner/mine-GGUF/mmproj-mine.gguf"]
+    [stored] = [one for one in json.loads(world.run("models", "--json").stdout)["stored"] if one["place"] == "ollama"]
+    assert stored["engines"] == ["llamacpp", "ollama"]
+
+
 def test_a_tag_of_ollamas_on_llamacpp_sees_images(world: World) -> None:
     pack(world.folder / "home" / ".ollama" / "models", "selftest/latest", *selftest_layers())
     result = world.run("serve", "ollama://selftest", "--detach", "--json")
@@ -264,7 +280,7 @@ def test_a_tag_of_ollamas_on_llamacpp_sees_images(world: World) -> None:
 
 @pytest.mark.ollama
 def test_a_real_ollama_takes_a_file_of_the_hubs_cache(world: World, daemon: OwnOllama) -> None:
-    """As a link: nothing is fetched, and nothing is copied."""
+    """Ollama gets a link: nothing is downloaded or copied."""
     entry = lookup.find("qwen3:8b")
     assert isinstance(entry.weights, HubFile)
     with serve(Hub(files={entry.weights.repo: {entry.weights.file: as_quantized()}})) as hub:

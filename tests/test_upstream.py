@@ -1,4 +1,4 @@
-"""Which of Ollama's models run on upstream llama.cpp as they are: the rules, one by one."""
+"""The rules that decide whether one of Ollama's models runs on upstream llama.cpp, one by one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAIN_TENSORS = ("token_embd.weight", "blk.0.attn_q.weight", "output_norm.weight"
 
 
 def header(architecture: str, *tensors: str, **fields: Any) -> Header:
-    """A file with a chat template. Of a field's name `__` is a dot; what begins with `a__` is the architecture's."""
+    """Return the header of a file with a chat template. In names of fields `__` is a dot, and `a` the architecture."""
     named = {
         (f"{architecture}.{name[3:]}" if name.startswith("a__") else name).replace("__", "."): value
         for name, value in fields.items()

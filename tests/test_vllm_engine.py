@@ -35,7 +35,7 @@ SELFTEST_HF = HfModel(SELFTEST / "hf")
 
 
 def model(weights: float, *, layers: int = 28, kv_heads: int = 4, context: int = 128_000) -> ModelFacts:
-    """A model of that many GiB in bf16."""
+    """Return a model of that many GiB in bf16."""
     return ModelFacts("X", int(weights * GIB), (kv_heads,) * layers, 128, 128, 3584, 152_064, context)
 
 
@@ -117,7 +117,7 @@ def test_the_users_settings_are_taken_as_they_are() -> None:
 
 
 def test_a_part_of_a_gpu_that_is_not_free_is_taken_and_not_available() -> None:
-    """So it is not started beside a server that holds the rest."""
+    """It is then not started beside a server that uses the rest."""
     machine = machines.load("a100-80gb")
     machine = replace(machine, gpus=(replace(machine.gpus[0], memory_free=30 * GIB),))
     plan = fit.plan(QWEN_VL_7B, machine, Wishes(), {"gpu_memory_utilization": 0.9}, "cuda")
@@ -174,7 +174,7 @@ def test_any_plan_is_within_the_machine(weights: float, heads: int, name: str, c
 
 
 def environment(folder: Path, *, name: str = "vllm", cuda: str | None = "13.0", sources: str = ENGINE_FLAGS) -> Found:
-    """An installation whose files are in the folder."""
+    """Return an installation whose files are in the folder."""
     source = folder / "vllm" / "engine" / "arg_utils.py"
     source.parent.mkdir(parents=True)
     fields = "\n".join(f"    {field}: int = 0" for field in (*fit.named(EVERYTHING), "host", "port", "model"))
@@ -210,7 +210,7 @@ def engine(folder: Path, settings: Settings | None = None, **how: Any) -> Vllm:
 
 
 def started(vllm: Vllm, machine: str = "1x4090", **wishes: int) -> tuple[tuple[str, ...], dict[str, Any], Any]:
-    """The command, the content of the file, and the whole specification."""
+    """Return the command, the content of the file, and the whole specification."""
     artefact = vllm.resolve(CatalogName("selftest"))
     plan = vllm.plan(artefact.facts(), machines.load(machine), Wishes(**wishes))
     spec = vllm.server(artefact, plan, served_name="selftest", port=1234)
@@ -300,7 +300,7 @@ def test_a_flag_that_is_not_there(tmp_path: Path, extra: tuple[str, ...], messag
 @pytest.mark.parametrize(
     "extra", ["--port", "--host=0.0.0.0", "--served_model_name", "--por=1", "--uds=/x", "--api-key"]
 )
-def test_what_the_service_knows_the_server_by_is_no_argument(tmp_path: Path, extra: str) -> None:
+def test_arguments_that_the_service_sets_are_refused(tmp_path: Path, extra: str) -> None:
     with pytest.raises(ConfigError, match="is for llmdeploy to choose") as caught:
         started(engine(tmp_path, Settings(vllm=VllmSettings(extra_args=(extra, "x"))), sources=""))
     assert caught.value.hint == "take it out: `llmdeploy config show` tells where it is set"
@@ -314,7 +314,7 @@ def test_a_setting_that_this_version_does_not_have(tmp_path: Path) -> None:
         started(old)
 
 
-def test_a_source_of_another_form_is_no_reason_to_refuse(tmp_path: Path) -> None:
+def test_unknown_source_code_of_vllm_is_accepted(tmp_path: Path) -> None:
     started(engine(tmp_path, Settings(vllm=VllmSettings(extra_args=("--anything",))), sources=""))
 
 
@@ -370,8 +370,8 @@ def test_a_model_without_code_needs_no_consent(tmp_path: Path) -> None:
     assert not consent.given(SELFTEST_HF, registry(tmp_path), trust=True)
 
 
-def test_code_for_an_architecture_of_vllms_own_runs_only_where_it_is_asked_for(tmp_path: Path) -> None:
-    """Some of those need the model's code for its configuration or its processor."""
+def test_code_for_an_architecture_that_vllm_knows_runs_only_on_request(tmp_path: Path) -> None:
+    """Some of these architectures need the model's code for its configuration or its processor."""
     (tmp_path / "state").mkdir()
     made, found = with_code(tmp_path / "m", "Known"), registry(tmp_path / "v", "Known")
     assert not consent.given(made, found, trust=False)
@@ -459,7 +459,7 @@ def test_weights_that_are_there_twice_count_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [5, True, "X", {}, [], [[]], -1, 1.5, 10**400, None])
 @pytest.mark.parametrize("name", ["architectures", "auto_map", "text_config", "hidden_size", "num_key_value_heads"])
-def test_a_configuration_of_odd_values_is_no_accident(tmp_path: Path, name: str, value: object) -> None:
+def test_odd_values_in_a_configuration_are_reported(tmp_path: Path, name: str, value: object) -> None:
     config = json.loads((SELFTEST / "hf" / "config.json").read_text())
     for table in (config, config["text_config"]):
         table[name] = value
@@ -485,4 +485,4 @@ def test_artefacts(text: str, location: object) -> None:
 
 def test_a_path_is_itself_in_the_file() -> None:
     assert flags.yaml({"model": "/m/😀 ü"}).endswith('model: "/m/😀 ü"\n')
-    assert flags.yaml({"model": "/m/\udcff"}).endswith('model: "/m/\\udcff"\n'), "a name that is no UTF-8"
+    assert flags.yaml({"model": "/m/\udcff"}).endswith('model: "/m/\\udcff"\n'), "a name that is not UTF-8"

@@ -1,4 +1,4 @@
-"""What each engine would get of a model, as far as that is known without a network or a daemon."""
+"""The weights that each engine would get of a model, as far as they are known without a network or a daemon."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Availability:
-    """What one engine would get. Sizes in bytes; 0 if unknown before the source is asked."""
+    """The weights for one engine. Sizes in bytes; 0 if unknown before the source is asked."""
 
     engine: str
     artefact: tuple[str, ...] = ()
@@ -36,11 +36,11 @@ class Availability:
     """The other quantizations that the catalog has."""
     gated: bool = False
     lacks: str = ""
-    """Why there is nothing for this engine."""
+    """Reason why there is nothing for this engine; empty if there is something."""
 
 
 def availability(model: ModelRef, engines: Sequence[Engine]) -> tuple[Availability, ...]:
-    """Return what each engine would get. Raises ModelNotFound for an unknown name or a missing path."""
+    """Return the weights that each engine would get. Raises ModelNotFound for an unknown name or a missing path."""
     if isinstance(model, Path) and not model.exists():
         raise ModelNotFound(f"there is no `{model}`", "give a GGUF file, or a folder with a `config.json`")
     entry = lookup.find(model.name) if isinstance(model, CatalogName) else None
@@ -58,7 +58,7 @@ def _of_engine(engine: Engine, model: ModelRef, entry: CatalogEntry | None) -> A
 
 
 def _of_entry(engine: Engine, entry: CatalogEntry) -> Availability:
-    """Return what the catalog tells of it. Raises ModelNotFound."""
+    """Return what the catalog knows of the model for that engine. Raises ModelNotFound."""
     format = entry.preferred(engine.formats)
     quant = entry.chosen(format)
     size, exact = entry.size(format)
@@ -69,7 +69,7 @@ def _of_entry(engine: Engine, entry: CatalogEntry) -> Availability:
 
 
 def _with_files(found: Availability, weights: Weights) -> Availability:
-    """Return it with the size of its files, if they are on this machine."""
+    """Add the size of the files, if they are on this machine."""
     files = weights.local_files()
     if not all(file.is_file() for file in files):
         return found

@@ -38,7 +38,7 @@ class EngineStatus:
     detail: str
     """The program that would run or runs, or why there is none."""
     hint: str = ""
-    """What to type to change that; empty if there is nothing to do."""
+    """Command that changes that; empty if there is nothing to do."""
     installed: bool = True
     """Whether any part of it is on this machine. If not, nothing is wrong: it is only not installed."""
 
@@ -101,7 +101,7 @@ class Engine(ABC):
 
     @property
     def install_hint(self) -> str:
-        """How to get it, as a hint; empty if `llmdeploy engines install` installs it."""
+        """Hint on how to get it; empty if `llmdeploy engines install` installs it."""
         return ""
 
     @abstractmethod

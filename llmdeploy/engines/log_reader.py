@@ -1,4 +1,4 @@
-"""How far a start has come, read from the log of a server."""
+"""Readers of a server's log: the phases of its start, and the loaded model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Loaded:
     context: int | None
     """Tokens that one request may use; None if the engine does not report them."""
     detail: str
-    """Its size and where it computes, as a phrase."""
+    """Size of the model and device that computes it, as a phrase."""
 
 
 class LogReader(Protocol):

@@ -1,4 +1,4 @@
-"""A model as GGUF files: what llama.cpp runs, and what Ollama can import."""
+"""A model as GGUF files, which llama.cpp runs and Ollama can import."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from llmdeploy.config import DEFAULT, Settings
 from llmdeploy.errors import DownloadFailed, ModelNotFound
-from llmdeploy.models import facts, lock, quantization, requirements, source, transfer
+from llmdeploy.models import facts, lock, quantization, requirements, source
 from llmdeploy.models.catalog import lookup
 from llmdeploy.models.quantization import Choice, find_mmproj
 from llmdeploy.models.reference import HUB_HOSTS, CatalogName, HubFile, HubRepo, ModelRef, OllamaTag
@@ -25,9 +25,9 @@ class GgufModel:
     """The files of one model, here or still in a repository."""
 
     weights: Path | HubFile | HubRepo
-    """A file, of a model in parts the first; or a repository, of which the files of its quantization are meant."""
+    """A file (the first one of a model in parts), or a repository with the quantization of the files to take."""
     mmproj: Path | HubFile | None = None
-    """The vision projector; None: the one that belongs to the weights in their repository, if there is one."""
+    """The vision projector; None for the one that belongs to the weights in their repository, if there is one."""
     reused_from: str = field(default="", compare=False)
     """A sentence on the other program's files that these are; empty when nothing is reused."""
     instead_of: tuple[str, ...] = field(default=(), compare=False)
@@ -42,36 +42,40 @@ class GgufModel:
 
     @property
     def files(self) -> tuple[Path | HubFile | HubRepo, ...]:
-        """Those that are named."""
+        """Files that are named, here or at their source."""
         return (self.weights, self.mmproj) if self.mmproj else (self.weights,)
 
     def is_present(self) -> bool:
-        """Whether all of it is on this machine. Touches no network."""
+        """Return whether all files are on this machine. Uses no network."""
         return self._located is not None
 
     def requirements(self, folder: Path | None = None) -> Requirements:
-        """What of it is missing: in the cache, or in `folder`. Raises DownloadFailed, ModelNotFound."""
+        """Return the files and what is missing in the cache, or in `folder`. Raises DownloadFailed, ModelNotFound."""
+        from llmdeploy.models import transfer
+
         try:
             if self._home:
                 return replace(transfer.need(self._listing, self._remote, folder), source=str(self._home))
         except DownloadFailed:
-            if folder or not self._located:  # what is all here needs no source
+            if folder or not self._located:  # a model that is complete here needs no source
                 raise
         return requirements.of_local_files(str(self._home or self.weights), self.local_files())
 
     def download(self, on_progress: OnProgress, folder: Path | None = None) -> None:
-        """Fetch what is missing. Raises DownloadFailed, ModelNotFound."""
+        """Download the missing files. Raises DownloadFailed, ModelNotFound."""
+        from llmdeploy.models import transfer
+
         if self._home:
             transfer.fetch(self._listing, self._remote, on_progress, folder)
 
     def paths(self) -> tuple[Path, Path | None]:
-        """The weights, of a model in parts the first, and the projector. Raises ModelNotFound."""
+        """Return the weights (the first part if there are several) and the projector. Raises ModelNotFound."""
         if (here := self._located) is None:
             raise ModelNotFound(f"`{self.weights}` is not on this machine", "`llmdeploy serve` fetches it")
         return here.weights[0], here.mmproj
 
     def local_files(self) -> tuple[Path, ...]:
-        """All of them, where all are on this machine."""
+        """Return all files; empty unless all are on this machine."""
         here = self._located
         return () if here is None else (*here.weights, *([here.mmproj] if here.mmproj else []))
 
@@ -79,7 +83,7 @@ class GgufModel:
         return source.commit_of(self.local_files())
 
     def facts(self) -> facts.ModelFacts:
-        """By the headers of its files, here or at the source. Raises ModelNotFound, ModelInvalid, DownloadFailed."""
+        """Read the headers, here or at the source. Raises ModelNotFound, ModelInvalid, DownloadFailed."""
         if self._home is None or self.is_present():
             return facts.read_gguf(*self.paths())
         choice = self._choice([file.path for file in self._listing.files])
@@ -88,12 +92,12 @@ class GgufModel:
 
     @property
     def _home(self) -> HubRepo | None:
-        """The repository they are of."""
+        """Repository of the files; None for files of the user."""
         return None if isinstance(self.weights, Path) else self.weights.home
 
     @property
     def _located(self) -> _Located | None:
-        """Where they lie, where all of them are here."""
+        """Places of the files; None unless all are on this machine."""
         if isinstance(self.weights, Path):
             return _Located((self.weights,), self.mmproj if isinstance(self.mmproj, Path) else None)
         assert self._home
@@ -108,20 +112,20 @@ class GgufModel:
         return _Located(tuple(map(self._cached, choice.weights)), mmproj if isinstance(mmproj, Path) else None)
 
     def _cached(self, path: str) -> Path:
-        """Where a file lies that is held."""
+        """Return the place of a file that the cache has."""
         assert self._home
         found = source.cached(HubFile(self._home.repo, path, self._home.revision, self._home.source))
         assert found
         return found
 
     def _at_commit(self, path: str) -> HubFile:
-        """A file as it is in the listing: the repository may change meanwhile."""
+        """Return a file at the commit of the listing: the repository may change meanwhile."""
         assert self._home
         return HubFile(self._home.repo, path, self._listing.commit, self._home.source)
 
     @cached_property
     def _listing(self) -> Listing:
-        """Asked for once, so that all is fetched at the commit that was looked at."""
+        """Listing of the repository, asked for once, so that all files are of the same commit."""
         assert self._home
         return source.origin(self._home.source).listing(self._home)
 
@@ -131,7 +135,7 @@ class GgufModel:
         return source.chosen(self._listing, self._choice(paths).paths)
 
     def _choice(self, paths: Sequence[str]) -> Choice:
-        """Raises ModelNotFound."""
+        """Choose the files among those paths. Raises ModelNotFound."""
         if isinstance(self.weights, HubRepo):
             if not any(path.lower().endswith(".gguf") for path in paths):
                 raise self._no_gguf(any(path.endswith(".safetensors") for path in paths))
@@ -159,6 +163,8 @@ class GgufModel:
 
 @dataclass(frozen=True)
 class _Located:
+    """The places of a model's files on this machine."""
+
     weights: tuple[Path, ...]
     mmproj: Path | None
 
@@ -216,7 +222,7 @@ def _files(model: ModelRef, settings: Settings) -> GgufModel:
 
 
 def _repository(tag: OllamaTag) -> HubRepo:
-    """What a tag such as `hf.co/owner/repo:Q4_K_M` names. Raises ModelNotFound for any other."""
+    """Return the repository of a tag such as `hf.co/owner/repo:Q4_K_M`. Raises ModelNotFound for any other tag."""
     if not tag.name.startswith(HUB_HOSTS):
         raise ModelNotFound(
             f"`{tag}` is a model of Ollama's", f"serve it there: `llmdeploy serve {tag} --engine ollama`"

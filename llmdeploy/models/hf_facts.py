@@ -169,8 +169,10 @@ def is_mlx(config: Path) -> bool:
     MLX writes the size of its groups and the number of bits, and unlike all others no method.
     """
     try:
+        if b'"quantization"' not in config.read_bytes():  # most configurations need not be parsed
+            return False
         document = json_object(config)
-    except (ModelInvalid, ModelNotFound):
+    except (OSError, ModelInvalid, ModelNotFound):
         return False
     quantization, other = document.get("quantization"), document.get("quantization_config") or {}
     is_own = isinstance(quantization, dict) and {"group_size", "bits"} <= quantization.keys()

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from llmdeploy.config import DEFAULT, Settings
 from llmdeploy.errors import DownloadFailed, ModelInvalid, ModelNotFound
-from llmdeploy.models import hf_facts, lock, requirements, source, transfer
+from llmdeploy.models import hf_facts, lock, requirements, source
 from llmdeploy.models.catalog import lookup
 from llmdeploy.models.facts import ModelFacts
 from llmdeploy.models.hf_facts import CONFIG
@@ -27,13 +27,15 @@ from llmdeploy.models.weights import HF, MLX, Format
 from llmdeploy.paths import selftest_dir
 
 WANTED = ("*.json", "*.jinja", "*.model", "*.txt", "*.py", "*.tiktoken")
-"""What vLLM reads besides weights; others, such as `*.bin` and `*.gguf`, hold the same weights once more."""
+"""Files that vLLM reads besides the weights. Others, such as `*.bin` and `*.gguf`, have the same weights again."""
 TOKENIZERS = ("token*", "vocab*", "tekken*", "*.model", "*.tiktoken")
-"""One of them is there, whatever kind the model has."""
+"""Patterns of tokenizer files: every kind of tokenizer has a file that matches one of them."""
 
 
 @dataclass(frozen=True)
 class HfModel:
+    """The files of one model in Hugging Face form."""
+
     location: Path | HubRepo
     reused_from: ClassVar[str] = ""
 
@@ -42,7 +44,7 @@ class HfModel:
 
     @cached_property
     def format(self) -> Format:
-        """Hugging Face form, or MLX's if a configuration that is here says so."""
+        """Hugging Face form, or MLX if a configuration on this machine says so."""
         config = self.location / CONFIG if isinstance(self.location, Path) else self._cached(CONFIG)
         return MLX if config and hf_facts.is_mlx(config) else HF
 
@@ -50,30 +52,34 @@ class HfModel:
         return (str(self),)
 
     def is_present(self) -> bool:
-        """Whether all of it is on this machine. Touches no network."""
+        """Return whether all files are on this machine. Uses no network."""
         if isinstance(self.location, Path):
             return True
         return self._cached(CONFIG) is not None and self._has_weights() and _has_tokenizer(_names(self.folder))
 
     def requirements(self, folder: Path | None = None) -> Requirements:
-        """What of it is missing: in the cache, or in `folder`. Raises DownloadFailed, ModelNotFound."""
+        """Return the files and what is missing in the cache, or in `folder`. Raises DownloadFailed, ModelNotFound."""
+        from llmdeploy.models import transfer
+
         try:
             if isinstance(self.location, HubRepo):
                 return replace(transfer.need(self._listing, self._remote, folder), source=str(self))
         except DownloadFailed:
-            if folder or not self.is_present():  # what is all here needs no source
+            if folder or not self.is_present():  # a model that is complete here needs no source
                 raise
         held = wanted(_names(self.folder), f"`{self}`")
         return requirements.of_local_files(str(self), [self.folder / name for name in held])
 
     def download(self, on_progress: OnProgress, folder: Path | None = None) -> None:
-        """Fetch what is missing. Raises DownloadFailed, ModelNotFound."""
+        """Download the missing files. Raises DownloadFailed, ModelNotFound."""
+        from llmdeploy.models import transfer
+
         if isinstance(self.location, HubRepo):
             transfer.fetch(self._listing, self._remote, on_progress, folder)
 
     @cached_property
     def _listing(self) -> Listing:
-        """Asked for once, so that all is fetched at the commit that was looked at."""
+        """Listing of the repository, asked for once, so that all files are of the same commit."""
         assert isinstance(self.location, HubRepo)
         return source.origin(self.location.source).listing(self.location)
 
@@ -83,7 +89,7 @@ class HfModel:
 
     @property
     def folder(self) -> Path:
-        """Where its files lie. Raises ModelNotFound."""
+        """Folder of the files. Raises ModelNotFound."""
         if isinstance(self.location, Path):
             return self.location
         if config := self._cached(CONFIG):
@@ -91,11 +97,11 @@ class HfModel:
         raise ModelNotFound(f"`{self}` is not on this machine", "`llmdeploy serve` fetches it")
 
     def facts(self) -> ModelFacts:
-        """By its files here, or by their headers at the source. Raises ModelNotFound, ModelInvalid, DownloadFailed."""
+        """Read the files here, or their headers at the source. Raises ModelNotFound, ModelInvalid, DownloadFailed."""
         return hf_facts.read(self._files())
 
     def require_tokenizer(self) -> None:
-        """Raises ModelInvalid where there is none: vLLM would serve all the same, and answer with garbage."""
+        """Raise ModelInvalid if there is no tokenizer: vLLM would serve without one, and answer with garbage."""
         if not _has_tokenizer(self._files().names()):
             where = self.folder if self.is_present() else self
             raise ModelInvalid(
@@ -111,18 +117,18 @@ class HfModel:
         return source.commit_of(self.local_files())
 
     def local_files(self) -> tuple[Path, ...]:
-        """What makes it what it is: the configuration and the weights."""
+        """Return the configuration and the weights; empty unless the model is complete here."""
         if not self.is_present():
             return ()
         return (self.folder / CONFIG, *sorted(_weights(self.folder)))
 
     def remote_code(self) -> tuple[Path, ...]:
-        """The Python files that the model's configuration would have run; none for a model of known architecture."""
+        """Return the Python files that the model's configuration would run; empty for a model of known architecture."""
         config = _json(self.folder / CONFIG)
         return tuple(sorted(self.folder.glob("*.py"))) if "auto_map" in config else ()
 
     def code_revision(self) -> str:
-        """What one consent to that code holds for: its content."""
+        """Return a digest of that code: the user's consent is for exactly this content."""
         digest = hashlib.sha256()
         for file in self.remote_code():
             digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
@@ -179,7 +185,7 @@ def _find(model: ModelRef, settings: Settings) -> HfModel:
         case HubFile() | OllamaTag():
             pass
     raise ModelNotFound(
-        f"`{model}` is no model in Hugging Face form, which vLLM needs",
+        f"`{model}` is not a model in Hugging Face form, which vLLM needs",
         f"serve it elsewhere: `llmdeploy serve {shlex.quote(str(model))} --engine llamacpp`; "
         "for vLLM give `owner/repo` or a folder",
     )
@@ -194,14 +200,14 @@ def _names(folder: Path) -> list[str]:
 
 
 def _weights(folder: Path) -> list[Path]:
-    """The safetensors files that vLLM loads."""
+    """Return the safetensors files that vLLM loads."""
     return [folder / name for name in hf_facts.weights([file.name for file in folder.glob("*.safetensors")])]
 
 
 def wanted(names: Iterable[str], where: str = "the repository") -> list[str]:
-    """The files of a repository that vLLM reads: those of its top folder, the configuration first.
+    """Return the files of a repository that vLLM reads: those of its top folder, the configuration first.
 
-    Raises ModelNotFound without safetensors.
+    Raises ModelNotFound if there are no safetensors.
     """
     top = [name for name in names if "/" not in name]
     weights = hf_facts.weights(top)
@@ -212,7 +218,7 @@ def wanted(names: Iterable[str], where: str = "the repository") -> list[str]:
         )
     rest = {name for name in top if any(fnmatch(name, pattern) for pattern in WANTED)}
     if _consolidated(weights):
-        rest.discard(INDEX)  # of the others
+        rest.discard(INDEX)  # it lists the other files, which are not taken
     return sorted({*weights, *rest}, key=lambda name: (name != CONFIG, name))
 
 
@@ -221,7 +227,7 @@ def _consolidated(weights: Iterable[str]) -> list[str]:
 
 
 def _whole(weights: Collection[str]) -> bool:
-    """Whether of weights in parts all parts are among these."""
+    """Return whether all parts are there, if the weights are in parts."""
     parts = [match for name in weights if (match := re.fullmatch(r"(.+)-\d{5}-of-(\d{5})\.safetensors", name))]
     wanted = {f"{part[1]}-{n:05}-of-{part[2]}.safetensors" for part in parts for n in range(1, int(part[2]) + 1)}
     return wanted <= set(weights)

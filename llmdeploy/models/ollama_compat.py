@@ -1,8 +1,8 @@
-"""Why a model of Ollama's does not run on llama.cpp as it is.
+"""The reasons why a model from Ollama's store does not run on upstream llama.cpp.
 
-Ollama converts some models in a way of its own: under other names of architectures and fields, or with the vision part
-in the model's own file. Its server mends that while it loads; llama.cpp as it is published cannot. The rules are those
-by which Ollama's own loader tells such a file (llama/compat/llama-ollama-compat.cpp of its repository, version 0.33).
+Ollama converts some models in its own way: with other names of architectures and fields, or with the vision part in the
+model's file. Its server repairs that while it loads; upstream llama.cpp cannot. The rules are those by which Ollama's
+own loader recognises such a file (llama/compat/llama-ollama-compat.cpp of its repository, version 0.33).
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
     from llmdeploy.models.gguf_header import Header
 
 RULES = 1
-"""Counts up with each change of the rules: a verdict by earlier ones is made anew."""
+"""Version of the rules: verdicts by another version are not used."""
 
 MERGED = ("v.", "mm.", "a.", "s.", "mtp.", "model.vision_tower.")
-"""How the names of tensors begin that upstream has in a file of its own, or not at all."""
+"""Prefixes of the tensors that upstream has in another file, or not at all."""
 LLAMA3_VOCABULARY, LLAMA3_END_OF_TEXT = 128_256, 128_001
-"""Its chats end with another token, `<|eot_id|>`: a file that says nothing of that one may talk on."""
+"""Vocabulary size and end token of Llama 3. Its chats end with `<|eot_id|>`: without it in the file, a model may not stop."""
 TEMPLATE = "tokenizer.chat_template"
 
 
 @dataclass(frozen=True)
 class Marks:
-    """What a file of one architecture has where it is of Ollama's own form: any of these is enough."""
+    """Marks of Ollama's own form in the files of one architecture: one of them is enough."""
 
     always: bool = False
     fields: tuple[str, ...] = ()
-    """Behind the architecture's name, or a whole name that begins with `tokenizer.`."""
+    """Names of fields, after the architecture's name; or whole names that begin with `tokenizer.`."""
     without: tuple[str, ...] = ()
-    """Fields that upstream's form has."""
+    """Fields of upstream's form that Ollama's form lacks."""
     tensors: tuple[str, ...] = ()
-    """Ends of names."""
+    """Suffixes of tensor names."""
     rule: Callable[[Header], bool] = lambda header: False
 
     def found_in(self, header: Header, architecture: str) -> bool:
@@ -59,16 +59,16 @@ def reason(
     model_format: str = "gguf",
     stops: Sequence[str] = (),
 ) -> str | None:
-    """Why upstream llama.cpp cannot take the place of Ollama for a model; None where it can.
+    """Return why upstream llama.cpp cannot serve the model in place of Ollama; None if it can.
 
-    `header`: of the model's file; `layers`: the kinds of its manifest's layers; `stops`: the texts that end an answer,
-    by Ollama's parameters. The sentence is a clause that goes on after "because".
+    `header`: the header of the model's file; `layers`: the kinds of layers in its manifest; `stops`: the texts that end
+    an answer, from Ollama's parameters. The reason is a clause that follows "because".
     """
     return _packed(layers, model_format) or _converted(header) or _talks_otherwise(header, stops)
 
 
 def projector_reason(projector: Header) -> str | None:
-    """The same for a vision projector in a file of its own."""
+    """Return the reason for a vision projector in its own file; None if there is none."""
     named = ("clip.projector_type", "clip.vision.projector_type", "clip.audio.projector_type")
     if any(name in projector.fields for name in named):
         return None
@@ -95,11 +95,11 @@ def _converted(header: Header) -> str | None:
 
 
 def _talks_otherwise(header: Header, stops: Sequence[str]) -> str | None:
-    """Whether llama.cpp would write and end the model's turns in another way than Ollama does.
+    """Return why llama.cpp would write or end the model's turns in another way than Ollama; None if it would not.
 
-    Ollama has a template and stop texts of its own beside the file. Where the file has the template that the model was
-    trained with, and the stops are words of it, llama.cpp ends an answer by the same tokens; sampling parameters are
-    the application's own on every engine.
+    Ollama has its own template and stop texts beside the file. If the file has the template that the model was trained
+    with, and the stop texts are words of it, llama.cpp ends an answer by the same tokens. Sampling parameters are the
+    application's own on every engine.
     """
     template = header.fields.get(TEMPLATE)
     if not isinstance(template, str):
@@ -119,7 +119,7 @@ def _lacks_its_norm(header: Header) -> bool:
 
 
 def _charsmap_is_texts(header: Header) -> bool:
-    """An array of texts is there as its length."""
+    """Return whether the field is an array of texts, which a header has as its length."""
     return isinstance(header.fields.get("tokenizer.ggml.precompiled_charsmap"), int)
 
 
@@ -165,4 +165,4 @@ MARKS: Mapping[str, Marks] = MappingProxyType(
         "llama": Marks(rule=_misses_the_end_of_a_turn),
     }
 )
-"""By the file's `general.architecture`; what is not named here is the same in both."""
+"""Marks by the file's `general.architecture`; other architectures are the same in both."""

@@ -1,8 +1,8 @@
-"""What is on this machine for one program, used by another engine instead of a download.
+"""Files of other programs on this machine, used instead of a download.
 
-Only the same model in the same quantization: the same file of the same repository, or, of a model of the catalog, the
-one that Ollama has under its tag. What of Ollama's does not run on llama.cpp as it is (`upstream`) is left alone, and
-so is what cannot be read: then the ordinary way is taken.
+Only the same model in the same quantization is used: the same file of the same repository, or, for a model of the
+catalog, the file that Ollama has under its tag. Ollama's models that do not run on llama.cpp as they are
+(`ollama_compat`) and files that cannot be read are passed over: then the model is downloaded.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from llmdeploy.units import in_gib
 
 @dataclass(frozen=True)
 class Found:
-    """The files of a model, here."""
+    """The files of a model on this machine."""
 
     weights: Path
     mmproj: Path | None
     whose: str
-    """As in "uses ...": who has them, and where."""
+    """Program that has the files, and their place: the words after "uses"."""
 
     def model(self, mmproj: Path | None = None, instead_of: tuple[str, ...] = ()) -> GgufModel:
         """Return the weights for an engine; `mmproj`: a projector that was asked for."""
@@ -40,19 +40,19 @@ class Found:
 
     @property
     def size(self) -> str:
-        """In words."""
+        """Size of the files, in words."""
         files = [*facts.parts(self.weights), *([self.mmproj] if self.mmproj else [])]
         return in_gib(sum(file.stat().st_size for file in files))
 
 
 def tags(model: ModelRef) -> tuple[str, ...]:
-    """The names at Ollama of a model of the catalog, in all quantizations."""
+    """Return Ollama's names for a model of the catalog, in all quantizations."""
     entry = lookup.get(model.name) if isinstance(model, CatalogName) else None
     return tuple(filter(None, (entry.tag, *entry.tags.values()))) if entry else ()
 
 
 def of_files(wanted: GgufModel, tags: Sequence[str], ollama_models: str | None = None) -> Found | None:
-    """Files to take instead of those of the Hub's that are not here; None where there are none.
+    """Return files to use instead of those of the Hub that are not here; None if there are none.
 
     `tags`: names at Ollama that mean the same model, whatever their quantization is.
     """
@@ -61,9 +61,9 @@ def of_files(wanted: GgufModel, tags: Sequence[str], ollama_models: str | None =
 
 
 def of_tag(name: str, ollama_models: str | None = None) -> Found | None:
-    """The files of a model that Ollama has; None where it has none.
+    """Return the files of a model in Ollama's store; None if it is not there.
 
-    Raises ModelNotFound where llama.cpp cannot run them, unless the Hub has another form of it (`hf.co/...`).
+    Raises ModelNotFound if llama.cpp cannot run them, unless the Hub has the model in another form (`hf.co/...`).
     """
     for store in ollama.stores(ollama_models):
         for packed in ollama.find(store, name):
@@ -80,7 +80,7 @@ def of_tag(name: str, ollama_models: str | None = None) -> Found | None:
 
 
 def for_ollama(model: CatalogName, settings: Settings) -> GgufModel | None:
-    """The catalog's GGUF files of a model, where all are on this machine and of the quantization of Ollama's tag."""
+    """Return the catalog's GGUF files of a model, if all are here and in the quantization of Ollama's tag."""
     entry = lookup.get(model.name)
     if entry is None:
         return None
@@ -100,7 +100,7 @@ def for_ollama(model: CatalogName, settings: Settings) -> GgufModel | None:
 
 
 def _copies(wanted: GgufModel) -> Iterator[Found]:
-    """The same file of the same repository, in the folders of other programs and in those that were asked for."""
+    """Yield the same files of the same repository in LM Studio's folders and in those of `pull --dir`."""
     home = _home(wanted)
     if home is None:
         return
@@ -131,7 +131,7 @@ def _in_folder(wanted: GgufModel, folder: Path, paths: Sequence[str], whose: str
 
 
 def _blobs(wanted: GgufModel, tags: Sequence[str], ollama_models: str | None) -> Iterator[Found]:
-    """What Ollama has of it, in the quantization that is wanted."""
+    """Yield the model's files in Ollama's stores, in the wanted quantization."""
     home, quant = _home(wanted), quant_of(wanted)
     if home is None:
         return
@@ -143,7 +143,7 @@ def _blobs(wanted: GgufModel, tags: Sequence[str], ollama_models: str | None) ->
 
 
 def _home(wanted: GgufModel) -> HubRepo | None:
-    """The repository of the Hub's main branch that it is of; None for others: a revision is asked for to be had."""
+    """Return the repository if it is at the main branch of the Hub; else None: a named revision is taken literally."""
     if isinstance(wanted.weights, Path):
         return None
     home = wanted.weights.home
@@ -151,7 +151,7 @@ def _home(wanted: GgufModel) -> HubRepo | None:
 
 
 def quant_of(wanted: GgufModel) -> str:
-    """The quantization that is wanted, in capitals: of a repository the one that would be fetched by default."""
+    """Return the wanted quantization, in capitals; for a repository, the one that would be downloaded by default."""
     if isinstance(wanted.weights, HubRepo):
         return wanted.weights.quant.upper() or quantization.FIRST[0]
     return quantization.quant_of(str(wanted.weights))
@@ -175,7 +175,7 @@ def _found(packed: ollama.Packed) -> Found | None:
 
 
 def _usable(found: Found) -> bool:
-    """Whether all of it is here, whole and readable."""
+    """Return whether all files are complete and readable."""
     try:
         facts.read_gguf(found.weights, found.mmproj)
     except (LlmdeployError, OSError):

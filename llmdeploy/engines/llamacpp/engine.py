@@ -1,4 +1,4 @@
-"""llama.cpp: the embedded default. A `llama-server` of the user's own is preferred, else the xllamacpp wheel serves."""
+"""llama.cpp: the embedded default. The user's `llama-server` is preferred; without one the xllamacpp wheel serves."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from llmdeploy.plan import Plan, Wishes
 
 VERSION_TIMEOUT = 1.5
-"""Seconds a `llama-server --version` may take: a GPU build that looks for its devices needs some."""
+"""Seconds that `llama-server --version` may take: a GPU build searches for its devices first."""
 
 PROMPT_CACHE_BYTES = 512 * MIB
-"""Given to llama.cpp's cache of earlier prompts, whose own limit of 8 GiB would take a laptop's memory over time."""
+"""Size of llama.cpp's cache of earlier prompts; its own limit of 8 GiB would fill a laptop's memory over time."""
 
 PHASES = (
     Phase("loading the weights", "loading model"),
@@ -53,13 +53,13 @@ def engine(settings: Settings) -> LlamaCpp:
 
 @dataclass(frozen=True)
 class Program:
-    """What would run: the start of a command line, its version, and a sentence on both."""
+    """The program that would run: the first words of its command line, its version, and a sentence on both."""
 
     argv: tuple[str, ...]
     version: str | None
     detail: str
     on_gpu: bool
-    """Whether it may use the GPUs of this machine: the wheel is a CPU build, but for Apple's."""
+    """Whether it may use the GPUs of this machine. The wheel is a CPU build, except on macOS."""
 
 
 class LlamaCpp(Engine):
@@ -120,7 +120,7 @@ class LlamaCpp(Engine):
         argv = [*self._program.argv, "--model", str(file)]
         if mmproj:
             argv += ["--mmproj", str(mmproj)]
-        # llama.cpp divides its context by its slots; the plan's is what one request may use.
+        # llama.cpp divides its context among its slots; the plan's context is for one request.
         argv += ["--ctx-size", str(plan.context.value * plan.parallel.value), "--parallel", str(plan.parallel.value)]
         argv += ["--threads", str(plan.settings["threads"].value)]
         if (layers := plan.settings["gpu_layers"].value) >= 0:
@@ -131,8 +131,8 @@ class LlamaCpp(Engine):
             base_url=f"http://127.0.0.1:{port}",
             health_path="/health",
             served_name=served_name,
-            # By variable: builds from before the flag ignore it, where an unknown flag would end them.
-            # Where gdb is installed, a failed assertion would bury its own words under a backtrace of seconds.
+            # As variables: older builds ignore an unknown variable, but exit on an unknown flag.
+            # If gdb is installed, a failed assertion would print a backtrace of seconds after its message.
             env={"LLAMA_ARG_CACHE_RAM": str(PROMPT_CACHE_BYTES // MIB), "GGML_NO_BACKTRACE": "1"},
         )
 
@@ -156,12 +156,12 @@ class LlamaCpp(Engine):
         if on_path is None or not os.path.isabs(on_path):  # Windows looks into the current folder too
             return _wheel("")
         program = _llama_server(on_path, "found on PATH")
-        # A build that cannot start must not stand in the way of one that can.
+        # A broken build must not keep a working one from being used.
         return program if isinstance(program, Program) else _wheel(f"; {program.message}")
 
 
 def _llama_server(path: str, why: str) -> Program | EngineMissing:
-    """The program at `path` if it starts: a build whose libraries are gone does not."""
+    """Return the program at `path` if it starts: a build whose libraries are missing does not."""
     import subprocess
 
     try:
@@ -182,7 +182,7 @@ def _llama_server(path: str, why: str) -> Program | EngineMissing:
         return EngineMissing(f"`{path}` ({why}) cannot be run: {output[-1]}", OTHER_PROGRAM_HINT)
     line = next((line for line in output if line.startswith("version:")), None)
     if line is None:
-        return EngineMissing(f"`{path}` ({why}) is no `llama-server`: it tells no version", OTHER_PROGRAM_HINT)
+        return EngineMissing(f"`{path}` ({why}) is not a `llama-server`: it prints no version", OTHER_PROGRAM_HINT)
     version = line.removeprefix("version:").strip()
     return Program((path,), version, f"llama-server {version} at `{path}`, {why}", on_gpu=True)
 
@@ -193,6 +193,6 @@ def _wheel(otherwise: str) -> Program | EngineMissing:
     from importlib.metadata import version
 
     installed = version("xllamacpp")
-    # -P: the folder a user stands in must not lend its modules to the server.
+    # -P keeps the server from importing modules of the current folder.
     argv = (sys.executable, "-P", "-m", "llmdeploy.engines.llamacpp.server_program")
     return Program(argv, installed, f"xllamacpp {installed}, the embedded build{otherwise}", sys.platform == "darwin")

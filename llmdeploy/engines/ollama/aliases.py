@@ -27,7 +27,7 @@ def require_free(daemon: Daemon, spec: ServerSpec) -> None:
     if not any(same_name(one.name, name) for one in daemon.models()):
         return
     license = daemon.show(name).license
-    # A name of Ollama's own is served as it is; an alias that a llmdeploy made for itself is no such name.
+    # A model that Ollama has under this name is served as it is, unless a llmdeploy made the name as an alias.
     free = _beginning(name) not in license if same_name(name, spec.model) else _mark(name) in license
     if not free:
         raise _taken(name, license)

@@ -1,8 +1,8 @@
-"""Ollama: the engine for development. It is attached to where it runs, started where it does not, and never fought.
+"""Ollama: the engine for development. A running Ollama is used; without one, llmdeploy starts it.
 
-The model is served under the user's own name: an alias with the plan's context, which shares the weights and goes when
-the deployment ends. A name that is Ollama's own already is served as it is, with the context that Ollama gives it: what
-is the user's is never rewritten.
+The model is served under the name that the user gave: an alias with the plan's context, which shares the weights and is
+removed when the deployment ends. A model that Ollama has under that name already is served as it is, with the context
+that Ollama gives it: the user's own models are never rewritten.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Ollama(Engine):
             return None
         try:
             missing = tag.server.api.is_local and tag.server.installed(tag.name) is None
-        except LlmdeployError:  # it does not run yet: what it has is not known
+        except LlmdeployError:  # Ollama does not run yet, so its models are not known
             return None
         return GgufImport(local, tag.server) if missing else None
 
@@ -164,7 +164,7 @@ class Ollama(Engine):
             return diagnosis.Diagnosis(cause, f"start it: {hints(sys.platform)['start']}")
         if found := diagnosis.by_signal(exit.status):
             return found
-        # Its log tells of each model's end too: only what it says as it gives up is a cause of its own.
+        # The log reports the end of each model too: only the last line before it gives up is a cause.
         last = next((line for line in reversed(log) if line.startswith(GIVING_UP)), None)
         if last is None:
             return None
@@ -219,9 +219,9 @@ class OllamaDaemon:
         naming = asyncio.ensure_future(asyncio.to_thread(_prepare_name, daemon, spec, weights))
         try:
             await asyncio.shield(naming)
-        except asyncio.CancelledError:  # its thread goes on, and `release` must find what it makes
+        except asyncio.CancelledError:  # the thread continues, and `release` must find what it makes
             await asyncio.wait({naming})
-            naming.exception()  # which nobody wants to know now
+            naming.exception()  # mark as retrieved; nobody needs it now
             raise
         await daemon.load(spec.served_name)
         return await asyncio.to_thread(self._loaded, daemon, spec)
@@ -231,7 +231,7 @@ class OllamaDaemon:
         from llmdeploy.engines.ollama.documents import same_name
 
         found = next((one for one in daemon.running() if same_name(one.name, spec.served_name)), None)
-        if found is None:  # a model of Ollama's cloud, or let go for another at once
+        if found is None:  # a model in Ollama's cloud, or unloaded at once for another
             return Loaded(None, "loaded")
         wished, given = self._settings.context, found.context_length
         if wished is not None and given is not None and given < wished:
@@ -251,7 +251,7 @@ class OllamaDaemon:
         daemon = Daemon(spec.base_url)
         running = await asyncio.to_thread(daemon.running)
         ours = next((one for one in running if same_name(one.name, spec.served_name)), None)
-        # Where another model has taken the room, ours comes back with its next request: to insist would be a fight.
+        # If another model has taken the memory, this one comes back with its next request: do not fight over it.
         if ours.expires_soon if ours else not running:
             await daemon.load(spec.served_name)
 
@@ -281,7 +281,7 @@ def _prepare_name(daemon: Daemon, spec: ServerSpec, weights: Tag | GgufImport) -
     aliases.require_free(daemon, spec)
     files = weights.digests() if isinstance(weights, GgufImport) else {}
     aliases.create(daemon, spec)
-    for path, sha256 in files.items():  # Ollama has set their times, where they are linked into its store
+    for path, sha256 in files.items():  # Ollama has changed their times if they are linked into its store
         digest.save(path, sha256)
 
 

@@ -75,7 +75,7 @@ class Tag:
 
     @cached_property
     def shown(self) -> Shown:
-        """What the server reports of the model. Raises ModelNotFound, ModelInvalid, NotPermitted."""
+        """The server's report on the model. Raises ModelNotFound, ModelInvalid, NotPermitted."""
         return _shown(self.server, self.name)
 
     def local_files(self) -> tuple[Path, ...]:
@@ -161,7 +161,7 @@ class GgufImport:
 
     @cached_property
     def shown(self) -> Shown:
-        """What the server reports of the model. Raises ModelNotFound, ModelInvalid, NotPermitted."""
+        """The server's report on the model. Raises ModelNotFound, ModelInvalid, NotPermitted."""
         return _shown(self.server, self.model_name())
 
     def local_files(self) -> tuple[Path, ...]:

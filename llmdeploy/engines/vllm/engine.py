@@ -1,4 +1,4 @@
-"""vLLM: the engine for production on NVIDIA GPUs. It is run as a program of its own environment, never imported."""
+"""vLLM: the engine for production on NVIDIA GPUs. It runs as a program in its own environment and is never imported."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from llmdeploy.plan import Plan, Wishes
 
 TOOLS = "--enable-auto-tool-choice"
-"""Without it vLLM refuses tools, whatever the model knows."""
+"""Flag without which vLLM refuses tools, even for a model that knows them."""
 
 
 def engine(settings: Settings) -> Vllm:
@@ -54,7 +54,7 @@ class Vllm(Engine):
     formats = (HF,)
 
     def __init__(self, settings: Settings, repairs: Mapping[str, Any] | None = None) -> None:
-        """`repairs`: settings that a start which failed asked for; they beat the user's."""
+        """Take settings; `repairs` are those that a failed start asked for, which override the user's."""
         self._settings = settings
         self._repairs = repairs or {}
 
@@ -91,7 +91,7 @@ class Vllm(Engine):
 
     @property
     def _wanted(self) -> dict[str, Any]:
-        """vLLM's settings under its own names: the user's, and what repairs have made of them."""
+        """vLLM's settings under its own names: the user's, changed by repairs."""
         from llmdeploy.engines.vllm import fit
 
         return {**fit.named(self._settings), **self._repairs}
@@ -128,7 +128,7 @@ class Vllm(Engine):
         if self._repairs.get(remedy.key) == remedy.value:
             return None
         repaired = Vllm(self._settings, {**self._repairs, remedy.key: remedy.value})
-        vars(repaired)["_found"] = self._found  # to look again takes a second
+        vars(repaired)["_found"] = self._found  # a new detection takes a second
         return repaired
 
     def diagnose(self, log: Sequence[str], exit: Exit) -> Diagnosis | None:
@@ -139,7 +139,7 @@ class Vllm(Engine):
 
 
 def _module(found: Environment) -> tuple[str, ...]:
-    """What is run. The command `vllm serve` needs metadata of that name, which repackaged builds lack."""
+    """Return the module to run. The command `vllm serve` needs metadata of that name, which repackaged builds lack."""
     if found.contents is not None and found.contents.name == "vllm":
         return "-m", "vllm.entrypoints.cli.main", "serve"
     return "-m", "vllm.entrypoints.openai.api_server"
@@ -148,18 +148,18 @@ def _module(found: Environment) -> tuple[str, ...]:
 def _variables(device: str, timeout: float) -> dict[str, str]:
     variables = {
         "VLLM_NO_USAGE_STATS": "1",
-        # A key of the user's for another server would keep us out of this one, which loopback alone reaches.
+        # The user's key for another server would lock llmdeploy out of this one, which only loopback reaches.
         "VLLM_API_KEY": "",
         "DO_NOT_TRACK": "1",
-        # The weights are here; a look at the Hub would only cost time.
+        # The weights are on this machine; asking the Hub would only take time.
         "HF_HUB_OFFLINE": "1",
-        # The folder a user stands in must not lend its modules to the server.
+        # The server must not import modules of the current folder.
         "PYTHONSAFEPATH": "1",
-        # It does not give up before llmdeploy does.
+        # vLLM must not give up before llmdeploy does.
         "VLLM_ENGINE_READY_TIMEOUT_S": str(math.ceil(max(timeout, 600))),
         "PYTHONUNBUFFERED": "1",
         "NO_COLOR": "1",
-        # The first GPU of the plan is the first of vLLM's; CUDA alone counts the fastest first.
+        # The plan and vLLM must count GPUs in the same order; CUDA by itself counts the fastest first.
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     }
     return {**variables, "VLLM_TARGET_DEVICE": "cpu"} if device == "cpu" else variables

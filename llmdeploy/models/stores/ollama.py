@@ -106,8 +106,9 @@ def packages(store: Path) -> Iterator[Packed]:
 
 def find(store: Path, *names: str) -> list[Packed]:
     """Return the models of these names, in that order; upper and lower case are the same."""
-    found = {full_name(packed.name): packed for packed in packages(store)}
-    return [found[name] for name in dict.fromkeys(map(full_name, names)) if name in found]
+    wanted = dict.fromkeys(map(full_name, names))
+    files = {name: file for file in walk(store / "manifests") if (name := full_name(_name(store, file))) in wanted}
+    return [packed for name in wanted if name in files and (packed := _package(store, files[name]))]
 
 
 def has(name: str, named: str | None = None) -> bool:
@@ -160,11 +161,8 @@ def _reason(packed: Packed) -> str | None:
 
 
 def _package(store: Path, file: Path) -> Packed | None:
-    parts = file.relative_to(store / "manifests").parts
-    if len(parts) != 4:
+    if not (name := _name(store, file)):
         return None
-    host, namespace, model, tag = parts
-    shown = [*([] if host == REGISTRY else [host]), *([] if (host, namespace) == (REGISTRY, LIBRARY) else [namespace])]
     try:
         content = file.read_bytes()
         manifest = json.loads(content)
@@ -174,9 +172,18 @@ def _package(store: Path, file: Path) -> Packed | None:
         config = json.loads(_blob(store, manifest["config"]["digest"]).read_bytes())
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    name = "/".join([*shown, f"{model}:{tag}"])
     digest = hashlib.sha256(content).hexdigest()
     return Packed(store, name, file, digest, layers, config if isinstance(config, dict) else {})
+
+
+def _name(store: Path, file: Path) -> str:
+    """Return the name of a manifest's model, as Ollama shows it; empty for another file."""
+    parts = file.relative_to(store / "manifests").parts
+    if len(parts) != 4:
+        return ""
+    host, namespace, model, tag = parts
+    shown = [*([] if host == REGISTRY else [host]), *([] if (host, namespace) == (REGISTRY, LIBRARY) else [namespace])]
+    return "/".join([*shown, f"{model}:{tag}"])
 
 
 def _installed(packed: Packed) -> InstalledModel:
