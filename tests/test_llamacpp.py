@@ -175,7 +175,7 @@ def test_a_configured_program_that_is_gone_is_not_replaced_in_silence(tmp_path: 
 def test_a_program_on_the_path_that_does_not_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, why: str
 ) -> None:
-    """The wheel serves instead; without it, the reason is reported."""
+    """Make sure that the wheel serves instead, and that without it the reason is reported."""
     own = program(tmp_path / "bin", script)
     monkeypatch.setenv("PATH", str(own.parent))
     told = f"`{own}` (found on PATH) {why}"

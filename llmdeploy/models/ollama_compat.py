@@ -23,7 +23,7 @@ RULES = 1
 MERGED = ("v.", "mm.", "a.", "s.", "mtp.", "model.vision_tower.")
 """Prefixes of the tensors that upstream has in another file, or not at all."""
 LLAMA3_VOCABULARY, LLAMA3_END_OF_TEXT = 128_256, 128_001
-"""Vocabulary size and end token of Llama 3. Its chats end with `<|eot_id|>`: without it in the file, a model may not stop."""
+"""Vocabulary size and end token of Llama 3. Its chats end with `<|eot_id|>`: a file without it may not stop."""
 TEMPLATE = "tokenizer.chat_template"
 
 
@@ -61,8 +61,8 @@ def reason(
 ) -> str | None:
     """Return why upstream llama.cpp cannot serve the model in place of Ollama; None if it can.
 
-    `header`: the header of the model's file; `layers`: the kinds of layers in its manifest; `stops`: the texts that end
-    an answer, from Ollama's parameters. The reason is a clause that follows "because".
+    `header`: the header of the model's file; `layers`: the kinds of layers in its manifest; `stops`: the texts that
+    end an answer, from Ollama's parameters. The reason is a clause that follows "because".
     """
     return _packed(layers, model_format) or _converted(header) or _talks_otherwise(header, stops)
 
