@@ -13,7 +13,7 @@ from llmdeploy.errors import ModelNotFound
 from llmdeploy.models import hf_model
 from llmdeploy.models.hf_model import HfModel, wanted
 from llmdeploy.models.reference import HubRepo, OllamaTag, parse
-from llmdeploy.models.stores.repository import groups
+from llmdeploy.models.stores.repository import models_in
 from tests.conftest import SELFTEST
 from tests.hub_machine import Machine
 from tests.hub_server import COMMIT, Hub, serve
@@ -137,6 +137,6 @@ def test_vllm_refuses_a_model_quantized_for_mlx(tmp_path: Path) -> None:
 def test_repository_quantized_for_mlx_has_no_engine(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text(MLX % "")
-    [found] = groups(HubRepo("mlx-community/x-4bit"), ["config.json", "model.safetensors"], config=config)
+    [found] = models_in(HubRepo("mlx-community/x-4bit"), ["config.json", "model.safetensors"], config=config)
     assert (found.formats, found.detail) == (("mlx",), "it is quantized for MLX")
     assert registry.running(*found.formats) == ()
