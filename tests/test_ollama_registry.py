@@ -16,14 +16,15 @@ from llmdeploy import hardware
 from llmdeploy.config import Settings
 from llmdeploy.engines.ollama import requirements
 from llmdeploy.engines.ollama.documents import Installed
-from llmdeploy.engines.ollama.engine import Ollama, Tag
+from llmdeploy.engines.ollama.engine import Ollama
 from llmdeploy.engines.ollama.registry import Layer, Manifest
 from llmdeploy.engines.ollama.registry import Registry as Asked
 from llmdeploy.engines.ollama.settings import OllamaSettings
+from llmdeploy.engines.ollama.weights import GgufImport, Tag
 from llmdeploy.errors import DownloadFailed, UsageError
 from llmdeploy.models import digest, gguf, lock, remote_file
 from llmdeploy.models.gguf import GgufModel
-from llmdeploy.models.reference import parse
+from llmdeploy.models.reference import OllamaTag, parse
 from llmdeploy.models.requirements import RequiredFile, Requirements
 from llmdeploy.models.stores.ollama import parts
 from llmdeploy.plan import Wishes
@@ -195,8 +196,8 @@ def test_requirements_of_a_manifest(tmp_path: Path) -> None:
 
 def test_tag_is_locked_by_its_digest(trusted: Registry, empty: Ollama) -> None:
     trusted.add("library/x:7b", model=WEIGHTS)
-    x = tag(trusted, "library/x:7b")
-    need = empty.need(x)
+    x = tag(empty, trusted, "library/x:7b")
+    need = x.requirements()
     locked = lock.pin("x", "ollama", need)
     lock.require_same(locked, need)
     here = Installed(x.name, need.size, (), None, digest=need.revision)
@@ -226,24 +227,37 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ollama]:
     with replay("version", "empty_store") as ollama:
         engine = Ollama(Settings(engine="ollama", ollama=OllamaSettings(host=ollama.url)))
         engine.status()
-        engine.daemon(Wishes(), 1)
+        engine.daemon.spec(Wishes(), 1)
         yield engine
 
 
-def tag(registry: Registry, name: str) -> Tag:
-    return Tag(f"{registry.url.removeprefix('https://')}/{name}")
+def name_at(registry: Registry, name: str) -> str:
+    """Return the name of a model in a registry, as Ollama writes it."""
+    return f"{registry.url.removeprefix('https://')}/{name}"
+
+
+def tag(engine: Ollama, registry: Registry, name: str) -> Tag:
+    """Return a model in a registry, for an engine."""
+    found = engine.resolve(OllamaTag(name_at(registry, name)))
+    assert isinstance(found, Tag)
+    return found
+
+
+def imported(engine: Ollama, weights: Path, mmproj: Path | None = None) -> GgufImport:
+    """Return GGUF files as a model for an engine."""
+    return GgufImport(GgufModel(weights, mmproj), engine._server)
 
 
 def test_size_and_facts_of_a_tag_before_its_pull(trusted: Registry, empty: Ollama, tmp_path: Path) -> None:
     (_, _), (weights, size), _ = trusted.add("library/x:7b", model=WEIGHTS, projector=MMPROJ)
-    x = tag(trusted, "library/x:7b")
-    need = empty.need(x)
+    x = tag(empty, trusted, "library/x:7b")
+    need = x.requirements()
     assert (need.folder, need.missing, need.present, need.unknown) == (tmp_path / "models", need.size, False, "")
     blob = tmp_path / "models" / "blobs" / weights.replace(":", "-")
     blob.parent.mkdir(parents=True)
     shutil.copy(WEIGHTS, blob)
-    assert empty.need(x).missing == need.size - size
-    facts = empty.facts(x)
+    assert x.requirements().missing == need.size - size
+    facts = x.facts()
     assert (facts.architecture, facts.capabilities) == ("qwen2vl", ("text", "image"))
     assert facts.weights_bytes == need.size
     assert len([path for _, path, _, _ in trusted.requests if "manifests" in path]) == 1
@@ -255,7 +269,7 @@ def test_full_disk_is_reported_before_the_pull(
     trusted.add("library/x:7b", model=WEIGHTS)
     monkeypatch.setattr(Requirements, "free", lambda need: 1000)
     with pytest.raises(DownloadFailed) as caught:
-        empty.pull(tag(trusted, "library/x:7b"), lambda *_: pytest.fail("pulled"))
+        tag(empty, trusted, "library/x:7b").download(lambda *_: pytest.fail("pulled"))
     assert caught.value.code == "disk_full"
     assert "`OLLAMA_MODELS`" in caught.value.hint
 
@@ -263,13 +277,13 @@ def test_full_disk_is_reported_before_the_pull(
 def test_pull_works_without_answers_of_the_registry(trusted: Registry, empty: Ollama) -> None:
     # The daemon has a key for a private model, which llmdeploy cannot read.
     trusted.status = 401
-    x = tag(trusted, "user/secret:7b")
-    need = empty.need(x)
+    x = tag(empty, trusted, "user/secret:7b")
+    need = x.requirements()
     assert (need.files, need.present) == ((), False)
     assert need.unknown.endswith("it answers with status 401")
     need.require_room()
     with pytest.raises(DownloadFailed):
-        empty.facts(x)
+        x.facts()
     assert len(trusted.requests) == 1, "asked once"
 
 
@@ -277,7 +291,7 @@ def test_installed_model_needs_no_registry(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(Asked, "manifest", lambda registry: pytest.fail("asked"))
     with replay("version", "tags") as ollama:
         engine = Ollama(Settings(ollama=OllamaSettings(host=ollama.url)))
-        need = engine.need(Tag("selftest"))
+        need = engine.resolve(OllamaTag("selftest")).requirements()
     assert (need.present, need.size, need.missing) == (True, 2334040, 0)
     assert need.revision == need.files[0].digest != ""
 
@@ -287,17 +301,18 @@ def test_sizes_are_known_without_a_daemon(trusted: Registry, tmp_path: Path, mon
     monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{closed_port()}")
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
     trusted.add("library/x:7b", model=WEIGHTS)
-    need = Ollama(Settings()).need(tag(trusted, "library/x:7b"))
+    need = tag(Ollama(Settings()), trusted, "library/x:7b").requirements()
     assert need.missing == need.size > WEIGHTS.stat().st_size
 
 
 def test_local_files_are_planned_without_a_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{closed_port()}")
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
-    engine, model = Ollama(Settings()), GgufModel(WEIGHTS)
+    engine = Ollama(Settings())
+    model = imported(engine, WEIGHTS)
     digest.sha256(WEIGHTS, lambda *_: None)  # whether it is there would be asked of the daemon
-    assert not engine.present(model)
-    assert engine.plan(engine.facts(model), hardware.detect(), Wishes()).needed_bytes > WEIGHTS.stat().st_size
+    assert not model.is_present()
+    assert engine.plan(model.facts(), hardware.detect(), Wishes()).needed_bytes > WEIGHTS.stat().st_size
 
 
 def test_free_space_of_a_remote_store_is_unknown(
@@ -305,23 +320,23 @@ def test_free_space_of_a_remote_store_is_unknown(
 ) -> None:
     trusted.add("library/x:7b", model=WEIGHTS)
     monkeypatch.setattr("llmdeploy.engines.ollama.connection.is_local_url", lambda url: False)
-    need = empty.need(tag(trusted, "library/x:7b"))
+    need = tag(empty, trusted, "library/x:7b").requirements()
     assert (need.folder, need.free()) == (None, None)
 
 
 def test_pull_to_a_folder_is_refused(empty: Ollama, tmp_path: Path) -> None:
-    for artefact in (Tag("qwen3:8b"), GgufModel(WEIGHTS)):
+    for weights in (empty.resolve(OllamaTag("qwen3:8b")), imported(empty, WEIGHTS)):
         with pytest.raises(UsageError, match="`--dir` is not for it"):
-            empty.need(artefact, tmp_path)
+            weights.requirements(tmp_path)
         with pytest.raises(UsageError, match="`--dir` is not for it"):
-            empty.pull(artefact, lambda *_: pytest.fail("pulled"), tmp_path)
+            weights.download(lambda *_: pytest.fail("pulled"), tmp_path)
 
 
 def test_linked_files_need_no_space(empty: Ollama, tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     for file in (WEIGHTS, MMPROJ):
         shutil.copy(file, tmp_path)
-    need = empty.need(GgufModel(tmp_path / WEIGHTS.name, tmp_path / MMPROJ.name))
+    need = imported(empty, tmp_path / WEIGHTS.name, tmp_path / MMPROJ.name).requirements()
     assert (need.missing, need.copies) == (0, 0)
 
 
@@ -333,7 +348,7 @@ def test_copied_files_need_space_in_the_store(empty: Ollama, tmp_path: Path, mon
     size = sum(path.stat().st_size for path in tmp_path.glob("*.gguf"))
     monkeypatch.setattr(Requirements, "free", lambda need: 2 * size - 1)
     with pytest.raises(DownloadFailed) as caught:
-        empty.pull(GgufModel(tmp_path / first), lambda *_: pytest.fail("given"))
+        imported(empty, tmp_path / first).download(lambda *_: pytest.fail("given"))
     assert caught.value.code == "disk_full"
     assert f"`{tmp_path / 'models'}`" in caught.value.message
 
@@ -361,7 +376,9 @@ def test_tag_that_does_not_fit_is_refused_before_the_pull(trusted: Registry, wor
     trusted.manifests["library/huge:7b"] = json.dumps(manifest).encode()
     with replay("version", "empty_store") as ollama:
         variables: dict[str, Any] = {"OLLAMA_HOST": ollama.url, "SSL_CERT_FILE": str(CERTIFICATE)}
-        result = world.run("serve", f"ollama://{tag(trusted, 'library/huge:7b')}", "--engine", "ollama", **variables)
+        result = world.run(
+            "serve", f"ollama://{name_at(trusted, 'library/huge:7b')}", "--engine", "ollama", **variables
+        )
         assert ollama.asked("/api/pull") == []
     assert result.status == 1
     assert "needs 8192." in result.stderr, result.text
@@ -383,7 +400,7 @@ def test_model_of_unknown_size_is_not_reported_as_present(trusted: Registry, wor
     trusted.status = 401
     with replay("version", "empty_store") as ollama:
         variables: dict[str, Any] = {"OLLAMA_HOST": ollama.url, "SSL_CERT_FILE": str(CERTIFICATE)}
-        name = f"ollama://{tag(trusted, 'user/secret:7b')}"
+        name = f"ollama://{name_at(trusted, 'user/secret:7b')}"
         result = world.run("pull", name, "--engine", "ollama", "--dry-run", "--no-fit", **variables)
     assert result.status == 0, result.text
     assert f"`{name}`, size unknown: " in result.stderr.replace("[PORT]", "")
