@@ -136,6 +136,8 @@ class World:
         return [process for process in found if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
     def close(self) -> None:
+        if not self.processes():
+            return
         self.run("stop")
         with contextlib.suppress(AssertionError):  # a killed process takes a moment to end
             until(lambda: not self.processes(), 3)
@@ -161,6 +163,19 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     assert result.status == 0, result.text
     yield world
     world.close()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--pure", action="store_true", help="only tests that start no engine and no llmdeploy")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests that stand in a world, if only the others are wanted."""
+    if config.getoption("--pure"):
+        worldly = {"world", "served", "daemon", "real_ollama", "vllm_python", "found"}
+        left_out = [item for item in items if worldly & set(getattr(item, "fixturenames", ()))]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.hookimpl(optionalhook=True)  # the hook does not exist with `-p no:xdist`
