@@ -128,7 +128,7 @@ def test_installed_program_can_be_started(bare: World) -> None:
     [
         (
             "Error: listen tcp 127.0.0.1:11434: bind: address already in use",
-            "the server ended before it was ready: another program listens at Ollama's address: mostly an Ollama "
+            "the server ended before it was ready: another program listens at Ollama's address: usually an Ollama "
             "that runs already",
         ),
         (
