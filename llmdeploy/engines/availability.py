@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from llmdeploy.errors import ModelNotFound
 from llmdeploy.models.catalog import lookup
+from llmdeploy.models.hf_facts import CONFIG
 from llmdeploy.models.reference import CatalogName
 from llmdeploy.models.weights import HF
 
@@ -78,4 +79,5 @@ def _with_files(found: Availability, weights: Weights) -> Availability:
 
 
 def _size(files: Sequence[Path]) -> int:
-    return sum(file.stat().st_size for file in files)
+    """Return the bytes of the weights, without a configuration beside them."""
+    return sum(file.stat().st_size for file in files if file.name != CONFIG)
