@@ -1,6 +1,6 @@
 """The seam between engines and the service: an engine describes, the service runs.
 
-An engine is one package beside this file and one name in `config.ENGINE_NAMES`. It answers questions and returns data;
+An engine is one package beside this file and one row in `config/settings.py`. It answers questions and returns data;
 it starts no process, prints nothing and knows no command.
 """
 

@@ -1,4 +1,4 @@
-"""All engines by name. A new engine is one package here and one name in `config.ENGINE_NAMES`."""
+"""All engines by name. A new engine is one package here and one row in `config/settings.py`."""
 
 from __future__ import annotations
 
