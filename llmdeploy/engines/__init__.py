@@ -1,1 +1,1 @@
-"""How a model is run: one folder for each engine, the seam that they implement (`base.py`), and their registry."""
+"""The engines: one folder for each, the seam that they implement (`base.py`), and their registry."""

@@ -30,7 +30,7 @@ class Unreachable:
 
 
 Exit = Exited | Unreachable
-"""How a server ended."""
+"""The end of a server."""
 
 
 @dataclass(frozen=True)
