@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections import OrderedDict
 
 from xdist.scheduler import LoadScopeScheduling
@@ -26,17 +27,26 @@ LONGEST_FIRST = (
 """The groups that take longest, longest first; the others follow by their number of tests."""
 
 
+SHARDS = {"tests/test_serve.py": 3, "tests/test_switch.py": 4}
+"""The modules that are too long for one process, and the number of groups that their tests are split into."""
+
+
 def group(nodeid: str) -> str:
     """Return the name of the group of tests that one process runs together.
 
-    The tests of a module share its servers, so they stay together.
+    The tests of a module share its servers, so they stay together. A long module is split, and each group starts them.
     """
-    return "the real vLLM" if REAL_VLLM.search(nodeid) else nodeid.partition("::")[0]
+    if REAL_VLLM.search(nodeid):
+        return "the real vLLM"
+    module, _, test = nodeid.partition("::")
+    shards = SHARDS.get(module)
+    return module if shards is None else f"{module} {zlib.crc32(test.encode()) % shards}"
 
 
 def rank(name: str) -> int:
     """Return a group's place in the order in which groups are handed out."""
-    return LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)
+    module = name.partition(".py ")[0] + ".py" if ".py " in name else name
+    return LONGEST_FIRST.index(module) if module in LONGEST_FIRST else len(LONGEST_FIRST)
 
 
 class LongestFirst(LoadScopeScheduling):
