@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from importlib import import_module
 from shutil import get_terminal_size
@@ -31,7 +32,9 @@ COMMANDS = {
 
 def invoke(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit status. Errors are not caught."""
-    status = build(arguments)(args=list(arguments), prog_name=PROGRAM, standalone_mode=False)
+    app = build(arguments)
+    gc.enable()
+    status = app(args=list(arguments), prog_name=PROGRAM, standalone_mode=False)
     return status if isinstance(status, int) else 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
 from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -65,7 +64,7 @@ def _facts(entry: CatalogEntry) -> dict[str, Any]:
 
 
 def _fields(offer: Availability) -> dict[str, Any]:
-    fields = {name: value for name, value in asdict(offer).items() if name != "engine"}
+    fields = {name: value for name, value in vars(offer).items() if name != "engine"}
     return fields | {"bytes": offer.bytes or None, "quant": offer.quant or None, "lacks": offer.lacks or None}
 
 

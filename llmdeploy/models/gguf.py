@@ -102,6 +102,8 @@ class GgufModel:
             return _Located((self.weights,), self.mmproj if isinstance(self.mmproj, Path) else None)
         assert self._home
         held = source.origin(self._home.source).cached_paths(self._home)
+        if not held:  # the usual case, and the choice takes longer than the look
+            return None
         try:
             choice = self._choice(held)
         except ModelNotFound:

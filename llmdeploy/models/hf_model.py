@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shlex
 from collections.abc import Collection, Iterable
@@ -129,6 +128,8 @@ class HfModel:
 
     def code_revision(self) -> str:
         """Return a digest of that code: the user's consent is for exactly this content."""
+        import hashlib
+
         digest = hashlib.sha256()
         for file in self.remote_code():
             digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")

@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import msgspec
-
 from llmdeploy.errors import ConfigError, DownloadFailed, ModelNotFound
 from llmdeploy.models import source
 from llmdeploy.models.catalog import lookup
@@ -22,50 +20,27 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from llmdeploy.config import Settings
+    from llmdeploy.models.lock_file import Pin
     from llmdeploy.models.requirements import Requirements
 
 LOCK = Path("llmdeploy.lock")
-HEAD = "Written by `llmdeploy pull --lock`. `llmdeploy pull --locked` gets exactly this."
 R = TypeVar("R", bound=HubRepo | HubFile)
-
-
-class LockedFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One file of a pin. Its size in bytes; its digest is a SHA-256, or Git's SHA-1 for small files."""
-
-    name: str
-    size: int
-    digest: str
-
-
-class Pin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The exact files that one engine gets for one name."""
-
-    model: str
-    """Name that the user gives; a name of the catalog is spelled as in the catalog."""
-    engine: str
-    source: str
-    """Repository as the user named it (`hf://owner/repo`, `hf://owner/repo@branch`), or the Ollama tag."""
-    revision: str
-    """Commit of the repository, or digest of the tag."""
-    files: tuple[LockedFile, ...]
-    """Files of the repository; empty for a tag, whose digest covers all its files."""
-
-
-class _Lock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    version: int
-    model: tuple[Pin, ...] = ()
 
 
 def read(file: Path = LOCK) -> tuple[Pin, ...]:
     """Return the pins of this folder; none if the file is missing. Raises ConfigError."""
-    import tomllib
-
     try:
-        lock = msgspec.convert(tomllib.loads(file.read_text(encoding="utf-8")), _Lock)
+        text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
         return ()
-    except (OSError, ValueError, RecursionError) as error:  # msgspec's and TOML's are ValueErrors
-        raise ConfigError(f"`{file}` cannot be read: {error}", _write_again(file)) from None
+    except (OSError, ValueError) as error:
+        raise _unreadable(file, error) from None
+    from llmdeploy.models import lock_file
+
+    try:
+        lock = lock_file.parse(text)
+    except (ValueError, RecursionError) as error:  # msgspec's and TOML's are ValueErrors
+        raise _unreadable(file, error) from None
     if lock.version != 1:
         raise ConfigError(f"`{file}` has version {lock.version}, and this llmdeploy knows 1", _write_again(file))
     return lock.model
@@ -73,23 +48,11 @@ def read(file: Path = LOCK) -> tuple[Pin, ...]:
 
 def write(pins: Iterable[Pin], file: Path = LOCK) -> None:
     """Write the pins, in place of those in the file. Raises ConfigError."""
-    import tomlkit
-
     from llmdeploy import atomic_file
+    from llmdeploy.models import lock_file
 
-    document = tomlkit.document()
-    document.add(tomlkit.comment(HEAD))
-    document["version"] = 1
-    tables = document["model"] = tomlkit.aot()
-    for pin in sorted(pins, key=lambda pin: (pin.model, pin.engine)):
-        files = tomlkit.array().multiline(True)
-        for entry in pin.files:
-            row = tomlkit.inline_table()
-            row.update(msgspec.to_builtins(entry))
-            files.append(row)
-        tables.append(tomlkit.item({**msgspec.to_builtins(pin), "files": files}))
     try:
-        atomic_file.replace(file, tomlkit.dumps(document).encode())
+        atomic_file.replace(file, lock_file.dumps(pins).encode())
         file.chmod(0o644)  # it belongs to the project and has nothing private
     except OSError as error:
         hint = permissions_hint(file.absolute().parent)
@@ -107,6 +70,8 @@ def pin(model: str, engine: str, need: Requirements) -> Pin:
         raise DownloadFailed(
             f"`{need.source}` does not tell its revision, so it cannot be locked", "leave `--lock` or `--locked` out"
         )
+    from llmdeploy.models.lock_file import LockedFile, Pin
+
     files = () if isinstance(parse(need.source), OllamaTag) else need.files
     locked = tuple(LockedFile(file.name, file.size, file.digest) for file in files)
     return Pin(_spelled(model), engine, need.source, need.revision, locked)
@@ -169,6 +134,10 @@ def _pin_of(model: object, reference: HubRepo | HubFile, settings: Settings) -> 
 
 def _spelled(model: str) -> str:
     return str(lookup.get(model) or model)
+
+
+def _unreadable(file: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"`{file}` cannot be read: {error}", _write_again(file))
 
 
 def _write_again(file: Path) -> str:

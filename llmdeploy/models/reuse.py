@@ -116,6 +116,8 @@ def _copies(wanted: GgufModel) -> Iterator[Found]:
 
 def _in_folder(wanted: GgufModel, folder: Path, paths: Sequence[str], whose: str) -> Found | None:
     paths = [path for path in paths if is_whole(folder / path)]
+    if not paths:
+        return None
     try:
         if isinstance(wanted.weights, HubFile):
             choice = quantization.belonging(wanted.weights.file, paths)

@@ -22,7 +22,7 @@ from llmdeploy.service.starter import Starter
 
 if TYPE_CHECKING:
     from llmdeploy.hardware import Hardware
-    from llmdeploy.models.lock import Pin
+    from llmdeploy.models.lock_file import Pin
     from llmdeploy.models.requirements import Requirements
     from llmdeploy.models.weights import Weights
     from llmdeploy.plan import Plan

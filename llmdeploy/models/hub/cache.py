@@ -135,7 +135,7 @@ def _snapshot(repo: HubRepo) -> Path | None:
     commit = repo.revision
     if not COMMIT.fullmatch(commit):
         try:
-            commit = (_folder(repo) / "refs" / repo.revision).read_text().strip()
+            commit = _folder(repo).joinpath("refs", repo.revision).read_text().strip()
         except (OSError, ValueError):  # it is missing, or no file can have that name
             return None
     return _folder(repo) / "snapshots" / commit if COMMIT.fullmatch(commit) else None

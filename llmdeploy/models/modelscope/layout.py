@@ -12,7 +12,6 @@ that the library reads: stored once, found by both. The library replaces such a 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -36,7 +35,7 @@ def cache() -> Path:
 
 def snapshot(repo: str, revision: str) -> Path:
     """Return the folder of a repository's files at a revision: a branch, a tag or a commit."""
-    return _repository(repo) / "snapshots" / revision
+    return _repository(repo).joinpath("snapshots", revision)
 
 
 def library_folder(repo: HubRepo) -> Path:
@@ -47,6 +46,8 @@ def library_folder(repo: HubRepo) -> Path:
 
 def lock(repo: str, path: str) -> Path:
     """Return the lock file that the library takes before it writes a file, one for all its revisions."""
+    import hashlib
+
     key = "\0".join(("modelscope-hub-download-lock-v2", "file", "model", repo, path))
     return cache() / ".lock" / f"file_{hashlib.sha256(key.encode()).hexdigest()}.lock"
 
@@ -97,7 +98,7 @@ def repositories(root: Path) -> list[tuple[HubRepo, Path]]:
 
 
 def _repository(repo: str) -> Path:
-    return cache() / "models" / repo.replace("/", "--")
+    return cache().joinpath("models", repo.replace("/", "--"))
 
 
 def _folder(repo: HubRepo) -> Path:
@@ -108,7 +109,7 @@ def _folder(repo: HubRepo) -> Path:
 
 
 def _ref(repo: HubRepo) -> Path:
-    return _repository(repo.repo) / "refs" / repo.revision
+    return _repository(repo.repo).joinpath("refs", repo.revision)
 
 
 def _named(ref: Path) -> str | None:
@@ -120,7 +121,8 @@ def _named(ref: Path) -> str | None:
 
 def _older_folder(repo: str) -> Path | None:
     owner, _, name = repo.partition("/")
-    folders = [cache() / base / owner / name.replace(".", "___") for base in ("models", "hub/models")]
+    root = cache()
+    folders = [root.joinpath(base, owner, name.replace(".", "___")) for base in ("models", "hub/models")]
     with suppress(OSError):
         return next((folder for folder in folders if folder.is_dir() and any(folder.iterdir())), None)
     return None

@@ -7,7 +7,6 @@ blobs/sha256-<digest>-partial…                 the partial file of a pull that
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
@@ -106,8 +105,11 @@ def packages(store: Path) -> Iterator[Packed]:
 
 def find(store: Path, *names: str) -> list[Packed]:
     """Return the models of these names, in that order; upper and lower case are the same."""
+    manifests = list(walk(store / "manifests"))
+    if not manifests:
+        return []
     wanted = dict.fromkeys(map(full_name, names))
-    files = {name: file for file in walk(store / "manifests") if (name := full_name(_name(store, file))) in wanted}
+    files = {name: file for file in manifests if (name := full_name(_name(store, file))) in wanted}
     return [packed for name in wanted if name in files and (packed := _package(store, files[name]))]
 
 
@@ -172,6 +174,8 @@ def _package(store: Path, file: Path) -> Packed | None:
         config = json.loads(_blob(store, manifest["config"]["digest"]).read_bytes())
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    import hashlib
+
     digest = hashlib.sha256(content).hexdigest()
     return Packed(store, name, file, digest, layers, config if isinstance(config, dict) else {})
 
