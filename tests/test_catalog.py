@@ -19,7 +19,7 @@ from llmdeploy.engines.availability import Availability
 from llmdeploy.engines.ollama.engine import Ollama
 from llmdeploy.errors import ConfigError, ModelNotFound
 from llmdeploy.models import gguf, hf_model
-from llmdeploy.models.catalog import lookup, names, schema
+from llmdeploy.models.catalog import lookup, names, reader, schema
 from llmdeploy.models.catalog.entry import BITS, FORM, CatalogEntry, plain_quant
 from llmdeploy.models.facts import read_gguf
 from llmdeploy.models.hf_model import HfModel
@@ -66,6 +66,12 @@ def test_every_failing_entry_is_named() -> None:
 
 def test_shipped_catalog_is_valid() -> None:
     schema.check(tomllib.loads(FILE.read_text(encoding="utf-8")), str(FILE))
+
+
+def test_tables_of_one_model_give_the_same_entry_as_the_whole_catalog() -> None:
+    entries = dict(lookup.load())
+    assert {name: reader.entries(tomllib.loads(names.excerpt(name)))[name] for name in entries} == entries
+    assert names.excerpt("qwen3") == ""
 
 
 def test_every_name_can_be_typed_and_found() -> None:

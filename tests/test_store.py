@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -142,7 +143,7 @@ def test_models_of_the_same_quantization_are_named_by_their_files() -> None:
     ]  # fmt: skip
 
 
-def test_fifty_repositories_are_read_at_once(tmp_path: Path) -> None:
+def test_each_file_of_fifty_repositories_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(50):
         repository = tmp_path / f"models--owner--m{number}"
         put(repository / "refs" / "main", COMMIT.encode())
@@ -150,11 +151,25 @@ def test_fifty_repositories_are_read_at_once(tmp_path: Path) -> None:
         for name in (*HF_FILES, *(f"model-{part:05}-of-00010.safetensors" for part in range(10))):
             blob = put(repository / "blobs" / f"{name}-blob", b"x")
             (repository / "snapshots" / COMMIT / name).symlink_to(blob)
-    began = time.monotonic()
+    opened = counted(monkeypatch, io, "open")
+    resolved = counted(monkeypatch, os.path, "realpath")
     shelf = hub_cache.read(tmp_path)
+    assert len(opened) == 2 * 50  # the branch's commit and config.json, but no weights
     found = store.Store(shelf.models, ())
     assert [found.freed(model) for model in found.models] == [13] * 50
-    assert time.monotonic() - began < 0.5
+    assert (len(opened), len(resolved)) == (2 * 50, 13 * 50)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[object]:
+    """Return a list that gets the first argument of each call of a function from now on."""
+    function, calls = getattr(module, name), []
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        calls.append(arguments[0])
+        return function(*arguments, **named)
+
+    monkeypatch.setattr(module, name, call)
+    return calls
 
 
 # --- Ollama's store

@@ -33,7 +33,9 @@ COMMANDS = {
 def invoke(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit status. Errors are not caught."""
     app = build(arguments)
-    gc.enable()
+    if not gc.isenabled():
+        gc.freeze()  # the modules stay, so no collection need look at them
+        gc.enable()
     status = app(args=list(arguments), prog_name=PROGRAM, standalone_mode=False)
     return status if isinstance(status, int) else 0
 

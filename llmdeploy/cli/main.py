@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -56,7 +55,6 @@ def _answer(arguments: list[str], *, as_json: bool) -> int:
         from llmdeploy.cli.complete import answer
 
         return answer(os.environ)
-    gc.disable()  # until the modules are loaded: they leave no garbage, and the search for it takes a tenth of the time
     from llmdeploy.cli.app import invoke
     from llmdeploy.cli.output import out
     from llmdeploy.errors import LlmdeployError
