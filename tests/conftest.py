@@ -33,6 +33,9 @@ settings.load_profile("busy")
 
 pytest_plugins = ["tests.engines.conformance.summary"]
 
+BUSY = 4
+"""Times that work may take longer in a test than for a user: other tests run at the same time."""
+
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 SELFTEST = ROOT / "llmdeploy" / "selftest"
@@ -82,6 +85,8 @@ class World:
             "OLLAMA_HOST": f"127.0.0.1:{free_port()}",  # nothing listens there
             "NO_COLOR": "1",
             "COLUMNS": "100",
+            # What vLLM learns of a model by importing itself once more, 10 s, is learned once for all tests.
+            "VLLM_CACHE_ROOT": str(PREPARED / "cache"),
             "PYTHONUNBUFFERED": "",  # buffered, as it is on a user's machine
             # A background service outlives the command that started it.
             "PYTHONWARNINGS": "error,ignore:subprocess:ResourceWarning",

@@ -31,7 +31,7 @@ from llmdeploy.hardware import Gpu, Hardware
 from llmdeploy.models.catalog import lookup
 from llmdeploy.units import GIB, MIB
 from tests import machines
-from tests.conftest import ROOT, World
+from tests.conftest import BUSY, ROOT, World
 
 MACHINE = ["python", "platform", "cpu", "memory", "disk", "gpu"]
 NAMES = [*MACHINE, "state", "config", "llamacpp", "ollama", "vllm", "port", "service"]
@@ -78,7 +78,7 @@ def test_the_document(world: World) -> None:
 def test_doctor_is_fast(world: World) -> None:
     began = time.monotonic()
     assert world.run("doctor").status == 0
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 3 * BUSY
 
 
 def test_doctor_during_a_service(served: World) -> None:
@@ -142,7 +142,7 @@ def test_configured_program_that_does_not_answer(world: World, script: str, why:
     program.chmod(0o755)
     began = time.monotonic()
     result = world.run("doctor", "--json", LLMDEPLOY_ENGINES_LLAMACPP_SERVER=str(program))
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 3 * BUSY
     (check,) = [check for check in json.loads(result.stdout)["checks"] if check["status"] == "fail"]
     no_version = "`[FOLDER]/program` (set by `engines.llamacpp.server`) is not a `llama-server`: it prints no version"
     assert check["detail"] == (MISSING.format("[FOLDER]/program", why) if why else no_version)
@@ -155,7 +155,7 @@ def test_slow_program_is_used(world: World) -> None:
     program.chmod(0o755)
     began = time.monotonic()
     result = world.run("doctor", LLMDEPLOY_ENGINES_LLAMACPP_SERVER=str(program))
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 3 * BUSY
     assert result.status == 0
     assert lines_of(result.stdout)["llamacpp"] == (
         "warn",

@@ -44,10 +44,11 @@ from llmdeploy.models.reference import HubFile, HubRepo, parse
 def digest(file):
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
-def model(artefact):
-    before = artefact.present(), artefact.need().missing
-    artefact.pull(lambda *now: None)
-    return before, (artefact.present(), artefact.need().missing), [file.name for file in artefact.local_files()]
+def model(weights):
+    before = weights.is_present(), weights.requirements().missing
+    weights.download(lambda *now: None)
+    after = weights.is_present(), weights.requirements().missing
+    return before, after, [file.name for file in weights.local_files()]
 
 def pulled(repo, *names):
     listing = origin.listing(parse(repo))

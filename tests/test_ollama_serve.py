@@ -40,7 +40,7 @@ pytestmark = pytest.mark.ollama
 
 SERVE = ("serve", "selftest", "--engine", "ollama")
 RED, BLUE = EXAMPLES / "red.png", EXAMPLES / "blue.png"
-WITHIN = 5.0
+WITHIN = 9.0
 """Seconds in which a stopped service must be gone, with all it started."""
 
 

@@ -31,7 +31,7 @@ from llmdeploy.service.server_process import GUARD, Child
 from tests.conftest import until
 
 GRACE = 0.3
-WITHIN = 5.0
+WITHIN = 9.0
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from openai import OpenAI
 
-from tests.conftest import EXAMPLES, SELFTEST, World, until
+from tests.conftest import BUSY, EXAMPLES, SELFTEST, World, until
 from tests.test_engines_command import CTRL_C, at_a_terminal
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
@@ -228,7 +228,7 @@ def test_flag_that_vllm_does_not_have(vllm: World) -> None:
     assert refused(vllm, "selftest", LLMDEPLOY_ENGINES_VLLM_EXTRA_ARGS="--max-num-batched-tokns 4096")[1] == (
         "did you mean `--max-num-batched-tokens`?"
     )
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 3 * BUSY
 
 
 def test_missing_model_folder(vllm: World) -> None:
@@ -278,9 +278,6 @@ def test_consent_is_asked_for_at_a_terminal(vllm: World, answer: str, status: in
 def test_context_that_does_not_fit_is_repaired_to_the_engines_estimate(vllm: World) -> None:
     small = {"LLMDEPLOY_ENGINES_VLLM_KV_CACHE_MEMORY_BYTES": "1M"}
     vllm.environment |= small
-    error, hint = refused(vllm, "selftest", "--no-repair")
-    assert error.startswith(f"{BEFORE}a context of 8192 tokens needs ")
-    assert hint.startswith("`--context 384` fits")
     result = vllm.run("serve", "selftest", "--detach", timeout=280)
     assert result.status == 0, result.text
     said = (vllm.state / "service.log").read_text()
@@ -301,19 +298,19 @@ def processes_of(world: World, name: str) -> list[psutil.Process]:
     return [process for process in server.children(recursive=True) if name in process.name()]
 
 
-def test_server_is_started_again_after_a_worker_was_killed(vllm: World) -> None:
-    assert vllm.run("serve", "selftest", "--detach", timeout=200).status == 0
-    before = vllm.record()["server"]["pid"]
+def test_server_is_started_again_after_a_worker_was_killed(serving: World) -> None:
+    """Kill the server of the module; nothing comes after it."""
+    before = serving.record()["server"]["pid"]
     body = {"model": "selftest", "messages": COUNT, "stream": True, "max_tokens": 8000, "ignore_eos": True}
-    address = f"http://127.0.0.1:{vllm.port}/v1/chat/completions"
+    address = f"http://127.0.0.1:{serving.port}/v1/chat/completions"
     with httpx.stream("POST", address, json=body, timeout=30, trust_env=False) as stream:
         lines = stream.iter_lines()
         next(lines)
-        [worker] = processes_of(vllm, "VLLM::Worker")
+        [worker] = processes_of(serving, "VLLM::Worker")
         worker.kill()
         killed = time.monotonic()
-        until(lambda: vllm.record()["state"] == "starting", 5)
-        assert time.monotonic() - killed < 2
+        until(lambda: serving.record()["state"] == "starting", 5)
+        assert time.monotonic() - killed < 2 * BUSY
         rest: list[str] = []
         with pytest.raises(httpx.RemoteProtocolError):  # nobody may take it for whole
             rest.extend(lines)
@@ -323,13 +320,13 @@ def test_server_is_started_again_after_a_worker_was_killed(vllm: World) -> None:
     body = {"model": "selftest", "messages": COUNT, "temperature": 0}
     held = httpx.post(address, json=body, timeout=200, trust_env=False)  # until there is a server again
     assert held.json()["choices"][0]["message"]["content"] == "1 2 3 4 5", held.text
-    assert vllm.record()["state"] == "ready"
-    assert vllm.record()["server"]["pid"] != before
-    assert vllm.run("chat", "Count to 3").stdout == "1 2 3\n"
+    assert serving.record()["state"] == "ready"
+    assert serving.record()["server"]["pid"] != before
+    assert serving.run("chat", "Count to 3").stdout == "1 2 3\n"
     # It cannot hear SIGTERM now; stopping it leaves nothing all the same.
-    for process in [*processes_of(vllm, ""), psutil.Process(vllm.record()["server"]["pid"])]:
+    for process in [*processes_of(serving, ""), psutil.Process(serving.record()["server"]["pid"])]:
         process.send_signal(signal.SIGSTOP)
     began = time.monotonic()
-    assert vllm.run("stop").status == 0
-    until(lambda: not vllm.processes(), 10)
+    assert serving.run("stop").status == 0
+    until(lambda: not serving.processes(), 10)
     assert time.monotonic() - began < 10

@@ -41,12 +41,14 @@ def test_old_engine_stays_if_vllm_cannot_start(world: World) -> None:
     with Load(world.port, clients=4) as load:
         until(lambda: load.total > 4)
         result = world.run(
-            "switch", "vllm", "--no-repair", timeout=400, LLMDEPLOY_ENGINES_VLLM_KV_CACHE_MEMORY_BYTES="1000000"
+            "switch", "vllm", "--no-repair", timeout=400, LLMDEPLOY_ENGINES_VLLM_KV_CACHE_MEMORY_BYTES="1M"
         )
         asked = load.total
         until(lambda: load.total > asked + 4 or load.failures, 60)
     assert result.status == 1, result.text
     assert "error: the switch failed at the step `prepare`: the server ended before it was ready: " in result.stderr
+    assert ": a context of 8192 tokens needs " in result.stderr
+    assert "\nhint: `--context 384` fits" in result.stderr
     assert "; `selftest` on llamacpp serves as before\n" in result.stderr
     assert load.failures == []
     assert not world.config.exists()
