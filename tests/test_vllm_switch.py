@@ -20,7 +20,8 @@ def world(world: World, vllm_python: str) -> World:
 @pytest.mark.parametrize("way", ["--beside", "--no-beside"])
 def test_no_request_fails_on_the_way_to_vllm_and_back(world: World, way: str) -> None:
     assert world.run("serve", "selftest", "--detach").status == 0
-    with Load(world.port) as load:
+    # Four clients: sixteen, as in the switches between other engines, would take both cores from a vLLM that starts.
+    with Load(world.port, clients=4) as load:
         until(lambda: load.total > 20)
         there = world.run("switch", "vllm", way, timeout=400)
         assert there.status == 0, there.text
