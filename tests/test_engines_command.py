@@ -16,7 +16,7 @@ import pytest
 from llmdeploy import hardware
 from llmdeploy.config import ENGINE_NAMES
 from llmdeploy.engines.ollama.hints import hints
-from tests.conftest import World
+from tests.conftest import World, until
 from tests.vllm_environments import with_vllm
 
 CTRL_C = "\x03"
@@ -169,6 +169,7 @@ def test_engine_that_serves_is_not_removed(world: World) -> None:
     # The record of a running service is changed to name vLLM as its engine.
     made = whole(world)
     assert world.run("serve", "selftest", "--detach").status == 0
+    until(lambda: world.record()["receipt"])  # the last that is written
     record = world.state / "deployment.json"
     record.write_text(record.read_text().replace('"llamacpp"', '"vllm"'))
     result = world.run("engines", "remove", "vllm", "--yes")

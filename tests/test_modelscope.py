@@ -292,8 +292,8 @@ def test_quantization_of_a_gguf_repository_is_pulled(machine: Machine, scope: Sc
     before, after, files = machine.run("model(gguf.find(parse('ms://owner/x-GGUF:Q8_0')))")
     assert (before, after) == ([False, 9], [True, 0])
     assert files == ["x-Q8_0.gguf", "mmproj-F16.gguf"]
-    assert machine.run("gguf.find(parse('ms://owner/x-GGUF:Q4_K_M')).present()") is False
-    assert machine.run("gguf.find(parse('ms://owner/x-GGUF/x-Q8_0.gguf')).present()") is True
+    assert machine.run("gguf.find(parse('ms://owner/x-GGUF:Q4_K_M')).is_present()") is False
+    assert machine.run("gguf.find(parse('ms://owner/x-GGUF/x-Q8_0.gguf')).is_present()") is True
 
 
 def test_facts_are_read_at_modelscope(machine: Machine, scope: Scope) -> None:

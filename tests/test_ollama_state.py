@@ -215,7 +215,7 @@ def test_silent_port_is_reported(bare: World) -> None:
         f"error: `{url}` {TAKEN}: `{url}` accepts connections and does not answer\n"
         f"hint: {ELSEWHERE}\n"
     )
-    assert seconds < 3
+    assert seconds < 3 * BUSY
 
 
 def test_silent_port_of_a_starting_ollama_is_waited_for(bare: World) -> None:
@@ -236,7 +236,7 @@ def test_doctor_does_not_wait_for_a_starting_ollama(bare: World) -> None:
     with port(None) as url:
         result, seconds = run_where_ollama(bare, True, "doctor", OLLAMA_HOST=url)
     assert f"ok  ollama    Ollama at `{url}` starts: it does not answer yet\n" in result.stdout
-    assert seconds < 3
+    assert seconds < 3 * BUSY
 
 
 def test_remote_machine_that_does_not_answer(bare: World) -> None:

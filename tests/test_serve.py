@@ -652,12 +652,13 @@ def test_detach_reports_that_another_command_stopped_the_start(world: World) -> 
 @pytest.mark.parametrize("gone", ["deployment.json", "."])
 def test_deleted_record_is_written_again(world: World, gone: str) -> None:
     assert world.run("serve", "selftest", "--detach").status == 0
+    until(lambda: world.record()["receipt"])  # the last that is written
     if gone == ".":
         shutil.rmtree(world.state)
     else:
         (world.state / gone).unlink()
     assert not is_served(world)
-    until(lambda: is_served(world), 3)
+    until(lambda: is_served(world), 3 * BUSY)
     stop_within(world, WITHIN)
 
 
@@ -672,7 +673,7 @@ def test_unreadable_record_does_not_end_the_service(world: World) -> None:
         until(lambda before=before: world.state.stat().st_mtime_ns != before)
     assert httpx.get(f"http://127.0.0.1:{world.port}/health", trust_env=False).status_code == 200
     file.rmdir()
-    until(lambda: is_served(world), 3)
+    until(lambda: is_served(world), 3 * BUSY)
     stop_within(world, WITHIN)
     _, stderr = service.communicate(timeout=10)
     assert service.returncode == 0

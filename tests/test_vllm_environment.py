@@ -51,6 +51,13 @@ def script(file: Path, *lines: str) -> Path:
 # Where it is found
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the inspection of a Python more time than a user has to wait: other tests run at the same time."""
+    monkeypatch.setattr(find, "SECONDS", find.SECONDS * (BUSY - 1))
+    monkeypatch.setattr(find, "INSPECT_SECONDS", find.INSPECT_SECONDS * (BUSY - 1))
+
+
 def test_no_vllm_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path(monkeypatch, tmp_path)
     found = detect(Settings(), H200)
