@@ -55,6 +55,14 @@ VLLM = PREPARED / "engines" / "vllm" / "0.32.0-cpu"
 """Environment with the real vLLM, which `scripts/vllm-environment` creates."""
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let other tests have the cores first: a vLLM that starts takes both for most of a minute, and can wait."""
+    if hasattr(os, "setpriority"):
+        with contextlib.suppress(PermissionError):  # only the superuser may raise a priority again
+            os.setpriority(os.PRIO_PROCESS, 0, 10 if item.get_closest_marker("vllm") else 0)
+
+
 @dataclass(frozen=True)
 class Result:
     status: int
