@@ -25,7 +25,19 @@ PROGRAMS = {
 }
 FACE = {"llmdeploy.__main__", "llmdeploy.cli"}
 
-ANYWHERE = {"errors", "text", "units", "paths", "background", "atomic_file", "address", "tls", "rules", "config_types"}
+ANYWHERE = {
+    "errors",
+    "text",
+    "units",
+    "paths",
+    "background",
+    "atomic_file",
+    "address",
+    "tls",
+    "rules",
+    "config_types",
+    "bounded_file",
+}
 """The small parts that every other part may import. They import nothing but each other."""
 
 MAY_IMPORT: dict[str, set[str]] = {
