@@ -84,6 +84,32 @@ class Arguments:
         return shlex.split(text)
 
 
+class Origins:
+    """Origins of web pages, browser extensions and desktop applications, as browsers write them."""
+
+    names, example = "the web pages that may use the model", "https://app.example"
+
+    def __str__(self) -> str:
+        return "an array of origins such as `https://app.example`, `chrome-extension://ID` or `app://*`"
+
+    def accepts(self, value: object) -> bool:
+        return isinstance(value, list) and all(isinstance(it, str) and _is_origin(it) for it in value)
+
+    def read(self, text: str) -> list[str]:
+        import shlex
+
+        return shlex.split(text.replace(",", " "))
+
+
+def _is_origin(text: str) -> bool:
+    """Return whether a text names an origin, the origins of a domain, or those of a scheme other than the web's."""
+    import re
+
+    web = r"https?://(\*\.)?(\[[0-9a-f:.]+\]|[a-z0-9_-]+(\.[a-z0-9_-]+)*)(:[0-9]{1,5})?"
+    scheme = r"(?!https?:|file:|data:|blob:|javascript:)[a-z][a-z0-9+.-]*://(\*|[a-z0-9._-]*(:[0-9]{1,5})?)"
+    return len(text) <= 200 and any(re.fullmatch(it, text, re.IGNORECASE) for it in (web, scheme))
+
+
 class Text:
     """A text in one line, or one of several words."""
 
@@ -177,12 +203,17 @@ class Host(Text):
         return True
 
 
-Rule = Whole | Positive | Text | Switch | Arguments | Absolute
+Rule = Whole | Positive | Text | Switch | Arguments | Absolute | Origins
 
-Personal = Program | Secret | Address | Host | Arguments
+Personal = Program | Secret | Address | Host | Arguments | Origins
 """Types of values that `./llmdeploy.toml` may not set, because that file may come from someone else."""
 
 
-def setting(rule: Rule, default: object, help: str, name: str = "") -> Any:
-    """Return the dataclass field of one key; `name` is the name of the key, if it differs from that of the field."""
-    return field(default=default, metadata={"rule": rule, "help": help, **({"name": name} if name else {})})
+def setting(rule: Rule, default: object, help: str, name: str = "", *, is_limit: bool = False) -> Any:
+    """Return the dataclass field of one key.
+
+    `name` is the name of the key, if it differs from that of the field. With `is_limit`, `./llmdeploy.toml` may set no
+    value above the default.
+    """
+    metadata = {"rule": rule, "help": help, "limit": is_limit, **({"name": name} if name else {})}
+    return field(default=default, metadata=metadata)

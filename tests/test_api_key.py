@@ -120,3 +120,17 @@ def test_any_other_address_needs_one(host: str, tmp_path: Path, monkeypatch: pyt
     [*command, file] = shlex.split(use)
     assert command == ["llmdeploy", "config", "set", "api_key_file"]
     api_key.require(host, api_key.read(Settings(api_key_file=file)))
+
+
+def test_pages_of_other_origins_need_a_key() -> None:
+    api_key.require("127.0.0.1", "k", ["https://a.example"])
+    api_key.require("127.0.0.1", None, [])
+    with pytest.raises(ConfigError) as caught:
+        api_key.require("127.0.0.1", None, ["https://a.example"])
+    assert caught.value.message == "`gateway.origins` lets web pages use the model, and no API key is set"
+    assert caught.value.hint == f"make one: `{api_key.make_command()}`"
+
+
+def test_short_keys_are_known() -> None:
+    assert api_key.is_short("k" * 15)
+    assert not api_key.is_short("k" * 16)

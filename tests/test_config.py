@@ -17,7 +17,7 @@ from llmdeploy.address import local_url
 from llmdeploy.config import Key, Settings, Value, keys
 from llmdeploy.config import edit as config_edit
 from llmdeploy.config.toml_file import line_of
-from llmdeploy.config_types import Absolute, Arguments, Fraction, Host, Positive, Switch, Whole
+from llmdeploy.config_types import Absolute, Arguments, Fraction, Host, Origins, Positive, Switch, Whole
 from llmdeploy.errors import ConfigError, UsageError
 
 KEYS = "`llmdeploy config show` lists the keys"
@@ -60,6 +60,7 @@ def test_without_any_file_every_value_is_the_default() -> None:
         "gateway.max_held": Value(200, "default"),
         "gateway.hold_timeout": Value(600, "default"),
         "gateway.drain_timeout": Value(60, "default"),
+        "gateway.origins": Value(None, "default"),
         "engines.llamacpp.threads": Value(None, "default"),
         "engines.llamacpp.gpu_layers": Value(None, "default"),
         "engines.llamacpp.server": Value(None, "default"),
@@ -327,12 +328,14 @@ PERSONAL = [
     ("api_key_file", "/tmp/key", "the API key"),
     ("engines.llamacpp.server", "/tmp/server", "a program to run"),
     ("engines.ollama.host", "example.com", "where prompts go"),
+    ("gateway.origins", "https://a.example", "the web pages that may use the model"),
 ]
 
 
 @pytest.mark.parametrize(("key", "value", "names"), PERSONAL, ids=lambda it: str(it))
 def test_keys_that_a_project_file_must_not_set(key: str, value: str, names: str, user_file: Path) -> None:
-    write(Path("llmdeploy.toml"), f'{key} = "{value}"')
+    written = f'["{value}"]' if key == "gateway.origins" else f'"{value}"'
+    write(Path("llmdeploy.toml"), f"{key} = {written}")
     with pytest.raises(ConfigError) as caught:
         config.load()
     said = f"`{key}` names {names}, which the file of a folder may not"
@@ -343,7 +346,46 @@ def test_keys_that_a_project_file_must_not_set(key: str, value: str, names: str,
         config_edit.set_value(key, value, paths.PROJECT_CONFIG.absolute())
     assert not os.path.exists("llmdeploy.toml")
     config_edit.set_value(key, value, user_file)
-    assert config.load().value(key).value == value
+    assert config.load().value(key).value == ([value] if key == "gateway.origins" else value)
+
+
+LIMITS = {
+    "timeout": 600,
+    "gateway.max_body_mb": 64,
+    "gateway.max_held": 200,
+    "gateway.hold_timeout": 600,
+    "gateway.drain_timeout": 60,
+}
+
+
+@pytest.mark.parametrize(("key", "most"), LIMITS.items())
+def test_limits_that_a_project_file_must_not_raise(key: str, most: int, user_file: Path) -> None:
+    assert {it.name for it in keys() if it.is_limit} == LIMITS.keys()
+    project = paths.PROJECT_CONFIG.absolute()
+    config_edit.set_value(key, str(most), project)
+    config_edit.set_value(key, "1", project)
+    said = f"`{key}` may be {most} at most in the file of a folder"
+    with pytest.raises(UsageError, match=said):
+        config_edit.set_value(key, str(most + 1), project)
+    project.write_text(f"{key} = {most + 1}")
+    with pytest.raises(ConfigError) as caught:
+        config.load()
+    assert caught.value.message == f"`./llmdeploy.toml`, line 1: {said}"
+    assert f"`llmdeploy config set {key} {most + 1}` writes" in caught.value.hint
+    project.unlink()
+    config_edit.set_value(key, str(most + 1), user_file)
+    assert config.load().value(key).value == most + 1
+
+
+def test_origins_are_a_list_in_files_variables_and_on_the_command_line(
+    user_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config_edit.set_value("gateway.origins", "https://a.example app://*", user_file)
+    assert user_file.read_text() == '[gateway]\norigins = ["https://a.example", "app://*"]\n'
+    monkeypatch.setenv("LLMDEPLOY_GATEWAY_ORIGINS", "https://b.example,tauri://localhost")
+    assert config.load().gateway.origins == ["https://b.example", "tauri://localhost"]
+    with pytest.raises(UsageError, match="`gateway.origins` must be an array of origins such as"):
+        config_edit.set_value("gateway.origins", "*", user_file)
 
 
 @pytest.mark.parametrize(
@@ -528,6 +570,8 @@ def accepted(key: Key) -> st.SearchStrategy[object]:
         return st.floats(0, 1, exclude_min=True)
     if isinstance(key.rule, Arguments):
         return st.lists(st.text(min_size=1).filter(str.isprintable))
+    if isinstance(key.rule, Origins):
+        return st.lists(st.sampled_from(["https://app.example", "chrome-extension://abcdef", "app://*"]))
     if isinstance(key.rule, Positive):
         return st.integers(1, 10**6) | st.floats(0, 10**6, exclude_min=True)
     if isinstance(key.rule, Switch):

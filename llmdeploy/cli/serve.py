@@ -68,7 +68,7 @@ def serve(
     own = Flags(mmproj and mmproj.absolute(), allow_cloud, trust_remote_code)
     settings = replace(config.load(flags), flags=own)
     refuse_foreign(flags, settings.engine)
-    api_key.require(settings.host, api_key.read(settings))
+    _check_key(settings)
     reference = options.resolve_model(settings.model if model is None else model)
 
     def run(settings: Settings) -> None:
@@ -84,6 +84,15 @@ def serve(
         if error.code != REMOTE_CODE or not _agrees(error):
             raise
         run(replace(settings, flags=replace(own, trust_remote_code=True)))
+
+
+def _check_key(settings: Settings) -> None:
+    """Raise ConfigError if an API key is needed and not set, and warn of one that may be guessed."""
+    key = api_key.read(settings)
+    api_key.require(settings.host, key, settings.gateway.origins)
+    if key is not None and api_key.is_short(key):
+        words = f"the API key has only {len(key)} characters, and may be guessed"
+        out.warn(f"{words}; use {api_key.SHORTEST} or more: {api_key.MAKE}")
 
 
 def _received() -> Order:

@@ -13,10 +13,14 @@ from llmdeploy.errors import ConfigError
 from llmdeploy.text import permissions_hint
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from llmdeploy.config.settings import Settings
 
 VARIABLE = "LLMDEPLOY_API_KEY"
 LONGEST = 4096  # characters: servers limit headers to 8 KiB
+SHORTEST = 16
+"""Characters of the shortest key that nobody guesses, if it is random."""
 MAKE = "`openssl rand -hex 32` prints a good one"
 
 
@@ -31,16 +35,26 @@ def read(settings: Settings) -> str | None:
     return None if file is None else _usable(_first_line(file), f"`{file}`")
 
 
-def require(host: str, key: str | None) -> None:
-    """Raise ConfigError if other machines can reach the address and no API key is set."""
+def require(host: str, key: str | None, origins: Sequence[str] | None = None) -> None:
+    """Raise ConfigError if other machines or pages of other origins are let in, and no API key is set."""
     if key is None and not is_loopback(host):
-        folder = paths.user_config_file().absolute().parent
-        file = quote(str(folder / "api_key"))
-        make = f"mkdir -p {quote(str(folder))} && (umask 077 && openssl rand -hex 32 > {file})"
-        raise ConfigError(
-            f"others can reach `{host}`, and no API key is set",
-            f"make one: `{make} && llmdeploy config set api_key_file {file}`",
-        )
+        raise ConfigError(f"others can reach `{host}`, and no API key is set", f"make one: `{make_command()}`")
+    if key is None and origins:
+        message = "`gateway.origins` lets web pages use the model, and no API key is set"
+        raise ConfigError(message, f"make one: `{make_command()}`")
+
+
+def is_short(key: str) -> bool:
+    """Return whether a key is so short that it may be guessed."""
+    return len(key) < SHORTEST
+
+
+def make_command() -> str:
+    """Return the command that makes an API key and the setting that names it."""
+    folder = paths.user_config_file().absolute().parent
+    file = quote(str(folder / "api_key"))
+    make = f"mkdir -p {quote(str(folder))} && (umask 077 && openssl rand -hex 32 > {file})"
+    return f"{make} && llmdeploy config set api_key_file {file}"
 
 
 def _first_line(file: str) -> str:

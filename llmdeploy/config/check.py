@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from llmdeploy import paths
 from llmdeploy.config.settings import Key, dotted, keys, keys_hint, tables
@@ -45,18 +45,18 @@ def _problem(words: Words, value: object, *, in_project: bool = False) -> tuple[
         return f"unknown key `{name}`", keys_hint(name)
     if not key.rule.accepts(value):
         return must_be(f"`{name}`", key.rule, _toml(value)), help_hint(key)
-    return not_in_project(key) if in_project else None
+    return not_in_project(key, value) if in_project else None
 
 
-def not_in_project(key: Key) -> tuple[str, str] | None:
-    """Return why a key may not stand in `./llmdeploy.toml`, as message and hint; None if it may."""
-    if not isinstance(key.rule, Personal):
+def not_in_project(key: Key, value: object) -> tuple[str, str] | None:
+    """Return why `./llmdeploy.toml` may not set a key to a value, as message and hint; None if it may."""
+    if isinstance(key.rule, Personal):
+        message, example = f"`{key.name}` names {key.rule.names}, which the file of a folder may not", key.rule.example
+    elif key.is_limit and cast("float", value) > cast("float", key.default):
+        message, example = f"`{key.name}` may be {key.default} at most in the file of a folder", _toml(value)
+    else:
         return None
-    message = f"`{key.name}` names {key.rule.names}, which the file of a folder may not"
-    return (
-        message,
-        f"take the line out; `llmdeploy config set {key.name} {key.rule.example}` writes it to your own file",
-    )
+    return message, f"take the line out; `llmdeploy config set {key.name} {example}` writes it to your own file"
 
 
 def help_hint(key: Key) -> str:

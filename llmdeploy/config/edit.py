@@ -173,7 +173,7 @@ def _value(key: str, text: str, file: Path) -> object:
         value = entry.read(text)
     except ValueError:
         raise UsageError(must_be(f"`{key}`", entry.rule, f"`{plain(text)}`"), help_hint(entry)) from None
-    if file == paths.PROJECT_CONFIG.absolute() and (problem := not_in_project(entry)):
+    if file == paths.PROJECT_CONFIG.absolute() and (problem := not_in_project(entry, value)):
         raise UsageError(*problem)
     return value
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from llmdeploy.config_types import Host, Positive, Rule, Secret, Text, Whole, setting
+from llmdeploy.config_types import Host, Origins, Positive, Rule, Secret, Text, Whole, setting
 from llmdeploy.engines.llamacpp.settings import LlamaCppSettings
 from llmdeploy.engines.ollama.settings import OllamaSettings
 from llmdeploy.engines.vllm.settings import VllmSettings
@@ -18,7 +18,7 @@ from llmdeploy.errors import UsageError
 from llmdeploy.text import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from llmdeploy.config_types import Words
@@ -37,6 +37,8 @@ class Key:
     rule: Rule
     default: object
     help: str
+    is_limit: bool = False
+    """Whether the file of a folder may set no value above the default."""
 
     @property
     def words(self) -> Words:
@@ -88,11 +90,16 @@ class Flags:
 class GatewaySettings:
     """The settings of the gateway."""
 
-    max_body_mb: int = setting(Whole(1, 4096), 64, "the MiB that one request may hold, images included")
-    max_held: int = setting(Whole(0, 100_000), 200, "the requests that wait at once while no server is ready")
-    hold_timeout: float = setting(Positive(), 600, "the seconds that a request waits for a server")
+    max_body_mb: int = setting(Whole(1, 4096), 64, "the MiB that one request may hold, images included", is_limit=True)
+    max_held: int = setting(
+        Whole(0, 100_000), 200, "the requests that wait at once while no server is ready", is_limit=True
+    )
+    hold_timeout: float = setting(Positive(), 600, "the seconds that a request waits for a server", is_limit=True)
     drain_timeout: float = setting(
-        Positive(), 60, "the seconds that running requests have to end before they are cut off"
+        Positive(), 60, "the seconds that running requests have to end before they are cut off", is_limit=True
+    )
+    origins: Sequence[str] | None = setting(
+        Origins(), None, "the origins of web pages and extensions that may use the address with the API key"
     )
 
 
@@ -129,7 +136,7 @@ class Settings(EngineSettings):
         Whole(256, 100_000_000), None, "the tokens that one request can hold (none: the plan chooses)"
     )
     parallel: int | None = setting(Whole(1, 256), None, "the requests answered at once (none: the plan chooses)")
-    timeout: float = setting(Positive(), 600, "the seconds to wait for a server's start")
+    timeout: float = setting(Positive(), 600, "the seconds to wait for a server's start", is_limit=True)
     gateway: GatewaySettings = field(default_factory=GatewaySettings, metadata={"table": "gateway"})
     flags: Flags = field(default_factory=Flags)
     sources: Mapping[str, str] = field(default_factory=dict)
@@ -176,7 +183,8 @@ def _keys_of(holder: Any, table: str, section: str) -> Iterator[Key]:
         if "rule" in it.metadata:
             name = it.metadata.get("name", it.name)
             dotted_name = f"{table}.{name}" if table else name
-            yield Key(dotted_name, section, it.name, it.metadata["rule"], it.default, it.metadata["help"])
+            rule, help, is_limit = (it.metadata[part] for part in ("rule", "help", "limit"))
+            yield Key(dotted_name, section, it.name, rule, it.default, help, is_limit)
 
 
 @cache
