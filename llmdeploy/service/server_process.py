@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from llmdeploy.config import api_key
 from llmdeploy.engines.diagnosis import Exit, Exited, Unreachable
 from llmdeploy.errors import NotPermitted
+from llmdeploy.service.descriptors import for_servers
 from llmdeploy.service.health import reachable
 from llmdeploy.service.process import ProcessId, identify, kill_group
 
@@ -47,7 +48,7 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=its_output,
-                env={**{name: it for name, it in os.environ.items() if name not in SECRET}, **env},
+                env={**{name: it for name, it in os.environ.items() if name not in SECRET}, **env, **for_servers()},
                 start_new_session=True,
                 bufsize=0,
             )

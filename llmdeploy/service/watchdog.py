@@ -24,6 +24,7 @@ POSIX = os.name == "posix"
 
 def main(argv: list[str]) -> int:
     grace, *command = argv
+    _restore_open_files()
     try:
         server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=POSIX)
     except OSError as error:
@@ -41,6 +42,17 @@ def main(argv: list[str]) -> int:
     status = server.wait()
     _signal_group(server, kill=True)  # workers that outlive their parent
     return 128 - status if status < 0 else status
+
+
+def _restore_open_files() -> None:
+    """Give the server the limit of open files that the service was started with; the service raises its own."""
+    limit = os.environ.pop("LLMDEPLOY_OPEN_FILES", "")
+    if limit and POSIX:
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (int(limit), hard))
 
 
 def _hold(let_go: threading.Event) -> None:
