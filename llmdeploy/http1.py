@@ -116,6 +116,8 @@ class _Framing(NamedTuple):
 
 
 _FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect", b"connection"})
+_SINGLE = frozenset(b"origin authorization x-api-key content-type content-encoding".split())
+"""Headers besides those of the framing whose meaning would depend on the reader if a request had two of them."""
 _CLOSE_OR_KEEP = frozenset({b"close", b"keep-alive"})
 
 
@@ -136,6 +138,7 @@ def parse_request(head: bytes) -> Request:
     if line is None:
         raise BadFraming("the request line is not valid HTTP/1.1")
     fields = _fields(httptools.HttpRequestParser, head)
+    _require_single(fields)
     framing = _framing(fields)
     method, target, is_1_1 = line[1].decode(), line[2], line[3] == b"1"
     host = framing.host
@@ -195,6 +198,16 @@ def _fields(parser: type[httptools.HttpRequestParser | httptools.HttpResponsePar
     except httptools.HttpParserError as error:
         raise BadFraming(f"the head is malformed: {error}") from None
     return found.fields
+
+
+def _require_single(fields: Fields) -> None:
+    """Raise BadFraming if a header occurs twice that decides who may send the request, or how it is read."""
+    found: set[bytes] = set()
+    for name, _ in fields:
+        if name in found:
+            raise BadFraming(f"there is more than one `{name.decode().title()}`")
+        if name in _SINGLE:
+            found.add(name)
 
 
 def _framing(fields: Fields) -> _Framing:

@@ -327,12 +327,13 @@ async def world(
     limits: Limits | None = None,
     *,
     api_key: str | None = None,
+    origins: tuple[str, ...] = (),
     control: Control | None = None,
     pointed: bool = True,
 ) -> AsyncIterator[World]:
     engine = Engine(handler)
     target = await engine.start()
-    gateway = Gateway(limits or Limits(), api_key, control)
+    gateway = Gateway(limits or Limits(), api_key, control, origins=origins)
     await gateway.listen("127.0.0.1", 0)
     if pointed:
         gateway.route.point(target)

@@ -10,6 +10,7 @@ from llmdeploy.gateway.gateway import Limits
 from tests.gateway_world import (
     EngineRequest,
     Peer,
+    assert_refused,
     chunked,
     echo,
     get,
@@ -157,7 +158,88 @@ async def test_idle_client_connections_are_closed() -> None:
         assert await used.is_closed()
 
 
+@on_loops
+async def test_a_connection_that_asks_nothing_is_closed_earlier_than_one_between_requests() -> None:
+    async with world(limits=Limits(head_seconds=0.1)) as it:
+        fresh, used = await it.app(), await it.app()
+        await used.ask(post())
+        assert await fresh.is_closed()
+        assert (await used.ask(post(2))).document == {"tag": 2}
+
+
+@on_loops
+async def test_the_oldest_idle_connection_gives_way_to_a_new_one() -> None:
+    async with world(limits=Limits(clients=4)) as it:
+        apps = [await it.app() for _ in range(4)]
+        for app in apps:
+            await app.ask(get("/health"))
+        await apps[0].ask(get("/health"))
+        await apps[1].send(post()[:30])
+        await until(lambda: it.gateway.buffered)
+        for oldest in (apps[2], apps[3], apps[0]):
+            assert (await (await it.app()).ask(post("a"))).document == {"tag": "a"}
+            assert await oldest.is_closed()
+            assert len(it.gateway.clients) <= 4
+        assert (await apps[1].ask(post()[30:])).status == 200, "a request that is on its way comes last"
+
+
+@on_loops
+async def test_connections_that_never_end_a_request_give_way_too() -> None:
+    async with world(limits=Limits(clients=4)) as it:
+        held = [await it.app() for _ in range(4)]
+        for app, begun in zip(held, (b"GET", post()[:-1], b"GET /", post(body=b"a" * 100_001)[:-1]), strict=True):
+            await app.send(begun)
+        await until(lambda: it.gateway.buffered > 100_000)
+        for _ in held:
+            assert (await (await it.app()).ask(post("a"))).document == {"tag": "a"}
+        for app in held:
+            assert await app.is_closed()
+
+
+@on_loops
+async def test_a_new_connection_is_refused_while_all_are_busy() -> None:
+    async with world(silent, limits=Limits(clients=2)) as it:
+        busy = [await it.app() for _ in range(2)]
+        for app in busy:
+            await app.send(post())
+        await until(lambda: len(it.engine.asked) == 2)
+        for _ in range(3):
+            app = await it.app()
+            answer = await app.answer()
+            assert_refused(answer, 503, "connections")
+            assert "retry-after" in answer.headers
+            assert await app.is_closed()
+        assert it.gateway.traffic.in_flight().total() == 2
+        busy[0].leave()
+        await until(lambda: it.gateway.traffic.in_flight().total() == 1)
+        assert (await it.ask(get("/health"))).status == 200
+
+
 # Clients that leave or do not read
+
+
+@on_loops
+async def test_a_client_that_takes_nothing_is_dropped() -> None:
+    async def handler(peer: Peer, asked: EngineRequest) -> None:
+        await peer.begin_stream()
+        while True:
+            await peer.write(chunked(b"x" * 2**16))
+
+    async with world(handler, Limits(unread_seconds=0.3)) as it:
+        slow, deaf = await it.app(), await it.app()
+        for app in (slow, deaf):
+            await app.send(post())
+            await app.head()
+        deaf.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        until_dropped = asyncio.ensure_future(until(lambda: any(peer.gone.is_set() for peer in it.engine.peers)))
+        while not until_dropped.done():
+            await slow.chunk()
+            await asyncio.sleep(0.01)
+        await until_dropped
+        for _ in range(20):
+            await slow.chunk()
+        assert it.gateway.traffic.in_flight().total() == 1
+        assert it.gateway.metrics.errors["llamacpp", "client_left"] == 1
 
 
 @on_loops

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from unittest.mock import patch
 
+from llmdeploy.gateway.denials import MOST_CLIENTS, Denials
 from tests.gateway_world import (
     CHAT,
     ERROR,
@@ -81,7 +83,6 @@ async def test_other_routes_and_methods_are_refused() -> None:
             answer = await app.ask(request)
             assert_refused(answer, 405)
             assert answer.headers["allow"] == allowed
-            assert not [name for name in answer.headers if name.startswith("access-control")]
         assert_refused(await app.ask(get("*", method="OPTIONS")), 404)
         assert it.engine.asked == []
 
@@ -143,6 +144,29 @@ async def test_the_api_key_is_required_if_one_is_set() -> None:
 
 
 @on_loops
+async def test_requests_without_the_key_are_logged_once_a_minute() -> None:
+    with patch("llmdeploy.gateway.gateway._log.warning") as logged:
+        async with world(api_key="secret") as it:
+            for _ in range(5):
+                assert_refused(await it.ask(post()), 401)
+            assert it.gateway.metrics.requests["", "", CHAT, "401"] == 5
+    ((line,),) = [call.args for call in logged.call_args_list]
+    assert line == "a client at 127.0.0.1 was refused, because its API key is missing or wrong"
+
+
+def test_lines_about_refused_clients_are_few_however_many_there_are() -> None:
+    denials = Denials()
+    lines = [denials.note(f"10.0.{number // 250}.{number % 250}", number / 1000) for number in range(10_000)]
+    assert len([line for line in lines if line]) == MOST_CLIENTS
+    assert denials.note("10.0.0.1", 59.9) is None
+    line = denials.note("10.0.0.1", 61)
+    assert line is not None
+    assert line.endswith(", 1 more times since this was last said")
+    assert denials.note("10.9.9.9", 62)
+    assert len(denials.clients) <= MOST_CLIENTS
+
+
+@on_loops
 async def test_web_pages_of_other_origins_may_not_use_the_gateway() -> None:
     def request(host: str, headers: str = "") -> bytes:
         return post(headers=headers).replace(b"Host: localhost", b"Host: " + host.encode())
@@ -151,8 +175,21 @@ async def test_web_pages_of_other_origins_may_not_use_the_gateway() -> None:
         app = await it.app()
         for host in ("evil.example", "127.evil.example", "localhost.evil.example", "127.0.0.1.nip.io:80"):
             assert_refused(await app.ask(request(host)), 403, host)
-        for origin in ("https://evil.example", "null", "http://127.evil.example", "http://localhost.evil.example"):
-            assert_refused(await app.ask(request("localhost", f"Origin: {origin}\r\n")), 403, origin)
+        for origin in (
+            "https://evil.example",
+            "null",
+            "http://127.evil.example",
+            "http://localhost.evil.example",
+            "chrome-extension://localhost",
+            "app://localhost",
+            "http://evil.example@localhost",
+            "http://localhost/evil",
+            "localhost",
+        ):
+            answer = await app.ask(request("localhost", f"Origin: {origin}\r\n"))
+            assert_refused(answer, 403, origin)
+            assert "access-control-allow-origin" not in answer.headers
+            assert answer.headers["vary"] == "origin"
         for host in ("LOCALHOST:1", "127.0.0.2", "[::1]:11435", "192.168.1.7:80"):
             assert (await app.ask(request(host))).status == 200
         for origin in ("http://localhost:3000", "http://127.0.0.1", "http://[::1]:8"):

@@ -150,6 +150,7 @@ async def test_hop_by_hop_headers_are_not_passed_on() -> None:
             "x-yours",
             "x-llmdeploy-engine",
             "x-llmdeploy-engine2",
+            "vary",
             "content-length",
         }
 

@@ -7,40 +7,31 @@ import socket
 import struct
 import sys
 import time
-from enum import Enum
 from typing import Any, Protocol, cast
 
 import msgspec
 
 from llmdeploy.address import is_loopback
-from llmdeploy.gateway import api_routes, responses
+from llmdeploy.gateway import api_routes, half_close, responses
+from llmdeploy.gateway.client_state import State, Untaken
 from llmdeploy.gateway.errors import Refused, body_of
 from llmdeploy.gateway.interfaces import Host, Work
+from llmdeploy.gateway.origins import preflight_headers
 from llmdeploy.gateway.reader import Intake, RequestReader, Unread
 from llmdeploy.gateway.relay import Relay
 from llmdeploy.gateway.route import Route
 from llmdeploy.http1 import MAX_HEAD, BadFraming, Request
 
 LINGER_SECONDS = 2.0
-"""Seconds for which the rest of a refused request is still read.
+"""Seconds for which the rest of a refused request is read: a reset over unread bytes would lose the answer."""
 
-A connection that is closed over unread bytes is reset, and the client never sees the answer.
-"""
+LOOK_SECONDS = 0.05
+"""Seconds until a half-closed connection is looked at again: a client that leaves may let it go a little later."""
+
+FRESH_SECONDS = 1.0
+"""Seconds for which a connection without a request does not count as idle: its request may be on its way."""
 
 _NO_LINGER = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
-
-
-class State(Enum):
-    """The state of a client's connection."""
-
-    READING = 0
-    """The next request is read, or awaited."""
-    BUSY = 1
-    """A request is answered."""
-    LINGERING = 2
-    """The last answer was sent, and bytes that the client still sends are read and dropped."""
-    CLOSING = 3
-    """Everything was written, and the connection is being closed."""
 
 
 _READING, _BUSY, _LINGERING, _CLOSING = State
@@ -52,6 +43,9 @@ class Front(Intake, Host, Protocol):
 
     clients: set[Downstream]
     route: Route
+
+    def make_room(self, client: Downstream) -> None:
+        """Keep the number of connections within its limit now that this one was made."""
 
     def answer_elsewhere(self, client: Downstream, head: Request, body: bytes) -> Work:
         """Start a task that answers the request."""
@@ -66,10 +60,13 @@ class Downstream(asyncio.Protocol):
     __slots__ = (
         "_advancing",
         "_gateway",
+        "_has_asked",
+        "_is_half_closed",
         "_reader",
         "_reading_paused",
         "_state",
         "_unblocked",
+        "_untaken",
         "_work",
         "is_blocked",
         "is_local",
@@ -87,6 +84,10 @@ class Downstream(asyncio.Protocol):
         self._advancing = False
         self._reading_paused = False
         self._unblocked: asyncio.Future[None] | None = None
+        self._has_asked = False
+        self._is_half_closed = False
+        """Whether the client sends no more, and still reads."""
+        self._untaken = Untaken()
         self.is_blocked = False
         """Whether the client does not keep up with what is written to it."""
         self.is_local = False
@@ -101,6 +102,8 @@ class Downstream(asyncio.Protocol):
         own = transport.get_extra_info("sockname")
         self.is_local = bool(peer) and (is_loopback(peer[0]) or peer[0] == own[0])
         self._gateway.clients.add(self)
+        if len(self._gateway.clients) > self._gateway.limits.clients:
+            self._gateway.make_room(self)
 
     def data_received(self, data: bytes) -> None:
         state, reader = self._state, self._reader
@@ -112,11 +115,23 @@ class Downstream(asyncio.Protocol):
         self._advance()
 
     def eof_received(self) -> bool | None:
-        """Treat a half-closed connection as closed: a client that died looks the same, and its request must end."""
+        """Treat a half-closed connection as closed unless the client is known to wait for the answer to its request.
+
+        A client that died looks the same, and its request must end.
+        """
+        if self._state is _BUSY and half_close.still_reads(self.transport):
+            self._is_half_closed = True
+            asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
+            return True
         self._leave()
         self._state = _CLOSING
         self.since = time.monotonic()
         return None
+
+    def _look(self) -> None:
+        """End the request of a half-closed connection whose client has left after all."""
+        if self._state is _BUSY and not half_close.still_reads(self.transport):
+            self._drop()
 
     def connection_lost(self, exception: Exception | None) -> None:
         self._leave()
@@ -138,6 +153,7 @@ class Downstream(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.is_blocked = False
+        self._untaken.took_some()
         self._unblock()
         if self._work is not None:
             self._work.resume()
@@ -155,17 +171,49 @@ class Downstream(asyncio.Protocol):
 
     def sweep(self, now: float) -> None:
         """End the connection if the client takes too long."""
-        limits, waited, reader = self._gateway.limits, now - self.since, self._reader
-        if self._state is _READING:
-            if reader.in_body or (reader.pending and not self.is_blocked):
-                if waited > limits.head_seconds:
-                    self._reject(responses.too_slow(limits.head_seconds))
-            elif waited > limits.idle_seconds:
-                self._close()
-        elif (self._state is _LINGERING and waited > LINGER_SECONDS) or (
-            self._state is _CLOSING and waited > limits.idle_seconds
-        ):
+        limits, state = self._gateway.limits, self._state
+        waited = now - self.since
+        if state is _READING:
+            self._sweep_reading(now, waited)
+        elif (state is _LINGERING and waited > LINGER_SECONDS) or (state is _CLOSING and waited > limits.idle_seconds):
             self.transport.abort()
+        elif state is _BUSY and self._is_half_closed:
+            self._look()
+        if self._untaken.seconds(self.transport.get_write_buffer_size(), now) > limits.unread_seconds:
+            self._drop()
+
+    def _sweep_reading(self, now: float, waited: float) -> None:
+        """End the connection if the next request takes too long."""
+        limits, reader = self._gateway.limits, self._reader
+        if reader.in_body:
+            if reader.is_late(now):
+                self.reject(responses.body_too_slow(limits))
+        elif reader.pending and not self.is_blocked:
+            if waited > limits.head_seconds:
+                self.reject(responses.too_slow(limits.head_seconds))
+        elif waited > limits.idle_seconds or (waited > limits.head_seconds and not self._has_asked):
+            self._close()
+
+    def dispensable(self, now: float) -> tuple[int, float] | None:
+        """Return the place among those that are given up for new ones, the oldest idle one first; None while busy."""
+        if self._state is _BUSY:
+            return None
+        is_idle = not self._reader.in_body and not self._reader.pending and now - self.since > FRESH_SECONDS
+        return (0 if self._state in _ENDING else 1 if is_idle else 2), self.since
+
+    def give_way(self) -> None:
+        """End the connection, which is not busy, in favor of another."""
+        self._gateway.clients.discard(self)
+        if self._state is _READING and not self._reader.pending and not self.transport.get_write_buffer_size():
+            self._close()
+        else:
+            self._drop()
+
+    def _drop(self) -> None:
+        """End the connection at once, and the request on it."""
+        self._leave()
+        self._state = _CLOSING
+        self.transport.abort()
 
     # Requests
 
@@ -178,15 +226,19 @@ class Downstream(asyncio.Protocol):
         try:
             while self._state is _READING and not self.is_blocked and (body := reader.read()) is not None:
                 self._dispatch(body)
+            if reader.pending and self._state is _READING:
+                reader.count_pending()
         except BadFraming as bad:
-            self._reject(responses.malformed(bad.status, bad.message))
+            self.reject(responses.malformed(bad.status, bad.message))
         except Unread as unread:
-            self._reject(unread.refused)
+            self.reject(unread.refused)
         finally:
             self._advancing = False
         reader.compact()
         if reader.pending or self._reading_paused:
             self._throttle()
+        if self._is_half_closed and self._state is _READING and not (self.is_blocked and reader.pending):
+            self._close()
 
     def _throttle(self) -> None:
         """Stop receiving when more than one request's worth of bytes waits, or the client does not keep up."""
@@ -218,12 +270,15 @@ class Downstream(asyncio.Protocol):
     def _dispatch(self, body: bytes) -> None:
         """Answer a complete request, or start the work that answers it."""
         self._state = _BUSY
+        self._has_asked = True
         reader = self._reader
         head, parsed = reader.head, reader.parsed
         assert head is not None
         assert parsed is not None
         if reader.refused is not None:
             self.refuse(reader.refused)
+        elif head.method == "OPTIONS":
+            self._answer_preflight(head)
         elif head.path in api_routes.RELAYED:
             route = self._gateway.route
             call = Relay(self._gateway, route, self, parsed, body)
@@ -243,7 +298,19 @@ class Downstream(asyncio.Protocol):
         self._count(status)
         self.answer(status, msgspec.json.encode(document))
 
+    def _answer_preflight(self, head: Request) -> None:
+        """Tell a browser what a web page may send."""
+        self._count(204)
+        lines = self.cors + preflight_headers(head)
+        self.transport.write(responses.bodiless(204, lines, close=not head.keep_alive))
+        self.done()
+
     # Answers
+
+    @property
+    def cors(self) -> bytes:
+        """The header lines that let a web page read the answer to the current request."""
+        return self._reader.cors
 
     def refuse(self, refused: Refused) -> None:
         """Answer the current request with an error."""
@@ -254,6 +321,7 @@ class Downstream(asyncio.Protocol):
         """Send a complete answer to the current request. `headers` are complete header lines."""
         head = self._reader.head
         assert head is not None
+        headers += self._reader.cors
         is_head = head.method == "HEAD"
         self.transport.write(
             responses.answer(status, body, content_type, headers, close=not head.keep_alive, bodiless=is_head)
@@ -273,7 +341,7 @@ class Downstream(asyncio.Protocol):
             return
         self._state = _READING
         self.since = time.monotonic()
-        if reader.pending or self._reading_paused:
+        if reader.pending or self._reading_paused or self._is_half_closed:
             self._advance()
 
     def release_body(self) -> None:
@@ -293,17 +361,16 @@ class Downstream(asyncio.Protocol):
         else:
             self._close()
 
-    def _reject(self, refused: Refused) -> None:
+    def reject(self, refused: Refused) -> None:
         """Answer a request that is not read to its end, and end the connection."""
         if self._state in _ENDING:
             return
         self._count(refused.status)
         reader = self._reader
         if reader.head is None or reader.head.method != "HEAD":
-            body = body_of(refused)
-            self.transport.write(
-                responses.answer(refused.status, body, responses.JSON, refused.headers, close=True, bodiless=False)
-            )
+            body, lines = body_of(refused), refused.headers + reader.cors
+            answer = responses.answer(refused.status, body, responses.JSON, lines, close=True, bodiless=False)
+            self.transport.write(answer)
         self.release_body()
         reader.drop()
         self._state = _LINGERING
@@ -324,11 +391,9 @@ class Downstream(asyncio.Protocol):
 
     def close(self) -> None:
         """Close the connection unless a request is in progress: the gateway stops."""
-        work = self._work
-        if work is None and self._state not in _ENDING:
+        if self._work is None and self._state not in _ENDING:
             self._close()
 
     def _count(self, status: int) -> None:
         head = self._reader.head
-        path = "" if head is None else head.path
-        self._gateway.metrics.answered("", "", path, status)
+        self._gateway.metrics.answered("", "", head.path if head is not None else "", status)

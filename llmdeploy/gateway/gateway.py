@@ -6,13 +6,20 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
+from heapq import nsmallest
+from logging import getLogger
 from typing import Any
 
-from llmdeploy.gateway import api_routes
+from llmdeploy.gateway import api_routes, responses
+from llmdeploy.gateway.auth import MAKE_KEY, Access
 from llmdeploy.gateway.control import ControlRequest
+from llmdeploy.gateway.denials import Denials
 from llmdeploy.gateway.downstream import Downstream
+from llmdeploy.gateway.limits import Limits
 from llmdeploy.gateway.metrics import Metrics
-from llmdeploy.gateway.route import Limits, Route, Traffic
+from llmdeploy.gateway.reader import Connection
+from llmdeploy.gateway.route import Route, Traffic
 from llmdeploy.gateway.target import Target
 from llmdeploy.http1 import Request
 
@@ -25,6 +32,10 @@ BACKLOG = 1024
 """Connections that the system queues before the gateway accepts them."""
 CLOSE_SECONDS = 2.0
 """Seconds that clients have to take the last answers when the gateway stops."""
+SPARE = 64
+"""The share of all connections, as a divisor, that is closed at once when there are too many."""
+
+_log = getLogger(__name__)
 
 
 class Gateway:
@@ -32,16 +43,29 @@ class Gateway:
 
     port: int
 
-    def __init__(self, limits: Limits, api_key: str | None = None, control: Control | None = None) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        api_key: str | None = None,
+        control: Control | None = None,
+        *,
+        origins: tuple[str, ...] = (),
+        make_key: str = MAKE_KEY,
+    ) -> None:
+        """Make a gateway that needs `api_key`, if there is one, and lets pages of `origins` use it with that key.
+
+        `make_key` is the command, for hints, that makes a key and sets it.
+        """
         self.limits = limits
-        self.key = None if api_key is None else api_key.encode()
+        key = None if api_key is None else api_key.encode()
+        self.access = Access(key, origins if key else (), make_key=make_key)
         self.has_control = control is not None
         self._control = control
-        self.host = ""
+        self._denials = Denials()
         self.metrics = Metrics()
         self.clients: set[Downstream] = set()
         self.buffered = 0
-        """Bytes of request bodies in memory, of all connections."""
+        """Bytes of incomplete requests and of request bodies in memory, of all connections."""
         self.traffic = Traffic(limits)
         self.route = Route(self.traffic)
         """The route of the one served model. It takes all requests, whichever model they name."""
@@ -55,7 +79,7 @@ class Gateway:
         name = "127.0.0.1" if host == "localhost" else host
         server = await loop.create_server(self._client, name, port, backlog=BACKLOG)
         self._servers.append(server)
-        self.host = host
+        self.access = replace(self.access, host=host)
         self.port = server.sockets[0].getsockname()[1]
         if host == "localhost":
             with suppress(OSError):  # not every machine has IPv6
@@ -64,6 +88,27 @@ class Gateway:
 
     def _client(self) -> Downstream:
         return Downstream(self)
+
+    def make_room(self, client: Downstream) -> None:
+        """Close the oldest idle connections now that there are too many. If all are busy, refuse the new one.
+
+        Some more are closed than must be, so that a flood of connections does not cost a look at all of them each time.
+        """
+        number = len(self.clients) - self.limits.clients + self.limits.clients // SPARE
+        now = time.monotonic()
+        places = ((it.dispensable(now), it) for it in self.clients if it is not client)
+        oldest = nsmallest(number, ((place, it) for place, it in places if place), key=lambda pair: pair[0])
+        for _, it in oldest:
+            it.give_way()
+        if len(self.clients) > self.limits.clients:
+            client.reject(responses.too_many_clients())
+
+    def note_denial(self, connection: Connection) -> None:
+        """Log that a request had no API key or a wrong one, now and then."""
+        peer = connection.transport.get_extra_info("peername")
+        line = self._denials.note(str(peer[0]) if peer else "an unknown address", time.monotonic())
+        if line is not None:
+            _log.warning(line)
 
     # Requests that are answered here
 
@@ -103,8 +148,7 @@ class Gateway:
         for client in list(self.clients):
             client.sweep(now)
         self.traffic.sweep(now)
-        shortest = min(limits.head_seconds, limits.hold_seconds, limits.idle_seconds, limits.lost_seconds)
-        self._sweeping = asyncio.get_running_loop().call_later(min(1.0, shortest / 4), self._sweep)
+        self._sweeping = asyncio.get_running_loop().call_later(min(1.0, limits.shortest / 4), self._sweep)
 
     # The end
 

@@ -25,6 +25,12 @@ class ParsedRequest(NamedTuple):
     head: Request
     onward: bytes
     """The header lines for the engine, without `Host`, `Content-Length` and `Content-Type`."""
+    origin: bytes | None = None
+    """The origin of the web page that sent the request; None if there is none."""
+    is_preflight: bool = False
+    """Whether a browser asks with it what a web page may send."""
+    encoding: bytes = b""
+    """The encoding of a compressed body; empty for a plain one."""
 
 
 class ParsedResponse(NamedTuple):
@@ -46,7 +52,7 @@ def cached_request(head: bytes) -> ParsedRequest:
         return _remembered_request(head, b"")
     start, end = found.span(1)
     known = _remembered_request(head[:start], head[end:])
-    return ParsedRequest(known.head.of_length(int(found[1])), known.onward)
+    return ParsedRequest(known.head.of_length(int(found[1])), *known[1:])
 
 
 def cached_response(head: bytes) -> ParsedResponse:
@@ -63,7 +69,16 @@ def cached_response(head: bytes) -> ParsedResponse:
 
 def _request(head: bytes) -> ParsedRequest:
     request = parse_request(head)
-    return ParsedRequest(request, lines(request.fields, _NOT_SENT | request.connection))
+    origin = request.get(b"origin")
+    asks = request.method == "OPTIONS" and request.get(b"access-control-request-method") is not None
+    encoding = (request.get(b"content-encoding") or b"").lower()
+    return ParsedRequest(
+        request,
+        lines(request.fields, _NOT_SENT | request.connection),
+        origin,
+        asks and origin is not None,
+        b"" if encoding == b"identity" else encoding,
+    )
 
 
 def _response(head: bytes) -> ParsedResponse:

@@ -17,6 +17,10 @@ class Client(Protocol):
     is_local: bool
     """Whether the application runs on this machine."""
 
+    @property
+    def cors(self) -> bytes:
+        """The header lines that let a web page read the answer to the current request."""
+
     def answer(self, status: int, body: bytes, content_type: bytes = ..., headers: bytes = ...) -> None:
         """Send a complete answer. `headers` are complete header lines."""
 

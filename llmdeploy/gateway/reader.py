@@ -6,29 +6,29 @@ import asyncio
 import time
 from typing import Protocol, cast
 
-from llmdeploy.gateway import api_routes, responses
-from llmdeploy.gateway.auth import denied
+from llmdeploy.gateway import api_routes, origins, responses
+from llmdeploy.gateway.auth import Access, denied
 from llmdeploy.gateway.errors import Refused
 from llmdeploy.gateway.header_cache import ParsedRequest, cached_request
-from llmdeploy.gateway.route import Limits
+from llmdeploy.gateway.limits import SMALL_BODY, Limits
 from llmdeploy.http1 import CONTINUE, END_OF_HEAD, MAX_HEAD, BadFraming, Chunked, Request, check_beginning
 
-SMALL = 64 * 1024
-"""Bytes of the largest body that is gathered as it comes, and read to its end even if the request is refused."""
-
+_FIRST_STEP = 16 * 1024
 _STEP = bytes(256 * 1024)
-"""The piece by which the memory of a large body grows: it follows what came, not what was announced."""
+"""The largest piece by which the memory of a body grows: it follows what came, not what was announced."""
 
 
 class Intake(Protocol):
     """The gateway, as the reader of a connection sees it."""
 
     limits: Limits
-    key: bytes | None
-    host: str
+    access: Access
     has_control: bool
     buffered: int
-    """Bytes of request bodies in memory, of all connections."""
+    """Bytes of incomplete requests and of request bodies in memory, of all connections."""
+
+    def note_denial(self, connection: Connection) -> None:
+        """Take note that a request had no API key or a wrong one."""
 
 
 class Connection(Protocol):
@@ -42,6 +42,9 @@ class Connection(Protocol):
 
     def filled(self, body: bytes) -> None:
         """Take a large body that is complete."""
+
+    def reject(self, refused: Refused) -> None:
+        """Answer a request that is not read to its end, and end the connection."""
 
     def eof_received(self) -> bool | None: ...
     def connection_lost(self, exception: Exception | None) -> None: ...
@@ -62,10 +65,12 @@ class RequestReader:
 
     __slots__ = (
         "_at",
+        "_began",
         "_chunks",
         "_connection",
         "_gateway",
         "_payload",
+        "cors",
         "head",
         "in_body",
         "parsed",
@@ -87,10 +92,14 @@ class RequestReader:
         """Whether the head is complete, and the body is not."""
         self.refused: Refused | None = None
         """The answer to the request once its body is read; None if it is to be served."""
+        self.cors = b""
+        """The header lines that let a web page read the answer to the request."""
         self.reserved = 0
-        """Bytes of the body that count among the gateway's buffered ones."""
+        """Bytes of the request that count among the gateway's buffered ones: those that have come."""
+        self._began = 0.0
+        """`monotonic()` of the complete head of a request whose body is read."""
         self._chunks: Chunked | None = None
-        self._payload: list[bytes] = []
+        self._payload = bytearray()
 
     def feed(self, data: bytes) -> None:
         """Add bytes that were received."""
@@ -118,6 +127,7 @@ class RequestReader:
         end = at + head.length
         if len(pending) < end:
             return None
+        self.hold(head.length)
         self._at = end
         self.in_body = False
         return bytes(pending[at:end])
@@ -126,81 +136,105 @@ class RequestReader:
         pending, at = self.pending, self._at
         if at == len(pending):
             return False
+        self.cors = b""
         end = pending.find(END_OF_HEAD, at) + len(END_OF_HEAD)
         if end < len(END_OF_HEAD):
             check_beginning(pending[at:] if at else pending)
             return False
         if end - at > MAX_HEAD:
             raise BadFraming(f"the head is longer than {MAX_HEAD} bytes", 431)
-        self.parsed = cached_request(bytes(pending[at:end]))
-        self.head = head = self.parsed.head
+        self.parsed = parsed = cached_request(bytes(pending[at:end]))
+        self.head = head = parsed.head
         self._at = end
         has_body = bool(head.length) or head.chunked
-        self.refused = refused = self._judge(head)
+        if parsed.origin is not None and not head.path.startswith(api_routes.CONTROL):
+            self.cors = origins.headers(parsed.origin, self._gateway.access.origins)
+        self.refused = refused = self._judge(parsed)
         if refused is not None and has_body:
-            is_read = not head.chunked and head.length <= SMALL and not head.expects_continue
+            is_read = not head.chunked and head.length <= SMALL_BODY and not head.expects_continue
             if not is_read:
                 raise Unread(refused)
         return not has_body or self._expect_body(head)
 
-    def _judge(self, head: Request) -> Refused | None:
+    def _judge(self, parsed: ParsedRequest) -> Refused | None:
         """Return the reason to refuse a request, as far as its head tells it."""
-        gateway = self._gateway
-        refused = denied(head, gateway.key, gateway.host)
+        gateway, head = self._gateway, parsed.head
+        refused = denied(parsed, gateway.access)
         if refused is not None:
+            if refused.status == 401:
+                gateway.note_denial(self._connection)
             return refused
         path = head.path
         if path not in api_routes.RELAYED or head.method != "POST":
+            if parsed.is_preflight and not path.startswith(api_routes.CONTROL):
+                return None
             refused = api_routes.refused(head.method, path, has_control=gateway.has_control)
             if refused is not None:
                 return refused
-        if head.length > gateway.limits.body:
-            return responses.too_large(gateway.limits.body)
-        return None
+        if parsed.encoding:
+            return responses.compressed(parsed.encoding)
+        return responses.too_large(self._most) if head.length > self._most else None
+
+    @property
+    def _most(self) -> int:
+        """The largest body of the request, in bytes."""
+        is_relayed = self.head is not None and self.head.path in api_routes.RELAYED
+        return self._gateway.limits.body if is_relayed else SMALL_BODY
 
     def _expect_body(self, head: Request) -> bool:
         """Prepare for the body. Return whether a part of it that can be read now may be there."""
-        self._reserve(head.length)
         self.in_body = True
         connection = self._connection
-        connection.since = time.monotonic()
+        self._began = connection.since = time.monotonic()
         if head.chunked:
             self._chunks = Chunked()
         if head.expects_continue and self._at == len(self.pending):
             connection.transport.write(CONTINUE)
         left = len(self.pending) - self._at
-        if head.length > SMALL and left < head.length:
+        if head.length > SMALL_BODY and left < head.length:
             self._fill(head.length)
             return False
         return True
 
-    def _reserve(self, size: int) -> None:
-        """Count bytes of the body. Raises Unread if there are too many of all requests together."""
+    def hold(self, size: int) -> None:
+        """Count so many bytes of the request that have come. Raises Unread if those of all are too many."""
         gateway = self._gateway
-        if gateway.buffered + size > gateway.limits.buffered:
+        buffered = gateway.buffered + size - self.reserved
+        if buffered > gateway.limits.buffered and size > self.reserved:
             raise Unread(responses.out_of_memory())
-        gateway.buffered += size
-        self.reserved += size
+        gateway.buffered = buffered
+        self.reserved = size
+
+    def is_late(self, now: float) -> bool:
+        """Return whether the body comes too slowly. `now` is a time by `monotonic()`."""
+        limits = self._gateway.limits
+        most = min(limits.body_seconds, limits.head_seconds + self.reserved / limits.body_rate)
+        if self.refused is not None:
+            most = min(most, limits.head_seconds)
+        return now - self._began > most or now - self._connection.since > limits.head_seconds
 
     def _take_chunks(self, chunks: Chunked, data: bytes) -> bytes | None:
-        before = len(self._payload)
-        self._at += chunks.feed(data, self._payload)
-        self._reserve(sum(map(len, self._payload[before:])))
-        if self.reserved > self._gateway.limits.body:
-            raise Unread(responses.too_large(self._gateway.limits.body))
+        pieces: list[bytes] = []
+        self._at += chunks.feed(data, pieces)
+        body = self._payload
+        for piece in pieces:
+            body += piece
+        if len(body) > self._most:
+            raise Unread(responses.too_large(self._most))
+        self.hold(len(body))
         if not chunks.done:
             return None
-        body = b"".join(self._payload)
         self._chunks = None
-        self._payload = []
+        self._payload = bytearray()
         self.in_body = False
-        return body
+        return cast("bytes", body)  # no copy: every reader of a body takes any bytes
 
     def _fill(self, length: int) -> None:
         """Receive the rest of a large body in its place."""
-        filling = Filling(self._connection, length, bytes(self.pending[self._at :]))
+        begun = bytearray(memoryview(self.pending)[self._at :])
+        self.hold(len(begun))
         self._at = len(self.pending)
-        self._connection.become(filling)
+        self._connection.become(Filling(self, self._connection, length, begun))
 
     def compact(self) -> None:
         """Drop the bytes that are taken."""
@@ -210,32 +244,44 @@ class RequestReader:
             self.pending = bytearray(memoryview(self.pending)[self._at :])
         self._at = 0
 
+    def count_pending(self) -> None:
+        """Count the bytes of a request that is not complete. Raises Unread if those of all are too many."""
+        if self._chunks is None and (left := len(self.pending) - self._at):
+            self.hold(left)
+
     def drop(self) -> None:
         """Forget all bytes, those of a request that is only partly there too."""
         self.pending, self._at = b"", 0
-        self._payload = []
+        self._payload = bytearray()
 
 
 class Filling(asyncio.BufferedProtocol):
     """A large body on its way: receives it straight into its place, then gives the connection back."""
 
-    __slots__ = ("_body", "_connection", "_filled", "_length")
+    __slots__ = ("_body", "_connection", "_filled", "_length", "_reader")
 
-    def __init__(self, connection: Connection, length: int, begun: bytes) -> None:
+    def __init__(self, reader: RequestReader, connection: Connection, length: int, begun: bytearray) -> None:
+        self._reader = reader
         self._connection = connection
         self._length = length
-        self._body = bytearray(begun)
+        self._body = begun
         self._filled = len(begun)
 
     def get_buffer(self, hint: int) -> memoryview:
         if self._filled == len(self._body):
-            left = self._length - self._filled
-            self._body += _STEP if left >= len(_STEP) else _STEP[:left]
+            step = min(self._length - self._filled, max(self._filled, _FIRST_STEP), len(_STEP))
+            self._body += _STEP if step == len(_STEP) else _STEP[:step]
         return memoryview(self._body)[self._filled :]
 
     def buffer_updated(self, nbytes: int) -> None:
         self._filled += nbytes
         self._connection.since = time.monotonic()
+        try:
+            self._reader.hold(self._filled)
+        except Unread as unread:
+            self._body = bytearray()
+            self._connection.reject(unread.refused)
+            return
         if self._filled == self._length:
             body, self._body = self._body, bytearray()
             # Every reader of a body takes any bytes; a copy of 10 MB would take a millisecond.

@@ -167,12 +167,13 @@ class Relay:
             framing = b"transfer-encoding: chunked\r\n"
             self._mode = _SPLICED if response.chunked else _WRAPPED
         self._is_stream = parsed.is_stream
-        self._unsent = b"HTTP/1.1 %d %b\r\n%b%bx-llmdeploy-engine: %b\r\n%b\r\n" % (
+        self._unsent = b"HTTP/1.1 %d %b\r\n%b%bx-llmdeploy-engine: %b\r\n%b%b\r\n" % (
             response.status,
             response.reason,
             parsed.onward,
             framing,
             self._engine.encode(),
+            self._client.cors,
             b"" if self._head.keep_alive else b"connection: close\r\n",
         )
         return self._mode is not _SPLICED

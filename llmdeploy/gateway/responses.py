@@ -6,6 +6,7 @@ from http import HTTPStatus
 
 from llmdeploy.errors import LlmdeployError
 from llmdeploy.gateway.errors import Refused
+from llmdeploy.gateway.limits import Limits
 
 JSON = b"application/json"
 RETRY_AFTER = b"retry-after: 5\r\n"
@@ -24,6 +25,12 @@ def answer(status: int, body: bytes, content_type: bytes, headers: bytes, *, clo
     """Return a complete answer. `headers` holds complete header lines. A `bodiless` one, to HEAD, has a length too."""
     framing = b"content-length: %d\r\n%b" % (len(body), headers)
     return head(status, content_type, framing, close=close) + (b"" if bodiless else body)
+
+
+def bodiless(status: int, headers: bytes, *, close: bool) -> bytes:
+    """Return a complete answer that never has a body. `headers` holds complete header lines."""
+    connection = b"connection: close\r\n" if close else b""
+    return b"HTTP/1.1 %d %b\r\n%b%b\r\n" % (status, _PHRASES.get(status, b""), headers, connection)
 
 
 def event_of(body: bytes) -> bytes:
@@ -88,8 +95,15 @@ def switched_off(engine: str) -> Refused:
 
 def too_large(limit: int) -> Refused:
     """Return the refusal for the case that the body is too large."""
-    mib = limit / 2**20
-    return Refused(413, f"the body is larger than {mib:g} MiB", code="too_large", hint="send smaller images")
+    size = f"{limit / 2**20:g} MiB" if limit >= 2**20 else f"{limit / 2**10:g} KiB"
+    return Refused(413, f"the body is larger than {size}", code="too_large", hint="send less text or smaller images")
+
+
+def compressed(encoding: bytes) -> Refused:
+    """Return the refusal of a body that is compressed."""
+    name = encoding.decode("latin-1")[:80]
+    message = f"the body is encoded with `{name}`, which is not supported"
+    return Refused(415, message, code="unsupported_encoding", hint="send it plain, without `Content-Encoding`")
 
 
 def out_of_memory() -> Refused:
@@ -108,6 +122,25 @@ def out_of_memory() -> Refused:
 def too_slow(seconds: float) -> Refused:
     """Return the refusal for the case that the request was not complete in time."""
     return Refused(408, f"the request was not complete within {seconds:g} s", code="too_slow", hint="send it again")
+
+
+def body_too_slow(limits: Limits) -> Refused:
+    """Return the refusal for the case that the body of a request came too slowly."""
+    rate, pause, total = limits.body_rate, limits.head_seconds, limits.body_seconds
+    message = f"the body came too slowly: it needs {rate:g} bytes/s, no pause of {pause:g} s, and {total:g} s at most"
+    return Refused(408, message, code="too_slow", hint="send it again, over a faster connection")
+
+
+def too_many_clients() -> Refused:
+    """Return the refusal for the case that all connections are busy."""
+    return Refused(
+        503,
+        "all the connections that the gateway may have are busy",
+        type="service_unavailable",
+        code="too_busy",
+        hint="try again in some seconds",
+        headers=RETRY_AFTER,
+    )
 
 
 def malformed(status: int, message: str) -> Refused:

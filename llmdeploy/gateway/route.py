@@ -6,11 +6,11 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from llmdeploy.errors import LlmdeployError
 from llmdeploy.gateway import responses
+from llmdeploy.gateway.limits import Limits
 from llmdeploy.gateway.metrics import Labels
 from llmdeploy.gateway.relay import Relay
 from llmdeploy.gateway.target import Target
@@ -18,26 +18,6 @@ from llmdeploy.gateway.upstream import Call, Pool
 
 RELEASED = 8
 """Held requests that are released in one turn of the event loop, so that a full queue does not delay other requests."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Bounds on the memory and the time that applications can make the gateway spend."""
-
-    body: int = 64 * 2**20
-    """Largest request body in bytes."""
-    held: int = 200
-    """Largest number of requests that wait for a server."""
-    hold_seconds: float = 600
-    """Seconds that a held request waits for a server."""
-    head_seconds: float = 10
-    """Seconds for the complete head of a request, and for each further piece of its body."""
-    buffered: int = 2**30
-    """Largest number of bytes of all request bodies in memory."""
-    idle_seconds: float = 75
-    """Seconds after which a connection without a request is closed."""
-    lost_seconds: float = 2
-    """Seconds that a request whose server cannot be reached waits for another server, or for a restart to begin."""
 
 
 class Traffic:

@@ -16,7 +16,7 @@ from llmdeploy.address import local_url
 from llmdeploy.config import api_key
 from llmdeploy.errors import LlmdeployError, PortInUse
 from llmdeploy.gateway.gateway import Gateway, Limits
-from llmdeploy.service import signals, state
+from llmdeploy.service import descriptors, signals, state
 from llmdeploy.service.cleanup import end_leftover
 from llmdeploy.service.control_api import ControlApi
 from llmdeploy.service.events import Public
@@ -29,6 +29,7 @@ from llmdeploy.service.state import Record
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from llmdeploy.config.settings import GatewaySettings
     from llmdeploy.service.order import Order
 
 
@@ -52,7 +53,7 @@ def serve(order: Order, listener: ServiceListener) -> None:
     keeps the deployment from serving; that one stays on record.
     """
     key = api_key.read(order.settings)
-    api_key.require(order.settings.host, key)
+    api_key.require(order.settings.host, key, order.settings.gateway.origins)
 
     async def run() -> None:
         await Service(order, listener, key).run()
@@ -75,18 +76,18 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 class Service:
     """The gateway, the record, and the deployments behind the address. It is made inside a running event loop."""
 
-    def __init__(self, order: Order, listener: ServiceListener, api_key: str | None) -> None:
-        settings = order.settings
+    def __init__(self, order: Order, listener: ServiceListener, key: str | None) -> None:
         self.token = secrets.token_hex(32)
         self.recorder = Recorder(_first_record(order))
-        limits = Limits(
-            body=settings.gateway.max_body_mb * 2**20,
-            held=settings.gateway.max_held,
-            hold_seconds=settings.gateway.hold_timeout,
-        )
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done with the error that ends the service."""
-        self.gateway = Gateway(limits, api_key, lambda request: self.control.take(request))
+        self.gateway = Gateway(
+            _limits(order.settings.gateway),
+            key,
+            lambda request: self.control.take(request),
+            origins=tuple(order.settings.gateway.origins or ()),
+            make_key=api_key.make_command(),
+        )
         logs = state.server_logs()
         self.slot = Slot(
             order,
@@ -177,6 +178,18 @@ class Service:
         await self.gateway.close()
         with suppress(OSError):
             state.token_file().unlink()
+
+
+def _limits(settings: GatewaySettings) -> Limits:
+    """Return the limits of the gateway. Two of the largest bodies are always possible at once."""
+    default, body = Limits(), settings.max_body_mb * 2**20
+    return Limits(
+        body=body,
+        held=settings.max_held,
+        hold_seconds=settings.hold_timeout,
+        buffered=max(default.buffered, 2 * body),
+        clients=descriptors.most_clients(descriptors.raise_limit(), default.clients),
+    )
 
 
 def _first_record(order: Order) -> Record:
