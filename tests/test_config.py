@@ -384,7 +384,7 @@ def test_origins_are_a_list_in_files_variables_and_on_the_command_line(
     assert user_file.read_text() == '[gateway]\norigins = ["https://a.example", "app://*"]\n'
     monkeypatch.setenv("LLMDEPLOY_GATEWAY_ORIGINS", "https://b.example,tauri://localhost")
     assert config.load().gateway.origins == ["https://b.example", "tauri://localhost"]
-    with pytest.raises(UsageError, match="`gateway.origins` must be an array of origins such as"):
+    with pytest.raises(UsageError, match=r"`gateway\.origins` must be an array of origins such as"):
         config_edit.set_value("gateway.origins", "*", user_file)
 
 
