@@ -50,7 +50,7 @@ def show(json: options.Json = False) -> None:
     width = max(len(key.name) for key in keys())
     for key in keys():
         found = settings.value(key.name)
-        out.data(f"{key.name:<{width}}  {_shown(found.value)}  ({found.source})")
+        out.line(f"{key.name:<{width}}  {_shown(found.value)}  ({found.source})")
 
 
 def get(key: KeyName, json: options.Json = False) -> None:

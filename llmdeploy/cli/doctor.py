@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from llmdeploy.cli import options
-from llmdeploy.cli.output import harmless, out
+from llmdeploy.cli.output import out
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,9 +45,7 @@ def _show(checks: Sequence[Check]) -> None:
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
     table = Table("status", "name", box=None, pad_edge=False, show_header=False)
     table.add_column("detail", overflow="fold")
-    for check in checks:
-        table.add_row(Text(check.status, colours[check.status]), check.name, harmless(check.detail))
-    out.table(table)
+    out.table(table, [(Text(it.status, colours[it.status]), it.name, it.detail) for it in checks])
     for check in checks:
         if check.hint:
             out.hint(f"{check.name}: {check.hint}")

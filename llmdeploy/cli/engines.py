@@ -11,7 +11,7 @@ import typer
 
 from llmdeploy import config
 from llmdeploy.cli import options
-from llmdeploy.cli.output import harmless, out
+from llmdeploy.cli.output import out
 from llmdeploy.config import ENGINE_NAMES
 from llmdeploy.errors import InstallFailed, UsageError
 from llmdeploy.text import plain
@@ -138,13 +138,14 @@ def _show(found: dict[str, EngineStatus]) -> None:
     for heading in ("NAME", "STATUS", "VERSION"):
         table.add_column(heading, no_wrap=True)
     table.add_column("WHERE", overflow="fold")
-    for name, it in found.items():
-        words = "usable" if it.usable else "not usable" if it.installed else "not installed"
-        table.add_row(name, words, it.version or "-", harmless(it.detail))
-    out.table(table)
+    out.table(table, [(name, _words(it), it.version or "-", it.detail) for name, it in found.items()])
     for name, it in found.items():
         if it.hint:
             out.hint(f"{name}: {it.hint}")
+
+
+def _words(status: EngineStatus) -> str:
+    return "usable" if status.usable else "not usable" if status.installed else "not installed"
 
 
 def _described(program: PythonProgram, plan: Installation) -> list[str]:

@@ -41,7 +41,7 @@ def _run(arguments: list[str]) -> int:
 
         told = _told(error)
         if out.verbose or told.code == "internal":
-            _traceback(error)
+            out.traceback(error)
         out.error(told, as_json=as_json)
         return told.exit_status
 
@@ -120,9 +120,3 @@ def _help_hint(error: Exception) -> str:
     """Return the hint to ask for the help of the command or subcommand that was meant."""
     command = getattr(getattr(error, "ctx", None), "command_path", "llmdeploy")
     return f"`{command} --help`"
-
-
-def _traceback(error: Exception) -> None:
-    import traceback
-
-    traceback.print_exception(error)

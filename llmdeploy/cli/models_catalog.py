@@ -23,12 +23,13 @@ def catalog(json: options.Json = False) -> None:
     for heading in ("NAME", "SIZE", "HERE") if narrow else ("NAME", "TAKES", "CONTEXT", "SIZE", "HERE"):
         # Words may be wrapped on a narrow terminal; a broken name or number would mislead.
         table.add_column(heading, no_wrap=heading != "TAKES", overflow="fold")
+    shown = []
     for row in rows():
         here = "yes" if any(engine["here"] for engine in row["engines"].values()) else "no"
         size = next((in_gib(it["bytes"]) for it in row["engines"].values() if it["bytes"]), "-")
         takes = [] if narrow else [", ".join(row["capabilities"]), str(row["context"] or "-")]
-        table.add_row(row["name"], *takes, size, here)
-    out.table(table)
+        shown.append((row["name"], *takes, size, here))
+    out.table(table, shown)
     out.hint("`llmdeploy models show NAME` shows what each engine would load, from where, and how large it is")
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from llmdeploy import config
-from llmdeploy.cli.output import columns, harmless, out
+from llmdeploy.cli.output import columns, one_line, out
 from llmdeploy.engines import registry
 from llmdeploy.models.stores.installed import PLACE_OLLAMA
 from llmdeploy.models.weights import GGUF, HF
@@ -33,7 +33,8 @@ def show() -> None:
     widths = [max(map(len, column)) for column in zip(HEADINGS, *rows, strict=True)]
     if sys.stdout.isatty() and sum(widths) + 2 * len(widths) > columns():
         for name, size, engines, place, used in rows:
-            out.line(f"{name}\n  {size}, {place}, {used}\n  {engines}")
+            for line in (name, f"  {size}, {place}, {used}", f"  {engines}"):
+                out.line(line)
     else:
         for row in (HEADINGS, *rows):
             out.line("  ".join(f"{word:<{width}}" for word, width in zip(row, widths, strict=True)).rstrip())
@@ -80,7 +81,7 @@ def _sorted(found: Store) -> list[InstalledModel]:
 def _row(model: InstalledModel) -> tuple[str, ...]:
     engines = ", ".join(registry.running(*model.formats)) or ("none" if model.files else "unfinished")
     size = in_gib(model.size if model.files else model.unfinished)
-    return (harmless(str(model.reference)), size, engines, PLACES[model.place], _ago(model.last_used))
+    return (one_line(str(model.reference)), size, engines, PLACES[model.place], _ago(model.last_used))
 
 
 def _ago(seconds: float) -> str:

@@ -10,7 +10,7 @@ import typer
 
 from llmdeploy import config
 from llmdeploy.cli import options
-from llmdeploy.cli.output import columns, harmless, out
+from llmdeploy.cli.output import columns, one_line, out
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -116,8 +116,8 @@ def _known(offer: dict[str, Any]) -> str:
 
 def _wrapped(indent: int, facts: list[str]) -> None:
     """Print facts on one line, or wrapped on a terminal that is narrower."""
-    text = harmless("; ".join(facts))
+    text = one_line("; ".join(facts))
     width = columns() if sys.stdout.isatty() else 10_000
     margin = " " * indent
     for line in wrap(text, width, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False):
-        out.data(line)
+        out.line(line)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -11,15 +12,34 @@ from typing import TYPE_CHECKING, Any
 from llmdeploy.errors import LlmdeployError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
 
 UNWRITABLE = "stdout_unwritable"
 
+DRIVES_A_TERMINAL = re.compile(
+    "["
+    "\x00-\x08\x0b-\x1f"  # controls, except tab and newline
+    "\x7f-\x9f"  # delete, and the controls that some terminals obey without an escape character
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # they change the order in which a line is shown
+    "\u2028\u2029"  # they end a line
+    "\ufff9-\ufffb\U000e0000-\U000e007f"  # annotations and tags, which are not shown
+    "\ud800-\udfff"  # not characters
+    "]"
+)
+"""Characters that a terminal obeys, or that hide or reorder others, instead of being shown."""
+
 
 class Output:
-    """Writer for every command. Rich decides for each stream whether to use colour."""
+    """Writer for every command. Rich decides for each stream whether to use colour.
+
+    What a terminal gets passes through `harmless`: names, answers and messages come from models, engines and
+    repositories, and must not drive it. Into a pipe or a file `data` writes the text as it is, as `git` and `ls` do.
+    """
 
     def __init__(self) -> None:
         self.quiet = False
@@ -29,30 +49,35 @@ class Output:
 
     def data(self, text: str, end: str = "\n") -> None:
         """Write a result, or a piece of it, and flush. Raises LlmdeployError, BrokenPipeError."""
-        sys.stdout.write(text + end)
-        sys.stdout.flush()
+        self._write((harmless(text) if sys.stdout.isatty() else text) + end)
 
     def line(self, text: str) -> None:
-        """Write a line of a result that may contain names from outside, with control characters escaped."""
-        self.data(harmless(text))
+        """Write one line of a result that may contain names from outside, escaped wherever it goes."""
+        self._write(one_line(text) + "\n")
 
     def document(self, content: object) -> None:
         """Write the result as one JSON document; after events, on one last line."""
         self._documented = True
-        self.data(json.dumps(content, ensure_ascii=False, indent=None if self._streams else 2))
+        self._write(_json(content, indent=None if self._streams else 2) + "\n")
 
     def event(self, content: object) -> None:
         """Write an event as a line of JSON."""
         self._streams = True
-        self.data(json.dumps(content, ensure_ascii=False))
+        self._write(_json(content) + "\n")
 
-    def table(self, table: Table) -> None:
-        """Write a table, wrapped on a terminal and with one row per line elsewhere."""
+    def table(self, table: Table, rows: Iterable[Sequence[str | Text]]) -> None:
+        """Write a table with these rows, wrapped on a terminal and with one row per line elsewhere."""
+        for row in rows:
+            table.add_row(*(one_line(cell) if isinstance(cell, str) else cell for cell in row))
         console = _console(stderr=False)
         with console.capture() as capture:
             console.print(table)
-        for line in capture.get().splitlines():
-            self.data(line.rstrip())
+        for line in capture.get().split("\n")[:-1]:
+            self._write(line.rstrip() + "\n")
+
+    def _write(self, text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
 
     def note(self, text: str, style: str = "") -> None:
         """Report progress or a remark on stderr, unless `--quiet`."""
@@ -70,7 +95,7 @@ class Output:
         """Ask the user a yes-or-no question. Raises UsageError without a terminal."""
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             raise UsageError(f"no terminal to ask on: {question}", "add `--yes` to agree")
-        print(harmless(question), end=" [y/N] ", file=sys.stderr, flush=True)
+        print(one_line(question), end=" [y/N] ", file=sys.stderr, flush=True)
         return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
     def error(self, error: LlmdeployError, *, as_json: bool) -> None:
@@ -82,8 +107,16 @@ class Output:
         if error.hint:
             self._tell(f"hint: {error.hint}", "cyan")
 
+    def traceback(self, error: Exception) -> None:
+        """Write the traceback of an error on stderr."""
+        import traceback
+
+        for text in traceback.format_exception(error):
+            for line in text.removesuffix("\n").split("\n"):
+                self._tell(line, "")
+
     def _tell(self, text: str, style: str) -> None:
-        text = harmless(text)
+        text = one_line(text)
         with suppress(OSError):  # the terminal may be gone; the command must still finish its work
             if _plain(sys.stderr):
                 print(text, file=sys.stderr, flush=True)
@@ -92,8 +125,15 @@ class Output:
 
 
 def harmless(text: str) -> str:
-    """Escape control characters in text from outside, so that a terminal shows them and does not obey them."""
-    return "".join(it if it.isprintable() or it in "\n\t" else ascii(it)[1:-1] for it in text)
+    """Return text from outside with an escape for each character that would drive a terminal. Lines stay lines."""
+    if text.isprintable():
+        return text
+    return DRIVES_A_TERMINAL.sub(lambda found: ascii(found[0])[1:-1], text.replace("\r\n", "\n"))
+
+
+def one_line(text: str) -> str:
+    """Return names and messages from outside on one line: nothing in them is invisible or begins another line."""
+    return text if text.isprintable() else "".join(it if it.isprintable() else ascii(it)[1:-1] for it in text)
 
 
 def columns() -> int:
@@ -108,6 +148,12 @@ def columns() -> int:
         return os.get_terminal_size(sys.stdout.fileno()).columns or 80
     except (OSError, ValueError):
         return 80
+
+
+def _json(content: object, indent: int | None = None) -> str:
+    """Return a JSON document in which also those characters are escaped that JSON allows and terminals obey."""
+    text = json.dumps(content, ensure_ascii=False, indent=indent)
+    return DRIVES_A_TERMINAL.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
 def _plain(stream: Any) -> bool:

@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from llmdeploy.cli.output import out
+from llmdeploy.cli.output import one_line, out
 from llmdeploy.units import in_gib, in_time
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Downloads:
     def _move(self, bars: Progress, name: str, done: int, total: int) -> None:
         """Update a bar. A file's bar is visible during its download, the bar of the total always."""
         if name not in self._tasks:
-            self._tasks[name] = bars.add_task(name, visible=False)  # until its numbers are known
+            self._tasks[name] = bars.add_task(one_line(name), visible=False)  # until its numbers are known
         under_way = name == TOTAL or 0 < done < total or len(self._files) == 1
         bars.update(self._tasks[name], completed=done, total=total, visible=under_way)
         if done >= total:

@@ -21,6 +21,7 @@ from llmdeploy.units import in_gib
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from llmdeploy.models.requirements import RequiredFile
     from llmdeploy.service.pull import Pull, PullOrder
 
 ALL = "all"
@@ -216,14 +217,16 @@ def _show(pulls: list[Pull]) -> None:
     for heading in ("ENGINE", "SIZE", "HERE"):
         table.add_column(heading, no_wrap=True)
     table.add_column("FILE", overflow="fold")
-    for one in pulls:
-        for file in one.need.files:
-            here = "all" if not file.missing else in_gib(file.here) if file.here else "-"
-            table.add_row(one.engine.name, in_gib(file.size), here, file.name)
-    out.table(table)
+    files = [(one.engine.name, file) for one in pulls for file in one.need.files]
+    out.table(table, [(engine, in_gib(file.size), _here(file), file.name) for engine, file in files])
     for one in pulls:
         out.note(_words(one))
         if (free := one.need.free()) is not None:
             out.note(f"  disk    {in_gib(free)} free")
         if one.plan is not None and one.plan.available is not None:
             out.note(f"  memory  {in_gib(one.plan.needed_bytes)} of {in_gib(one.plan.available.bytes)} free")
+
+
+def _here(file: RequiredFile) -> str:
+    """Return how much of a file is on this machine, in words."""
+    return "all" if not file.missing else in_gib(file.here) if file.here else "-"
