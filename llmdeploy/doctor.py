@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from llmdeploy import config, hardware, paths
 from llmdeploy.config import Settings
-from llmdeploy.engines import registry
-from llmdeploy.engines.base import EngineStatus
+from llmdeploy.engines import advisories, registry
+from llmdeploy.engines.base import Engine, EngineStatus
 from llmdeploy.errors import LlmdeployError
 from llmdeploy.hardware import Hardware
 from llmdeploy.service import state
@@ -144,9 +144,24 @@ def _card(gpu: hardware.Gpu) -> str:
 
 def _engines(settings: Settings) -> list[Check]:
     return [
-        _engine(engine.name, engine.status(), chosen=engine.name == settings.engine)
+        _safe(engine, found, _engine(engine.name, found, chosen=engine.name == settings.engine))
         for engine in registry.every(settings)
+        for found in [engine.status()]
     ]
+
+
+def _safe(engine: Engine, found: EngineStatus, check: Check) -> Check:
+    """Return the check of an engine with a warning if its version has published vulnerabilities."""
+    known = advisories.in_words(engine.advisories, found.version and engine.release(found.version))
+    if not known:
+        return check
+    hints = [check.hint, f"update it: {engine.update_hint}"]
+    return replace(
+        check,
+        status="fail" if check.status == "fail" else "warn",
+        detail=f"{check.detail}; {known}",
+        hint="; ".join(hint for hint in hints if hint),
+    )
 
 
 def _engine(name: str, found: EngineStatus, *, chosen: bool) -> Check:

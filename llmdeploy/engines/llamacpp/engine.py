@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from llmdeploy.engines.base import Engine, EngineStatus, ServerSpec
+from llmdeploy.engines.llamacpp.advisories import ADVISORIES
 from llmdeploy.engines.log_reader import Phase, PhaseReader
 from llmdeploy.errors import EngineMissing
 from llmdeploy.models import gguf
@@ -66,6 +67,7 @@ class LlamaCpp(Engine):
     name = "llamacpp"
     formats = (GGUF,)
     unsupported = MappingProxyType({"/v1/completions": ("best_of", "echo", "logprobs")})
+    advisories = ADVISORIES
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -73,6 +75,16 @@ class LlamaCpp(Engine):
     @property
     def install_hint(self) -> str:
         return f"it comes with llmdeploy: {INSTALL_HINT}"
+
+    @property
+    def update_hint(self) -> str:
+        if isinstance(self._program, Program) and self._program.argv[0] == sys.executable:
+            return "`pip install --upgrade xllamacpp`"
+        return "a newer build: https://github.com/ggml-org/llama.cpp/releases"
+
+    def release(self, version: str) -> str:
+        """Return the number of the build, which is the end of the wheel's version: `2026.10.11549`."""
+        return version.split()[0].rpartition(".")[2]
 
     def status(self) -> EngineStatus:
         if isinstance(self._program, Program):

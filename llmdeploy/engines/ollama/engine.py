@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from llmdeploy.engines.base import Engine, EngineStatus, ServerSpec
 from llmdeploy.engines.log_reader import Loaded
+from llmdeploy.engines.ollama.advisories import ADVISORIES
 from llmdeploy.engines.ollama.hints import hints
 from llmdeploy.engines.ollama.server import OllamaServer
 from llmdeploy.engines.ollama.weights import GgufImport, Tag, require_cloud, thinks
@@ -60,6 +61,7 @@ class Ollama(Engine):
     name = "ollama"
     formats = (OLLAMA, GGUF)
     side_by_side = False
+    advisories = ADVISORIES
     unsupported = MappingProxyType(
         {
             "/v1/chat/completions": ("n", "logit_bias"),
@@ -77,6 +79,10 @@ class Ollama(Engine):
     @property
     def install_hint(self) -> str:
         return f"get it: {hints(sys.platform)['get']}"
+
+    @property
+    def update_hint(self) -> str:
+        return hints(sys.platform)["install"]
 
     def status(self) -> EngineStatus:
         from llmdeploy.engines.ollama import state
