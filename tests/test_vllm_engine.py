@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from llmdeploy.engines.python_environment.find import Found
 from llmdeploy.engines.vllm import consent, fit, flags
 from llmdeploy.engines.vllm.engine import Vllm
 from llmdeploy.engines.vllm.settings import VllmSettings
-from llmdeploy.errors import ConfigError, DoesNotFit, EngineMissing, ModelInvalid, NotPermitted, Remedy
+from llmdeploy.errors import ConfigError, DoesNotFit, EngineMissing, ModelInvalid, ModelNotFound, NotPermitted, Remedy
 from llmdeploy.models.facts import ModelFacts
 from llmdeploy.models.hf_model import HfModel
 from llmdeploy.models.reference import CatalogName, parse
@@ -392,6 +393,183 @@ def test_consent_names_the_files_and_holds_for_their_content(tmp_path: Path) -> 
         consent.given(made, found, trust=False)
 
 
+def configured(folder: Path, name: str, content: dict[str, Any], files: dict[str, str], architecture: str) -> HfModel:
+    """Copy the self-test model with another architecture, a configuration with more in it, and more files."""
+    shutil.copytree(SELFTEST / "hf", folder)
+    for file, more in ((name, content), ("config.json", {"architectures": [architecture]})):
+        document = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_text(json.dumps(document | more))
+    for path, text in files.items():
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_text(text)
+    return HfModel(folder)
+
+
+CODE_IN: dict[str, tuple[str, dict[str, Any], dict[str, str], str]] = {
+    "the model": ("config.json", {"auto_map": {"AutoModelForCausalLM": "m.X"}}, {"m.py": ""}, "`m.py`"),
+    "the tokenizer": ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["m.X", None]}}, {"m.py": ""}, "`m.py`"),
+    "the tokenizer, as it was written once": ("tokenizer_config.json", {"auto_map": ["m.X"]}, {"m.py": ""}, "`m.py`"),
+    "a processor": ("preprocessor_config.json", {"auto_map": {"AutoProcessor": "m.X"}}, {"m.py": ""}, "`m.py`"),
+    "a processor of a processor": (
+        "processor_config.json",
+        {"video_processor": {"auto_map": {"AutoVideoProcessor": "m.X"}}},
+        {"m.py": ""},
+        "`m.py`",
+    ),
+    "a video processor": ("video_preprocessor_config.json", {"auto_map": {"A": "m.X"}}, {"m.py": ""}, "`m.py`"),
+    "the generation": (
+        "generation_config.json",
+        {"auto_map": {"A": "m.X"}},
+        {"custom_generate/g.py": ""},
+        "`custom_ge",
+    ),
+    "a part of the model": (
+        "config.json",
+        {"text_config": {"auto_map": {"AutoConfig": "m.X"}}},
+        {"m.py": ""},
+        "`m.py`",
+    ),
+    "a folder": ("config.json", {"auto_map": {"A": "sub.m.X"}}, {"sub/m.py": "", "sub/__init__.py": ""}, "`sub/m.py`"),
+    "another repository": ("config.json", {"auto_map": {"A": "evil/repo--m.X"}}, {}, "the repository `hf://evil/repo`"),
+    "a pipeline": ("config.json", {"custom_pipelines": {"t": {"impl": "m.X"}}}, {"m.py": ""}, "`m.py`"),
+    "a layer of its own": ("modules.json", {"0": {"type": "m.X"}}, {"m.py": ""}, "`m.py`"),
+    "a configuration below": ("1_Dense/config.json", {"auto_map": {"A": "m.X"}}, {"m.py": ""}, "`m.py`"),
+}
+
+
+@pytest.mark.parametrize("place", CODE_IN)
+def test_code_is_found_wherever_it_is_named_and_can_be_trusted(tmp_path: Path, place: str) -> None:
+    (tmp_path / "state").mkdir()
+    name, content, files, told = CODE_IN[place]
+    made, found = configured(tmp_path / "m", name, content, files, "New"), registry(tmp_path / "v", "Known")
+    with pytest.raises(NotPermitted, match="runs code of its own: .*" + re.escape(told)) as caught:
+        consent.given(made, found, trust=False)
+    assert caught.value.code == "remote_code"
+    assert consent.given(made, found, trust=True)
+    assert consent.given(made, found, trust=False), "one yes is enough"
+    (made.folder / "config.json").write_text((made.folder / "config.json").read_text() + " ")
+    with pytest.raises(NotPermitted):
+        consent.given(made, found, trust=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: (folder / "m.py").write_text("evil"),
+        lambda folder: (folder / "sub").mkdir() or (folder / "sub" / "n.py").write_text("evil"),
+        lambda folder: (folder / "tokenizer_config.json").write_text('{"auto_map": {"A": "evil/repo--m.X"}}'),
+        lambda folder: (folder / "m.py").rename(folder / "n.py"),
+    ],
+    ids=["content", "a file below", "another repository", "a name"],
+)
+def test_consent_ends_with_any_change(tmp_path: Path, change: Any) -> None:
+    (tmp_path / "state").mkdir()
+    files = {"m.py": "good"}
+    made = configured(tmp_path / "m", "config.json", {"auto_map": {"A": "m.X"}}, files, "New")
+    found = registry(tmp_path / "v", "Known")
+    assert consent.given(made, found, trust=True)
+    change(made.folder)
+    with pytest.raises(NotPermitted):
+        consent.given(made, found, trust=False)
+
+
+def test_consent_covers_the_cached_code_of_another_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "state").mkdir()
+    commits = ["a" * 40, "b" * 40]
+    refs = tmp_path / "hub" / "models--evil--repo" / "refs" / "main"
+    refs.parent.mkdir(parents=True)
+    for commit in commits:
+        snapshot = refs.parents[1] / "snapshots" / commit
+        snapshot.mkdir(parents=True)
+        (snapshot / "m.py").write_text(commit)
+    made = configured(tmp_path / "m", "config.json", {"auto_map": {"A": "evil/repo--m.X"}}, {}, "New")
+    found = registry(tmp_path / "v", "Known")
+    refs.write_text(commits[0])
+    with pytest.raises(NotPermitted, match=f"`hf://evil/repo@{commits[0]}`"):
+        consent.given(made, found, trust=False)
+    assert consent.given(made, found, trust=True)
+    refs.write_text(commits[1])
+    with pytest.raises(NotPermitted, match=f"`hf://evil/repo@{commits[1]}`"):
+        consent.given(made, found, trust=False)
+
+
+def test_code_that_nothing_names_runs_only_on_request(tmp_path: Path) -> None:
+    made, found = configured(tmp_path / "m", "config.json", {}, {"m.py": ""}, "New"), registry(tmp_path / "v")
+    assert not consent.given(made, found, trust=False)
+    assert consent.given(made, found, trust=True)
+    standard = {"0": {"type": "sentence_transformers.models.Transformer"}}
+    assert not configured(tmp_path / "n", "modules.json", standard, {"m.py": ""}, "New").remote_code()
+
+
+def test_code_that_is_not_run_is_named_too(tmp_path: Path) -> None:
+    made, found = with_code(tmp_path / "m", "Known"), registry(tmp_path / "v", "Known")
+    code = made.remote_code()
+    (told,) = consent.remark(made, code, runs=consent.given(made, found, trust=False))
+    assert "comes with code that is not run, `configuration_x.py`" in told
+    assert "runs code of its own: `configuration_x.py`" in consent.remark(made, code, runs=True)[0]
+    assert consent.remark(SELFTEST_HF, SELFTEST_HF.remote_code(), runs=False) == ()
+
+
+@pytest.mark.parametrize(
+    ("version", "name"),
+    [("0.11.0", "CVE-2025-66448"), ("0.13.0", "CVE-2026-22807"), ("0.17.1", "CVE-2026-27893"), ("0.18.0", "")],
+)
+def test_a_vllm_that_runs_code_unasked_gets_no_model_with_code(tmp_path: Path, version: str, name: str) -> None:
+    (tmp_path / "state").mkdir()
+    made, found = with_code(tmp_path / "m", "Known"), registry(tmp_path / "v", "Known")
+    assert found.contents is not None
+    found = replace(found, contents=replace(found.contents, version=version))
+    if not name:
+        assert not consent.given(made, found, trust=False)
+        return
+    with pytest.raises(NotPermitted, match=rf"would run the code of `.*` without consent \({name}\)") as caught:
+        consent.given(made, found, trust=False)
+    assert (caught.value.code, "`llmdeploy engines install vllm`" in caught.value.hint) == ("remote_code", True)
+    assert not consent.given(SELFTEST_HF, found, trust=False), "a model without code"
+    assert consent.given(made, found, trust=True)
+
+
+@pytest.mark.parametrize("content", ["{", "[" * 100_000, '{"a": ' + "9" * 5000 + "}"], ids=["cut", "deep", "long"])
+def test_a_configuration_that_cannot_be_read_is_refused(tmp_path: Path, content: str) -> None:
+    made = configured(tmp_path / "m", "config.json", {}, {"tokenizer_config.json": content}, "New")
+    with pytest.raises(ModelInvalid, match=r"tokenizer_config\.json` cannot be read"):
+        made.remote_code()
+
+
+def test_files_that_never_end_are_refused(tmp_path: Path) -> None:
+    made = configured(tmp_path / "m", "config.json", {"auto_map": {"A": "m.X"}}, {}, "New")
+    (made.folder / "m.py").symlink_to("/dev/zero")
+    with pytest.raises(ModelInvalid, match=r"m\.py` is not a regular file"):
+        made.remote_code()
+    (made.folder / "m.py").unlink()
+    (made.folder / "loop").symlink_to(made.folder)
+    assert made.remote_code().named == ("m.X",)
+
+
+# Weights that can hold code
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth", "model.ckpt"])
+def test_pickles_are_refused_with_the_way_to_convert(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(SELFTEST / "hf", folder)
+    (folder / "model.safetensors").rename(folder / name)
+    with pytest.raises(ModelNotFound, match=f"`{re.escape(name)}` is a pickle, which can run code") as caught:
+        Vllm(Settings()).resolve(folder).facts()
+    assert f'glob.glob("*{Path(name).suffix}")' in caught.value.hint
+    assert "weights_only=True" in caught.value.hint
+
+
+def test_weights_of_no_bytes_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(SELFTEST / "hf", folder)
+    write_safetensors(folder / "model.safetensors", {})
+    with pytest.raises(ModelInvalid, match="hold no weights"):
+        Vllm(Settings()).resolve(folder).facts()
+
+
 # The model
 
 
@@ -465,7 +643,7 @@ def test_odd_values_in_a_configuration_are_reported(tmp_path: Path, name: str, v
         table[name] = value
     (tmp_path / "config.json").write_text(json.dumps(config))
     odd = HfModel(tmp_path)
-    assert odd.remote_code() == ()
+    assert not odd.remote_code()
     with contextlib.suppress(DoesNotFit):
         fit.plan(odd.facts(), machines.load("cpu-only"), Wishes(), {}, "cpu").require_fit("odd")
 

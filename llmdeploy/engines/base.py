@@ -17,6 +17,7 @@ from llmdeploy.engines.log_reader import Loaded, LogReader, PhaseReader
 from llmdeploy.errors import DownloadFailed
 
 if TYPE_CHECKING:
+    from llmdeploy.engines.advisories import Advisory
     from llmdeploy.engines.diagnosis import Diagnosis, Exit
     from llmdeploy.errors import Remedy
     from llmdeploy.hardware import Hardware
@@ -61,6 +62,8 @@ class ServerSpec:
     """The engine's own configuration files, written before the start."""
     adapt: Callable[[Request], Request] | None = field(default=None, compare=False)
     """Rewrites a request in the engine's dialect and returns the same object if nothing changes; None without one."""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """Sentences on this start that the user is to read."""
 
 
 class Daemon(Protocol):
@@ -98,6 +101,17 @@ class Engine(ABC):
     unsupported: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
     """Fields of a request, by route, that it would ignore or answer in a form of its own: they are refused."""
     daemon: Daemon | None = None
+    advisories: ClassVar[tuple[Advisory, ...]] = ()
+    """The published vulnerabilities of its versions."""
+
+    def release(self, version: str) -> str:
+        """Return the part of `version` that advisories compare."""
+        return version
+
+    @property
+    def update_hint(self) -> str:
+        """The command that installs a newer version."""
+        return self.install_hint
 
     @property
     def install_hint(self) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from llmdeploy.config import DEFAULT, Settings
 from llmdeploy.errors import DownloadFailed, ModelInvalid, ModelNotFound
@@ -17,7 +17,6 @@ from llmdeploy.models import hf_facts, lock, requirements, source
 from llmdeploy.models.catalog import lookup
 from llmdeploy.models.facts import ModelFacts
 from llmdeploy.models.hf_facts import CONFIG
-from llmdeploy.models.hf_facts import json_object as _json
 from llmdeploy.models.reference import CatalogName, HubFile, HubRepo, ModelRef, OllamaTag
 from llmdeploy.models.requirements import Requirements
 from llmdeploy.models.safetensors import INDEX, indexed
@@ -25,8 +24,18 @@ from llmdeploy.models.source import Listing, OnProgress, RemoteFile
 from llmdeploy.models.weights import HF, MLX, Format
 from llmdeploy.paths import selftest_dir
 
+if TYPE_CHECKING:
+    from llmdeploy.models.remote_code import RemoteCode
+
 WANTED = ("*.json", "*.jinja", "*.model", "*.txt", "*.py", "*.tiktoken")
 """Files that vLLM reads besides the weights. Others, such as `*.bin` and `*.gguf`, have the same weights again."""
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+CONVERT = (
+    "python -c 'import glob, torch; from safetensors.torch import save_file; "
+    '[save_file({name: it.clone() for name, it in torch.load(file, "cpu", weights_only=True).items()}, '
+    'file.removesuffix("SUFFIX") + "safetensors", {"format": "pt"}) for file in glob.glob("*.SUFFIX")]\''
+)
+"""Command that writes pickles as safetensors, without running code that they hold."""
 TOKENIZERS = ("token*", "vocab*", "tekken*", "*.model", "*.tiktoken")
 """Patterns of tokenizer files: every kind of tokenizer has a file that matches one of them."""
 
@@ -107,6 +116,10 @@ class HfModel:
                 f"`{where}` holds no tokenizer", "put the model's own there: `tokenizer.json` in most cases"
             )
 
+    def require_weights(self) -> None:
+        """Raise ModelNotFound unless there are safetensors: pickle files are not loaded, as they can hold code."""
+        wanted(self._files().names(), f"`{self}`")
+
     def _files(self) -> hf_facts.Files:
         if isinstance(self.location, HubRepo) and not self.is_present():
             return hf_facts.Repository(self._listing)
@@ -121,19 +134,11 @@ class HfModel:
             return ()
         return (self.folder / CONFIG, *sorted(_weights(self.folder)))
 
-    def remote_code(self) -> tuple[Path, ...]:
-        """Return the Python files that the model's configuration would run; empty for a model of known architecture."""
-        config = _json(self.folder / CONFIG)
-        return tuple(sorted(self.folder.glob("*.py"))) if "auto_map" in config else ()
+    def remote_code(self, revision: str = "main") -> RemoteCode:
+        """Return the code that comes with the model. `revision`: that of other repositories. Raises ModelInvalid."""
+        from llmdeploy.models import remote_code
 
-    def code_revision(self) -> str:
-        """Return a digest of that code: the user's consent is for exactly this content."""
-        import hashlib
-
-        digest = hashlib.sha256()
-        for file in self.remote_code():
-            digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
-        return digest.hexdigest()
+        return remote_code.find(self.folder, revision)
 
     def _has_weights(self) -> bool:
         weights = {path.name for path in _weights(self.folder)}
@@ -213,14 +218,24 @@ def wanted(names: Iterable[str], where: str = "the repository") -> list[str]:
     top = [name for name in names if "/" not in name]
     weights = hf_facts.weights(top)
     if not weights:
-        raise ModelNotFound(
-            f"{where} holds no safetensors in its top folder, which vLLM needs",
-            "name another repository; `owner/repo:Q4_K_M` names GGUF files, which other engines run",
-        )
+        raise _no_safetensors(where, top)
     rest = {name for name in top if any(fnmatch(name, pattern) for pattern in WANTED)}
     if _consolidated(weights):
         rest.discard(INDEX)  # it lists the other files, which are not taken
     return sorted({*weights, *rest}, key=lambda name: (name != CONFIG, name))
+
+
+def _no_safetensors(where: str, names: Sequence[str]) -> ModelNotFound:
+    message = f"{where} holds no safetensors in its top folder, which vLLM needs"
+    pickles = sorted(name for name in names if any(fnmatch(name, pattern) for pattern in PICKLES))
+    if not pickles:
+        hint = "name another repository; `owner/repo:Q4_K_M` names GGUF files, which other engines run"
+        return ModelNotFound(message, hint)
+    suffix = pickles[0].rpartition(".")[2]
+    return ModelNotFound(
+        f"{message}: `{pickles[0]}` is a pickle, which can run code when it is loaded",
+        f"name another repository, or convert them in their folder: `{CONVERT.replace('SUFFIX', suffix)}`",
+    )
 
 
 def _consolidated(weights: Iterable[str]) -> list[str]:

@@ -92,6 +92,8 @@ class Launch:
         # The port is chosen now: a download takes long enough for other programs to come.
         name, port = self.order.served_name, free_port()
         spec = self.engine.server(prepared.weights, plan, served_name=name, port=port)
+        for note in spec.notes:
+            self.starter.emit(Note(note))
         return Settled(prepared, plan, machine, spec)
 
     def start(self, settled: Settled) -> RunningServer:

@@ -174,7 +174,8 @@ class Slot:
                     percentage = f"{100 * done // total} %" if total else f"{done / 1e6:.0f} MB"
                     update(progress=f"{file}: {percentage}")
             case Note(text=text):
-                update(notes=(*self.recorder.record.notes, text))
+                # Each restart says the same again.
+                update(notes=tuple(dict.fromkeys((*self.recorder.record.notes, text))))
             case PlanApplied(plan=plan):
                 update(plan=asdict(plan))
             case Started():

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from llmdeploy import paths
 from llmdeploy.engines.base import Engine, EngineStatus, ServerSpec
-from llmdeploy.errors import EngineMissing, ModelNotFound
+from llmdeploy.engines.vllm.advisories import ADVISORIES
+from llmdeploy.errors import EngineMissing, ModelInvalid, ModelNotFound
 from llmdeploy.models import hf_model
 from llmdeploy.models.hf_model import HfModel
 from llmdeploy.models.weights import HF, MLX
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 TOOLS = "--enable-auto-tool-choice"
 """Flag without which vLLM refuses tools, even for a model that knows them."""
 
+TRUST = "--trust-remote-code"
+"""Flag of vLLM by which the user trusts every model, whatever comes with it."""
+
 
 def engine(settings: Settings) -> Vllm:
     return Vllm(settings)
@@ -45,13 +49,23 @@ class VllmModel(HfModel):
 
     def facts(self) -> ModelFacts:
         self.require_tokenizer()
+        self.require_weights()
         facts = super().facts()
+        if facts.weights_bytes == 0:
+            raise ModelInvalid(f"the safetensors of `{self}` hold no weights", "fetch the model again")
         return replace(facts, capabilities=(*facts.capabilities, "tools")) if self.calls_tools else facts
 
 
 class Vllm(Engine):
     name = "vllm"
     formats = (HF,)
+    advisories = ADVISORIES
+
+    @property
+    def update_hint(self) -> str:
+        from llmdeploy.engines.vllm.program import PROGRAM
+
+        return PROGRAM.install_command
 
     def __init__(self, settings: Settings, repairs: Mapping[str, Any] | None = None) -> None:
         """Take settings; `repairs` are those that a failed start asked for, which override the user's."""
@@ -105,9 +119,12 @@ class Vllm(Engine):
         ours = {"model": str(weights.folder), "served_model_name": served_name, "host": "127.0.0.1", "port": port}
         chosen = {"max_model_len": plan.context.value, **{name: it.value for name, it in plan.settings.items()}}
         content: dict[str, Any] = {**chosen, **self._wanted, **ours}
-        if consent.given(weights, found, trust=self._settings.flags.trust_remote_code):
-            content["trust_remote_code"] = True
         extra = tuple(self._settings.vllm.extra_args or ())
+        code = weights.remote_code(flags.value_of("code-revision", extra) or "main")
+        trust = self._settings.flags.trust_remote_code
+        runs = _trusts(extra) or consent.given(weights, found, trust=trust, code=code)
+        if runs:
+            content["trust_remote_code"] = True
         flags.check(content, extra, found)
         config = paths.state_dir() / "vllm.yaml"
         return ServerSpec(
@@ -117,6 +134,7 @@ class Vllm(Engine):
             served_name=served_name,
             env=_variables(self._device, self._settings.timeout),
             files={config: flags.yaml(content)},
+            notes=consent.remark(weights, code, runs=runs),
         )
 
     def log_reader(self) -> LogReader:
@@ -136,6 +154,10 @@ class Vllm(Engine):
         from llmdeploy.engines.vllm import failures
 
         return failures.diagnose(log, exit.status) if isinstance(exit, Exited) else None
+
+
+def _trusts(arguments: Sequence[str]) -> bool:
+    return any(argument.replace("_", "-").startswith(TRUST) for argument in arguments)
 
 
 def _module(found: Environment) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +44,16 @@ def check(settings: Iterable[str], arguments: Iterable[str], environment: Enviro
 
 def _name(word: str) -> str:
     return word.removeprefix("--").partition("=")[0].partition(".")[0].replace("_", "-")
+
+
+def value_of(flag: str, arguments: Sequence[str]) -> str:
+    """Return the value that the last of these arguments gives to a flag; empty if it is not among them."""
+    value = ""
+    for at, word in enumerate(arguments):
+        if word.startswith("--") and _name(word) == flag:
+            following = arguments[at + 1] if at + 1 < len(arguments) else ""
+            value = word.partition("=")[2] if "=" in word else following
+    return value
 
 
 def of(environment: Environment) -> frozenset[str]:
