@@ -111,6 +111,15 @@ class Hub:
     headless: bool = False
     """Whether answers lack the Hub's headers, as those of a captive portal."""
 
+    claimed_commit: object = None
+    """Commit that is announced instead of the true one."""
+    forged: dict[str, object] = field(default_factory=dict)
+    """Fields of each entry of a tree; those of an LFS object by their names after `lfs.`."""
+    forged_page: bytes = b""
+    """Body of each page of a tree."""
+    next_page: str = ""
+    """Address of the page after each page of a tree."""
+
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     """Method, path and Range of each request, with those to the CDN, whose paths begin with /cdn/."""
     sent: list[tuple[str, int, int]] = field(default_factory=list)
@@ -437,7 +446,14 @@ class _HubHandler(Handler):
         files, blobs = hub.tree(repo, commit), self._query("blobs").lower() in {"true", "1"}
         siblings = [self._sibling(name, files[name], blobs=blobs) for name in sorted(files)]
         gated = "auto" if repo in hub.gated else False
-        known = {"id": repo, "modelId": repo, "sha": commit, "private": repo in hub.private, "gated": gated}
+        sha = commit if hub.claimed_commit is None else hub.claimed_commit
+        known: dict[str, object] = {
+            "id": repo,
+            "modelId": repo,
+            "sha": sha,
+            "private": repo in hub.private,
+            "gated": gated,
+        }
         if repo in hub.parameters:
             known["safetensors"] = {"parameters": {"BF16": hub.parameters[repo]}, "total": hub.parameters[repo]}
         return {**known, "tags": [], "downloads": 0, "likes": 0, "siblings": siblings}
@@ -462,6 +478,13 @@ class _HubHandler(Handler):
             entry["xetHash"] = self.state.xet.file_id(content)
         return entry
 
+    def _forged(self, entry: dict[str, object]) -> dict[str, object]:
+        """Return an entry of a tree as a hostile mirror changes it."""
+        forged = self.state.forged
+        top = {name: value for name, value in forged.items() if not name.startswith("lfs.")}
+        lfs = {name.removeprefix("lfs."): value for name, value in forged.items() if name.startswith("lfs.")}
+        return {**entry, **top, **({"lfs": {**entry["lfs"], **lfs}} if lfs else {})}  # type: ignore[dict-item]
+
     def _send_tree(self, repo: str, commit: str, folder: str) -> None:
         """Send a page of the folder's entries, with the address of the next page in the `Link` header."""
         files, below = self.state.tree(repo, commit), f"{folder}/" if folder else ""
@@ -479,7 +502,12 @@ class _HubHandler(Handler):
         stop = start + self.state.page
         query = f"recursive={self._query('recursive', 'false')}&cursor={stop}"
         after = f'<{self.state.url}{urlsplit(self.path).path}?{query}>; rel="next"'
-        self._json([entries[name] for name in names[start:stop]], {"Link": after} if stop < len(names) else {})
+        if self.state.next_page or self.state.forged_page:
+            shown = self.state.forged_page or b"[]"
+            self._send(200, {"Link": f'<{self.state.next_page}>; rel="next"'} if self.state.next_page else {}, shown)
+            return
+        page = [self._forged(entries[name]) for name in names[start:stop]]
+        self._json(page, {"Link": after} if stop < len(names) else {})
 
     def _refs(self, repo: str) -> dict[str, object]:
         refs = {"main": COMMIT, **self.state.refs.get(repo, {})}

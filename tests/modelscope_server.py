@@ -82,7 +82,8 @@ class _ApiHandler(Handler):
             self._fail(NO_ACCESS, "no permission")
         elif route == "commits":
             found = scope.commit_of(repo, query["Ref"])
-            self._succeed({"Commit": [{"Id": found, "ShortId": found[:8]}] if found else None, "TotalCount": 1})
+            known = found if scope.claimed_commit is None else scope.claimed_commit
+            self._succeed({"Commit": [{"Id": known, "ShortId": found[:8]}] if found else None, "TotalCount": 1})
         elif (commit := scope.commit_of(repo, query.get("Revision", "master"))) is None:
             self._fail(NO_REVISION, "the tree cannot be had")
         elif route == "repo/files":
@@ -111,7 +112,7 @@ class _ApiHandler(Handler):
         held, lfs = blob(content), in_lfs(name, content)
         size = (self.state.claimed_size if lfs else None) or held.size
         known = {"Path": name, "Name": name.rpartition("/")[2], "Type": "blob", "Size": size, "Sha256": held.sha256}
-        return {**known, "IsLFS": lfs, "Revision": COMMIT}
+        return {**known, "IsLFS": lfs, "Revision": COMMIT, **self.state.forged}
 
     def _succeed(self, data: dict[str, object]) -> None:
         self._document(200, {"Code": 200, "Data": data, "Message": "success", "RequestId": "1", "Success": True})

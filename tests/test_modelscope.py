@@ -490,7 +490,7 @@ def test_server_that_is_not_modelscope_is_reported(machine: Machine, scope: Scop
 @pytest.mark.parametrize("trap", ["../../outside", "/etc/outside", "a\\..\\outside"])
 def test_path_outside_the_cache_is_refused(machine: Machine, scope: Scope, trap: str) -> None:
     scope.traps = (trap,)
-    assert machine.fail()[0] == f"ModelScope lists `{trap}`, which is not a path in a repository"
+    assert machine.fail()[0] == f"`{scope.url}` lists `{trap}`, which is not a path in a repository"
 
 
 def test_reference_outside_the_cache_finds_nothing(machine: Machine, tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def parse(text: str) -> ModelRef:
         return Path(_expanded(text)).absolute()
     if _NAME.fullmatch(text):
         return CatalogName(text)
-    if match := _SHORT.fullmatch(text):
+    if (match := _SHORT.fullmatch(text)) and ".." not in re.split(r"[/@]", text):
         return HubRepo(match["repo"], match["revision"] or MAIN["hf"], quant=(match["quant"] or "").upper())
     raise UsageError(f"`{plain(text)}` is not a model name, a file, a folder or a `hf://` address", _hint(text))
 
@@ -182,7 +182,7 @@ def with_quant(reference: ModelRef, quant: str) -> ModelRef:
 
 def with_revision(reference: ModelRef, revision: str) -> ModelRef:
     """Return the repository or file at another revision. Raises UsageError for a model that has no revisions."""
-    if not re.fullmatch(r"[\w./-]+", revision, re.ASCII):
+    if not re.fullmatch(r"[\w./-]+", revision, re.ASCII) or ".." in revision.split("/"):
         raise UsageError(f"`{plain(revision)}` is not a revision", "a branch, a tag or a commit of the repository")
     if isinstance(reference, HubRepo | HubFile):
         return replace(reference, revision=revision)
@@ -220,7 +220,7 @@ def _parse_tag(text: str) -> OllamaTag:
 
 def _parse_repository(text: str) -> HubFile | HubRepo:
     match = _REPOSITORY.fullmatch(text)
-    if match is None or not (match["file"] or "x.gguf").endswith(".gguf"):
+    if match is None or not (match["file"] or "x.gguf").endswith(".gguf") or ".." in re.split(r"[/@]", text):
         raise UsageError(
             f"`{plain(text)}` does not name a repository or a GGUF file of the Hub",
             f"the forms are {HUB_FORMS}",

@@ -16,6 +16,7 @@ from typing import BinaryIO, Protocol, TypeVar, cast
 
 from llmdeploy.errors import DownloadFailed, UsageError
 from llmdeploy.models.reference import HubFile, HubRepo, Source
+from llmdeploy.models.safe_paths import require_places
 
 OnProgress = Callable[[str, int, int], None]
 """A function of file name, bytes so far and bytes in all (0 if unknown); it may be called from another thread."""
@@ -183,6 +184,7 @@ def chosen(listing: Listing, paths: Sequence[str]) -> tuple[RemoteFile, ...]:
             f"`{listing.repo.repo}` states no digest of `{unchecked[0]}`, so the download could not be checked",
             "take it from another source",
         )
+    require_places(str(listing.repo), paths)
     return tuple(files[path] for path in paths)
 
 

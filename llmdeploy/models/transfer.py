@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from llmdeploy.models import digest
 from llmdeploy.models.digest import Checksum
 from llmdeploy.models.reference import HubFile
 from llmdeploy.models.requirements import RequiredFile, Requirements
+from llmdeploy.models.safe_paths import require_own, require_places
 from llmdeploy.models.source import CACHE_VARIABLES, Listing, OnProgress, Origin, RemoteFile, origin
 from llmdeploy.paths import state_dir
 
@@ -104,10 +105,7 @@ class _Destination:
 
 def _destination(listing: Listing, file: RemoteFile, folder: Path | None) -> _Destination:
     """Return the destination of a file. Raises DownloadFailed if `folder` has another file of that name."""
-    if ".." in PurePosixPath(file.path).parts or PurePosixPath(file.path).is_absolute():
-        raise DownloadFailed(
-            f"`{listing.repo}` lists `{file.path}`, which is not a path within it", "take another source"
-        )
+    require_places(str(listing.repo), [file.path])
     if folder is not None:
         return _in_folder(listing, file, folder)
     at = origin(listing.repo.source)
@@ -132,6 +130,10 @@ def _is_cached(at: Origin, listing: Listing, file: RemoteFile) -> bool:
 def _in_folder(listing: Listing, file: RemoteFile, folder: Path) -> _Destination:
     path = folder / file.path
     part = path.with_name(path.name + ".incomplete")
+    if not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise DownloadFailed(
+            f"`{path.parent}` is a link that leads out of `{folder}`", "remove it, or give another folder with `--dir`"
+        )
     if path.is_file() and not _is_same(file, path):
         raise DownloadFailed(
             f"`{path}` is there already, and is not what `{listing.repo.repo}` has under that name",
@@ -237,6 +239,7 @@ class _Download:
 
     def _copy(self, home: _Destination, part: Path) -> str:
         """Download what is missing to the end of the partial file; return the digest of the whole."""
+        require_own(part)
         start = part.stat().st_size if part.exists() else 0
         if start > home.file.size:
             part.unlink()

@@ -8,8 +8,9 @@ from urllib.parse import quote, urlsplit
 
 from llmdeploy.errors import DownloadFailed
 from llmdeploy.models import remote_file
-from llmdeploy.models.hub import library
+from llmdeploy.models.hub import documents, library
 from llmdeploy.models.hub.failures import explaining
+from llmdeploy.models.listing_check import LARGEST_BYTES, Source
 from llmdeploy.models.reference import HubFile, HubRepo
 from llmdeploy.models.source import Listing, RemoteFile
 
@@ -20,16 +21,15 @@ if TYPE_CHECKING:
 def listing(repo: HubRepo) -> Listing:
     """Request the commit of the revision, and then the files of that commit. Raises DownloadFailed."""
     with explaining(HubFile(repo.repo, "", repo.revision)):
-        from huggingface_hub import HfApi, constants
-        from huggingface_hub.utils import build_hf_headers, paginate
+        from huggingface_hub import constants
+        from huggingface_hub.utils import validate_repo_id
 
-        # One request without retries, so that a dead network is reported within HF_HUB_ETAG_TIMEOUT.
-        wait = constants.HF_HUB_ETAG_TIMEOUT
-        commit = HfApi().model_info(repo.repo, revision=repo.revision, timeout=wait).sha
-        assert commit is not None
-        tree = f"{constants.ENDPOINT}/api/models/{repo.repo}/tree/{quote(commit)}"
-        entries = paginate(tree, params={"recursive": True}, headers=build_hf_headers(), timeout=wait)
-        return Listing(repo, commit, tuple(_file(entry) for entry in entries if entry["type"] == "file"))
+        validate_repo_id(repo.repo)
+        source = Source(constants.ENDPOINT, "HF_ENDPOINT")
+        model = f"{constants.ENDPOINT}/api/models/{repo.repo}"
+        commit = source.commit(repo, documents.one(f"{model}/revision/{quote(repo.revision, safe='')}")["sha"])
+        entries = documents.pages(f"{model}/tree/{commit}?recursive=True", source)
+        return source.listing(repo, commit, (_file(entry) for entry in entries if entry["type"] == "file"))
 
 
 def open_remote(file: HubFile) -> BinaryIO:
@@ -41,6 +41,7 @@ def open_remote(file: HubFile) -> BinaryIO:
 
 
 def _file(entry: dict[str, Any]) -> RemoteFile:
+    """Return the file of an entry as the Hub states it: `Source.listing` checks it."""
     lfs = entry.get("lfs") or {}
     return RemoteFile(
         entry["path"],
@@ -66,7 +67,7 @@ class _Remote:
         self._url = hf_hub_url(self._file.repo, self._file.file, revision=self._file.revision)
         # One request without retries, so that a dead network is reported within HF_HUB_ETAG_TIMEOUT.
         metadata = get_hf_file_metadata(self._url)
-        if metadata.size is None:
+        if metadata.size is None or not 0 <= metadata.size <= LARGEST_BYTES:
             raise FileMetadataError("it states no size")
         self._location, self.size = metadata.location, metadata.size
 

@@ -20,12 +20,16 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from llmdeploy.errors import LlmdeployError
+from llmdeploy import bounded_file
+from llmdeploy.errors import DownloadFailed, LlmdeployError
 from llmdeploy.models.hub import library
 from llmdeploy.models.reference import HubFile, HubRepo
+from llmdeploy.models.safe_paths import below
 from llmdeploy.models.source import Listing, RemoteFile
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+LONGEST_REF = 1024
+"""Bytes of a file that names a commit, at most."""
 PART = ".llmdeploy.incomplete"
 """Suffix of a partial file after the digest: huggingface_hub's own names are not found by a later download."""
 
@@ -64,7 +68,7 @@ def part(listing: Listing, file: RemoteFile) -> Path:
 
 
 def lock(listing: Listing, file: RemoteFile) -> Path:
-    return cache() / ".locks" / _folder(listing.repo).name / f"{file.digest}.lock"
+    return below(cache(), cache() / ".locks" / _folder(listing.repo).name / f"{file.digest}.lock")
 
 
 def in_work(repository: Path) -> bool:
@@ -83,12 +87,12 @@ def in_work(repository: Path) -> bool:
 
 
 def place(listing: Listing, file: RemoteFile, part: Path) -> Path:
-    blob, pointer = _blob(listing, file), _pointer(listing, file)
+    blob, pointer, _ = _blob(listing, file), _pointer(listing, file), _ref(listing.repo)
     if part not in {blob, pointer}:
         part.replace(blob)
     if not pointer.is_file():
         _link(blob, pointer)
-    _name(_folder(listing.repo) / "refs" / listing.repo.revision, listing.commit)
+    _name(_ref(listing.repo), listing.commit)
     return pointer
 
 
@@ -119,15 +123,23 @@ def remove(files: Collection[Path], repositories: Collection[Path]) -> None:
 
 
 def _folder(repo: HubRepo) -> Path:
-    return cache() / f"models--{repo.repo.replace('/', '--')}"
+    return below(cache(), cache() / f"models--{repo.repo.replace('/', '--')}")
 
 
 def _blob(listing: Listing, file: RemoteFile) -> Path:
-    return _folder(listing.repo) / "blobs" / file.digest
+    folder = _folder(listing.repo) / "blobs"
+    return below(folder, folder / file.digest)
 
 
 def _pointer(listing: Listing, file: RemoteFile) -> Path:
-    return _folder(listing.repo) / "snapshots" / listing.commit / file.path
+    folder = _folder(listing.repo) / "snapshots"
+    return below(below(folder, folder / listing.commit), folder / listing.commit / file.path)
+
+
+def _ref(repo: HubRepo) -> Path:
+    """Return the file that has the commit of a branch or tag."""
+    folder = _folder(repo) / "refs"
+    return below(folder, folder / repo.revision)
 
 
 def _snapshot(repo: HubRepo) -> Path | None:
@@ -135,8 +147,8 @@ def _snapshot(repo: HubRepo) -> Path | None:
     commit = repo.revision
     if not COMMIT.fullmatch(commit):
         try:
-            commit = _folder(repo).joinpath("refs", repo.revision).read_text().strip()
-        except (OSError, ValueError):  # it is missing, or no file can have that name
+            commit = bounded_file.read(_ref(repo), LONGEST_REF).decode("ascii").strip()
+        except (OSError, ValueError, DownloadFailed):  # it is missing, or no file can have that name
             return None
     return _folder(repo) / "snapshots" / commit if COMMIT.fullmatch(commit) else None
 
@@ -154,7 +166,7 @@ def _link(blob: Path, pointer: Path) -> None:
 
 def _name(ref: Path, commit: str) -> None:
     """Record that the revision is that commit, for later use without a network."""
-    if ref.name == commit or (ref.is_file() and ref.read_text() == commit):
+    if ref.name == commit or (ref.is_file() and ref.stat().st_size == len(commit) and ref.read_text() == commit):
         return
     ref.parent.mkdir(parents=True, exist_ok=True)
     new = ref.with_name(f"{ref.name}.{os.getpid()}.{threading.get_ident()}.new")  # several threads place files

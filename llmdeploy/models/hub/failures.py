@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -70,7 +71,7 @@ def _explain_answer(file: HubFile, error: HfHubHTTPError) -> DownloadFailed:
         return DownloadFailed(f"the Hub answered with status {status}", f"try again later, {ELSEWHERE}")
     rule, _ = found
     wait = error.response.headers.get("Retry-After", "")
-    hint = rule.fix.replace("some minutes", in_time(int(wait))) if wait.isdecimal() else rule.fix
+    hint = rule.fix.replace("some minutes", in_time(int(wait))) if re.fullmatch(r"[0-9]{1,9}", wait) else rule.fix
     return DownloadFailed(rule.cause.format(repo=file.repo), hint)
 
 
@@ -124,7 +125,7 @@ def _explain_network(file: HubFile, chain: list[BaseException]) -> DownloadFaile
         return failure
     if any(isinstance(error, TimeoutError) for error in chain) or any("Timeout" in name for name in names):
         return DownloadFailed(f"{where} did not answer in time", hint)
-    not_the_hubs = ValueError | TypeError | KeyError | AssertionError | errors.FileMetadataError
+    not_the_hubs = ValueError | TypeError | KeyError | AttributeError | RecursionError | errors.FileMetadataError
     if isinstance(chain[0], not_the_hubs):  # not JSON, other JSON, or other headers
         return DownloadFailed(f"{where} does not answer as a Hub does", f"check `HF_ENDPOINT`, or {LOCAL_FILE}")
     what = f"`{file.file or file.repo}`"

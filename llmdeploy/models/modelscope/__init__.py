@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from llmdeploy.errors import DownloadFailed
 from llmdeploy.models import remote_file
+from llmdeploy.models.listing_check import Source
 from llmdeploy.models.modelscope import api, layout
 from llmdeploy.models.modelscope.layout import cache, repositories
 from llmdeploy.models.modelscope.names import at_modelscope
 from llmdeploy.models.reference import HubFile, HubRepo
+from llmdeploy.models.safe_paths import below
 from llmdeploy.models.source import Listing, RemoteFile, Sink
 
 __all__ = [
@@ -48,7 +50,8 @@ def cached_paths(repo: HubRepo) -> tuple[str, ...]:
 
 def listing(repo: HubRepo) -> Listing:
     """Request the files of the repository. Raises DownloadFailed."""
-    commit = _commit(repo)
+    source = Source(api.endpoint(), "MODELSCOPE_ENDPOINT")
+    commit = source.commit(repo, _commit(repo))
     entries = api.document(_any(repo), "repo/files", {"Revision": commit, "Recursive": "True"}).get("Files")
     if entries is None:
         raise api.no_revision(_any(repo))
@@ -59,7 +62,7 @@ def listing(repo: HubRepo) -> Listing:
             f"`{repo}` has {MOST_FILES} files or more, and ModelScope lists no more",
             f"take it from the Hub: `llmdeploy pull hf://{repo.repo}`",
         )
-    return Listing(repo, commit, _files(entries))
+    return source.listing(repo, commit, _files(entries))
 
 
 def part(listing: Listing, file: RemoteFile) -> Path:
@@ -67,10 +70,10 @@ def part(listing: Listing, file: RemoteFile) -> Path:
 
     A file of that size that another commit or the library has brought counts as one until its digest is checked.
     """
-    found = layout.library_folder(listing.repo) / file.path
+    found = _in_library(listing, file)
     if found.is_file() and found.stat().st_size == file.size:
         return found
-    whole = layout.snapshot(listing.repo.repo, listing.commit) / file.path
+    whole = _whole(listing, file)
     return whole.with_name(whole.name + layout.PARTS[0])
 
 
@@ -104,10 +107,10 @@ def copy(listing: Listing, file: RemoteFile, start: int, sink: Sink) -> None:
 
 def place(listing: Listing, file: RemoteFile, part: Path) -> Path:
     """Move a whole and checked file into the cache; return its path there. Raises OSError."""
-    whole = layout.snapshot(listing.repo.repo, listing.commit) / file.path
+    whole, shared = _whole(listing, file), _in_library(listing, file)
     whole.parent.mkdir(parents=True, exist_ok=True)
     os.replace(part, whole)
-    layout.share(whole, layout.library_folder(listing.repo) / file.path)
+    layout.share(whole, shared)
     layout.name(listing.repo, listing.commit)
     return whole
 
@@ -137,12 +140,24 @@ def open_remote(file: HubFile) -> BinaryIO:
     return remote_file.opened(get, size, str(file))
 
 
+def _whole(listing: Listing, file: RemoteFile) -> Path:
+    """Return the place of a file at the commit of the listing."""
+    folder = layout.snapshot(listing.repo.repo, listing.commit)
+    return below(folder, folder / file.path)
+
+
+def _in_library(listing: Listing, file: RemoteFile) -> Path:
+    """Return the place where ModelScope's own library looks for a file."""
+    folder = layout.library_folder(listing.repo)
+    return below(folder, folder / file.path)
+
+
 def _any(repo: HubRepo) -> HubFile:
     return HubFile(repo.repo, "", repo.revision, "ms")
 
 
-def _commit(repo: HubRepo) -> str:
-    """Return the commit that a revision names."""
+def _commit(repo: HubRepo) -> object:
+    """Return the commit that a revision names, as ModelScope states it."""
     if layout.COMMIT.fullmatch(repo.revision):
         return repo.revision
     found = api.document(_any(repo), "commits", {"Ref": repo.revision, "PageNumber": "1", "PageSize": "1"}).get(
@@ -151,30 +166,19 @@ def _commit(repo: HubRepo) -> str:
     if not found:
         raise api.no_revision(_any(repo))
     try:
-        commit = str(found[0]["Id"])
+        return found[0]["Id"]
     except (TypeError, KeyError, IndexError):
         raise api.stranger() from None
-    if not layout.COMMIT.fullmatch(commit):
-        raise api.stranger()
-    return commit
 
 
-def _files(entries: Sequence[dict[str, Any]]) -> tuple[RemoteFile, ...]:
-    try:
-        files = tuple(
-            RemoteFile(entry["Path"], int(entry["Size"]), entry.get("Sha256") or "")
-            for entry in entries
-            if entry.get("Type") != "tree"
-        )
-    except (TypeError, KeyError, ValueError, AttributeError):
-        raise api.stranger() from None
-    for file in files:
-        path = PurePosixPath(file.path)
-        if path.is_absolute() or ".." in path.parts or "\\" in file.path:
-            raise DownloadFailed(
-                f"ModelScope lists `{file.path}`, which is not a path in a repository", "report it there"
-            )
-    return files
+def _files(entries: Sequence[dict[str, Any]]) -> Iterator[RemoteFile]:
+    """Yield the files as ModelScope states them: `Source.listing` checks them."""
+    for entry in entries:
+        try:
+            if entry.get("Type") != "tree":
+                yield RemoteFile(entry["Path"], entry["Size"], entry.get("Sha256") or "")
+        except (TypeError, KeyError, AttributeError):
+            raise api.stranger() from None
 
 
 def _written(file: HubFile, start: int, sink: Sink) -> Iterator[int]:

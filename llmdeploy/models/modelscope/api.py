@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from llmdeploy import __version__, tls
+from llmdeploy import __version__, bounded_file, tls
 from llmdeploy.errors import DownloadFailed
 from llmdeploy.models import network
 from llmdeploy.models.reference import HubFile
@@ -33,11 +33,13 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 30
+LARGEST_BYTES = 16 * 2**20
+"""The most bytes of a JSON answer: a list of 3000 files has about 2 MB."""
 
 NO_REPOSITORY, NO_ACCESS, NO_REVISION, NO_FILE = 10010205001, 10010200001, 10990101004, 10990101007
 """Values of `Code` in the body of an error."""
 
-_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)")
 _TOKEN_HINT = "set `MODELSCOPE_API_TOKEN` to an access token (`{endpoint}/my/access/token`)"
 
 
@@ -54,14 +56,14 @@ def endpoint() -> str:
 def document(file: HubFile, route: str, query: Mapping[str, str]) -> dict[str, Any]:
     """Return the `Data` of a JSON answer. Raises DownloadFailed."""
     with answer(file, route, query) as response:
-        response.read()
         try:
-            body = response.json()
+            content = _content(response)
+            body = bounded_file.json_value(content)
             data, code = body.get("Data"), body.get("Code", 200)
         except (ValueError, AttributeError):
             raise stranger() from None
         if code != 200:
-            raise _refusal(file, response)
+            raise _refusal(file, response, content)
         if not isinstance(data, dict):
             raise stranger()
         return data
@@ -86,8 +88,7 @@ def answer(
             client.stream("GET", f"/api/v1/models/{file.repo}/{route}", params=query, headers=headers) as response,
         ):
             if response.status_code >= 400 and response.status_code != 416:
-                response.read()
-                raise _refusal(file, response)
+                raise _refusal(file, response, _content(response))
             yield response
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
         raise _unreached(error) from error
@@ -103,12 +104,22 @@ def extent(response: httpx.Response) -> tuple[int, int | None]:
     if match := _RANGE.fullmatch(response.headers.get("Content-Range", "").strip()):
         return int(match[1]), None if match[2] == "*" else int(match[2])
     size = response.headers.get("Content-Length", "")
-    return 0, int(size) if size.isdigit() else None
+    return 0, int(size) if re.fullmatch(r"[0-9]{1,18}", size) else None
 
 
 def stranger() -> DownloadFailed:
     """Return the error for an answer that ModelScope would not send."""
     return DownloadFailed(f"`{endpoint()}` does not answer as ModelScope does", "check `MODELSCOPE_ENDPOINT`")
+
+
+def _content(response: httpx.Response) -> bytes:
+    """Return the body of an answer. Raises DownloadFailed if it is larger than any that ModelScope sends."""
+    content = bytearray()
+    for block in response.iter_bytes():
+        content += block
+        if len(content) > LARGEST_BYTES:
+            raise stranger()
+    return bytes(content)
 
 
 def _client() -> httpx.Client:
@@ -154,9 +165,9 @@ def _headers() -> dict[str, str]:
 # --- Causes of failures
 
 
-def _refusal(file: HubFile, response: httpx.Response) -> DownloadFailed:
+def _refusal(file: HubFile, response: httpx.Response, content: bytes) -> DownloadFailed:
     """Return the error for an answer that is a refusal."""
-    status, code = response.status_code, _code(response)
+    status, code = response.status_code, _code(content)
     token = _TOKEN_HINT.format(endpoint=endpoint())
     if code == NO_REVISION:
         return no_revision(file)
@@ -194,9 +205,9 @@ def _page(file: HubFile) -> str:
     return f"{endpoint()}/models/{file.repo}"
 
 
-def _code(response: httpx.Response) -> int | None:
+def _code(content: bytes) -> int | None:
     try:
-        code = response.json()["Code"]
+        code = bounded_file.json_value(content)["Code"]
     except (ValueError, TypeError, KeyError):
         return None
     return code if isinstance(code, int) else None

@@ -18,8 +18,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from llmdeploy import atomic_file
+from llmdeploy import atomic_file, bounded_file
 from llmdeploy.models.reference import MAIN, HubFile, HubRepo
+from llmdeploy.models.safe_paths import below
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 PARTS = (".incomplete", ".parallel_tmp")
@@ -35,7 +36,8 @@ def cache() -> Path:
 
 def snapshot(repo: str, revision: str) -> Path:
     """Return the folder of a repository's files at a revision: a branch, a tag or a commit."""
-    return _repository(repo).joinpath("snapshots", revision)
+    folder = _repository(repo) / "snapshots"
+    return below(folder, folder / revision)
 
 
 def library_folder(repo: HubRepo) -> Path:
@@ -98,7 +100,8 @@ def repositories(root: Path) -> list[tuple[HubRepo, Path]]:
 
 
 def _repository(repo: str) -> Path:
-    return cache().joinpath("models", repo.replace("/", "--"))
+    folder = cache() / "models"
+    return below(folder, folder / repo.replace("/", "--"))
 
 
 def _folder(repo: HubRepo) -> Path:
@@ -109,18 +112,21 @@ def _folder(repo: HubRepo) -> Path:
 
 
 def _ref(repo: HubRepo) -> Path:
-    return _repository(repo.repo).joinpath("refs", repo.revision)
+    folder = _repository(repo.repo) / "refs"
+    return below(folder, folder / repo.revision)
 
 
 def _named(ref: Path) -> str | None:
     with suppress(OSError, UnicodeDecodeError):
-        commit = ref.read_text(encoding="ascii").strip()
+        commit = bounded_file.read(ref).decode("ascii").strip()
         return commit if COMMIT.fullmatch(commit) else None
     return None
 
 
 def _older_folder(repo: str) -> Path | None:
     owner, _, name = repo.partition("/")
+    if ".." in {owner, name}:
+        return None
     root = cache()
     folders = [root.joinpath(base, owner, name.replace(".", "___")) for base in ("models", "hub/models")]
     with suppress(OSError):
