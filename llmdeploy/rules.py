@@ -36,6 +36,10 @@ class ErrorRule(Rule):
 
 R = TypeVar("R", bound=Rule)
 
+LONGEST = 4096
+"""Characters of a text that the patterns read. A text may hold what a client or a repository wrote, of any length, and
+some patterns take time with the square of it."""
+
 
 def matches(
     rules: Iterable[R], texts: Collection[str], *, status: int | None = None, ignore_case: bool = False
@@ -46,7 +50,7 @@ def matches(
             continue
         pattern = _compiled(rule.pattern, ignore_case)
         for text in texts:
-            if match := pattern.search(text):
+            if match := pattern.search(text, 0, LONGEST):
                 yield rule, match
 
 

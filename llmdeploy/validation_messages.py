@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 from msgspec import ValidationError
 
+LONGEST = 1000
+"""Characters of a sentence that are read."""
+
 _PLACE = re.compile(r" - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`$")
 _MISSING = re.compile(r"Object missing required field `(?P<name>[^`]+)`$")
 _TYPE = re.compile(r"Expected `(?P<expected>[^`]+)`(?P<limit>[^`]*?)(?:, got `(?P<got>\w+)`)?$")
@@ -36,7 +39,7 @@ class Violation:
 
 def violation(error: ValidationError) -> Violation:
     """Return the parts of the error."""
-    text, path = str(error), ""
+    text, path = shortened(str(error)), ""
     if place := _PLACE.search(text):
         text, path = text[: place.start()], place["path"]
     if missing := _MISSING.match(text):
@@ -44,6 +47,12 @@ def violation(error: ValidationError) -> Violation:
     if wrong := _TYPE.match(text):
         return Violation(path, text, False, tuple(wrong["expected"].split(" | ")), wrong["limit"], wrong["got"] or "")
     return Violation(path, text)
+
+
+def shortened(text: str) -> str:
+    """Return a text of at most LONGEST characters. msgspec repeats wrong values, of any length, before the place."""
+    half = LONGEST // 2
+    return text if len(text) <= LONGEST else f"{text[: half - 3]}...{text[-half:]}"
 
 
 def is_utf8(data: bytes) -> bool:

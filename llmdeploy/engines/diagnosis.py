@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from llmdeploy.errors import Remedy
-from llmdeploy.rules import Rule, matches
+from llmdeploy.rules import LONGEST, Rule, matches
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def first(table: Sequence[FailureRule], lines: Sequence[str], log: Sequence[str]
 def _diagnosis(rule: FailureRule, match: re.Match[str], log: Sequence[str]) -> Diagnosis | None:
     groups = match.groupdict("")
     if rule.log_pattern:
-        found = next(filter(None, (re.search(rule.log_pattern, line) for line in log)), None)
+        found = next(filter(None, (re.search(rule.log_pattern, line[:LONGEST]) for line in log)), None)
         if found is None:
             return None
         groups |= found.groupdict("")

@@ -24,9 +24,10 @@ LONGEST = 2000
 DEEPEST = 4
 """Levels of errors inside errors that are followed."""
 
-_VALIDATION = re.compile(r"'loc': 'body\.?([^']*)', 'msg': (['\"])(.*?)\2")
+_FINDING = re.compile(r"'loc': 'body\.?([^']*)', 'msg': (?:'([^']*)'|\"([^\"]*)\")")
 """The first finding in a message of vLLM, which prints its findings as a Python list."""
-_PARAMETER = re.compile(r" \(parameter=\w+(, value=.*)?\)$", re.DOTALL)
+_PARAMETER = " (parameter="
+"""The beginning of what vLLM adds to its messages: the name of the field, and its value, which may be the request."""
 
 
 class Refused(Exception):
@@ -61,12 +62,12 @@ def body_of(refused: Refused, engine: str | None = None) -> bytes:
 
 def explained(status: int, body: bytes, target: Target) -> tuple[int, bytes]:
     """Return the status and the body that a client gets for an engine's error, the same for every engine."""
-    told = _told(body)
+    told = _told(body)  # its texts are short: the patterns read what a client wrote
     meaning = meaning_of(status, told.message, target)
     message = meaning.message or told.message or f"`{target.engine}` answered {status} without a message"
     error = Refused(
         meaning.status,
-        message[:LONGEST],
+        message,
         type=_type(meaning.status),
         code=meaning.code,
         param=meaning.param or told.param,
@@ -97,13 +98,18 @@ def _told(body: bytes) -> _Told:
     try:
         return _innermost(json.loads(text), DEEPEST)
     except (ValueError, RecursionError):
-        return _Told(" ".join(text.split()))
+        return _Told(_shortened(text))
+
+
+def _shortened(text: str) -> str:
+    """Return the beginning of a text, on one line."""
+    return " ".join(text[: 2 * LONGEST].split())[:LONGEST]
 
 
 def _innermost(document: Any, depth: int) -> _Told:
     """Return the innermost error: Ollama puts the error of the engine that it runs, as JSON text, into its own."""
     if not isinstance(document, dict):
-        return _Told(" ".join(str(document).split()))
+        return _Told(_shortened(str(document)))
     inner = document.get("error", document.get("detail"))
     if isinstance(inner, dict | list) and depth:
         return _innermost(inner, depth - 1)
@@ -113,9 +119,15 @@ def _innermost(document: Any, depth: int) -> _Told:
             return _innermost(json.loads(message), depth - 1)
         except (ValueError, RecursionError):
             pass
+    message = _shortened(_without_parameter(message))
     param = document.get("param")
-    if found := _VALIDATION.search(message):
+    if found := _FINDING.search(message):
         param = found[1] or None
-        message = f"`{param}`: {found[3]}" if param else found[3]
-    message = " ".join(_PARAMETER.sub("", message).split())
-    return _Told(message, param.removeprefix("body.") if isinstance(param, str) else None)
+        words = found[2] or found[3]
+        message = f"`{param}`: {words}" if param else words
+    return _Told(message, param.removeprefix("body.")[:LONGEST] if isinstance(param, str) else None)
+
+
+def _without_parameter(message: str) -> str:
+    words, _, value = message.partition(_PARAMETER)
+    return words if value.endswith(")") else message

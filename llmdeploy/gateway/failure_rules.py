@@ -35,7 +35,7 @@ CONTEXT = "context_length_exceeded"
 RULES = (
     # llama.cpp, and Ollama, which runs it
     EngineErrorRule(
-        r"(?s)request \((?P<asked>\d+) tokens\) exceeds the available context size \((?P<context>\d+) tokens\)",
+        r"request \((?P<asked>\d{1,18}) tokens\) exceeds the available context size \((?P<context>\d{1,18}) tokens\)",
         400,
         CONTEXT,
         "messages",
@@ -45,7 +45,8 @@ RULES = (
     ),
     # vLLM
     EngineErrorRule(
-        r"(?s)maximum context length is (?P<context>\d+) tokens.*?(?P<least>at least )?(?P<asked>\d+) input tokens",
+        r"maximum context length is (?P<context>\d{1,18}) tokens"
+        r"[^\d]{1,80}?(?P<least>at least )?(?P<asked>\d{1,18}) input tokens",
         400,
         CONTEXT,
         "messages",

@@ -18,9 +18,11 @@ from llmdeploy.engines.ollama.failure_rules_model import LOAD, MEMORY, REQUEST, 
 from llmdeploy.engines.ollama.hints import hints
 from llmdeploy.errors import DownloadFailed, EngineMissing, LlmdeployError, RequestFailed, TimedOut
 from llmdeploy.models.catalog import lookup
-from llmdeploy.rules import ErrorRule, first_match
+from llmdeploy.rules import LONGEST, ErrorRule, first_match
 
 RULES = (*DOWNLOAD, *MEMORY, *LOAD, *SERVE, *REQUEST)
+DEEPEST = 8
+"""Levels of errors inside errors that are followed."""
 _LONGEST = 300
 """The longest quotation of Ollama in a message, in characters: a crash writes pages."""
 
@@ -50,7 +52,7 @@ def explain(
     `otherwise` is the class of the error for a message that no rule matches.
     """
     context = context or Context()
-    text = one_line(unwrap(words))
+    text = one_line(unwrap(words)[:LONGEST])
     found = find_rule(text)
     if found is None:
         fields = _fields({}, text, context)
@@ -65,20 +67,25 @@ def find_rule(text: str) -> tuple[ErrorRule, re.Match[str]] | None:
     return first_match(RULES, text, ignore_case=True)
 
 
-def unwrap(error: object) -> str:
+def unwrap(error: object, depth: int = DEEPEST) -> str:
     """Return the message of an error, taken out of nested JSON: `{"error": "{\\"error\\": {\\"message\\": ...}}"}`."""
     if isinstance(error, Mapping):
         inner = next((error[key] for key in ("error", "message") if error.get(key)), None)
-        return json.dumps(dict(error), default=str) if inner is None else unwrap(inner)
+        if inner is not None and depth:
+            return unwrap(inner, depth - 1)
+        try:
+            return json.dumps(dict(error), default=str)
+        except RecursionError:
+            return "an error that is nested too deeply"
     text = str(error)
     start = text.find("{")
-    if start < 0:
+    if start < 0 or not depth:
         return text
     try:
         inner = json.loads(text[start:])
     except (ValueError, RecursionError):
         return text
-    return text[:start] + (unwrap(inner) if inner.get("error") or inner.get("message") else text[start:])
+    return text[:start] + (unwrap(inner, depth - 1) if inner.get("error") or inner.get("message") else text[start:])
 
 
 def one_line(text: str) -> str:

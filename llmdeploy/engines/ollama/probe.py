@@ -98,7 +98,7 @@ def _version_of(answer: Answer) -> str | None:
 def _described(answer: Answer) -> str:
     kind = answer.headers.get("content-type", "").partition(";")[0]
     if kind == "text/html":
-        title = re.search(rb"<title[^>]*>([^<]{1,80})", answer.body, re.IGNORECASE)
+        title = re.search(rb"<title[^<>]{0,200}>([^<]{1,80})", answer.body, re.IGNORECASE)
         name = f" `{one_line(title[1].decode(errors='replace'))}`" if title else ""
         return f"a web page{name} (status {answer.status})"
     if location := answer.headers.get("location"):

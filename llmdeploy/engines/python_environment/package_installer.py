@@ -17,6 +17,7 @@ from llmdeploy.engines import diagnosis
 from llmdeploy.engines.diagnosis import FailureRule
 from llmdeploy.engines.python_environment.failure_rules import RULES
 from llmdeploy.errors import InstallFailed
+from llmdeploy.rules import LONGEST
 
 SILENCE_SECONDS = 15
 """Seconds without output after which a step is reported as still running."""
@@ -63,6 +64,7 @@ def run(step: Step, log: Path, on_progress: OnProgress, rules: tuple[FailureRule
 
 def news(line: str) -> str:
     """Return the news in a line of pip or uv: large downloads and the end of a phase; empty for other lines."""
+    line = line[:LONGEST]
     if found := re.match(r"\s*Downloading ([\w-]+?)(?:-\d\S*)? .*\((\d{2,}(?:\.\d+)?) ?([MG]i?B)\)", line):
         return "downloading {} ({} {})".format(*found.groups())
     if found := re.match(r"Installing collected packages: (.*)", line):
@@ -131,10 +133,9 @@ def _end(child: subprocess.Popen[str]) -> None:
 
 def failure(step: Step, said: list[str], log: Path, rules: tuple[FailureRule, ...] = ()) -> InstallFailed:
     """Return the error for a failed step, in one sentence."""
-    text = "\n".join(said[-40:])
-    errors = [line for line in said if re.match(r"error: .*[^:]$", line, re.IGNORECASE)]
+    errors = [line for line in said if line.lower().startswith("error: ") and not line.endswith(":")]
     last = (errors or said or [""])[-1]
-    if found := diagnosis.first((*RULES, *rules), [text]):
+    if found := diagnosis.first((*RULES, *rules), said[-40:]):
         return InstallFailed(f"{step.name} failed: {found.cause}" + (f" ({last})" if last else ""), found.fix)
     return InstallFailed(f"{step.name} failed: {last or 'without a word'}", hint(log))
 

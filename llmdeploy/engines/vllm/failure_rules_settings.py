@@ -92,7 +92,7 @@ MORE_KV_MEMORY = f"{_set('gpu_memory_utilization', '0.95')}; where that is not e
 
 def _numbers(pattern: str) -> str:
     """Return a pattern in which each `#name` is a group that matches a number."""
-    return re.sub(r"#(\w+)", r"(?P<\1>-?\\d{1,9}\\.?\\d*)", pattern)
+    return re.sub(r"#(\w+)", r"(?P<\1>-?\\d{1,9}\\.?\\d{0,9})", pattern)
 
 
 KV_CACHE_NEEDED = _numbers(
@@ -189,8 +189,8 @@ MEMORY = (
     ),
     FailureRule(
         _numbers(
-            r"The worker already uses #used GiB.*more than the #reserved GiB of CPU memory reserved"
-            r".*to more than #least"
+            r"The worker already uses #used GiB.{0,300}more than the #reserved GiB of CPU memory reserved"
+            r".{0,300}to more than #least"
         ),
         "the weights and vLLM itself use {used} GiB, more than the {reserved} GiB that it may use",
         _set("gpu_memory_utilization", "{value}") + " (on a CPU it is main memory)",
@@ -275,7 +275,7 @@ SETTINGS = (
         _number("tensor_parallel_size", "gpus"),
     ),
     FailureRule(
-        r"Bfloat16 is only supported on GPUs.*Your (?P<gpu>.+) GPU has compute capability (?P<has>\d+\.\d+)",
+        r"Bfloat16 is only supported on GPUs.{0,300}Your (?P<gpu>.{1,80}) GPU has compute capability (?P<has>\d+\.\d+)",
         "this GPU ({gpu}, compute capability {has}) cannot compute in bfloat16",
         _set("dtype", "{value}"),
         _always("dtype", "half"),
@@ -292,7 +292,8 @@ SETTINGS = (
         "take `quantization` out of `engines.vllm`: vLLM sees a quantised model by itself",
     ),
     FailureRule(
-        r"Quantization method specified in the model config \((?P<own>[^)]*)\) does not match.*\((?P<asked>[^)]*)\)",
+        r"Quantization method specified in the model config \((?P<own>[^)]{0,80})\) does not match"
+        r".{0,200}\((?P<asked>[^)]{0,80})\)",
         "the model is quantised with `{own}` and not with `{asked}`",
         "take `quantization` out of `engines.vllm`: vLLM sees a quantised model by itself",
     ),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llmdeploy.engines.log_reader import Loaded, Step
+from llmdeploy.rules import LONGEST
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,16 @@ def parse(raw: str) -> list[Line]:
     return (_json_lines(raw) if raw.startswith("{") else None) or [_line(raw)]
 
 
-def _line(rest: str) -> Line:
+def _line(raw: str) -> Line:
     process = pid = level = None
+    rest = raw[:LONGEST]
     while match := _PROCESS.match(
         rest
     ):  # a line of a child in its parent's stream has two names: the last is that of the child
         process, pid, rest = match["process"], int(match["pid"]), rest[match.end() :]
-    rest = rest.rstrip("\r\n").rpartition("\r")[2]  # a progress bar redraws itself: only the last state counts
+    if "\r" in raw.rstrip("\r\n"):  # a progress bar redraws itself: only the last state counts
+        rest = raw.rstrip("\r\n").rpartition("\r")[2][:LONGEST]
+    rest = rest.rstrip("\r\n")
     rest = rest[match.end() :] if (match := _RANK.match(rest)) else rest
     if match := _LOGGED.match(rest) or _UVICORN.match(rest):
         level = match["level"]
@@ -82,7 +86,7 @@ def _json_lines(raw: str) -> list[Line] | None:
             process if isinstance(process, str) else None,
             pid if isinstance(pid, int) else None,
             level if isinstance(level, str) else None,
-            text,
+            text[:LONGEST],
         )
         for text in texts or [""]
     ]
@@ -215,10 +219,10 @@ _FACTS = tuple(
         r"Initializing an? (?:V\d )?LLM engine \(v(?P<version>\d[\w.+\-]*)\)",
         r"Using max model len (?P<max_model_len>\d{1,12})",
         r"Auto-fit max_model_len: reduced from \d+ to (?P<max_model_len>\d{1,12})",
-        r"(?:Model loading|Loading model weights) took (?P<weights_gib>\d+\.?\d*) Gi?B",
+        r"(?:Model loading|Loading model weights) took (?P<weights_gib>\d{1,9}\.?\d{0,9}) Gi?B",
         r"\w+ KV cache size: (?P<kv_cache_tokens>\d[\d,]{0,15}) tokens",
         r"(?:\w+ KV cache size: [\d,]+ tokens, )?"
-        r"Maximum concurrency for \d[\d,]* tokens per request: (?P<max_concurrency>\d+\.?\d*)x",
+        r"Maximum concurrency for \d[\d,]{0,15} tokens per request: (?P<max_concurrency>\d{1,9}\.?\d{0,9})x",
     )
 )
 
