@@ -18,7 +18,7 @@ from llmdeploy.gateway.header_cache import ParsedRequest
 from llmdeploy.gateway.origins import Named, may_use
 from llmdeploy.http1 import Request
 
-RESTART = "and start the service again: `llmdeploy stop && llmdeploy serve`"
+RESTART = "and start the service again: `llmdeploy stop && llmdeploy serve --detach`"
 MAKE_KEY = "export LLMDEPLOY_API_KEY=$(openssl rand -hex 32)"
 
 _BEARER = re.compile(rb"bearer +", re.IGNORECASE)
