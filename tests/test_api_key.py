@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from llmdeploy import paths
+from llmdeploy.cli.serve import _check_key
 from llmdeploy.config import Settings, api_key, keys
 from llmdeploy.errors import ConfigError
 
@@ -131,6 +132,9 @@ def test_pages_of_other_origins_need_a_key() -> None:
     assert caught.value.hint == f"make one: `{api_key.make_command()}`"
 
 
-def test_short_keys_are_known() -> None:
-    assert api_key.is_short("k" * 15)
-    assert not api_key.is_short("k" * 16)
+def test_serve_warns_of_a_short_key(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for length in (15, 16):
+        monkeypatch.setenv("LLMDEPLOY_API_KEY", "k" * length)
+        _check_key(Settings())
+        said = " ".join(capsys.readouterr().err.split())
+        assert ("only 15 characters, and may be guessed; use 16 or more: `openssl" in said) == (length == 15)
