@@ -18,11 +18,14 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.transcripts import VllmUser
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A run that a shell has started in the background ignores Ctrl-C, and the commands of the tests would too.
@@ -205,6 +208,23 @@ def vllm_python() -> str:
     if not (VLLM / "llmdeploy.json").exists():
         pytest.skip(f"no vLLM at {VLLM}: `sh scripts/vllm-environment` prepares it")
     return str(VLLM / "bin" / "python")
+
+
+@pytest.fixture(scope="session")
+def vllm_of_the_run(tmp_path_factory: pytest.TempPathFactory, vllm_python: str) -> Iterator[VllmUser]:
+    """Return the user who has the one real vLLM of a whole run, which is not started yet."""
+    from tests.transcripts import VllmUser
+
+    user = VllmUser(tmp_path_factory.mktemp("vllm") / "world", vllm_python)
+    yield user
+    user.close()
+
+
+@pytest.fixture
+def on_vllm(vllm_of_the_run: VllmUser) -> VllmUser:
+    """Return the user, with the self-test model served on the real vLLM."""
+    vllm_of_the_run.ensure_served()
+    return vllm_of_the_run
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 REAL_VLLM = re.compile(
     r"tests/test_vllm_(serve|switch)\.py::|/test_conformance\.py::.*\[vllm"
-    r"|::test_transcript_of_(vllm|switch)$|::test_real_vllm_is_detected$|::test_repair_of_the_real_vllm_finds_nothing_to_do$"
+    r"|::test_transcript_of_vllm$|::test_real_vllm_is_detected$|::test_repair_of_the_real_vllm_finds_nothing_to_do$"
 )
 """The names of the tests with the real vLLM. One process runs them: a server needs 2 GB of memory and both cores."""
 
