@@ -280,10 +280,13 @@ def free_port() -> int:
     """Return an unused port.
 
     It is below the range for outgoing connections, which therefore cannot take it, and it does not occur
-    as a context length or size in any output.
+    as a context length or size in any output. Each process of the run has ports of its own, because a port is
+    used some time after it was found.
     """
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    mine = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     while True:
-        port = random.randrange(10_001, 32_000, 2)
+        port = random.randrange(10_001 + 2 * mine, 32_000, 2 * processes)
         if port % 5 == 0:
             continue
         with socket.socket() as probe, contextlib.suppress(OSError):
