@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     Values = dict[Words, object]
 
-PATIENCE = 2.0
-"""Seconds to wait while another command writes the file, which takes some milliseconds."""
+PATIENCE = 10.0
+"""Seconds to wait while others write the file. A write takes some milliseconds, but several may wait, on a slow disk."""
 LONGEST_VALUE = 500
 """The number of lines of a value up to which it is removed line by line."""
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
