@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 
 import pytest
 
@@ -572,16 +573,21 @@ def test_failure_has_its_message_and_hint(words: str, kind: type[LlmdeployError]
     assert told(explain({"error": words}, HERE)) == (kind, message, hint)
 
 
+@cache
+def found_rules() -> dict[str, ErrorRule | None]:
+    """Return the rule of each case, by its words."""
+    return {words: found[0] if (found := find_rule(one_line(unwrap(words)))) else None for words, *_ in CASES}
+
+
 def test_every_rule_has_a_case() -> None:
-    reached = {found[0].pattern for words, *_ in CASES if (found := find_rule(one_line(unwrap(words))))}
+    reached = {found.pattern for found in found_rules().values() if found}
     assert [row.pattern for row in RULES if row.pattern not in reached] == []
 
 
 @pytest.mark.parametrize("row", RULES, ids=lambda row: row.pattern[:40])
 @pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])
 def test_every_rule_gives_clean_messages_on_every_system(row: ErrorRule, platform: str) -> None:
-    rules = {words: find_rule(one_line(unwrap(words))) for words, *_ in CASES}
-    words = next(words for words, found in rules.items() if found and found[0] == row)
+    words = next(words for words, found in found_rules().items() if found == row)
     error = explain(words, Context(platform=platform))
     for text in (error.message, error.hint):
         assert text

@@ -35,7 +35,7 @@ _QUANT = re.compile(rf"(?P<name>.+?)[-_.:](?P<quant>{QUANT}|awq|gptq(?:-int[48])
 
 def load() -> Mapping[str, CatalogEntry]:
     """Return all entries by name, the user's first. Raises ConfigError if the user's catalog is wrong."""
-    return _load(user_file()).entries
+    return _load(_own()).entries
 
 
 def names() -> list[str]:
@@ -93,12 +93,18 @@ class _Catalog:
         return {key: tuple(found.values()) for key, found in spellings.items()}
 
 
+def _own() -> Path | None:
+    """Return the user's catalog, if there is one."""
+    file = user_file()
+    return file if file.exists() else None
+
+
 @cache
-def _load(own: Path) -> _Catalog:
+def _load(own: Path | None) -> _Catalog:
     import tomllib
 
     shipped = tomllib.loads(SHIPPED.read_text(encoding="utf-8"))
-    theirs = _read(own) if own.exists() else {}
+    theirs = _read(own) if own else {}
     entries = reader.entries(theirs, own=True)
     entries |= {name: entry for name, entry in reader.entries(shipped).items() if name not in entries}
     defaults = {
@@ -137,7 +143,7 @@ def _spellings(entry: CatalogEntry, *, is_default: bool) -> Iterator[tuple[str, 
 
 
 def _found(name: str) -> CatalogEntry | None:
-    entry = load().get(name) if user_file().exists() else _shipped(name)
+    entry = load().get(name) if _own() else _shipped(name)
     if entry:
         return entry
     name = name.removesuffix(":latest")
@@ -152,7 +158,7 @@ def _found(name: str) -> CatalogEntry | None:
 
 def _spelled(name: str) -> CatalogEntry | None:
     """Return the entry with this spelling, or None. Raises ModelNotFound if two entries have it."""
-    found = _load(user_file()).spellings.get(_plain(name), ())
+    found = _load(_own()).spellings.get(_plain(name), ())
     if len(found) < 2:
         return found[0] if found else None
     both = " or ".join(f"`{entry}`" for entry in found)
