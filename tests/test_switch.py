@@ -431,9 +431,11 @@ def test_no_server_is_on_record_between_the_old_and_the_new(switching: World) ->
 
 
 def test_two_hundred_requests_wait_for_a_switch_and_the_next_is_refused(switching: World) -> None:
-    command = begun(switching, *configured(switching, f"sleep 20; {EMBEDDED}"), "--no-beside", "--parallel", "8")
+    gate = switching.folder / "gate"
+    script = f'until [ -e "{gate}" ]; do sleep 0.1; done; {EMBEDDED}'
+    command = begun(switching, *configured(switching, script), "--no-beside", "--parallel", "8")
     read_until(command, "starting the server")
-    answers, refused = asyncio.run(ask_many(switching.port, 200))
+    answers, refused = asyncio.run(ask_many(switching.port, 200, gate))
     _, stderr = command.communicate(timeout=60)
     assert command.returncode == 0, stderr
     assert [it.status_code for it in answers] == [200] * 200
@@ -445,8 +447,8 @@ def test_two_hundred_requests_wait_for_a_switch_and_the_next_is_refused(switchin
     assert error["llmdeploy"]["source"] == "gateway"
 
 
-async def ask_many(port: int, many: int) -> tuple[list[httpx.Response], httpx.Response]:
-    """Send so many requests that wait, and one more once they do."""
+async def ask_many(port: int, many: int, gate: Path) -> tuple[list[httpx.Response], httpx.Response]:
+    """Send so many requests that wait, and one more once they do; then let the new server start."""
     limits = httpx.Limits(max_connections=many + 5)
     body = {"model": "selftest", "messages": [{"role": "user", "content": "Count to 3"}], "temperature": 0}
     async with httpx.AsyncClient(
@@ -457,6 +459,7 @@ async def ask_many(port: int, many: int) -> tuple[list[httpx.Response], httpx.Re
             assert not [it.result().text for it in waiting if it.done()]
             await asyncio.sleep(0.1)
         refused = await client.post("/v1/chat/completions", json=body)
+        gate.touch()
         return await asyncio.gather(*waiting), refused
 
 

@@ -355,6 +355,7 @@ def test_memory_that_a_daemon_lets_go_by_itself_is_not_counted_twice(
 ) -> None:
     machine = replace(hardware.detect(), gpus=(hardware.Gpu(0, "A", 24 * GIB, 4 * GIB),))
     monkeypatch.setattr(hardware, "detect", lambda: machine)
+    monkeypatch.setattr(switching, "RELEASE_SECONDS", 0.2)
     planned: list[int] = []
 
     def plan_for(prepared: Prepared, on: hardware.Hardware) -> Plan:

