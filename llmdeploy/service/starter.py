@@ -67,6 +67,8 @@ class Starter:
         self.enter("checking")
         found = self.engine.status()
         if not found.usable:
+            found = self.engine.status()  # a look is short, and on a busy machine the first one may be too short
+        if not found.usable:
             raise EngineMissing(found.detail, found.hint)
         if (daemon := self.engine.daemon) is not None:
             spec = daemon.spec(wishes, free_port())

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 CLOUD = re.compile(r":([^/:]*-)?cloud$", re.IGNORECASE)
 """The end of the name of a model that runs at ollama.com, by Ollama's own rule: of a tag, and in any case."""
 LOOK_SECONDS = 5.0
-"""Seconds for which one look at Ollama is remembered: a look may take four."""
+"""Seconds for which one look at Ollama is remembered: a look may take two."""
 PATIENCE = 2.0
 """Seconds for each answer when a deployment ends."""
 RELEASE_SECONDS = 4.0

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from llmdeploy.engines.ollama.documents import Running
     from llmdeploy.engines.ollama.host import Host
 
-SECONDS = 3.9
+SECONDS = 1.9
 """Seconds that the whole detection may take."""
-VERSION_SECONDS = 3.0
+VERSION_SECONDS = 1.5
 
 PROGRAMS = (
     "/usr/local/bin/ollama",
@@ -60,7 +60,7 @@ class State:
 
 
 def detect(settings: Settings) -> State:
-    """Detect the current state. Takes under 4 s."""
+    """Detect the current state. Takes under 2 s."""
     deadline = time.monotonic() + SECONDS
     at = host.parse(settings.ollama.host or os.environ.get("OLLAMA_HOST"))
     program, problem = find_program(settings)
