@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,6 +140,130 @@ def test_invalid_lock_file_is_reported(text: str, told: str) -> None:
     assert error.value.message.startswith("`llmdeploy.lock` ")
     assert told in error.value.message
     assert error.value.hint == "`rm llmdeploy.lock`, and lock the models again: `llmdeploy pull MODEL --lock`"
+
+
+# A lock of a cloned repository
+
+
+PIN = """version = 1
+[[model]]
+model = "qwen3:8b"
+engine = "llamacpp"
+source = "hf://Qwen/Qwen3-8B-GGUF"
+revision = "0123456789abcdef0123456789abcdef01234567"
+files = [{name = "x.gguf", size = 4, digest = "abababababababababababababababababababababababababababababababab"}]
+"""
+FORGED = {
+    "a branch": (f'"{COMMIT}"', '"main"'),
+    "a short commit": (COMMIT, COMMIT[:12]),
+    "a commit in capitals": (COMMIT, COMMIT.upper()),
+    "a digest as the commit": (COMMIT, "ab" * 32),
+    "a parent folder": (COMMIT, "../../../x"),
+    "another engine": ('"llamacpp"', '"../../x"'),
+    "a file as the source": ("hf://Qwen/Qwen3-8B-GGUF", "/etc/passwd"),
+    "a quantization in the source": ("hf://Qwen/Qwen3-8B-GGUF", "hf://Qwen/Qwen3-8B-GGUF:Q4_K_M"),
+    "no source": ("hf://Qwen/Qwen3-8B-GGUF", "\\u001b[2J"),
+    "a tag at a commit": ("hf://Qwen/Qwen3-8B-GGUF", "ollama://qwen3:8b"),
+    "a file outside": ("x.gguf", "../x.gguf"),
+    "a file with an escape": ("x.gguf", "\\u001bx.gguf"),
+    "a negative size": ("size = 4", "size = -4"),
+    "a fraction as size": ("size = 4", "size = 4.5"),
+    "a switch as size": ("size = 4", "size = true"),
+    "a huge size": ("size = 4", "size = 9223372036854775807"),
+    "no digest": ("ab" * 32, ""),
+    "a path as digest": ("ab" * 32, "../../precious"),
+}
+
+
+def test_honest_lock_is_read() -> None:
+    lock.LOCK.write_text(PIN)
+    [pin] = lock.read()
+    assert (pin.revision, pin.files[0].size) == (COMMIT, 4)
+    lock.LOCK.write_text(PIN.replace("hf://Qwen/Qwen3-8B-GGUF", "ollama://qwen3:8b").replace(COMMIT, "cd" * 32))
+    assert lock.read()[0].revision == "cd" * 32
+
+
+@pytest.mark.parametrize("change", FORGED.values(), ids=FORGED)
+def test_lock_that_pull_would_not_write_is_refused(change: tuple[str, str]) -> None:
+    lock.LOCK.write_text(PIN.replace(*change))
+    with pytest.raises(ConfigError) as error:
+        lock.read()
+    assert error.value.message.startswith("`llmdeploy.lock` cannot be read: ")
+    assert error.value.message.isprintable()
+    assert error.value.hint.startswith("`rm llmdeploy.lock`")
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe", "folder", "large", "binary"])
+def test_lock_that_is_not_a_small_file_is_refused_at_once(kind: str) -> None:
+    if kind == "device":
+        lock.LOCK.symlink_to("/dev/zero")
+    elif kind == "pipe":
+        os.mkfifo(lock.LOCK)
+    elif kind == "folder":
+        lock.LOCK.mkdir()
+    else:
+        lock.LOCK.write_bytes(b"\xff" if kind == "binary" else b"# " + b"x" * 2**20)
+    with pytest.raises(ConfigError, match=r"^`llmdeploy\.lock` cannot be read: \w") as error:
+        lock.read()
+    assert "Errno" not in error.value.message
+
+
+def test_lock_is_not_written_through_a_link(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    lock.LOCK.symlink_to(precious)
+    with pytest.raises(ConfigError, match="is a link, and a lock is not written through one"):
+        lock.write([])
+    assert precious.read_text() == "mine"
+
+
+def test_revision_that_a_lock_chose_is_said() -> None:
+    name = CatalogName("qwen3:8b")
+    assert lock.note(name, gguf.find(name, HERE).references(), HERE) == ""
+    lock.write([lock.pin("qwen3:8b", "llamacpp", NEED)])
+    found = gguf.find(name, HERE)
+    assert lock.note(name, found.references(), HERE) == f"revision {COMMIT} of `qwen3:8b`, by `./llmdeploy.lock`"
+    free = replace(HERE, flags=Flags(pinned=False))
+    assert lock.note(name, gguf.find(name, free).references(), free) == ""
+    named = HubRepo("Qwen/Qwen3-8B-GGUF", COMMIT)
+    assert lock.note(named, [str(named)], HERE) == "", "the user named that revision"
+    assert lock.note(name, ["hf://other/repo@" + COMMIT, "/x/y.gguf"], HERE) == ""
+
+
+def test_file_that_changed_after_its_download_is_not_what_the_lock_names(tmp_path: Path) -> None:
+    small, large = b'{"a": 1}', b"GGUF" * 1000
+    git = hashlib.sha1(b"blob %d\0" % len(small) + small).hexdigest()
+    need = replace(
+        NEED,
+        files=(
+            RequiredFile("x.gguf", len(large), digest=hashlib.sha256(large).hexdigest()),
+            RequiredFile("a.json", len(small), digest=git),
+        ),
+    )
+    pin = lock.pin("qwen3:8b", "llamacpp", need)
+    (tmp_path / "x.gguf").write_bytes(large)
+    (tmp_path / "a.json").write_bytes(small)
+    reads: list[str] = []
+
+    def check() -> None:
+        lock.require_unchanged(pin, tmp_path, lambda name, *_: reads.append(name))
+
+    check()
+    assert reads == ["checking x.gguf"]
+    check()
+    assert reads == ["checking x.gguf"], "it is read once"
+    (tmp_path / "a.json").write_bytes(b'{"a": 2}')
+    with pytest.raises(DownloadFailed, match=r"`/.*/a\.json` is not what `llmdeploy\.lock` names: it was changed"):
+        check()
+    (tmp_path / "a.json").write_bytes(small)
+    status = (tmp_path / "x.gguf").stat()
+    (tmp_path / "x.gguf").write_bytes(large[:-1] + b"!")
+    os.utime(tmp_path / "x.gguf", ns=(status.st_atime_ns, status.st_mtime_ns))
+    for _ in range(2):
+        with pytest.raises(DownloadFailed, match="it was changed after its download") as error:
+            check()
+        assert error.value.hint == f"`rm {tmp_path / 'x.gguf'}`, and the same command fetches it"
+        assert error.value.code == "lock_differs"
 
 
 def test_lock_file_that_cannot_be_written_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

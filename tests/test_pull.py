@@ -181,7 +181,15 @@ def test_a_lock_pins_a_revision_for_pull_and_for_serve(here: World, hub: Hub) ->
     assert [path.name for path in elsewhere.rglob("snapshots/*")] == [COMMIT]
     served = here.run("serve", GGUF, "--detach", HF_HOME=str(elsewhere), HF_HUB_OFFLINE="1")
     assert served.status == 0, served.text
+    assert f"revision {COMMIT} of `hf://{GGUF}`, by `./llmdeploy.lock`" in served.stderr
     assert here.record()["receipt"]["revision"] == COMMIT
+    assert here.record()["receipt"]["changed"] == []
+
+    [blob] = (path for path in (here.folder / "hf").rglob("blobs/*") if path.stat().st_size == len(changed))
+    blob.write_bytes(changed)
+    again = here.run("pull", "--locked")
+    assert again.status == 1
+    assert "is not what `llmdeploy.lock` names: it was changed after its download\n" in again.stderr
 
     updated = here.run("pull", GGUF, "--lock")
     assert updated.status == 0, updated.text

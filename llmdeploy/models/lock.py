@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from llmdeploy.errors import ConfigError, DownloadFailed, ModelNotFound
-from llmdeploy.models import source
+from llmdeploy.models import digest, source
 from llmdeploy.models.catalog import lookup
 from llmdeploy.models.reference import HubFile, HubRepo, OllamaTag, parse
 from llmdeploy.text import permissions_hint
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from llmdeploy.config import Settings
     from llmdeploy.models.lock_file import Pin
     from llmdeploy.models.requirements import Requirements
+    from llmdeploy.models.source import OnProgress
 
 LOCK = Path("llmdeploy.lock")
 R = TypeVar("R", bound=HubRepo | HubFile)
@@ -29,18 +30,22 @@ R = TypeVar("R", bound=HubRepo | HubFile)
 
 def read(file: Path = LOCK) -> tuple[Pin, ...]:
     """Return the pins of this folder; none if the file is missing. Raises ConfigError."""
+    from llmdeploy import bounded_file
+
     try:
-        text = file.read_text(encoding="utf-8")
+        text = bounded_file.read(file).decode("utf-8")
     except FileNotFoundError:
         return ()
-    except (OSError, ValueError) as error:
-        raise _unreadable(file, error) from None
+    except OSError as error:
+        raise _unreadable(file, error.strerror or str(error)) from None
+    except UnicodeDecodeError:
+        raise _unreadable(file, "it is not UTF-8 text") from None
     from llmdeploy.models import lock_file
 
     try:
         lock = lock_file.parse(text)
     except (ValueError, RecursionError) as error:  # msgspec's and TOML's are ValueErrors
-        raise _unreadable(file, error) from None
+        raise _unreadable(file, str(error)) from None
     if lock.version != 1:
         raise ConfigError(f"`{file}` has version {lock.version}, and this llmdeploy knows 1", _write_again(file))
     return lock.model
@@ -52,6 +57,8 @@ def write(pins: Iterable[Pin], file: Path = LOCK) -> None:
     from llmdeploy.models import lock_file
 
     try:
+        if file.is_symlink():
+            raise ConfigError(f"`{file}` is a link, and a lock is not written through one", _write_again(file))
         atomic_file.replace(file, lock_file.dumps(pins).encode())
         file.chmod(0o644)  # it belongs to the project and has nothing private
     except OSError as error:
@@ -109,6 +116,23 @@ def hubs(model: object, reference: R, settings: Settings) -> tuple[str, ...]:
     return tuple(hub for hub in order if _pin_of(model, source.at(reference, hub), settings)) or order
 
 
+def note(model: object, references: Iterable[str], settings: Settings) -> str:
+    """Return the sentence on the revision that the lock of this folder chose for weights; empty if it chose none.
+
+    `references`: what names the weights. A lock may come with a folder, so what it changes is said.
+    """
+    pins = read() if settings.flags.pinned else ()
+    name = _spelled(str(model)) if pins else ""
+    homes = [it.home for it in map(parse, references if pins else ()) if isinstance(it, HubRepo | HubFile)]
+    for one in pins:
+        named = parse(one.source)
+        if one.model != name or not isinstance(named, HubRepo) or named.revision == one.revision:
+            continue
+        if replace(named, revision=one.revision) in homes:
+            return f"revision {one.revision} of `{name}`, by `./{LOCK}`"
+    return ""
+
+
 def require_same(locked: Pin, need: Requirements) -> None:
     """Raise DownloadFailed, before any download, if the requirements differ from the pin."""
     found = pin(locked.model, locked.engine, need)
@@ -124,6 +148,27 @@ def require_same(locked: Pin, need: Requirements) -> None:
     )
 
 
+def require_unchanged(locked: Pin, folder: Path | None, on_progress: OnProgress) -> None:
+    """Raise DownloadFailed if a file on this machine no longer has the digest in the lock.
+
+    A file is read again only if something about it changed since its digest was computed. `folder`: the folder that
+    has the files, instead of the source's cache.
+    """
+    repo = parse(locked.source)
+    if not isinstance(repo, HubRepo):  # Ollama checks the files of a tag itself
+        return
+    for file in locked.files:
+        cached = source.cached(HubFile(repo.repo, file.name, locked.revision, repo.source))
+        path = cached if folder is None else folder / file.name
+        if path is None or digest.now(path, file.digest, on_progress) != file.digest:
+            where = f"`{path or file.name}`"
+            raise DownloadFailed(
+                f"{where} is not what `{LOCK}` names: it was changed after its download",
+                f"`{shlex.join(['rm', str(path.resolve() if path else file.name)])}`, and the same command fetches it",
+                code="lock_differs",
+            )
+
+
 def _pin_of(model: object, reference: HubRepo | HubFile, settings: Settings) -> Pin | None:
     """Return the pin for the engine, else that of another engine for the same repository."""
     pins = [one for one in read() if one.source == str(reference.home)] if settings.flags.pinned else []
@@ -136,8 +181,8 @@ def _spelled(model: str) -> str:
     return str(lookup.get(model) or model)
 
 
-def _unreadable(file: Path, error: Exception) -> ConfigError:
-    return ConfigError(f"`{file}` cannot be read: {error}", _write_again(file))
+def _unreadable(file: Path, reason: str) -> ConfigError:
+    return ConfigError(f"`{file}` cannot be read: {reason}", _write_again(file))
 
 
 def _write_again(file: Path) -> str:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable
 
 import msgspec
 import tomlkit
 
+from llmdeploy.config import ENGINE_NAMES
+from llmdeploy.errors import UsageError
+from llmdeploy.models.listing_check import COMMIT, LARGEST_BYTES, SHA256
+from llmdeploy.models.reference import HubRepo, OllamaTag
+from llmdeploy.models.reference import parse as parse_reference
+from llmdeploy.models.safe_paths import is_within
+from llmdeploy.text import plain
+
 HEAD = "Written by `llmdeploy pull --lock`. `llmdeploy pull --locked` gets exactly this."
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 class LockedFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,7 +52,39 @@ class Lock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def parse(text: str) -> Lock:
     """Return the content of the file. Raises ValueError for anything but a lock, and RecursionError."""
-    return msgspec.convert(tomllib.loads(text), Lock)
+    lock = msgspec.convert(tomllib.loads(text), Lock)
+    for pin in lock.model:
+        _require_sound(pin)
+    return lock
+
+
+def _require_sound(pin: Pin) -> None:
+    """Raise ValueError for a pin that `pull --lock` does not write: the file may come from a stranger."""
+    shown = plain(pin.model)
+    if pin.engine not in ENGINE_NAMES:
+        raise ValueError(f"`{shown}` is for `{plain(pin.engine)}`, which is not an engine")
+    form = _revision_of(pin.source)
+    if form is None:
+        raise ValueError(f"`{plain(pin.source)}` is not a repository or a tag of Ollama's")
+    if not form.fullmatch(pin.revision):
+        raise ValueError(f"`{plain(pin.revision)}` is not a revision of `{plain(pin.source)}`: a name may move")
+    for file in pin.files:
+        if not is_within(file.name) or not 0 <= file.size <= LARGEST_BYTES or not _DIGEST.fullmatch(file.digest):
+            raise ValueError(f"`{shown}` has a file without a proper name, size or digest: `{plain(file.name)}`")
+
+
+def _revision_of(source: str) -> re.Pattern[str] | None:
+    """Return the form of a revision of that source: a commit, or the digest of a tag; None for another source."""
+    try:
+        reference = parse_reference(source)
+    except UsageError:
+        return None
+    match reference:
+        case HubRepo(quant=""):
+            return COMMIT
+        case OllamaTag():
+            return SHA256
+    return None
 
 
 def dumps(pins: Iterable[Pin]) -> str:

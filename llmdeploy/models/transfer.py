@@ -89,7 +89,7 @@ class _Destination:
     part: Callable[[], Path]
     lock: Path
     is_whole: Callable[[], bool]
-    place: Callable[[Path], object]
+    place: Callable[[Path], Path]
     variable: str = ""
     """Name of the variable that moves the cache; empty for a folder that the user has named."""
 
@@ -141,7 +141,7 @@ def _in_folder(listing: Listing, file: RemoteFile, folder: Path) -> _Destination
         )
     # The lock is in the state folder, because the folder belongs to the user.
     lock = state_dir() / "locks" / f"{hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:32]}.lock"
-    return _Destination(file, folder, lambda: part, lock, path.is_file, partial(_move, file, path))
+    return _Destination(file, folder, lambda: part, lock, path.is_file, partial(_move, path))
 
 
 def _is_same(file: RemoteFile, path: Path) -> bool:
@@ -152,10 +152,8 @@ def _is_same(file: RemoteFile, path: Path) -> bool:
     return digest.of_file(file, path) == file.digest
 
 
-def _move(file: RemoteFile, path: Path, part: Path) -> None:
-    part.replace(path)
-    if file.sha256:
-        digest.save(path, file.sha256)
+def _move(path: Path, part: Path) -> Path:
+    return part.replace(path)
 
 
 # --- The download
@@ -208,7 +206,9 @@ class _Download:
                 self._fill(home)
                 if is_first:
                     self._wait_for_the_others()
-                home.place(home.part())
+                placed = home.place(home.part())
+                if home.file.sha256:  # so that a later change is found
+                    digest.save(placed, home.file.sha256)
         self._report(home, home.file.size)
         if not is_first:
             self._count_finished()
@@ -218,7 +218,7 @@ class _Download:
         for attempt in range(TRIES):
             part = home.part()  # a different one after a damaged one was found
             part.parent.mkdir(parents=True, exist_ok=True)
-            if digest.known(part) == home.file.digest:  # another commit has the same content
+            if digest.verified(part) == home.file.digest:  # another commit has the same content
                 return
             try:
                 found = self._copy(home, part)

@@ -10,6 +10,7 @@ from llmdeploy import hardware
 from llmdeploy.engines import registry
 from llmdeploy.errors import EngineMissing, ModelNotFound
 from llmdeploy.service import placement
+from llmdeploy.service.launch import remarks
 from llmdeploy.service.placement import HeldMemory, Placement
 from llmdeploy.service.ports import free_port
 
@@ -66,9 +67,10 @@ def dry_run(order: Order, record: Record | None, *, beside: bool = True) -> DryR
         note = f"{engine.name} is started for it: what it has and needs is known then"
         reason = placement.one_after_the_other(shares=_shares(engine, record), allowed=beside) if record else ""
         return DryRun(found.version, (note,), beside=False if reason else None, room=reason)
-    notes = (weights.reused_from,) if weights.reused_from else ()
+    notes = remarks(order, weights)
     if not weights.is_present():
-        return DryRun(found.version, notes or (f"`{weights}` is not on this machine: it is fetched first",))
+        fetched = () if weights.reused_from else (f"`{weights}` is not on this machine: it is fetched first",)
+        return DryRun(found.version, (*notes, *fetched))
     plan, decided = _plan(order, engine, weights.facts(), record, beside=beside)
     plan.require_fit(str(order.model))
     spec = engine.server(weights, plan, served_name=order.served_name, port=free_port())

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llmdeploy import hardware
 from llmdeploy.background import in_thread
 from llmdeploy.engines.base import plan_before_download
+from llmdeploy.models import lock
 from llmdeploy.plan import Plan, Setting
 from llmdeploy.service.events import Download, Fetching, Loaded, Note, OnAnyEvent, Percent, PlanApplied, Planned
 from llmdeploy.service.health import answers_for, healthy, listens
@@ -60,8 +61,8 @@ class Launch:
     def _weights(self, spare: HeldMemory) -> Weights:
         emit = self.starter.emit
         weights = self.engine.resolve(self.order.model)
-        if weights.reused_from:
-            emit(Note(weights.reused_from))
+        for remark in remarks(self.order, weights):
+            emit(Note(remark))
         if not weights.is_present():
             need = self._fetchable(weights, without(hardware.detect(), spare))
             self.starter.enter("fetching the weights")
@@ -143,6 +144,11 @@ class Launch:
                 self.starter.enter(step.phase)
             if step.percent is not None:
                 self.starter.emit(Percent(step.phase, step.percent))
+
+
+def remarks(order: Order, weights: Weights) -> tuple[str, ...]:
+    """Return the sentences on where the weights come from, if that is not what the name alone says."""
+    return tuple(filter(None, (weights.reused_from, lock.note(order.model, weights.references(), order.settings))))
 
 
 def _planned(plan: Plan) -> Planned:

@@ -17,6 +17,7 @@ from llmdeploy.models.reference import HubRepo, parse
 from llmdeploy.models.stores import folders
 from llmdeploy.paths import state_dir
 from llmdeploy.service.events import Download, Note
+from llmdeploy.service.launch import remarks
 from llmdeploy.service.ports import free_port
 from llmdeploy.service.starter import Starter
 
@@ -79,8 +80,8 @@ class Pull:
                 self._starter.reach_engine(self.order.wishes)
                 self.engine = self._starter.engine
         self._weights = self.engine.resolve(self.order.model, reuse=self._wanted.anywhere)
-        if self._weights.reused_from:
-            self._emit(Note(self._weights.reused_from))
+        for remark in remarks(self.order, self._weights):
+            self._emit(Note(remark))
         self.need = self._weights.requirements(self._wanted.folder)
         if self._wanted.folder and self.need.folder != self._wanted.folder:
             raise UsageError(
@@ -99,16 +100,18 @@ class Pull:
             self.plan.require_fit(str(self.order.model))
 
     def fetch(self) -> bool:
-        """Download what is missing; return whether anything was. Raises DownloadFailed."""
+        """Download what is missing, and check locked files. Return whether any was missing. Raises DownloadFailed."""
         if self._wanted.folder and isinstance(repo := parse(self.need.source), HubRepo):
             folders.save(self._wanted.folder, repo, [file.name for file in self.need.files])
-        if self.need.present and (self._wanted.folder or self._weights.is_present()):
-            return False
-        self._weights.download(
-            lambda file, done, total: self._emit(Download(file, done, total)),
-            self._wanted.folder,
-        )
-        return True
+        missing = not (self.need.present and (self._wanted.folder or self._weights.is_present()))
+        if missing:
+            self._weights.download(self._show, self._wanted.folder)
+        if self._wanted.pin:
+            lock.require_unchanged(self._wanted.pin, self._wanted.folder, self._show)
+        return missing
+
+    def _show(self, file: str, done: int, total: int) -> None:
+        self._emit(Download(file, done, total))
 
     @property
     def pin(self) -> Pin:

@@ -286,9 +286,10 @@ def _prepare_name(daemon: Daemon, spec: ServerSpec, weights: Tag | GgufImport) -
         return
     aliases.require_free(daemon, spec)
     files = weights.digests() if isinstance(weights, GgufImport) else {}
+    checked = [path for path, sha256 in files.items() if digest.verified(path) == sha256]
     aliases.create(daemon, spec)
-    for path, sha256 in files.items():  # Ollama has changed their times if they are linked into its store
-        digest.save(path, sha256)
+    for path in checked:  # Ollama has changed their times if they are linked into its store
+        digest.save(path, files[path])
 
 
 def _available(daemon: Daemon, hardware: Hardware) -> MemoryPart | None:

@@ -129,7 +129,10 @@ class Import:
 def _link(path: Path, link: Path) -> Path | None:
     """Create a hard link. Return it, or None if it exists already."""
     with suppress(FileExistsError):
+        checked = digest.verified(path)
         os.link(path.resolve(), link)
+        if checked:  # a new link changes the status of the file, and nothing in it
+            digest.save(path, checked)
         return link
     return None
 
