@@ -6,6 +6,8 @@ import asyncio
 import socket
 import time
 
+from llmdeploy.gateway.client_state import Untaken
+from llmdeploy.gateway.downstream import MOST_AT_ONCE
 from llmdeploy.gateway.gateway import Limits
 from tests.gateway_world import (
     EngineRequest,
@@ -69,6 +71,27 @@ async def test_many_pipelined_requests_are_all_answered() -> None:
             assert (await app.head())[0] == 200
             await app.reader.readexactly(len(b'{"status":"ok","engine":"llamacpp","model":"m"}'))
         await sending
+
+
+@on_loops
+async def test_many_pipelined_requests_leave_other_connections_their_turn() -> None:
+    async with world() as it:
+        many, one = await it.app(), await it.app()
+        turns = 0
+        number = 10 * MOST_AT_ONCE
+
+        def turn() -> None:
+            nonlocal turns
+            turns += 1
+            asyncio.get_running_loop().call_soon(turn)
+
+        await many.send(get("/health") * number)
+        turn()
+        assert (await one.ask(get("/health"))).status == 200
+        for _ in range(number):
+            assert (await many.answer()).status == 200
+        assert turns > 10
+        assert (await many.ask(post("a"))).document == {"tag": "a"}
 
 
 @on_loops
@@ -225,7 +248,7 @@ async def test_a_client_that_takes_nothing_is_dropped() -> None:
         while True:
             await peer.write(chunked(b"x" * 2**16))
 
-    async with world(handler, Limits(unread_seconds=0.3)) as it:
+    async with world(handler, Limits(unread_seconds=0.5)) as it:
         slow, deaf = await it.app(), await it.app()
         for app in (slow, deaf):
             await app.send(post())
@@ -234,7 +257,7 @@ async def test_a_client_that_takes_nothing_is_dropped() -> None:
         until_dropped = asyncio.ensure_future(until(lambda: any(peer.gone.is_set() for peer in it.engine.peers)))
         while not until_dropped.done():
             await slow.chunk()
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.001)
         await until_dropped
         for _ in range(20):
             await slow.chunk()
@@ -312,3 +335,12 @@ async def test_a_slow_reader_does_not_fill_the_memory() -> None:
         assert got == total + len(b"data: [DONE]\n\n")
         answer = await app.ask(post())  # the connection to the engine reads again
         assert answer.status == 200
+
+
+def test_a_client_takes_something_when_less_is_left() -> None:
+    untaken = Untaken()
+    sizes = [0, 0, 500, 500, 400, 400, 900, 900, 0, 100, 100]
+    seconds = [untaken.seconds(size, now) for now, size in enumerate(sizes)]
+    assert seconds == [0, 0, 0, 1, 0, 1, 2, 3, 0, 0, 1]
+    untaken.took_some()
+    assert untaken.seconds(100, 20) == 0

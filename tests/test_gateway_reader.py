@@ -183,6 +183,17 @@ async def test_a_compressed_body_is_refused() -> None:
 
 
 @on_loops
+async def test_a_body_of_tiny_chunks_is_refused_and_one_of_small_ones_is_not() -> None:
+    text = b'{"model":"m","messages":[{"role":"user","content":"%b"}],"user":"a"}' % (b"a" * 100_000)
+    async with world() as it:
+        for size, status in ((1, 400), (4, 400), (32, 200), (1000, 200)):
+            pieces = [text[at : at + size] for at in range(0, len(text), size)]
+            assert (await it.ask(chunks(*pieces))).status == status, size
+        assert [asked.body for asked in it.engine.asked] == [text, text]
+        assert it.gateway.buffered == 0
+
+
+@on_loops
 async def test_expect_continue() -> None:
     async with world(limits=Limits(body=1000)) as it:
         app = await it.app()

@@ -24,15 +24,14 @@ from llmdeploy.http1 import MAX_HEAD, BadFraming, Request
 
 LINGER_SECONDS = 2.0
 """Seconds for which the rest of a refused request is read: a reset over unread bytes would lose the answer."""
-
 LOOK_SECONDS = 0.05
 """Seconds until a half-closed connection is looked at again: a client that leaves may let it go a little later."""
-
 FRESH_SECONDS = 1.0
 """Seconds for which a connection without a request does not count as idle: its request may be on its way."""
+MOST_AT_ONCE = 64
+"""Requests of one connection that are answered before other connections have their turn."""
 
 _NO_LINGER = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
-
 
 _READING, _BUSY, _LINGERING, _CLOSING = State
 _ENDING = (_LINGERING, _CLOSING)
@@ -62,6 +61,7 @@ class Downstream(asyncio.Protocol):
         "_gateway",
         "_has_asked",
         "_is_half_closed",
+        "_is_resting",
         "_reader",
         "_reading_paused",
         "_state",
@@ -85,6 +85,8 @@ class Downstream(asyncio.Protocol):
         self._reading_paused = False
         self._unblocked: asyncio.Future[None] | None = None
         self._has_asked = False
+        self._is_resting = False
+        """Whether other connections have their turn before the next request."""
         self._is_half_closed = False
         """Whether the client sends no more, and still reads."""
         self._untaken = Untaken()
@@ -115,10 +117,7 @@ class Downstream(asyncio.Protocol):
         self._advance()
 
     def eof_received(self) -> bool | None:
-        """Treat a half-closed connection as closed unless the client is known to wait for the answer to its request.
-
-        A client that died looks the same, and its request must end.
-        """
+        """Treat a half-closed connection as one of a client that died, unless it is known to wait for its answer."""
         if self._state is _BUSY and half_close.still_reads(self.transport):
             self._is_half_closed = True
             asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
@@ -171,28 +170,18 @@ class Downstream(asyncio.Protocol):
 
     def sweep(self, now: float) -> None:
         """End the connection if the client takes too long."""
-        limits, state = self._gateway.limits, self._state
-        waited = now - self.since
+        limits, state, waited = self._gateway.limits, self._state, now - self.since
         if state is _READING:
-            self._sweep_reading(now, waited)
+            if not self.is_blocked and (refused := self._reader.overdue(now)) is not None:
+                self.reject(refused)
+            elif waited > limits.idle_seconds or (waited > limits.head_seconds and not self._has_asked):
+                self._close()
         elif (state is _LINGERING and waited > LINGER_SECONDS) or (state is _CLOSING and waited > limits.idle_seconds):
             self.transport.abort()
         elif state is _BUSY and self._is_half_closed:
             self._look()
         if self._untaken.seconds(self.transport.get_write_buffer_size(), now) > limits.unread_seconds:
             self._drop()
-
-    def _sweep_reading(self, now: float, waited: float) -> None:
-        """End the connection if the next request takes too long."""
-        limits, reader = self._gateway.limits, self._reader
-        if reader.in_body:
-            if reader.is_late(now):
-                self.reject(responses.body_too_slow(limits))
-        elif reader.pending and not self.is_blocked:
-            if waited > limits.head_seconds:
-                self.reject(responses.too_slow(limits.head_seconds))
-        elif waited > limits.idle_seconds or (waited > limits.head_seconds and not self._has_asked):
-            self._close()
 
     def dispensable(self, now: float) -> tuple[int, float] | None:
         """Return the place among those that are given up for new ones, the oldest idle one first; None while busy."""
@@ -221,11 +210,19 @@ class Downstream(asyncio.Protocol):
         """Take requests out of the received bytes, until one is incomplete or not answered yet."""
         if self._advancing:
             return
+        if self._is_resting:
+            self._throttle()
+            return
         self._advancing = True
         reader = self._reader
         try:
-            while self._state is _READING and not self.is_blocked and (body := reader.read()) is not None:
+            for _ in range(MOST_AT_ONCE):
+                if self._state is not _READING or self.is_blocked or (body := reader.read()) is None:
+                    break
                 self._dispatch(body)
+            else:
+                self._is_resting = True
+                asyncio.get_running_loop().call_soon(self._go_on)
             if reader.pending and self._state is _READING:
                 reader.count_pending()
         except BadFraming as bad:
@@ -237,13 +234,17 @@ class Downstream(asyncio.Protocol):
         reader.compact()
         if reader.pending or self._reading_paused:
             self._throttle()
-        if self._is_half_closed and self._state is _READING and not (self.is_blocked and reader.pending):
+        if self._is_half_closed and self._state is _READING and not reader.pending:
             self._close()
+
+    def _go_on(self) -> None:
+        self._is_resting = False
+        self._advance()
 
     def _throttle(self) -> None:
         """Stop receiving when more than one request's worth of bytes waits, or the client does not keep up."""
         pending, state = self._reader.pending, self._state
-        is_full = len(pending) > MAX_HEAD and state is _BUSY
+        is_full = len(pending) > MAX_HEAD and (state is _BUSY or self._is_resting)
         if (is_full or (self.is_blocked and bool(pending))) != self._reading_paused and state not in _ENDING:
             self._reading_paused = not self._reading_paused
             if self._reading_paused:

@@ -13,6 +13,9 @@ from llmdeploy.gateway.header_cache import ParsedRequest, cached_request
 from llmdeploy.gateway.limits import SMALL_BODY, Limits
 from llmdeploy.http1 import CONTINUE, END_OF_HEAD, MAX_HEAD, BadFraming, Chunked, Request, check_beginning
 
+MAX_FRAMING = 64 * 1024
+"""Bytes between the chunks of a body that are accepted in any case: tiny chunks cost much time for few bytes."""
+
 _FIRST_STEP = 16 * 1024
 _STEP = bytes(256 * 1024)
 """The largest piece by which the memory of a body grows: it follows what came, not what was announced."""
@@ -68,6 +71,7 @@ class RequestReader:
         "_began",
         "_chunks",
         "_connection",
+        "_framing",
         "_gateway",
         "_payload",
         "cors",
@@ -100,6 +104,8 @@ class RequestReader:
         """`monotonic()` of the complete head of a request whose body is read."""
         self._chunks: Chunked | None = None
         self._payload = bytearray()
+        self._framing = 0
+        """Bytes between the chunks of the body."""
 
     def feed(self, data: bytes) -> None:
         """Add bytes that were received."""
@@ -188,6 +194,7 @@ class RequestReader:
         self._began = connection.since = time.monotonic()
         if head.chunked:
             self._chunks = Chunked()
+            self._framing = 0
         if head.expects_continue and self._at == len(self.pending):
             connection.transport.write(CONTINUE)
         left = len(self.pending) - self._at
@@ -205,22 +212,29 @@ class RequestReader:
         gateway.buffered = buffered
         self.reserved = size
 
-    def is_late(self, now: float) -> bool:
-        """Return whether the body comes too slowly. `now` is a time by `monotonic()`."""
+    def overdue(self, now: float) -> Refused | None:
+        """Return the refusal of a request that comes too slowly. `now` is a time by `monotonic()`."""
         limits = self._gateway.limits
+        paused = now - self._connection.since > limits.head_seconds
+        if not self.in_body:
+            return responses.too_slow(limits.head_seconds) if paused and self.pending else None
         most = min(limits.body_seconds, limits.head_seconds + self.reserved / limits.body_rate)
         if self.refused is not None:
             most = min(most, limits.head_seconds)
-        return now - self._began > most or now - self._connection.since > limits.head_seconds
+        return responses.body_too_slow(limits) if paused or now - self._began > most else None
 
     def _take_chunks(self, chunks: Chunked, data: bytes) -> bytes | None:
         pieces: list[bytes] = []
-        self._at += chunks.feed(data, pieces)
-        body = self._payload
+        body, before = self._payload, len(self._payload)
+        size = chunks.feed(data, pieces)
+        self._at += size
         for piece in pieces:
             body += piece
+        self._framing += size - (len(body) - before)
         if len(body) > self._most:
             raise Unread(responses.too_large(self._most))
+        if self._framing > MAX_FRAMING + len(body) // 4:
+            raise Unread(responses.malformed(400, "the chunks of the body are too small"))
         self.hold(len(body))
         if not chunks.done:
             return None
