@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import psutil
 import pytest
 from hypothesis import settings
@@ -139,6 +140,16 @@ class World:
         file = self.state / "deployment.json"
         content: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
         return content
+
+    def engine_key(self) -> str:
+        """Return the key of the server, as its own user can read it."""
+        environment = psutil.Process(self.record()["server"]["pid"]).environ()
+        return environment.get("LLAMA_API_KEY") or environment["VLLM_API_KEY"]
+
+    def ask_engine(self, path: str, key: str | None = None) -> httpx.Response:
+        """Ask the server itself, behind the gateway; `key`: another than its own."""
+        headers = {"Authorization": f"Bearer {self.engine_key() if key is None else key}"}
+        return httpx.get(self.record()["server_url"] + path, headers=headers, trust_env=False, timeout=20)
 
     def processes(self) -> list[psutil.Process]:
         """List the processes of this world, found by the state folder in their environment."""

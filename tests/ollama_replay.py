@@ -55,6 +55,8 @@ class Replay:
             self.requests.append((method, path, body))
             same = [number for number, one in enumerate(self.exchanges) if _matches(one["request"], method, path, body)]
             number = next((one for one in same if one not in self._given), same[-1] if same else None)
+            if number is None and _is_proof(path, body):
+                return PROOF
             if number is None:
                 self.unknown.append((method, path, body))
                 return None
@@ -65,6 +67,18 @@ class Replay:
     def asked(self, path: str) -> list[Any]:
         """List the bodies of the requests to this path."""
         return [body for _, one, body in self.requests if one == path]
+
+
+PROOF = {
+    "status": 200,
+    "headers": {"content-type": "application/json"},
+    "chunks": [[0, '{"choices":[{"message":{"role":"assistant","content":"Hi"},"finish_reason":"length"}]}']],
+}
+"""Answer to the question that a start ends with."""
+
+
+def _is_proof(path: str, body: Any) -> bool:
+    return path == "/v1/chat/completions" and isinstance(body, dict) and body.get("max_tokens") == 1
 
 
 def _matches(recorded: dict[str, Any], method: str, path: str, body: Any) -> bool:

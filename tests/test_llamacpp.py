@@ -103,6 +103,22 @@ def test_the_command_line(weights: str, mmproj: str | None, wished: Plan, words:
     assert (spec.base_url, spec.health_path, spec.served_name) == ("http://127.0.0.1:1234", "/health", alias)
 
 
+def test_key_is_in_no_word_of_the_command_and_in_no_representation() -> None:
+    spec = llamacpp().server(GgufModel(WEIGHTS), plan(), served_name="x", port=1234, key="sesame")
+    assert not [word for word in spec.argv if "sesame" in word]
+    assert "sesame" not in repr(spec)
+    assert spec.environment({})["LLAMA_API_KEY"] == "sesame"
+    assert spec.headers == {"Authorization": "Bearer sesame"}
+
+
+@pytest.mark.parametrize(("version", "prefix"), [("6499 (abcdef0)", ""), ("6500 (abcdef0)", "/llmdeploy"), ("b", "")])
+def test_routes_move_below_a_prefix_where_the_build_can(tmp_path: Path, version: str, prefix: str) -> None:
+    own = program(tmp_path / "bin", f"echo 'version: {version}'")
+    spec = llamacpp(str(own)).server(GgufModel(WEIGHTS), plan(), served_name="x", port=1, key="sesame")
+    assert spec.base_url == f"http://127.0.0.1:1{prefix}"
+    assert spec.environment({}).get("LLAMA_ARG_API_PREFIX", "") == prefix
+
+
 def test_a_program_of_the_users_own_gets_the_same_words(tmp_path: Path) -> None:
     own = program(tmp_path / "bin")
     argv = [
@@ -219,9 +235,9 @@ class Stub(LlamaCpp):
 
         return Weights(WEIGHTS)
 
-    def server(self, weights: GgufModel, plan: Plan, *, served_name: str, port: int) -> ServerSpec:
+    def server(self, weights: GgufModel, plan: Plan, *, served_name: str, port: int, key: str = "") -> ServerSpec:
         self.asked.append("server")
-        return super().server(weights, plan, served_name=served_name, port=port)
+        return super().server(weights, plan, served_name=served_name, port=port, key=key)
 
 
 def launch(engine: Engine, folder: Path, on_plan: Callable[[Planned], None]) -> Launch:

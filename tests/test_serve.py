@@ -154,7 +154,7 @@ def test_context_is_per_request(world: World) -> None:
     """llama.cpp divides its context by its slots: the user's number must not be divided."""
     result = world.run("serve", "selftest", "--detach", "--context", "1024", "--parallel", "2")
     assert result.status == 0, result.text
-    slots = httpx.get(f"{world.record()['server_url']}/slots", trust_env=False).json()
+    slots = world.ask_engine("/slots").json()
     assert [slot["n_ctx"] for slot in slots] == [1024, 1024]
 
 
@@ -209,7 +209,7 @@ def test_gguf_file_with_its_mmproj_beside_it(world: World) -> None:
     assert json.loads(result.stdout)["served_name"] == "mine"
     [model] = httpx.get(f"http://127.0.0.1:{world.port}/v1/models", trust_env=False).json()["data"]
     assert model["capabilities"] == ["text", "image"]
-    [model] = httpx.get(f"{world.record()['server_url']}/v1/models", trust_env=False).json()["models"]
+    [model] = world.ask_engine("/v1/models").json()["models"]
     assert "multimodal" in model["capabilities"]
 
 
@@ -219,7 +219,7 @@ def test_mmproj_by_flag(world: World) -> None:
     assert result.status == 0, result.text
     [model] = httpx.get(f"http://127.0.0.1:{world.port}/v1/models", trust_env=False).json()["data"]
     assert model["capabilities"] == ["text", "image"]
-    [model] = httpx.get(f"{world.record()['server_url']}/v1/models", trust_env=False).json()["models"]
+    [model] = world.ask_engine("/v1/models").json()["models"]
     assert "multimodal" in model["capabilities"]
 
 

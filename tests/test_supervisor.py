@@ -49,7 +49,7 @@ def make_supervisor(folder: Path, events: list[AnyEvent]) -> Supervisor:
 class PlayedServer:
     """A server without a process."""
 
-    is_away = is_external = False
+    is_away = is_external = is_ready = False
     process = None
 
     def __init__(self) -> None:
@@ -112,7 +112,7 @@ def test_repair_that_followed_the_free_memory_is_not_remembered(
     async def start() -> None:
         one = make_supervisor(tmp_path, [])
         one.remedies = (Remedy("gpu_memory_utilization", 0.4, lasts=False), Remedy("max_model_len", 384))
-        await one.start(settled(hardware.detect()))
+        await one.start(settled(hardware.detect()), prove=False)
 
     asyncio.run(start())
     assert [start.remedies for start in kept] == [(Remedy("max_model_len", 384),)]
@@ -160,12 +160,62 @@ def test_gpu_memory_of_a_start_stays_known(monkeypatch: pytest.MonkeyPatch, tmp_
     async def start() -> None:
         one = make_supervisor(tmp_path, [])
         monkeypatch.setattr(hardware, "detect", lambda: ready)
-        started = await one.start(settled(before))
+        started = await one.start(settled(before), prove=False)
         monkeypatch.setattr(hardware, "detect", lambda: later)
         assert started.gpus == ((0, 30 * GIB),)
         assert placement.held_memory(started.server.process, started.gpus).gpus == ((0, 30 * GIB),)
 
     asyncio.run(start())
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_server_is_ready_when_it_has_answered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_remote: bool) -> None:
+    asked: list[ServerSpec] = []
+    monkeypatch.setattr(supervisor, "Launch", PlayedLaunch)
+    monkeypatch.setattr(supervisor, "require_answer", lambda spec, seconds: asked.append(spec))
+    events: list[AnyEvent] = []
+    spec = replace(SPEC, is_remote=is_remote)
+
+    async def start() -> None:
+        ready = await make_supervisor(tmp_path, events).start(replace(settled(hardware.detect()), spec=spec))
+        assert ready.server.is_ready
+        assert type(events[-1]) is Serving
+
+    asyncio.run(start())
+    assert asked == ([] if is_remote else [spec]), "an answer of another machine may cost money"
+
+
+@pytest.mark.parametrize("has_ended", [False, True])
+def test_server_that_answers_nothing_is_not_ready(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, has_ended: bool
+) -> None:
+    server = PlayedServer()
+
+    def refuse(spec: ServerSpec, seconds: float) -> None:
+        assert not server.is_ready
+        if has_ended:
+            server.exit.set_result(Exited(1))
+            monkeypatch.setattr(PlayedServer, "raise_if_over", ended)
+        raise StartFailed("the server answers no question: refused", "")
+
+    def ended(_: object) -> None:
+        raise StartFailed("the server ended before it was ready: no memory", "")
+
+    monkeypatch.setattr(supervisor, "Launch", PlayedLaunch)
+    monkeypatch.setattr(PlayedLaunch, "start", lambda *_: server)
+    monkeypatch.setattr(supervisor, "require_answer", refuse)
+    monkeypatch.setattr(supervisor, "ENDING", 0.01)
+    events: list[AnyEvent] = []
+
+    async def start() -> None:
+        await make_supervisor(tmp_path, events).start(settled(hardware.detect()))
+
+    with pytest.raises(StartFailed) as caught:
+        asyncio.run(start())
+    message = "ended before it was ready: no memory" if has_ended else "answers no question: refused"
+    assert caught.value.message == f"the server {message}"
+    assert has_ended or caught.value.hint == f"its log is `{tmp_path / 'server.log'}`"
+    assert not any(isinstance(event, Serving) for event in events)
 
 
 class WaitingStarter(Starter):

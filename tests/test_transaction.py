@@ -89,7 +89,7 @@ class PlayedSupervisor(Supervisor):
         await self._do("apply_plan")
         return self.settled
 
-    async def start(self, settled: Settled) -> Ready:
+    async def start(self, settled: Settled, *, prove: bool = True) -> Ready:
         await self._do("start")
         return self.ready
 

@@ -238,7 +238,7 @@ def test_the_command_and_its_file(tmp_path: Path) -> None:
     }
     assert (spec.base_url, spec.health_path, spec.served_name) == ("http://127.0.0.1:1234", "/health", "selftest")
     assert spec.env["VLLM_NO_USAGE_STATS"] == spec.env["HF_HUB_OFFLINE"] == "1"
-    assert spec.env["VLLM_API_KEY"] == "", "a key of the user's would keep us out"
+    assert "VLLM_API_KEY" not in spec.environment({"VLLM_API_KEY": "another"})
     assert "VLLM_TARGET_DEVICE" not in spec.env
 
 
@@ -283,6 +283,19 @@ def test_a_repackaged_build_is_run_as_its_module(tmp_path: Path) -> None:
 def test_extra_arguments_come_last_and_as_they_are(tmp_path: Path, extra: tuple[str, ...]) -> None:
     argv, _, _ = started(engine(tmp_path, Settings(vllm=VllmSettings(extra_args=extra))))
     assert argv[-len(extra) :] == extra
+
+
+def test_every_route_asks_for_the_key(tmp_path: Path) -> None:
+    vllm = engine(tmp_path, Settings(vllm=VllmSettings(extra_args=("--flag-1", "x"))))
+    artefact = vllm.resolve(CatalogName("selftest"))
+    plan = vllm.plan(artefact.facts(), machines.load("1x4090"), Wishes())
+    spec = vllm.server(artefact, plan, served_name="selftest", port=1234, key="sesame")
+    assert spec.argv[-4:] == ("--flag-1", "x", "--middleware", "llmdeploy_key.RequireKey")
+    assert "sesame" not in f"{spec}{spec.argv}{spec.files}"
+    environment = spec.environment({"VLLM_API_KEY": "another", "PYTHONPATH": "/theirs"})
+    assert environment["VLLM_API_KEY"] == "sesame"
+    [ours] = environment["PYTHONPATH"].split(":")
+    assert (Path(ours) / "llmdeploy_key.py").is_file()
 
 
 @pytest.mark.parametrize(

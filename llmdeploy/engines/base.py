@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from llmdeploy.engines.environment import inherited
 from llmdeploy.engines.log_reader import Loaded, LogReader, PhaseReader
 from llmdeploy.errors import DownloadFailed
 
@@ -58,12 +59,30 @@ class ServerSpec:
     """The engine's own name for the model; empty if it is the served name."""
     context: int | None = None
     env: Mapping[str, str] = field(default_factory=dict)
+    inherits: tuple[str, ...] = ()
+    """Patterns of the user's variables that it gets beside the common ones: see `engines.environment`."""
+    key: str = field(default="", repr=False)
+    """The key that requests to the server need; empty if it asks for none."""
+    is_remote: bool = False
+    """Whether the model runs on another machine, where an answer may cost money."""
+    key_variable: str = ""
+    """The variable by which the server is given its key: a command line can be read by everyone."""
     files: Mapping[Path, str] = field(default_factory=dict)
     """The engine's own configuration files, written before the start."""
     adapt: Callable[[Request], Request] | None = field(default=None, compare=False)
     """Rewrites a request in the engine's dialect and returns the same object if nothing changes; None without one."""
     notes: tuple[str, ...] = field(default=(), compare=False)
     """Sentences on this start that the user is to read."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers that a request to the server needs."""
+        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
+
+    def environment(self, ours: Mapping[str, str]) -> dict[str, str]:
+        """Return the whole environment of the server; `ours`: the environment of this process."""
+        key = {self.key_variable: self.key} if self.key else {}
+        return {**inherited(ours, self.inherits), **self.env, **key}
 
 
 class Daemon(Protocol):
@@ -135,8 +154,11 @@ class Engine(ABC):
         """Return the settings for that model on that machine. Raises DoesNotFit."""
 
     @abstractmethod
-    def server(self, weights: Any, plan: Plan, *, served_name: str, port: int) -> ServerSpec:
-        """Return the server for weights of its own `resolve`, on a loopback port. Raises EngineMissing."""
+    def server(self, weights: Any, plan: Plan, *, served_name: str, port: int, key: str = "") -> ServerSpec:
+        """Return the server for weights of its own `resolve`, on a loopback port. Raises EngineMissing.
+
+        `key`: the secret that requests to it are to need, if the engine can ask for one.
+        """
 
     def log_reader(self) -> LogReader:
         """Return a reader for the log of the next start."""

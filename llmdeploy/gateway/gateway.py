@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import replace
 from heapq import nsmallest
 from logging import getLogger
@@ -28,6 +28,8 @@ __all__ = ["Control", "ControlRequest", "Gateway", "Limits", "Metrics", "Target"
 Control = Callable[[ControlRequest], Awaitable[None]]
 """A handler of requests whose path begins with `/llmdeploy/`; it checks their token itself."""
 
+NO_IPV6 = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
+"""Errors of a machine without the address `::1`."""
 BACKLOG = 1024
 """Connections that the system queues before the gateway accepts them."""
 CLOSE_SECONDS = 2.0
@@ -82,8 +84,13 @@ class Gateway:
         self.access = replace(self.access, host=host)
         self.port = server.sockets[0].getsockname()[1]
         if host == "localhost":
-            with suppress(OSError):  # not every machine has IPv6
+            try:
                 self._servers.append(await loop.create_server(self._client, "::1", self.port, backlog=BACKLOG))
+            except OSError as error:
+                # Not every machine has IPv6. But where another program has that port, it would get prompts.
+                if error.errno not in NO_IPV6:
+                    server.close()
+                    raise
         self._sweep()
 
     def _client(self) -> Downstream:

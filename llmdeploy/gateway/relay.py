@@ -19,7 +19,7 @@ MAX_ERROR = 2**20
 """Bytes of an engine's error answer that are read."""
 
 # The type is set here: vLLM refuses a body that is not declared as JSON, and curl does not declare it.
-_HEAD = b"POST %b%b HTTP/1.1\r\nhost: %b\r\n%bcontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+_HEAD = b"POST %b%b HTTP/1.1\r\n%b%bcontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
 _EVENT = b"data: {"
 _FAILURE = b'data: {"error"'
 """The start of an error event of the engine. Text of the model cannot look like it: its quotes are escaped."""
@@ -131,7 +131,7 @@ class Relay:
         self._sent_head = _HEAD % (
             pool.prefix,
             self._head.target,
-            pool.host,
+            pool.headers,
             self._onward,
             len(self._sent),
         )

@@ -31,6 +31,8 @@ class Target:
     """Names of the fields, by route, that the engine would ignore or answer in a form of its own."""
     tls: bool = False
     """Whether the server is reached over TLS."""
+    key: str = field(default="", repr=False)
+    """The server's own key, which the gateway sends and applications never see; empty if the server asks for none."""
     prefix: str = ""
     """The path before every route of a server behind a proxy, such as `/ollama`."""
 

@@ -217,14 +217,20 @@ def _body_of(response: Response) -> Body:
     return UntilClose() if response.length is None else Length(response.length)
 
 
+def _own_headers(target: Target) -> bytes:
+    key = f"authorization: Bearer {target.key}\r\n" if target.key else ""
+    return f"host: {target.authority}\r\n{key}".encode()
+
+
 class Pool:
     """The connections to one server. The one used last is reused first, so that surplus ones stay idle and close."""
 
-    __slots__ = ("_idle", "_tasks", "_until_empty", "_wanting", "calls", "host", "prefix", "retired", "target")
+    __slots__ = ("_idle", "_tasks", "_until_empty", "_wanting", "calls", "headers", "prefix", "retired", "target")
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        self.host = target.authority.encode()
+        self.headers = _own_headers(target)
+        """The header lines of every request that the application has no say in."""
         self.prefix = target.prefix.encode()
         self.calls: set[Call] = set()
         self.retired = False

@@ -21,7 +21,7 @@ TIMEOUT = 1.0
 
 def healthy(spec: ServerSpec) -> bool:
     """Return whether the server answers 200 at its health path."""
-    status, _ = _get(spec.base_url, spec.health_path)
+    status, _ = _get(spec, spec.health_path)
     return status == 200
 
 
@@ -38,7 +38,7 @@ def reachable(spec: ServerSpec) -> bool:
 
 def answers_for(spec: ServerSpec) -> bool:
     """Return whether the server lists the model that it is to serve."""
-    status, body = _get(spec.base_url, "/v1/models")
+    status, body = _get(spec, "/v1/models")
     try:
         names = {model["id"] for model in json.loads(body)["data"]}
     except (ValueError, KeyError, TypeError):
@@ -69,11 +69,11 @@ def listens(server: ProcessId, base_url: str) -> bool:
         return True
 
 
-def _get(base_url: str, path: str) -> tuple[int, bytes]:
+def _get(spec: ServerSpec, path: str) -> tuple[int, bytes]:
     """Return status and body; the status is 0 if no answer comes within `TIMEOUT`."""
-    channel, prefix = connection(base_url, TIMEOUT)
+    channel, prefix = connection(spec.base_url, TIMEOUT)
     try:
-        channel.request("GET", prefix + path)
+        channel.request("GET", prefix + path, headers=spec.headers)
         response = channel.getresponse()
         return response.status, response.read()
     except (OSError, HTTPException):

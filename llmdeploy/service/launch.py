@@ -8,6 +8,7 @@ It knows no record and no signal.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from llmdeploy.engines.base import plan_before_download
 from llmdeploy.models import lock
 from llmdeploy.plan import Plan, Setting
 from llmdeploy.service.events import Download, Fetching, Loaded, Note, OnAnyEvent, Percent, PlanApplied, Planned
-from llmdeploy.service.health import answers_for, healthy, listens
+from llmdeploy.service.health import answers_for, healthy, listens, reachable
 from llmdeploy.service.placement import HeldMemory, without
 from llmdeploy.service.ports import free_port
 from llmdeploy.service.stages import Prepared, Settled
@@ -92,7 +93,7 @@ class Launch:
         self._emit(PlanApplied(plan))
         # The port is chosen now: a download takes long enough for other programs to come.
         name, port = self.order.served_name, free_port()
-        spec = self.engine.server(prepared.weights, plan, served_name=name, port=port)
+        spec = self.engine.server(prepared.weights, plan, served_name=name, port=port, key=secrets.token_hex(32))
         for note in spec.notes:
             self.starter.emit(Note(note))
         return Settled(prepared, plan, machine, spec)
@@ -121,7 +122,6 @@ class Launch:
             await asyncio.wait({ready})
         loaded = ready.result()
         self._tell_steps(server)
-        server.is_ready = True
         return loaded
 
     async def _load(self, settled: Settled, server: RunningServer) -> log_reader.Loaded | None:
@@ -166,9 +166,10 @@ def _answers(spec: ServerSpec, server: RunningServer, *, has_loaded: bool) -> bo
 
     A server that `has_loaded` its model has answered for it already, and may list it by another form of its name.
     """
-    if not (healthy(spec) and (has_loaded or answers_for(spec))):
+    # Its key is not sent before it is known who listens.
+    if server.process is not None and not (reachable(spec) and listens(server.process, spec.base_url)):
         return False
-    return server.process is None or listens(server.process, spec.base_url)
+    return healthy(spec) and (has_loaded or answers_for(spec))
 
 
 def with_context(plan: Plan, context: int | None) -> Plan:

@@ -129,7 +129,7 @@ class RunningServer:
 
 
 def _process(spec: ServerSpec, on_line: Callable[[str], None]) -> Child | Attached:
-    return Child(spec.argv, spec.env, STOP_GRACE, on_line) if spec.argv else Attached(spec, on_line)
+    return Child(spec.argv, spec.environment(os.environ), STOP_GRACE, on_line) if spec.argv else Attached(spec, on_line)
 
 
 def _how(exit: Exit) -> str:

@@ -13,7 +13,6 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING
 
-from llmdeploy.config import api_key
 from llmdeploy.engines.diagnosis import Exit, Exited, Unreachable
 from llmdeploy.errors import NotPermitted
 from llmdeploy.service.descriptors import for_servers
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from llmdeploy.engines.base import ServerSpec
 
 GUARD = Path(__file__).with_name("watchdog.py")
-SECRET = {api_key.VARIABLE}
-"""Environment variables that only the gateway needs; servers do not get them."""
 LAST_WORDS = 1.0
 """Seconds for which the output is still read after the server has ended."""
 LONGEST_LINE = 2**20
@@ -40,7 +37,10 @@ class Child:
     """A server that ends when this process ends, however it ends: see watchdog.py."""
 
     def __init__(self, argv: tuple[str, ...], env: Mapping[str, str], grace: float, on_line: Callable[[str], None]):
-        """Start the server; it has `grace` seconds to end when it is told to. `on_line` is called in a thread."""
+        """Start the server with the environment `env`; it has `grace` seconds to end when it is told to.
+
+        `on_line` is called in a thread.
+        """
         output, its_output = os.pipe()
         try:
             self._guard = subprocess.Popen(
@@ -48,7 +48,7 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=its_output,
-                env={**{name: it for name, it in os.environ.items() if name not in SECRET}, **env, **for_servers()},
+                env={**env, **for_servers()},
                 start_new_session=True,
                 bufsize=0,
             )

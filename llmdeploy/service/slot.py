@@ -269,5 +269,6 @@ def target_of(ready: Ready) -> Target:
         adapt=ready.spec.adapt,
         lacks=ready.engine.unsupported,
         tls=url.scheme == "https",
+        key=ready.spec.key,
         prefix=url.path,
     )

@@ -29,8 +29,13 @@ def run_smoke_test(ready: Ready) -> None:
         raise StartFailed(error.message, f"its log is `{ready.server.log_file}`") from error
 
 
-def _require_answers(spec: ServerSpec, capabilities: tuple[str, ...], seconds: float) -> None:
+def require_answer(spec: ServerSpec, seconds: float) -> None:
+    """Ask the server for one token. Raises StartFailed, TimedOut."""
     _require_answer(spec, "no question", "Hello", seconds)
+
+
+def _require_answers(spec: ServerSpec, capabilities: tuple[str, ...], seconds: float) -> None:
+    require_answer(spec, seconds)
     if "image" in capabilities:
         url = "data:image/png;base64," + base64.b64encode(_red()).decode()
         image = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is this?"}]
@@ -55,7 +60,7 @@ def _require_answer(spec: ServerSpec, what: str, content: object, seconds: float
 def _asked(spec: ServerSpec, body: Request) -> tuple[int, bytes]:
     channel, path = connection(spec.base_url, timeout=None)
     try:
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json", **spec.headers}
         channel.request("POST", f"{path}/v1/chat/completions", json.dumps(body), headers)
         response = channel.getresponse()
         return response.status, response.read()

@@ -16,6 +16,7 @@ from llmdeploy.errors import DoesNotFit, LlmdeployError, PortInUse, ServerDied, 
 from llmdeploy.service import history, placement
 from llmdeploy.service.events import Down, Internal, Note, OnAnyEvent, Public, Serving, Started
 from llmdeploy.service.launch import Launch, with_context
+from llmdeploy.service.smoke_test import require_answer
 from llmdeploy.service.stages import Prepared, Ready, Settled
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ KEEP = 30.0
 """Seconds between two looks at whether the model is still loaded."""
 STEADY = 60.0
 """Seconds of service after which an end no longer counts as in a row with the ends before."""
+ENDING = 3.0
+"""Seconds that a server which answered nothing has to end by itself: its log tells more."""
 GIVING_UP = 1.0
 """Seconds that a thread has to end once it was abandoned."""
 
@@ -112,17 +115,20 @@ class Supervisor:
         memory = [machine.memory_total, *(gpu.memory_total for gpu in machine.gpus)]
         return f"{self.engine.name} {prepared.version} {own} {order.model} {order.wishes} {memory}"
 
-    async def start(self, settled: Settled) -> Ready:
-        """Start the server; if the engine names a number that would have done, start again with it."""
+    async def start(self, settled: Settled, *, prove: bool = True) -> Ready:
+        """Start the server; if the engine names a number that would have done, start again with it.
+
+        `prove`: ask it one question before it counts as ready.
+        """
         for _ in range(REPAIRS):
             try:
-                return await self._start(settled)
+                return await self._start(settled, prove=prove)
             except StartFailed as error:
                 again = f"{error.message}; it is tried again with that"
                 if not self.order.repair or error.remedy is None or not self._take(error.remedy, again):
                     raise
             settled = await self.apply_plan(await self._prepare_again())
-        return await self._start(settled)
+        return await self._start(settled, prove=prove)
 
     def _take(self, remedy: Remedy, why: str) -> bool:
         """Use an engine that has the setting for the next start; return whether there is one."""
@@ -140,17 +146,32 @@ class Supervisor:
         await in_thread(replaced.starter.stop)
         return await self._in_thread(self._launch.prepare)
 
-    async def _start(self, settled: Settled) -> Ready:
+    async def _start(self, settled: Settled, *, prove: bool = True) -> Ready:
         began = time.monotonic()
         server = await self._in_thread(lambda: self._launch.start(settled))
         if self._last is not None and self._last.seconds > LONG:
             self._note(f"the last start like this one took {self._last.seconds:.0f} s")
         self._emit(Started(settled, server))
         loaded = await self._launch.wait_ready(settled, server)
+        if prove:
+            await self._prove(settled, server)
+        server.is_ready = True
         seconds = time.monotonic() - began
         ready = await in_thread(lambda: self._learn(settled, server, loaded, seconds))
         self._emit(Serving(ready))
         return ready
+
+    async def _prove(self, settled: Settled, server: RunningServer) -> None:
+        """Ask the server for one token. Raises StartFailed, with the server's own reason if it has ended."""
+        spec, can_answer = settled.spec, "text" in settled.prepared.facts.capabilities
+        if spec.is_remote or not can_answer:
+            return
+        try:
+            await in_thread(lambda: require_answer(spec, self.order.timeout))
+        except StartFailed as error:
+            await asyncio.wait({asyncio.wrap_future(server.exit)}, timeout=ENDING)
+            server.raise_if_over()
+            raise StartFailed(error.message, f"its log is `{self.log_file}`") from error
 
     def _learn(self, settled: Settled, server: RunningServer, loaded: Loaded | None, seconds: float) -> Ready:
         """Measure the memory that the start has taken, and remember how the server came up."""

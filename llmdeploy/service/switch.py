@@ -132,7 +132,7 @@ class Switch:
         if not beside:
             await self._clear(checked.held)
         settled = await self._new.apply_plan(checked.prepared, checked.placement.plan if beside else None)
-        return await self._new.start(settled)
+        return await self._new.start(settled, prove=False)
 
     async def _clear(self, held: HeldMemory) -> None:
         """Make requests wait, let those that run end, stop the old server, and wait until its memory is free."""

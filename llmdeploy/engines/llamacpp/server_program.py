@@ -31,6 +31,9 @@ def main(argv: list[str] | None = None) -> int:
     params.model_alias = {arguments.alias}
     params.cors_origins = ""  # web pages of other origins may not use the model
     params.endpoint_metrics = arguments.metrics
+    if key := os.environ.get("LLAMA_API_KEY"):
+        params.api_keys = [key]
+    params.api_prefix = os.environ.get("LLAMA_ARG_API_PREFIX", "")
     if cache_mib := os.environ.get("LLAMA_ARG_CACHE_RAM"):
         params.cache_ram_mib = int(cache_mib)
     try:

@@ -49,6 +49,8 @@ PATIENCE = 2.0
 """Seconds for each answer when a deployment ends."""
 RELEASE_SECONDS = 4.0
 """Seconds for the memory to be free once it was asked for; less than `stop` waits."""
+INHERITED = ("OLLAMA_*", "-OLLAMA_ORIGINS", "-OLLAMA_REMOTES", "-OLLAMA_API_KEY")
+"""Patterns of the user's variables that an Ollama gets which llmdeploy starts. Only the gateway may send to it."""
 GIVING_UP = "Error: "
 """The beginning of the last line of a daemon that cannot go on."""
 
@@ -146,8 +148,13 @@ class Ollama(Engine):
         available = _available(self._server.api, hardware)
         return make_plan(facts, wishes, available, overhead=(compute_buffer(facts),), parallels=(parallel,))
 
-    def server(self, weights: Tag | GgufImport, plan: Plan, *, served_name: str, port: int) -> ServerSpec:
-        """Return the server; raises AlreadyServing and ModelInvalid for a name that belongs to another model."""
+    def server(
+        self, weights: Tag | GgufImport, plan: Plan, *, served_name: str, port: int, key: str = ""
+    ) -> ServerSpec:
+        """Return the server; raises AlreadyServing and ModelInvalid for a name that belongs to another model.
+
+        Ollama has no keys, so `key` changes nothing.
+        """
         from llmdeploy.engines.ollama import aliases, dialect
 
         spec = ServerSpec(
@@ -159,7 +166,9 @@ class Ollama(Engine):
             context=plan.context.value,
         )
         aliases.require_free(self._server.api, spec)
-        return replace(spec, adapt=partial(dialect.adapt, thinks=thinks(weights)))
+        adapt = partial(dialect.adapt, thinks=thinks(weights))
+        is_remote = not self._server.api.is_local or bool(weights.shown.remote_host)
+        return replace(spec, adapt=adapt, is_remote=is_remote)
 
     def diagnose(self, log: Sequence[str], exit: Exit) -> Diagnosis | None:
         from llmdeploy.engines import diagnosis
@@ -194,7 +203,8 @@ class OllamaDaemon:
         if found.program is None:
             raise EngineMissing(found.probe.detail, state.describe(found).hint)
         variables = self._environment(wishes, port)
-        return ServerSpec((str(found.program), "serve"), f"http://127.0.0.1:{port}", "/api/version", env=variables)
+        argv, url = (str(found.program), "serve"), f"http://127.0.0.1:{port}"
+        return ServerSpec(argv, url, "/api/version", env=variables, inherits=INHERITED)
 
     def _environment(self, wishes: Wishes, port: int) -> dict[str, str]:
         """Return the variables of a server that llmdeploy starts; the user's own of Ollama hold beside these."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -31,6 +30,9 @@ if TYPE_CHECKING:
 
 TOOLS = "--enable-auto-tool-choice"
 """Flag without which vLLM refuses tools, even for a model that knows them."""
+
+LOCK = ("--middleware", "llmdeploy_key.RequireKey")
+"""Arguments by which vLLM asks for its key on every route. They come last, so that nothing is in front of the lock."""
 
 TRUST = "--trust-remote-code"
 """Flag of vLLM by which the user trusts every model, whatever comes with it."""
@@ -110,8 +112,8 @@ class Vllm(Engine):
 
         return {**fit.named(self._settings), **self._repairs}
 
-    def server(self, weights: HfModel, plan: Plan, *, served_name: str, port: int) -> ServerSpec:
-        from llmdeploy.engines.vllm import consent, flags
+    def server(self, weights: HfModel, plan: Plan, *, served_name: str, port: int, key: str = "") -> ServerSpec:
+        from llmdeploy.engines.vllm import consent, environment, flags
 
         found = self._found.environment
         if found is None or not self._found.status.usable:
@@ -128,11 +130,14 @@ class Vllm(Engine):
         flags.check(content, extra, found)
         config = paths.state_dir() / "vllm.yaml"
         return ServerSpec(
-            argv=(found.python, *_module(found), "--config", str(config), *extra),
+            argv=(found.python, *_module(found), "--config", str(config), *extra, *(LOCK if key else ())),
             base_url=f"http://127.0.0.1:{port}",
             health_path="/health",
             served_name=served_name,
-            env=_variables(self._device, self._settings.timeout),
+            env=environment.variables(self._device, self._settings.timeout),
+            inherits=environment.INHERITED,
+            key=key,
+            key_variable=environment.KEY,
             files={config: flags.yaml(content)},
             notes=consent.remark(weights, code, runs=runs),
         )
@@ -165,23 +170,3 @@ def _module(found: Environment) -> tuple[str, ...]:
     if found.contents is not None and found.contents.name == "vllm":
         return "-m", "vllm.entrypoints.cli.main", "serve"
     return "-m", "vllm.entrypoints.openai.api_server"
-
-
-def _variables(device: str, timeout: float) -> dict[str, str]:
-    variables = {
-        "VLLM_NO_USAGE_STATS": "1",
-        # The user's key for another server would lock llmdeploy out of this one, which only loopback reaches.
-        "VLLM_API_KEY": "",
-        "DO_NOT_TRACK": "1",
-        # The weights are on this machine; asking the Hub would only take time.
-        "HF_HUB_OFFLINE": "1",
-        # The server must not import modules of the current folder.
-        "PYTHONSAFEPATH": "1",
-        # vLLM must not give up before llmdeploy does.
-        "VLLM_ENGINE_READY_TIMEOUT_S": str(math.ceil(max(timeout, 600))),
-        "PYTHONUNBUFFERED": "1",
-        "NO_COLOR": "1",
-        # The plan and vLLM must count GPUs in the same order; CUDA by itself counts the fastest first.
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-    }
-    return {**variables, "VLLM_TARGET_DEVICE": "cpu"} if device == "cpu" else variables
