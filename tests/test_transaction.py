@@ -199,7 +199,7 @@ def play(
     asyncio.run(played())
 
 
-async def fail(*_: object) -> None:
+async def fail(*_: object, **__: object) -> None:
     raise StartFailed("no luck", "")
 
 

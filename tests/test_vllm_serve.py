@@ -46,6 +46,8 @@ def with_vllm(folder: Path, python: str) -> World:
     world = World(folder)
     world.environment["LLMDEPLOY_ENGINES_VLLM_PYTHON"] = python
     world.environment["LLMDEPLOY_ENGINE"] = "vllm"
+    # These are for other servers, and for downloads: the server does not get them.
+    world.environment |= {"VLLM_API_KEY": "another", "VLLM_PORT": "tcp://10.0.0.1:80", "HF_TOKEN": "hf_secret"}
     del world.environment["PYTHONWARNINGS"]  # warnings of vLLM itself are not failures here
     return world
 
@@ -157,6 +159,34 @@ def test_errors_have_openais_form(serving: VllmUser) -> None:
         assert one["type"] == "invalid_request_error"
         assert one["llmdeploy"]["engine"] == "vllm"
         assert one["llmdeploy"]["hint"]
+
+
+def test_engine_refuses_every_request_without_its_key(serving: World) -> None:
+    url = serving.record()["server_url"]
+    paths = "/v1/models /v1/chat/completions /tokenize /metrics /openapi.json /docs /health /ping /version /load"
+    paths += " /invocations /scale_elastic_ep /is_scaling_elastic_ep /server_info /sleep /v2/rerank /no_such_route"
+    for headers in (
+        {},
+        {"Authorization": "Bearer another"},
+        {"Host": "evil.example"},
+        {"Origin": "https://evil.example"},
+    ):
+        with httpx.Client(base_url=url, headers=headers, trust_env=False) as http:
+            for path in paths.split():
+                found = {method: http.request(method, path).status_code for method in ("GET", "POST", "OPTIONS")}
+                assert found == dict.fromkeys(found, 401), (headers, path)
+    assert serving.ask_engine("/health").status_code == serving.ask_engine("/metrics").status_code == 200
+
+
+def test_engine_listens_on_loopback_and_shows_no_secret(serving: World) -> None:
+    server = psutil.Process(serving.record()["server"]["pid"])
+    hosts = set()
+    for process in (server, *server.children(recursive=True)):
+        hosts |= {it.laddr[0] for it in process.net_connections("tcp") if it.status == psutil.CONN_LISTEN}
+        assert serving.engine_key() not in " ".join(process.cmdline())
+    assert hosts == {"127.0.0.1"}
+    assert "HF_TOKEN" not in server.environ()
+    assert not [file for file in serving.state.iterdir() if serving.engine_key() in file.read_text(errors="replace")]
 
 
 # What keeps it from starting

@@ -97,6 +97,7 @@ class Service:
             logs,
             emit=self.emit,
             on_failure=self._end_with,
+            has_api_key=key is not None,
         )
         self.control = ControlApi(self.token, self.slot)
         self._listener = listener

@@ -64,8 +64,12 @@ class Slot:
         *,
         emit: OnEvent,
         on_failure: Callable[[BaseException], None],
+        has_api_key: bool = False,
     ) -> None:
-        """`logs`: files for the servers' logs, taken in turns; `on_failure`: called if it cannot be kept serving."""
+        """`logs`: files for the servers' logs, taken in turns; `on_failure`: called if it cannot be kept serving.
+
+        `has_api_key`: whether applications need one.
+        """
         self.recorder = recorder
         self.route = route
         """The way of its requests through the gateway."""
@@ -79,6 +83,7 @@ class Slot:
         """The target of its requests; None before the first server is ready."""
         self._logs = logs
         self._on_failure = on_failure
+        self._has_api_key = has_api_key
         self._keeping: asyncio.Task[None] | None = None
         self._supervisors: list[Supervisor] = []
         self._background: set[asyncio.Task[None]] = set()
@@ -199,6 +204,7 @@ class Slot:
         )
 
     def _serve(self, ready: Ready) -> None:
+        self._warn_of_open_server(ready)
         self.ready, self.target = ready, target_of(ready)
         self._update_serving(
             state="ready",
@@ -219,6 +225,14 @@ class Slot:
         )
         self.point()
         self._spawn(self._record_provenance(ready))
+
+    def _warn_of_open_server(self, ready: Ready) -> None:
+        """Tell, once for each address, that the API key does not protect the server itself."""
+        url = ready.spec.base_url
+        known = self.ready is not None and self.ready.spec.base_url == url
+        if self._has_api_key and not ready.spec.key and not known:
+            text = f"{ready.engine.name} has no keys: whoever reaches `{url}` uses it without the API key"
+            self.on_event(self.supervisor, Note(text))
 
     def _update_serving(self, **changes: object) -> None:
         """Update the record. Raises StateUnwritable in the first start only: a full disk ends no server that served."""
