@@ -22,8 +22,12 @@ MOST_VALUES = 500_000
 """The most values of a JSON document: each takes about 100 bytes of memory, whatever it takes in the file."""
 
 
+class NotRegular(OSError):
+    """The file is a pipe, a device or a socket."""
+
+
 def opened(file: str | Path, buffering: int = -1) -> BinaryIO:
-    """Open a regular file for reading. Raises OSError for anything else, without waiting for it."""
+    """Open a regular file for reading. Raises OSError, NotRegular for a pipe or a device, without waiting for it."""
     _require_regular(os.stat(file), file)  # to open a device may have effects
     stream = open(file, "rb", buffering=buffering, opener=_without_waiting)  # noqa: SIM115
     try:
@@ -66,7 +70,7 @@ def _require_regular(status: os.stat_result, file: str | Path) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "it is not a regular file", str(file))
+        raise NotRegular(errno.EINVAL, "it is not a regular file", str(file))
 
 
 def _without_waiting(path: str, flags: int) -> int:

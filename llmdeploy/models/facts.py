@@ -12,10 +12,19 @@ from llmdeploy.errors import ModelInvalid
 from llmdeploy.models import gguf_header, source
 from llmdeploy.models.gguf_header import Header
 from llmdeploy.models.reference import HubFile
-from llmdeploy.text import listed
+from llmdeploy.text import listed, plain
 
 UNKNOWN_LENGTH = 2**31
 """The context length, in tokens, of a model whose files do not state one: larger than any that a user sets."""
+
+LARGEST = 2**32 - 1
+"""The largest number that is believed: GGUF's numbers of layers, heads and tokens have 32 bits."""
+MOST_LAYERS = 10_000
+"""The most layers: their number comes from the file, and a wrong one must not fill the memory."""
+LONGEST_NAME = 100
+"""The most letters of an architecture's name."""
+MOST_PARTS = 512
+"""The most files of a split model."""
 
 Place = Path | HubFile
 """A file on this machine, or one at its source."""
@@ -104,12 +113,12 @@ def _path(place: Place) -> PurePath:
 
 def _facts(header: Header, weights_bytes: int, mmproj_bytes: int) -> ModelFacts:
     architecture = header.fields.get("general.architecture")
-    if not isinstance(architecture, str):
+    if not isinstance(architecture, str) or len(architecture) > LONGEST_NAME:
         raise _missing(header, "general.architecture")
 
-    def number(key: str, default: int | None = None) -> int:
+    def number(key: str, default: int | None = None, least: int = 0) -> int:
         value = header.fields.get(f"{architecture}.{key}", default)
-        if not isinstance(value, int) or value < 0:
+        if not isinstance(value, int) or not least <= value <= LARGEST:
             raise _missing(header, f"{architecture}.{key}")
         return value
 
@@ -126,7 +135,7 @@ def _facts(header: Header, weights_bytes: int, mmproj_bytes: int) -> ModelFacts:
         value_length=number("attention.value_length", head_size),
         embedding_length=embedding,
         vocabulary_size=number("vocab_size", header.fields.get("tokenizer.ggml.tokens")),
-        context_length=number("context_length"),
+        context_length=number("context_length", least=1),
         mmproj_bytes=mmproj_bytes,
         capabilities=("text", *(["image"] if mmproj_bytes else []), *(["tools"] if _calls_tools(header) else [])),
     )
@@ -141,19 +150,22 @@ def _calls_tools(header: Header) -> bool:
 def _per_layer(header: Header, key: str, layers: int) -> tuple[int, ...]:
     """Return the values of a field that is one number for all layers, or an array with a number for each layer."""
     value = header.fields.get(key)
-    if isinstance(value, int):
-        # The number of layers comes from the file: a wrong one must not fill the memory.
-        if not 0 < layers <= 100_000:
-            raise gguf_header.damaged(header.name, f"it claims {layers} layers")
+    if not 0 < layers <= MOST_LAYERS:
+        raise gguf_header.damaged(header.name, f"it claims {layers} layers")
+    if isinstance(value, int) and _is_count(value):
         return (value,) * layers
-    if isinstance(value, tuple) and len(value) == layers and all(isinstance(item, int) for item in value):
+    if isinstance(value, tuple) and len(value) == layers and all(map(_is_count, value)):
         return value
     raise _missing(header, key)
 
 
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value <= LARGEST
+
+
 def _missing(header: Header, key: str) -> ModelInvalid:
     return ModelInvalid(
-        f"the header of `{header.name}` has no valid `{key}`, which every model needs",
+        f"the header of `{header.name}` has no valid `{plain(key)}`, which every model needs",
         "it was converted by an old or broken tool: convert it again with llama.cpp, or download another file",
     )
 
@@ -166,7 +178,9 @@ def _check_kind(header: Header, place: Place) -> None:
             f"`{header.name}` is a vision projector, not a model", f"give the model's own file first{option}"
         )
     if kind != "model":
-        raise ModelInvalid(f"`{header.name}` is of type `{kind}`, not a model", "give the file of the model itself")
+        raise ModelInvalid(
+            f"`{header.name}` is of type `{plain(str(kind))}`, not a model", "give the file of the model itself"
+        )
 
 
 def _other_parts(header: Header, place: Place) -> list[Place]:
@@ -174,6 +188,8 @@ def _other_parts(header: Header, place: Place) -> list[Place]:
     count, number = header.fields.get("split.count", 1), header.fields.get("split.no", 0)
     if not isinstance(count, int) or not isinstance(number, int) or count <= 1:
         return []
+    if count > MOST_PARTS or not 0 <= number < count:
+        raise gguf_header.damaged(header.name, f"it claims to be part {number + 1} of {count} of a model")
     match = _PART.fullmatch(_path(place).name)
     stem = match["stem"] if match else _path(place).stem
     parts = [_beside(place, f"{stem}-{part + 1:05}-of-{count:05}.gguf") for part in range(count)]

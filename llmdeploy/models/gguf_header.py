@@ -11,27 +11,26 @@ import difflib
 import math
 import os
 import shlex
-import stat
-import struct
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+from llmdeploy import bounded_file
 from llmdeploy.errors import LlmdeployError, ModelInvalid, ModelNotFound
-from llmdeploy.text import listed
+from llmdeploy.models.gguf_cursor import MOST_FIELDS, MOST_TENSORS, SCALARS, Cursor, Damaged
+from llmdeploy.text import listed, plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from io import BufferedReader
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-
-LONGEST = 256 * 1024**2
-"""The most bytes of a field. A vocabulary has a few MB; a damaged length must not fill the memory."""
+_LEAST_FIELD, _LEAST_TENSOR = 13, 24
+"""The fewest bytes of a field (name, type and a byte) and of a tensor (name, lengths, type and offset)."""
 AT_ITS_SOURCE = "take another file: this one is damaged at its source"
 
 
@@ -42,7 +41,8 @@ class Header:
     name: str
     """The path of the file, or its address at the source."""
     fields: Mapping[str, Any]
-    """Numbers, texts and tuples of numbers; instead of an array of texts, its length."""
+    """Numbers, texts and tuples of numbers. Instead of an array of texts, its length; instead of a long array of
+    numbers, an empty tuple: nobody needs the values."""
     tensor_bytes: int
     """Bytes of all tensors."""
     tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -56,15 +56,14 @@ class Header:
 def read(path: Path) -> Header:
     """Read the header of a file. Raises ModelNotFound if it is missing, ModelInvalid if it is not a whole GGUF file."""
     try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise _is_a_folder(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise ModelInvalid(f"`{path}` is a device or a pipe, not a GGUF file", "give a `.gguf` file")
-        with path.open("rb", buffering=1 << 18) as file:
-            return _read_header(str(path), file, status.st_size)
+        with bounded_file.opened(path, 1 << 18) as file:
+            return _read_header(str(path), file, os.fstat(file.fileno()).st_size)
     except LlmdeployError:
         raise
+    except IsADirectoryError:
+        raise _is_a_folder(path) from None
+    except bounded_file.NotRegular:
+        raise ModelInvalid(f"`{path}` is a device or a pipe, not a GGUF file", "give a `.gguf` file") from None
     except (FileNotFoundError, NotADirectoryError):
         raise _not_there(path) from None
     except PermissionError:
@@ -100,59 +99,13 @@ def _read_header(name: str, file: BinaryIO, size: int) -> Header:
             "a web page or a Git LFS pointer is a failed download",
         )
     try:
-        fields, tensors, needed = _parse(_Cursor(file, size))
-    except _Damaged as damage:
+        fields, tensors, needed = _parse(Cursor(cast("BufferedReader", file), size))
+    except Damaged as damage:
         raise damaged(name, str(damage)) from None
     if needed > size:
         raise damaged(name, f"{size:,} bytes are there and {needed:,} are needed")
     sizes = sum(tensor.size for tensor in tensors)
     return Header(name, fields, sizes, {tensor.name: tensor.shape for tensor in tensors})
-
-
-class _Damaged(Exception):
-    """The bytes are not a GGUF header."""
-
-
-@dataclass(frozen=True)
-class _Cursor:
-    """A position in a file of `size` bytes, from which fields are read one after the other."""
-
-    file: BinaryIO
-    size: int
-
-    def numbers(self, form: str, count: int = 1) -> tuple[Any, ...]:
-        """Read the next `count` little-endian numbers."""
-        self.check(count * struct.calcsize(form))
-        layout = struct.Struct(f"<{count}{form}")
-        return layout.unpack(self.file.read(layout.size))
-
-    def number(self, form: str) -> Any:
-        return self.numbers(form)[0]
-
-    def text(self) -> str:
-        length = self.number("Q")
-        self.check(length)
-        return self.file.read(length).decode("utf-8", errors="replace")
-
-    def skip_texts(self, count: int) -> None:
-        """Skip `count` texts without decoding them: a vocabulary has 150,000."""
-        read, seek, length = self.file.read, self.file.seek, struct.Struct("<Q")
-        try:
-            for _ in range(count):
-                seek(length.unpack(read(8))[0], 1)
-        except (struct.error, OSError, OverflowError):
-            raise self._ends() from None
-        self.check(0)
-
-    def check(self, count: int) -> None:
-        """Raise _Damaged if fewer than `count` bytes are left, or if `count` is too long for a field."""
-        if self.file.tell() + count > self.size:
-            raise self._ends()
-        if count > LONGEST:
-            raise _Damaged(f"its header states a field of {count:,} bytes")
-
-    def _ends(self) -> _Damaged:
-        return _Damaged(f"its header does not end within the {self.size:,} bytes that are there")
 
 
 @dataclass(frozen=True)
@@ -165,50 +118,49 @@ class _Tensor:
     """Bytes."""
 
 
-def _parse(cursor: _Cursor) -> tuple[dict[str, Any], list[_Tensor], int]:
-    """Return the fields, the tensors, and the offset at which the last tensor ends; the magic has been read."""
+def _parse(cursor: Cursor) -> tuple[dict[str, Any], list[_Tensor], int]:
+    """Return the fields, the tensors, and the number of bytes that the file needs; the magic has been read."""
     version = cursor.number("I")
     if version not in _VERSIONS:
-        raise _Damaged(f"it has GGUF version {version}, and only versions 2 and 3 can be read")
-    tensor_count, field_count = cursor.numbers("Q", 2)
+        raise Damaged(f"it has GGUF version {version}, and only versions 2 and 3 can be read")
+    tensor_count = cursor.count("tensors", _LEAST_TENSOR, MOST_TENSORS)
+    field_count = cursor.count("fields", _LEAST_FIELD, MOST_FIELDS)
     fields = {}
     for _ in range(field_count):
-        key = cursor.text()
+        key = cursor.name()
         fields[key] = _value(cursor, cursor.number("I"))
     tensors = [_tensor(cursor) for _ in range(tensor_count)]
     alignment = fields.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment <= 0:
-        raise _Damaged(f"its alignment is `{alignment}`")
-    start = math.ceil(cursor.file.tell() / alignment) * alignment
+        raise Damaged(f"its alignment is `{plain(str(alignment))}`")
+    start = -(-cursor.tell() // alignment) * alignment
     end = max((start + tensor.offset + tensor.size for tensor in tensors), default=0)
-    return fields, tensors, end
+    return fields, tensors, max(end, cursor.tell() + sum(tensor.size for tensor in tensors))
 
 
-def _value(cursor: _Cursor, kind: int) -> Any:
-    if kind in _SCALARS:
-        return cursor.number(_SCALARS[kind])
+def _value(cursor: Cursor, kind: int) -> Any:
+    if kind in SCALARS:
+        return cursor.number(SCALARS[kind])
     if kind == _STRING:
         return cursor.text()
     if kind != _ARRAY:
-        raise _Damaged(f"it has a field of the unknown type {kind}")
-    item, count = cursor.number("I"), cursor.number("Q")
-    if item in _SCALARS:
-        return cursor.numbers(_SCALARS[item], count)
+        raise Damaged(f"it has a field of the unknown type {kind}")
+    item = cursor.number("I")
+    if item in SCALARS:
+        return cursor.numbers(SCALARS[item])
     if item != _STRING:
-        raise _Damaged(f"it has an array of the unknown type {item}")
-    cursor.skip_texts(count)
-    return count
+        raise Damaged(f"it has an array of the unknown type {item}")
+    return cursor.skip_texts()
 
 
-def _tensor(cursor: _Cursor) -> _Tensor:
+def _tensor(cursor: Cursor) -> _Tensor:
     types = _types()
-    name = cursor.text()
-    shape = cursor.numbers("Q", cursor.number("I"))
+    name, shape = cursor.name(), cursor.shape()
     kind, offset = cursor.number("I"), cursor.number("Q")
     try:
         block_elements, block_bytes = types.GGML_QUANT_SIZES[types.GGMLQuantizationType(kind)]
     except (ValueError, KeyError):
-        raise _Damaged(f"it has a tensor of the unknown type {kind}, perhaps newer than the installed `gguf`") from None
+        raise Damaged(f"it has a tensor of the unknown type {kind}, perhaps newer than the installed `gguf`") from None
     return _Tensor(name, shape, offset, math.prod(shape) // block_elements * block_bytes)
 
 
