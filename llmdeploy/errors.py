@@ -20,11 +20,13 @@
   + NotPermitted                 a process belongs to another user
   + StateUnwritable              the state folder cannot be written
 
-`code` is stable: scripts read it from `--json`. Any exception that is not an LlmdeployError is a bug.
+`code` is stable: scripts read it from `--json`. Any exception that is not an LlmdeployError is a bug, except that the
+machine is short of something (`shortage`).
 """
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 
 
@@ -136,3 +138,22 @@ class NotPermitted(LlmdeployError):
 
 class StateUnwritable(LlmdeployError):
     code = "state_unwritable"
+
+
+SHORTAGES = {
+    errno.EMFILE: "`ulimit -n 4096` raises the limit",
+    errno.ENFILE: "close programs, or raise the limit: `sysctl fs.file-max`",
+    errno.ENOSPC: "free some space: `df -h` and `df -i` show what is full",
+    errno.EDQUOT: "free some space: `quota` shows the limit",
+    errno.EFBIG: "`ulimit -f unlimited` raises the limit",
+    errno.ENOMEM: "close programs that use memory: `ps aux --sort=-rss`",
+}
+"""What the system runs short of, with hints: no fault of the program."""
+
+
+def shortage(error: BaseException) -> LlmdeployError | None:
+    """Return the error to report if the machine is short of files, space or memory; None for any other exception."""
+    if not isinstance(error, OSError) or error.errno not in SHORTAGES:
+        return None
+    what = f"`{error.filename}`: {error.strerror}" if error.filename else f"{error.strerror}"
+    return LlmdeployError(f"the machine is short of something that is needed: {what}", SHORTAGES[error.errno])

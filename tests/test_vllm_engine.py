@@ -554,7 +554,7 @@ def test_a_configuration_that_cannot_be_read_is_refused(tmp_path: Path, content:
 def test_files_that_never_end_are_refused(tmp_path: Path) -> None:
     made = configured(tmp_path / "m", "config.json", {"auto_map": {"A": "m.X"}}, {}, "New")
     (made.folder / "m.py").symlink_to("/dev/zero")
-    with pytest.raises(ModelInvalid, match=r"m\.py` is not a regular file"):
+    with pytest.raises(ModelInvalid, match=r"m\.py` cannot be read: it is not a regular file"):
         made.remote_code()
     (made.folder / "m.py").unlink()
     (made.folder / "loop").symlink_to(made.folder)

@@ -93,10 +93,12 @@ def _require_no_shell(arguments: Sequence[str]) -> None:
 
 def _told(error: Exception) -> LlmdeployError:
     """Convert any exception into the error to report."""
-    from llmdeploy.errors import LlmdeployError, UsageError
+    from llmdeploy.errors import LlmdeployError, UsageError, shortage
 
     if isinstance(error, LlmdeployError):
         return error
+    if found := shortage(error):
+        return found
     describe = getattr(error, "format_message", None)  # only Typer's usage errors have it; their class is private
     if describe is not None:
         return UsageError(_sentence(describe()) or "a command is missing", _help_hint(error))

@@ -7,7 +7,6 @@ beside the configuration, and `"owner/repo--modeling_x.X"` one in another reposi
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from llmdeploy import bounded_file
 from llmdeploy.errors import ModelInvalid
 from llmdeploy.models import source
 from llmdeploy.models.reference import HubFile, HubRepo
@@ -25,6 +25,7 @@ MOST_FILES = 10_000
 """The most files of a folder that are looked through."""
 LONGEST = 16 * 1024**2
 """The most bytes of a configuration or of a file with code."""
+FETCH_AGAIN = "fetch the file again, or remove it if the model does not need it"
 NAMED = 20
 """The most files and repositories that a message names."""
 OTHER = "--"
@@ -131,24 +132,17 @@ def _is_configuration(path: str) -> bool:
 def _content(file: Path) -> bytes:
     """Read a file of code or configuration. Raises ModelInvalid for one that is not a regular file, or too long."""
     try:
-        if not file.is_file():
-            raise ModelInvalid(f"`{file}` is not a regular file", "remove it, or fetch the model again")
-        with file.open("rb") as stream:
-            content = stream.read(LONGEST + 1)
+        return bounded_file.read(file, LONGEST)
     except OSError as error:
-        raise ModelInvalid(f"`{file}` cannot be read: {error.strerror}", "fetch the file again") from error
-    if len(content) > LONGEST:
-        raise ModelInvalid(f"`{file}` is longer than {LONGEST // 1024**2} MiB", "fetch the file again")
-    return content
+        raise ModelInvalid(f"`{file}` cannot be read: {error.strerror}", FETCH_AGAIN) from error
 
 
 def _json(file: Path) -> Any:
     """Read a configuration. Raises ModelInvalid: code that another parser would find must not be missed."""
     try:
-        return json.loads(_content(file))
-    except (ValueError, RecursionError) as error:
-        hint = "fetch the file again, or remove it if the model does not need it"
-        raise ModelInvalid(f"`{file}` cannot be read: {error}", hint) from error
+        return bounded_file.json_value(_content(file))
+    except ValueError as error:
+        raise ModelInvalid(f"`{file}` cannot be read: {error}", FETCH_AGAIN) from error
 
 
 def _add(digest: hashlib._Hash, name: str, content: bytes) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import hmac
 from typing import TYPE_CHECKING, Any
 
-from llmdeploy.errors import AlreadyServing, LlmdeployError, NotPermitted, UsageError
+from llmdeploy.errors import AlreadyServing, LlmdeployError, NotPermitted, UsageError, shortage
 from llmdeploy.service import events
 from llmdeploy.service.events import Switched
 from llmdeploy.service.order import SwitchOrder
@@ -101,6 +101,8 @@ def _outcome(running: asyncio.Future[None], slot: Slot) -> dict[str, Any]:
     error = running.exception()
     if isinstance(error, LlmdeployError):
         return error.as_document()
+    if error is not None and (found := shortage(error)):
+        return found.as_document()
     if error is not None:
         bug = LlmdeployError(f"this is a bug in llmdeploy: {error!r}", "`llmdeploy status`", code="internal")
         return bug.as_document()
