@@ -43,17 +43,34 @@ STOPPED = (0.3, 4.0)
 """Seconds that a process is stopped for: less than after which a frozen server is started again."""
 
 
+class ShutIn(World):
+    """A world whose processes have their own shared memory, where it can be looked at: others use the machine's."""
+
+    memory: Path | None = None
+
+    def command(self, *arguments: str | Path) -> list[str]:
+        command = super().command(*arguments)
+        if self.memory is None:
+            return command
+        script = 'mount --bind "$0" /dev/shm && exec "$@"'
+        return ["unshare", "--mount", "sh", "-c", script, str(self.memory), *command]
+
+
 class Faulty:
     """A world whose processes, files, disk and clock can be broken."""
 
     def __init__(self, folder: Path, random: Random) -> None:
-        self.world = World(folder)
+        self.world = ShutIn(folder)
         self.random = random
         self._disk = folder / "disk"
         self._disk.mkdir()
         self.has_disk = _mount(self._disk)
         self.world.state = self._disk / "state"
         self.world.environment["LLMDEPLOY_STATE_DIR"] = str(self.world.state)
+        self.memory = folder / "memory"
+        self.memory.mkdir()
+        if self.has_disk:  # who may mount one may mount the other
+            self.world.memory = self.memory
         self._jump = folder / "jump"
         self.has_clock = self._load_clock(folder)
 

@@ -16,7 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
@@ -32,12 +32,15 @@ WANTED = int(os.environ.get("LLMDEPLOY_TEST_FAULTS") or 0)
 SEED = int(os.environ.get("LLMDEPLOY_TEST_SEED") or time.time_ns() % 1_000_000)
 RECOVERY = 30.0 * BUSY
 """Seconds until the service serves again after a fault is mended."""
-WRONG = 15.0 * BUSY
-"""Seconds for which the status may say something else than what a request finds: 15, on a machine that is not busy."""
+WRONG = 15.0
+"""Seconds for which the status may say something else than what a request finds."""
 BROKEN = {502, 503, 504}
 """The statuses of requests that a fault may break."""
 
-pytestmark = pytest.mark.timeout(240 + 60 * WANTED)
+pytestmark = [
+    pytest.mark.timeout(240 + 60 * WANTED),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # connections that a fault broke
+]
 
 
 class Clients:
@@ -122,10 +125,11 @@ def answers(port: int, seconds: float) -> bool:
     """Return whether a question is answered."""
     body = {"model": "selftest", "messages": [{"role": "user", "content": "Count to 1"}], "max_tokens": 1}
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)
-    with suppress(OSError, http.client.HTTPException):
+    with closing(connection), suppress(OSError, http.client.HTTPException):
         connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
-        return connection.getresponse().status == 200
-    connection.close()
+        with connection.getresponse() as response:
+            response.read()
+            return response.status == 200
     return False
 
 
@@ -138,12 +142,12 @@ def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty]:
     faulty.close()
 
 
-def left_behind(faulty: Faulty, segments: set[str]) -> list[str]:
+def left_behind(faulty: Faulty) -> list[str]:
     """List what a stopped service has left: processes, sockets, shared memory."""
     world = faulty.world
     found = [f"process {process.pid}: {' '.join(process.cmdline())}" for process in world.processes()]
     found += [str(path) for path in world.state.rglob("*") if stat.S_ISSOCK(path.lstat().st_mode)]
-    found += sorted(set(os.listdir("/dev/shm")) - segments) if os.path.isdir("/dev/shm") else []
+    found += [str(path) for path in faulty.memory.iterdir()]
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", world.port)) == 0:
             found.append(f"port {world.port}")
@@ -165,7 +169,7 @@ def strike(faulty: Faulty, name: str, condition: str) -> None:
         time.sleep(faulty.random.uniform(*STOPPED))
 
 
-def one_fault(faulty: Faulty, model: str, segments: set[str], watch: StatusWatch) -> str:
+def one_fault(faulty: Faulty, model: str, watch: StatusWatch) -> str:
     """Do one fault at one moment, and wait until the service serves again; return what was done."""
     world, choose = faulty.world, faulty.random
     moment = choose.choice(["serve", "switch", "load", "load", "stop"])
@@ -192,7 +196,7 @@ def one_fault(faulty: Faulty, model: str, segments: set[str], watch: StatusWatch
             if moment == "switch":
                 pytest.fail(f"{done}: the service ended: {state.observe()}\n{told}")
             assert world.run("stop", timeout=RECOVERY).status == 0, done
-            assert not (left := left_behind(faulty, segments)), f"{done}: {left}"
+            assert not (left := left_behind(faulty)), f"{done}: {left}"
             serve(faulty)
     deadline = time.monotonic() + RECOVERY
     while not answers(world.port, 10):
@@ -212,15 +216,15 @@ def test_service_survives_random_faults(faulty: Faulty, tmp_path: Path) -> None:
     print(
         f"LLMDEPLOY_TEST_SEED={SEED}", f"a disk of its own: {faulty.has_disk}, a clock: {faulty.has_clock}", flush=True
     )
-    segments = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
-    model = str(copy_selftest(tmp_path / "selftest"))
+    # Under the name that clients ask for, whatever a switch serves.
+    model = str(copy_selftest(tmp_path).rename(tmp_path / "selftest.gguf"))
     serve(faulty)
     began, done = time.monotonic(), []
     with StatusWatch(faulty.world.port) as watch, Clients(faulty.world.port) as clients:
         while len(done) < WANTED if WANTED else time.monotonic() < began + SECONDS:
-            done.append(one_fault(faulty, model, segments, watch))
+            done.append(one_fault(faulty, model, watch))
             assert not clients.wrong, f"{done[-1]}: {clients.wrong}"
     assert faulty.world.run("stop", timeout=RECOVERY).status == 0
-    assert not left_behind(faulty, segments)
+    assert not left_behind(faulty)
     print(f"{len(done)} faults; {dict(clients.outcomes)}; the status was wrong for {watch.longest[0]:.1f} s at most")
     assert done
