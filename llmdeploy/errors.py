@@ -148,7 +148,7 @@ SHORTAGES = {
     errno.EFBIG: "`ulimit -f unlimited` raises the limit",
     errno.ENOMEM: "close programs that use memory: `ps aux --sort=-rss`",
 }
-"""What the system runs short of, with hints: no fault of the program."""
+"""Hints for a machine that runs short of something, by the number of the error."""
 
 
 def shortage(error: BaseException) -> LlmdeployError | None:

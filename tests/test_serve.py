@@ -659,6 +659,8 @@ def test_deleted_record_is_written_again(world: World, gone: str) -> None:
         (world.state / gone).unlink()
     assert not is_served(world)
     until(lambda: is_served(world), 3 * BUSY)
+    (world.state / "token").unlink(missing_ok=True)
+    until(lambda: (world.state / "token").is_file(), 3 * BUSY)
     stop_within(world, WITHIN)
 
 

@@ -12,6 +12,8 @@ from llmdeploy.errors import LlmdeployError
 from llmdeploy.service import state
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from llmdeploy.service.state import Record
 
 RECORD_WATCH = 1.0
@@ -61,10 +63,14 @@ class Recorder:
             except LlmdeployError:
                 state.forget()
 
-    async def watch(self) -> None:
-        """Write the record again if it was deleted, or a full disk did not take it: commands find the service by it."""
+    async def watch(self, keep_token: Callable[[], None] = lambda: None) -> None:
+        """Write the record again if it was deleted, or a full disk did not take it: commands find the service by it.
+
+        `keep_token` does the same with the token, by which they may give it orders.
+        """
         while True:
             await asyncio.sleep(RECORD_WATCH)
             with suppress(LlmdeployError):  # the disk may be full; the next round tries again
                 if self._is_outdated or state.read() is None:
                     self.update()
+                keep_token()

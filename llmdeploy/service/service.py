@@ -128,7 +128,7 @@ class Service:
         await self.slot.start()
         self._listener.on_ready(self.recorder.record, self.recorder.elapsed)
         self.slot.keep()
-        await self.recorder.watch()
+        await self.recorder.watch(lambda: state.write_token(self.token))
 
     async def _listen(self) -> None:
         """Be there for applications from now on: their requests wait until a server is ready."""
@@ -143,12 +143,7 @@ class Service:
                 f"`{host}:{port}` cannot be listened on: {error.strerror or error}",
                 f"serve on another: `{command} --port 11435`",
             ) from None
-        try:
-            state.token_file().unlink(missing_ok=True)
-            with state.open_private(state.token_file(), os.O_EXCL) as stream:
-                stream.write(self.token)
-        except OSError as error:
-            raise state.unwritable(error) from error
+        state.write_token(self.token)
 
     def emit(self, event: Public) -> None:
         """Pass on what happened, to whoever runs the service and to whoever asked for a switch."""

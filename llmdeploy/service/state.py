@@ -230,6 +230,19 @@ def lock() -> Iterator[None]:
         holder.release()
 
 
+def write_token(token: str) -> None:
+    """Write the token, unless it is there. Raises StateUnwritable."""
+    file = token_file()
+    try:
+        if file.is_file() and file.read_text(errors="replace") == token:
+            return
+        file.unlink(missing_ok=True)
+        with open_private(file, os.O_EXCL) as stream:
+            stream.write(token)
+    except OSError as error:
+        raise unwritable(error) from error
+
+
 def open_private(file: Path, flags: int) -> Any:
     """Open a text file for writing that only its owner can read."""
     return os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | flags, 0o600), "w", encoding="utf-8")
