@@ -21,6 +21,8 @@ class Load:
 
     port: int
     clients: int = 16
+    pause: float = 0.0
+    """Seconds between an answer and the next question of the same client."""
     model: str = "selftest"
     failures: list[str] = field(default_factory=list)
     answers: Counter[str] = field(default_factory=Counter)
@@ -54,6 +56,7 @@ class Load:
                 connection.close()
             else:
                 self.answers[engine] += 1
+            self._over.wait(self.pause)
         connection.close()
 
     def _ask(self, connection: HTTPConnection) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from tests.transcripts import Ada, alike, transcripts
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
-CLIENTS = 4
-"""Number of clients. Sixteen, as in the switches between other engines, would leave no core to a vLLM that starts."""
+
+def load_of(world: World) -> Load:
+    """Return a light load: without pauses, as in the switches between other engines, no core is left to vLLM's start."""
+    """Return a light load: one without pauses leaves no core to a vLLM that starts."""
 
 
 @pytest.fixture
@@ -36,7 +39,7 @@ def test_transcript_of_switch_under_load(tmp_path: Path, vllm_python: str) -> No
 
     try:
         same(serve)
-        with Load(ada.port, clients=CLIENTS) as load:
+        with load_of(ada) as load:
             until(lambda: load.total > 20)
             same(to_vllm)
             until(lambda: load.answers["vllm"] > 20 or load.failures, 60)
@@ -54,7 +57,7 @@ def test_transcript_of_switch_under_load(tmp_path: Path, vllm_python: str) -> No
 def test_switch_one_after_the_other_with_a_context_that_is_repaired(world: World) -> None:
     world.environment["LLMDEPLOY_ENGINES_VLLM_KV_CACHE_MEMORY_BYTES"] = "1M"
     assert world.run("serve", "selftest", "--detach").status == 0
-    with Load(world.port, clients=CLIENTS) as load:
+    with load_of(world) as load:
         until(lambda: load.total > 20)
         there = world.run("switch", "vllm", "--no-beside", timeout=400)
         assert there.status == 0, there.text
@@ -62,7 +65,7 @@ def test_switch_one_after_the_other_with_a_context_that_is_repaired(world: World
             "`max_model_len` 384: the server ended before it was ready: a context of 8192 tokens needs " in there.text
         )
         until(lambda: load.answers["vllm"] > 20 or load.failures, 60)
-        assert world.record()["context"] == 384
+        assert json.loads(world.run("status", "--json").stdout)["context"] == 384
         back = world.run("switch", "llamacpp", "--no-beside", timeout=400)
         assert back.status == 0, back.text
         again = world.run("switch", "vllm", "--no-beside", "--timeout", "1", timeout=400)
@@ -79,7 +82,7 @@ def test_old_engine_stays_if_vllm_cannot_start(world: World) -> None:
     # vLLM itself does not know the architecture: it has started, and ends with its own message.
     model = changed(world.folder / "model", Qwen2_5_VLForConditionalGeneration="FooForCausalLM")
     assert world.run("serve", "selftest", "--detach").status == 0
-    with Load(world.port, clients=CLIENTS) as load:
+    with load_of(world) as load:
         until(lambda: load.total > 4)
         result = world.run("switch", "vllm", "--model", model, timeout=400)
         asked = load.total

@@ -62,7 +62,7 @@ class Ada(World):
         """Run a line in a shell; return stdout and stderr as they appear on the screen."""
         done = subprocess.run(
             ["sh", "-c", command], cwd=ROOT, env=self.environment, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=200,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=400,
         )  # fmt: skip
         return done.stdout.decode().replace(str(self.home), "/home/ada").replace(str(self.port), "11435")
 
