@@ -16,8 +16,8 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 
 def load_of(world: World) -> Load:
-    """Return a light load: without pauses, as in the switches between other engines, no core is left to vLLM's start."""
     """Return a light load: one without pauses leaves no core to a vLLM that starts."""
+    return Load(world.port, clients=4, pause=0.2)
 
 
 @pytest.fixture
