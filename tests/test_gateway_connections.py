@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from unittest.mock import patch
 
 from llmdeploy.gateway.client_state import Untaken
 from llmdeploy.gateway.downstream import MOST_AT_ONCE
 from llmdeploy.gateway.gateway import Limits
+from llmdeploy.gateway.upstream import Upstream, _poll_of
 from tests.gateway_world import (
     EngineRequest,
     Peer,
@@ -111,18 +113,30 @@ async def test_requests_of_a_client_that_does_not_read_are_not_read() -> None:
 
 @on_loops
 async def test_a_connection_that_the_engine_closed_is_replaced_unnoticed() -> None:
-    async def handler(peer: Peer, asked: EngineRequest) -> None:
-        if len(peer.engine.asked) == 2:
-            peer.transport.abort()  # looks as if it was closed while the request was on its way
-        else:
-            await echo(peer, asked)
-
-    async with world(handler) as it:
+    async with world() as it:
         app = await it.app()
         assert (await app.ask(post(1))).document == {"tag": 1}
+        pool = it.gateway.traffic.pools[it.target]
+        (upstream,) = pool._idle
+        # The end has arrived, and the event loop has not told of it yet.
+        with patch.object(Upstream, "connection_lost"):
+            it.engine.peers[0].transport.abort()
+            await it.engine.peers[0].gone.wait()
+        assert upstream.is_stale
+        if upstream not in pool._idle:
+            pool._idle.append(upstream)
         assert (await app.ask(post(2))).document == {"tag": 2}
-        assert it.engine.tags == [1, 2, 2]
+        assert it.engine.tags == [1, 2]
         assert len(it.engine.peers) == 2
+
+
+def test_a_connection_is_stale_once_its_other_end_is_closed() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        is_stale = _poll_of(ours)
+        assert not is_stale()
+        theirs.close()
+        assert is_stale()
 
 
 @on_loops

@@ -12,7 +12,10 @@ from unittest.mock import patch
 import pytest
 
 from llmdeploy.gateway.gateway import Limits
+from llmdeploy.gateway.route import Load
+from llmdeploy.gateway.suspects import Suspect, named
 from tests.gateway_world import (
+    CHAT,
     LOOPS,
     EngineRequest,
     Peer,
@@ -48,40 +51,119 @@ async def test_a_lost_server_and_a_replaced_one_are_told_apart() -> None:
 
 
 @on_loops
-async def test_a_request_that_crashes_two_servers_is_not_sent_to_a_third() -> None:
+async def test_request_that_a_server_ends_with_is_never_sent_again() -> None:
     async def handler(peer: Peer, asked: EngineRequest) -> None:
-        peer.transport.abort()
+        if asked.document["user"] == "poison":
+            peer.transport.abort()
+        else:
+            await echo(peer, asked)
 
     async with world(handler, Limits(lost_seconds=60)) as it:
+        told: list[list[Suspect]] = []
+        it.gateway.route.on_suspects = told.append
         app = await it.app()
-        await app.send(post("poison"))
-        await until(lambda: it.gateway.traffic.held == 1)
-        it.gateway.route.point(replace(it.target))
-        assert_refused(await app.answer(), 502, "ended before it answered")
-        assert it.engine.tags == ["poison", "poison"]
+        assert_refused(await app.ask(post("poison", headers="X-Request-ID: abc-1\r\n")), 502, "(abc-1), which is not")
+        assert (await app.ask(post("good"))).document == {"tag": "good"}
+        # The same on a connection that was used before.
+        answer = await app.ask(post("poison", headers="X-Request-ID: a b\r\n"))
+        assert_refused(answer, 502, "ended before it answered this request")
+        assert answer.error["code"] == "engine_died"
+        assert it.engine.tags == ["poison", "good", "poison"]
+        await until(lambda: sum(map(len, told)) == 2)
+    first, second = (suspect for suspects in told for suspect in suspects)
+    assert (first.id, first.path, first.size) == ("abc-1", CHAT, len(post("poison").partition(b"\r\n\r\n")[2]))
+    assert len(second.id) == 16
+
+
+@on_loops
+async def test_requests_of_a_server_that_ended_are_named_together() -> None:
+    async def handler(peer: Peer, asked: EngineRequest) -> None:
+        if len(peer.engine.asked) == 7:
+            for it in peer.engine.peers:
+                it.transport.abort()
+        await peer.gone.wait()
+
+    async with world(handler) as it:
+        told: list[list[Suspect]] = []
+        it.gateway.route.on_suspects = told.append
+        apps = [await it.app() for _ in range(7)]
+        for number, app in enumerate(apps):
+            await app.send(post(headers=f"X-Request-ID: r{number}\r\n"))
+        for app in apps:
+            assert_refused(await app.answer(), 502)
+        await until(lambda: told)
+        ((*suspects,),) = told
+        suspects.sort(key=lambda suspect: suspect.id)
+        size = suspects[0].size
+        assert named(suspects) == (
+            "`llamacpp` did not finish 7 requests, which are not sent again ("
+            + "; ".join(f"r{number}: {CHAT}, {size} bytes" for number in range(5))
+            + "; and 2 more)"
+        )
+        assert named(suspects[:1]) == (
+            f"`llamacpp` did not finish 1 request, which is not sent again (r0: {CHAT}, {size} bytes)"
+        )
 
 
 @on_loops
 async def test_lost_requests_come_before_those_that_wait() -> None:
-    async def handler(peer: Peer, asked: EngineRequest) -> None:
-        if len(peer.engine.asked) > 2:
-            await echo(peer, asked)
-
-    async with world(handler) as it:
+    async with world(pointed=False) as it:
         apps = [await it.app() for _ in range(3)]
-        for number in (0, 1):
-            await apps[number].send(post(number))
-            await until(lambda: len(it.engine.asked) == number + 1)  # noqa: B023
-        it.gateway.route.hold("restart")
-        await apps[2].send(post(2))
-        await until(lambda: it.gateway.traffic.held == 1)
-        for number in (1, 0):
-            it.engine.peers[number].transport.abort()
-            await until(lambda: it.gateway.traffic.held == 3 - number)  # noqa: B023
+        with socket.socket() as closed:
+            closed.bind(("127.0.0.1", 0))
+            it.gateway.route.point(replace(it.target, port=closed.getsockname()[1]))
+            for number in (0, 1):
+                await apps[number].send(post(number))
+                await until(lambda: it.gateway.traffic.held == number + 1)  # noqa: B023
+            it.gateway.route.hold("restart")
+            await apps[2].send(post(2))
+            await until(lambda: it.gateway.traffic.held == 3)
         with noted_order() as sent:
-            it.gateway.route.point(replace(it.target))
+            it.gateway.route.point(it.target)
             assert [(await app.answer()).document["tag"] for app in apps] == [0, 1, 2]
         assert sent == [0, 1, 2]
+
+
+@on_loops
+async def test_request_that_no_server_could_be_sent_waits_for_the_next_as_often_as_needed() -> None:
+    async with world(pointed=False) as it:
+        app = await it.app()
+        with socket.socket() as closed:
+            closed.bind(("127.0.0.1", 0))
+            for _ in range(3):
+                it.gateway.route.point(replace(it.target, port=closed.getsockname()[1]))
+                await app.send(post(1) if not it.gateway.traffic.held else b"")
+                await until(lambda: it.gateway.route._lost)
+                it.gateway.route.hold("restart")
+        it.gateway.route.point(it.target)
+        assert (await app.answer()).document == {"tag": 1}
+
+
+@on_loops
+async def test_load_of_a_server_counts_requests_that_wait_for_it_and_its_pieces() -> None:
+    go_on = asyncio.Event()
+
+    async def handler(peer: Peer, asked: EngineRequest) -> None:
+        await peer.begin_stream()
+        await go_on.wait()
+        await peer.event(1)
+        await peer.end_stream()
+
+    async with world(handler) as it:
+        route = it.gateway.route
+        assert route.load(it.target) == Load(0, 0)
+        app = await it.app()
+        await app.send(post(stream=True))
+        await app.head()
+        assert route.load(it.target) == Load(1, 1)
+        (client,) = it.gateway.clients
+        client.is_blocked = True
+        assert route.load(it.target) == Load(0, 1)
+        client.is_blocked = False
+        go_on.set()
+        await app.chunk()
+        await until(lambda: route.load(it.target).waiting == 0)
+        assert route.load(it.target).received > 1
 
 
 @on_loops

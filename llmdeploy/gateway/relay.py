@@ -11,6 +11,7 @@ from llmdeploy.gateway.api_routes import PASSED
 from llmdeploy.gateway.errors import Refused, body_of, explained
 from llmdeploy.gateway.header_cache import ParsedRequest, ParsedResponse
 from llmdeploy.gateway.interfaces import Client, Host
+from llmdeploy.gateway.suspects import Suspect, id_of
 from llmdeploy.gateway.upstream import Pool, Upstream
 from llmdeploy.gateway.validation import prepare
 from llmdeploy.http1 import LAST_CHUNK, Response, chunk
@@ -50,6 +51,9 @@ class Queue(Protocol):
     def forget(self, call: Relay) -> None:
         """Drop a request whose client has left."""
 
+    def suspect(self, suspect: Suspect) -> None:
+        """Take note of a request whose server ended before its answer was complete."""
+
 
 class Relay:
     """One relayed request. Its answer comes from one server alone; two answers are never mixed."""
@@ -65,6 +69,7 @@ class Relay:
         "_head",
         "_host",
         "_is_stream",
+        "_length",
         "_mode",
         "_onward",
         "_pool",
@@ -76,8 +81,6 @@ class Relay:
         "_tail",
         "_unsent",
         "_upstream",
-        "_was_lost",
-        "_was_retried",
         "_write",
         "deadline",
         "received",
@@ -95,11 +98,10 @@ class Relay:
         """`monotonic()` until which the request waits for a server."""
         self._pool: Pool | None = None
         self._upstream: Upstream | None = None
-        self._was_retried = False
-        self._was_lost = False
         self._ended = False
         self._sent = b""
         self._sent_head = b""
+        self._length = len(body)
         self._answer: Response | None = None
         self._status = 0
         self._mode = _SPLICED
@@ -111,6 +113,11 @@ class Relay:
         self._events = 0
         self._tail = b""
         self._write = client.transport.write
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether its answer waits for the client, which does not keep up."""
+        return self._client.is_blocked
 
     # To the server
 
@@ -261,30 +268,24 @@ class Relay:
     # Ends before the answer is complete
 
     def lost(self, upstream: Upstream, *, answered: bool) -> None:
-        """Handle the end of the connection to the server before the answer was complete."""
+        """Handle the end of the connection to the server before the answer was complete.
+
+        The request is not sent again: the server may have read it and ended because of it.
+        """
         assert self._pool is not None
         self._upstream = None
-        if self._answer is not None:
-            if self._mode is _COLLECTED:
-                self.refuse(responses.broke_off(self._engine))
-            else:
-                self._break_off(responses.broke_off(self._engine), upstream)
+        suspect = Suspect(self._pool.target, id_of(self._head), self._head.path, self._length)
+        self._route.suspect(suspect)
+        if self._answer is not None and self._mode is not _COLLECTED:
+            self._break_off(responses.broke_off(self._engine), upstream)
         elif answered:
             self.refuse(responses.broke_off(self._engine))
-        elif upstream.is_reused and not self._was_retried:
-            self._was_retried = True  # the server had closed the connection because it was idle
-            self._pool.serve_alone(self)
         else:
-            self.unreachable()
+            self.refuse(responses.died(self._engine, suspect.id))
 
     def unreachable(self) -> None:
-        """Hand the request back to its route, once: the server is gone and sent nothing, so another one may answer."""
+        """Hand the request back to its route: no byte of it was sent, so another server may get it."""
         assert self._pool is not None
-        self._upstream = None
-        if self._was_lost:
-            self.refuse(responses.unreachable(self._engine))
-            return
-        self._was_lost = True
         pool = self._pool
         pool.remove(self)
         self._route.lost(self, pool)

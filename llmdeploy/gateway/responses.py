@@ -64,10 +64,21 @@ def unreachable(engine: str) -> Refused:
     """Return the refusal for the case that the engine cannot be reached."""
     return Refused(
         502,
-        f"`{engine}` cannot be reached, or ended before it answered",
+        f"`{engine}` cannot be reached",
         type="engine_error",
         code="engine_unreachable",
         hint="`llmdeploy logs` tells more",
+    )
+
+
+def died(engine: str, id: str) -> Refused:
+    """Return the refusal for the case that the engine ended while it had the request."""
+    return Refused(
+        502,
+        f"`{engine}` ended before it answered this request ({id}), which is not sent again",
+        type="engine_error",
+        code="engine_died",
+        hint="`llmdeploy logs` tells why it ended; if this request did it, change it",
     )
 
 

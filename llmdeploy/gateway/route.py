@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from llmdeploy.errors import LlmdeployError
@@ -13,11 +14,25 @@ from llmdeploy.gateway import responses
 from llmdeploy.gateway.limits import Limits
 from llmdeploy.gateway.metrics import Labels
 from llmdeploy.gateway.relay import Relay
+from llmdeploy.gateway.suspects import Suspect
 from llmdeploy.gateway.target import Target
 from llmdeploy.gateway.upstream import Call, Pool
 
 RELEASED = 8
 """Held requests that are released in one turn of the event loop, so that a full queue does not delay other requests."""
+
+TOGETHER = 0.1
+"""Seconds for which requests that ended with a server are gathered, to be reported together."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """The work of one server: to do, and done."""
+
+    waiting: int
+    """Number of requests that wait for something from it."""
+    received: int
+    """Number of pieces of answers that have come from it."""
 
 
 class Traffic:
@@ -70,7 +85,19 @@ class Traffic:
 class Route:
     """One served name. Its requests go to the server of the moment, wait for one, or are refused."""
 
-    __slots__ = ("_error", "_held", "_lost", "_pool", "_reason", "_releasing", "_traffic", "since", "target")
+    __slots__ = (
+        "_error",
+        "_held",
+        "_lost",
+        "_pool",
+        "_reason",
+        "_releasing",
+        "_suspects",
+        "_traffic",
+        "on_suspects",
+        "since",
+        "target",
+    )
 
     def __init__(self, traffic: Traffic) -> None:
         self.target: Target | None = None
@@ -86,6 +113,9 @@ class Route:
         self._lost: dict[Relay, None] = {}
         """Requests whose server cannot be reached, until it is known whether the server is gone."""
         self._releasing = False
+        self._suspects: list[Suspect] = []
+        self.on_suspects: Callable[[list[Suspect]], None] | None = None
+        """A function that is told which requests a server ended with."""
         traffic.routes.append(self)
 
     # Where requests go
@@ -155,7 +185,7 @@ class Route:
             self._hold(call)
 
     def _hold(self, call: Relay) -> None:
-        call.deadline = time.monotonic() + self._traffic.limits.hold_seconds
+        call.deadline = call.received + self._traffic.limits.hold_seconds
         self._held[call] = None
 
     def _release(self) -> None:
@@ -181,6 +211,17 @@ class Route:
         else:
             self.relay(call)
 
+    def suspect(self, suspect: Suspect) -> None:
+        """Take note of a request whose server ended before its answer was complete."""
+        if not self._suspects:
+            asyncio.get_running_loop().call_later(TOGETHER, self._tell_suspects)
+        self._suspects.append(suspect)
+
+    def _tell_suspects(self) -> None:
+        suspects, self._suspects = self._suspects, []
+        if self.on_suspects is not None:
+            self.on_suspects(suspects)
+
     def _gather_lost(self) -> None:
         """Put lost requests back into the queue."""
         lost, self._lost = self._lost, {}
@@ -199,6 +240,13 @@ class Route:
         self._lost.pop(call, None)
 
     # Its state
+
+    def load(self, target: Target) -> Load:
+        """Return what a server has to do, and has done."""
+        pool = self._traffic.pools.get(target)
+        if pool is None:
+            return Load(0, 0)
+        return Load(sum(not call.is_blocked for call in pool.calls), pool.received)
 
     @property
     def held(self) -> int:

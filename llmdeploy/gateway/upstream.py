@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import time
-from typing import Protocol, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol, cast
 
 from llmdeploy.gateway.header_cache import ParsedResponse, cached_response
 from llmdeploy.gateway.target import Target
 from llmdeploy.http1 import END_OF_HEAD, MAX_HEAD, BadFraming, Body, Chunked, Length, Response, UntilClose
 from llmdeploy.tls import trusting
+
+if TYPE_CHECKING:
+    import socket
 
 IDLE_SECONDS = 4.0
 """Seconds after which an idle connection is closed. vLLM does so after 5 s, and no request must meet that."""
@@ -21,6 +26,10 @@ JOINED = 16 * 1024
 
 class Call(Protocol):
     """A relayed request, as the connections to its server see it."""
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether its answer waits for the client, which does not keep up."""
 
     def go(self, upstream: Upstream) -> None:
         """Send the request on that connection."""
@@ -56,10 +65,10 @@ class Upstream(asyncio.Protocol):
         "_decodes",
         "_head",
         "_is_paused",
+        "_poll",
         "_response",
         "closing",
         "idle_since",
-        "is_reused",
         "pool",
         "transport",
     )
@@ -69,7 +78,6 @@ class Upstream(asyncio.Protocol):
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
         self.idle_since = 0.0
-        self.is_reused = False
         self.closing = False
         self._call: Call | None = None
         self._head = b""
@@ -80,6 +88,16 @@ class Upstream(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
+        self._poll = _poll_of(transport.get_extra_info("socket"))
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the server has closed this idle connection, or has sent something on it.
+
+        The event loop may not have heard of it yet, and a request that was written to a closed connection cannot be
+        told from one that ended the server.
+        """
+        return self._poll()
 
     def send(self, call: Call, head: bytes, body: bytes) -> None:
         """Send a request on this connection."""
@@ -95,6 +113,7 @@ class Upstream(asyncio.Protocol):
         if call is None:
             self.drop()  # bytes without a request
             return
+        self.pool.received += 1
         try:
             body = self._body
             if body is None:
@@ -161,7 +180,6 @@ class Upstream(asyncio.Protocol):
         self.resume()
         is_sent = not self.transport.get_write_buffer_size()
         if response is not None and response.keep_alive and is_sent and not has_more and not self.closing:
-            self.is_reused = True
             self.pool.give_back(self)
         else:
             self.drop()
@@ -209,6 +227,15 @@ class Upstream(asyncio.Protocol):
             call.lost(self, answered=bool(self._head) or self._body is not None)
 
 
+def _poll_of(socket: socket.socket) -> Callable[[], bool]:
+    """Return a function that tells whether the socket can be read, or was closed by the other side."""
+    if not hasattr(select, "poll"):  # Windows
+        return lambda: bool(select.select([socket], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(socket.fileno(), select.POLLIN)
+    return lambda: bool(poll.poll(0))
+
+
 def _body_of(response: Response) -> Body:
     if response.status in (204, 304):
         return Length(0)
@@ -225,7 +252,18 @@ def _own_headers(target: Target) -> bytes:
 class Pool:
     """The connections to one server. The one used last is reused first, so that surplus ones stay idle and close."""
 
-    __slots__ = ("_idle", "_tasks", "_until_empty", "_wanting", "calls", "headers", "prefix", "retired", "target")
+    __slots__ = (
+        "_idle",
+        "_tasks",
+        "_until_empty",
+        "_wanting",
+        "calls",
+        "headers",
+        "prefix",
+        "received",
+        "retired",
+        "target",
+    )
 
     def __init__(self, target: Target) -> None:
         self.target = target
@@ -233,6 +271,8 @@ class Pool:
         """The header lines of every request that the application has no say in."""
         self.prefix = target.prefix.encode()
         self.calls: set[Call] = set()
+        self.received = 0
+        """Number of pieces of answers that have come from the server."""
         self.retired = False
         """Whether the server gets no new requests: connections are not kept for later."""
         self._idle: list[Upstream] = []
@@ -248,38 +288,29 @@ class Pool:
             call.go(upstream)
         else:
             self._wanting[call] = None
-            self._connect(None)
-
-    def serve_alone(self, call: Call) -> None:
-        """Make a new connection for this request alone."""
-        self._connect(call)
+            self._connect()
 
     def _take(self) -> Upstream | None:
         """Return a free connection that was used recently, or None."""
         while self._idle:
             upstream = self._idle.pop()
-            if not upstream.closing and time.monotonic() - upstream.idle_since < IDLE_SECONDS:
+            is_recent = time.monotonic() - upstream.idle_since < IDLE_SECONDS
+            if is_recent and not upstream.closing and not upstream.is_stale:
                 return upstream
             upstream.drop()
         return None
 
-    def _connect(self, only: Call | None) -> None:
-        task = asyncio.get_running_loop().create_task(self._make(only))
+    def _connect(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._make())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _make(self, only: Call | None) -> None:
+    async def _make(self) -> None:
         upstream = await self._made()
-        if upstream is not None and not upstream.closing and (only is None or only not in self.calls):
+        if upstream is not None and not upstream.closing and not upstream.is_stale:
             self.give_back(upstream)
-            return
-        call = self._first_wanting() if only is None else only
-        if call is None or call not in self.calls:
-            return
-        if upstream is None or upstream.closing:
+        elif (call := self._first_wanting()) is not None:
             call.unreachable()
-        else:
-            call.go(upstream)
 
     async def _made(self) -> Upstream | None:
         """Return a new connection, or None if the server cannot be reached."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, assert_never
@@ -13,6 +13,7 @@ from llmdeploy import config
 from llmdeploy.background import in_thread
 from llmdeploy.engines import registry
 from llmdeploy.errors import LlmdeployError
+from llmdeploy.gateway.suspects import Suspect, named
 from llmdeploy.gateway.target import Target
 from llmdeploy.service.events import (
     Down,
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
 
 OnSupervisorEvent = Callable[[Supervisor, Public | Internal], None]
 
+MOST_NOTES = 50
+"""Number of remarks that the record keeps: a service that runs for months has many."""
+
 
 class Slot:
     """One deployment: a switch replaces what it serves, and its place at the gateway stays."""
@@ -73,6 +77,7 @@ class Slot:
         self.recorder = recorder
         self.route = route
         """The way of its requests through the gateway."""
+        route.on_suspects = self._tell_suspects
         self.metrics = metrics
         self.emit = emit
         self.is_stopping = False
@@ -156,6 +161,13 @@ class Slot:
             requests = "1 request" if cut == 1 else f"{cut} requests"
             self.emit(Note(f"{requests} had not ended after {seconds:g} s: cut"))
 
+    def _tell_suspects(self, suspects: Sequence[Suspect]) -> None:
+        """Name the requests that a server ended with: beside its last words, and to whoever runs the service."""
+        text = named(suspects)
+        if self.ready is not None and suspects[0].target is self.target:
+            self.ready.server.write_line(text)
+        self.emit(Note(text))
+
     # What happens
 
     def on_event(self, supervisor: Supervisor, event: Public | Internal) -> None:
@@ -180,7 +192,7 @@ class Slot:
                     update(progress=f"{file}: {percentage}")
             case Note(text=text):
                 # Each restart says the same again.
-                update(notes=tuple(dict.fromkeys((*self.recorder.record.notes, text))))
+                update(notes=tuple(dict.fromkeys((*self.recorder.record.notes, text)))[-MOST_NOTES:])
             case PlanApplied(plan=plan):
                 update(plan=asdict(plan))
             case Started():
