@@ -129,12 +129,14 @@ async def test_bodies_count_as_far_as_they_have_come() -> None:
 
 @on_loops
 async def test_incomplete_heads_count_as_well() -> None:
-    async with world(limits=Limits(buffered=100_000)) as it:
+    async with world(limits=Limits(buffered=200_000)) as it:
         first, second = await it.app(), await it.app()
         await first.send(f"{OK}A: {'b' * 60_000}".encode())
         await until(lambda: it.gateway.buffered > 60_000)
         await second.send(f"{OK}A: {'b' * 60_000}".encode())
         assert_refused(await second.answer(), 503, "memory")
+        text = b'{"model":"m","messages":[{"role":"user","content":"%b"}],"user":"a"}' % (b"a" * 100_000)
+        assert (await it.ask(post(body=text))).document == {"tag": "a"}, "half of the memory is for bodies"
         await first.send(b"\r\n\r\n")
         assert (await first.answer()).status == 200
         assert it.gateway.buffered == 0

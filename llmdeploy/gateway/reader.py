@@ -204,10 +204,14 @@ class RequestReader:
         return True
 
     def hold(self, size: int) -> None:
-        """Count so many bytes of the request that have come. Raises Unread if those of all are too many."""
+        """Count so many bytes of the request that have come. Raises Unread if those of all are too many.
+
+        Half of the memory is for bodies of clients that may send them: incomplete heads need no key.
+        """
         gateway = self._gateway
+        most = gateway.limits.buffered if self.in_body and self.refused is None else gateway.limits.buffered // 2
         buffered = gateway.buffered + size - self.reserved
-        if buffered > gateway.limits.buffered and size > self.reserved:
+        if buffered > most and size > self.reserved:
             raise Unread(responses.out_of_memory())
         gateway.buffered = buffered
         self.reserved = size
