@@ -168,6 +168,15 @@ class Program(Absolute):
         super().__init__("program")
 
 
+class Store(Absolute):
+    """A folder of models that are taken instead of downloads, and that is filled."""
+
+    names, example = "the models that are used", "/path/to/models"
+
+    def __init__(self) -> None:
+        super().__init__("folder")
+
+
 class Secret(Absolute):
     """A file with the API key. Whoever chooses the file knows the key."""
 
@@ -205,7 +214,7 @@ class Host(Text):
 
 Rule = Whole | Positive | Text | Switch | Arguments | Absolute | Origins
 
-Personal = Program | Secret | Address | Host | Arguments | Origins
+Personal = Program | Store | Secret | Address | Host | Arguments | Origins
 """Types of values that `./llmdeploy.toml` may not set, because that file may come from someone else."""
 
 

@@ -14,6 +14,7 @@ from llmdeploy.engines import advisories, registry
 from llmdeploy.engines.base import Engine, EngineStatus
 from llmdeploy.errors import LlmdeployError
 from llmdeploy.hardware import Hardware
+from llmdeploy.ownership import ELSEWHERE
 from llmdeploy.service import state
 from llmdeploy.service.ports import require_free_port
 from llmdeploy.service.state import Situation
@@ -119,7 +120,7 @@ def _state() -> Check:
     nearest = next((it for it in (folder, *folder.parents) if os.path.lexists(it)), folder)
     if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):
         return Check("state", "ok", f"`{folder}`")
-    return Check("state", "fail", f"`{nearest}` is not a folder that this user can write to", state.ELSEWHERE)
+    return Check("state", "fail", f"`{nearest}` is not a folder that this user can write to", ELSEWHERE)
 
 
 def _enough(name: str, amount: int, least: int, detail: str, hint: str) -> Check:

@@ -6,10 +6,12 @@ values are written without quotes, and values that readers would read differentl
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 from typing import TYPE_CHECKING
 
-from llmdeploy import atomic_file
+from llmdeploy import atomic_file, bounded_file
 from llmdeploy.errors import LlmdeployError, UsageError
 from llmdeploy.text import permissions_hint
 
@@ -27,20 +29,45 @@ _BINDING = re.compile(
 _READ_DIFFERENTLY = re.compile(r"""^['"`]|\$\{|\#|^\s|\s$|[^ -~\w]""")
 
 
-def write(file: Path, values: Mapping[str, str]) -> None:
-    """Write or update these variables atomically; a new file is private. Raises UsageError, LlmdeployError."""
+def write(file: Path, values: Mapping[str, str], *, secret: bool = False) -> None:
+    """Write or update these variables atomically; a new file is private. Raises UsageError, LlmdeployError.
+
+    `secret`: whether a value is one: then the file must be this user's alone, and not a link.
+    """
     try:
-        before = b""
-        if file.exists():
-            if not file.is_file():  # a folder, or a pipe, which would block
-                raise UsageError(f"`{file}` is not a file", "name one, such as `.env`")
-            before = file.read_bytes()
+        if file.exists() and not file.is_file():  # a folder, or a pipe, which would block
+            raise UsageError(f"`{file}` is not a file", "name one, such as `.env`")
+        _require_no_trap(file, secret=secret)
+        before = bounded_file.read(file) if file.exists() else b""
         after = updated(before.decode("utf-8", "surrogateescape"), values).encode("utf-8", "surrogateescape")
         if after != before:
-            atomic_file.replace(file, after)
+            atomic_file.replace(file, after, private=secret)
     except OSError as error:
         hint = permissions_hint(file.absolute().parent)
         raise LlmdeployError(f"`{file}` cannot be written: {error.strerror}", hint) from None
+
+
+def _require_no_trap(file: Path, *, secret: bool) -> None:
+    """Raise LlmdeployError for a file that came with a folder so that what is written to it gets elsewhere."""
+    shown = shlex.quote(str(file))
+    if file.is_symlink():
+        target = file.resolve()
+        if secret or not target.is_relative_to(file.absolute().parent.resolve()):
+            raise LlmdeployError(
+                f"`{file}` is a link to `{target}`, and "
+                + ("the API key" if secret else "nothing")
+                + " is written through it",
+                f"`rm {shown}`, or name the file that you mean",
+            )
+    if not secret or os.name != "posix" or not file.exists():
+        return
+    status = file.lstat()
+    if status.st_uid != os.geteuid():
+        raise LlmdeployError(f"`{file}` belongs to another user, and the API key would be theirs", f"`rm {shown}`")
+    if status.st_mode & 0o077:
+        raise LlmdeployError(
+            f"others can read `{file}`, so the API key is not written to it", f"`chmod 600 {shown}`, then again"
+        )
 
 
 def updated(text: str, values: Mapping[str, str]) -> str:

@@ -328,6 +328,7 @@ PERSONAL = [
     ("api_key_file", "/tmp/key", "the API key"),
     ("engines.llamacpp.server", "/tmp/server", "a program to run"),
     ("engines.ollama.host", "example.com", "where prompts go"),
+    ("engines.ollama.models", "/proc/self/cwd/store", "the models that are used"),
     ("gateway.origins", "https://a.example", "the web pages that may use the model"),
 ]
 

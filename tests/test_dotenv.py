@@ -133,6 +133,59 @@ def test_modes_and_links_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes, links and pipes as POSIX has them")
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o660, 0o604, 0o602])
+def test_key_is_not_written_where_others_can_read_it(tmp_path: Path, mode: int) -> None:
+    file = tmp_path / "my .env"
+    file.write_text("A=1\n")
+    file.chmod(mode)
+    dotenv.write(file, {"B": "2"})
+    with pytest.raises(LlmdeployError) as error:
+        dotenv.write(file, {"OPENAI_API_KEY": "sesame"}, secret=True)
+    assert error.value.message == f"others can read `{file}`, so the API key is not written to it"
+    assert file.read_text() == "A=1\nB=2\n"
+    assert error.value.hint == f"`chmod 600 '{file}'`, then again"
+    file.chmod(0o600)
+    dotenv.write(file, {"OPENAI_API_KEY": "sesame"}, secret=True)
+    assert (file.read_text(), stat.S_IMODE(file.stat().st_mode)) == ("A=1\nB=2\nOPENAI_API_KEY=sesame\n", 0o600)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes, links and pipes as POSIX has them")
+def test_key_is_not_written_through_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project, victim = tmp_path / "project", tmp_path / "bashrc"
+    project.mkdir()
+    victim.write_text("")
+    victim.chmod(0o600)
+    link = project / ".env"
+    for target in (victim, Path("beside"), tmp_path / "missing"):
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+        with pytest.raises(LlmdeployError, match="is a link to `") as error:
+            dotenv.write(link, NEW, secret=True)
+        assert error.value.hint == f"`rm {link}`, or name the file that you mean"
+    with pytest.raises(LlmdeployError, match="is a link to"):
+        dotenv.write(link, NEW)  # it leads out of its folder
+    assert victim.read_text() == ""
+    assert not (tmp_path / "missing").exists()
+    link.unlink()
+    link.write_text("A=1\n")
+    link.chmod(0o600)
+    owner = link.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    with pytest.raises(LlmdeployError, match="belongs to another user"):
+        dotenv.write(link, NEW, secret=True)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes, links and pipes as POSIX has them")
+def test_new_file_with_a_key_is_private_whatever_the_mask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        dotenv.write(tmp_path / ".env", NEW, secret=True)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / ".env").stat().st_mode) == 0o600
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes, links and pipes as POSIX has them")
 def test_non_files_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe", Path(os.devnull)):

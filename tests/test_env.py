@@ -227,9 +227,12 @@ def test_a_dotenv_file_is_written_and_updated(world: World) -> None:
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     file.write_text("# mine\nOPENAI_MODEL=old\nDEBUG=1")
     file.chmod(0o644)
+    result = world.run("env", "--dotenv", ".env", LLMDEPLOY_API_KEY="sesame")
+    assert "error: others can read `.env`, so the API key is not written to it\n" in result.stderr
+    assert "sesame" not in file.read_text()
+    file.chmod(0o600)
     result = world.run("env", "--dotenv", ".env", "--json", LLMDEPLOY_MODEL="qwen3:8b", LLMDEPLOY_API_KEY="sesame")
     assert json.loads(result.stdout)["dotenv"] == "[FOLDER]/work/.env"
-    assert "warning: others can read the API key in it: `chmod 600 .env`\n" in result.stderr
     assert file.read_text() == (
         "# mine\nOPENAI_MODEL=qwen3:8b\nDEBUG=1\n"
         f"OPENAI_BASE_URL=http://127.0.0.1:{world.port}/v1\nOPENAI_API_KEY=sesame\n"

@@ -37,6 +37,7 @@ ANYWHERE = {
     "rules",
     "config_types",
     "bounded_file",
+    "ownership",
 }
 """The small parts that every other part may import. They import nothing but each other."""
 

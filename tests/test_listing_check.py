@@ -12,6 +12,7 @@ from llmdeploy.errors import DownloadFailed, UsageError
 from llmdeploy.models import gguf, transfer
 from llmdeploy.models.hub import api, documents
 from llmdeploy.models.hub import cached_paths as hub_cached
+from llmdeploy.models.hub.cache import remove
 from llmdeploy.models.listing_check import Source
 from llmdeploy.models.modelscope import layout
 from llmdeploy.models.reference import HubFile, HubRepo, parse, with_revision
@@ -295,6 +296,20 @@ def test_reference_with_a_parent_folder_names_no_commit(
             parse(text)
     with pytest.raises(UsageError):
         with_revision(REPO, "../../x")
+
+
+def test_removal_does_not_follow_a_link_out_of_the_cache(hub: Hub, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"mine")
+    model = gguf.GgufModel(MODEL)
+    model.download(lambda *_: None)
+    [path] = model.local_files()
+    link = path.with_name("other.gguf")
+    link.symlink_to(precious)
+    remove([link], [])
+    assert precious.read_bytes() == b"mine"
+    assert not link.is_symlink()
+    assert path.is_file()
 
 
 # Folders and partial files of a cloned project

@@ -100,6 +100,28 @@ def test_vision_part_in_the_weights_is_recognized(registry: Registry, tmp_path: 
     assert there.facts(there.manifest()).sees_images
 
 
+DIGEST = "sha256:" + "ab" * 32
+FORGED = [
+    (DIGEST, "sha256:../../../../etc/passwd"),
+    (DIGEST, "sha256:" + "AB" * 32),
+    (DIGEST, DIGEST + "\\n"),
+    (DIGEST, "md5:" + "ab" * 16),
+    ('"size": 7', '"size": -7'),
+    ('"size": 7', '"size": true'),
+    ('"size": 7', '"size": 7.0'),
+    ('"size": 7', '"size": "7"'),
+    ('"size": 7', '"size": 1e400'),
+    ('"size": 7', '"size": 9223372036854775807'),
+]
+"""Changes of a manifest, with which it would name another file or no size."""
+
+
+def forged(before: str, after: str) -> bytes:
+    """Return a manifest with that change."""
+    layer = f'{{"mediaType": "application/vnd.ollama.image.model", "digest": "{DIGEST}", "size": 7}}'
+    return f'{{"config": {layer}, "layers": [{layer}]}}'.replace(before, after).encode()
+
+
 @pytest.mark.parametrize(
     ("manifest", "why"),
     [
@@ -109,6 +131,7 @@ def test_vision_part_in_the_weights_is_recognized(registry: Registry, tmp_path: 
         (b'{"layers": []}', "what answers does not speak as a registry does"),
         (b'{"config": {"digest": "sha256:1", "size": 1, "mediaType": "x"}, "layers": []}', "what answers does not"),
         (b"[" * 100_000, "what answers does not speak as a registry does"),
+        *((forged(*change), "what answers does not speak as a registry does") for change in FORGED),
     ],
 )
 def test_answer_that_is_not_a_manifest_is_refused(registry: Registry, manifest: bytes | None, why: str) -> None:

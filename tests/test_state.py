@@ -60,7 +60,7 @@ def test_hint_for_a_full_disk_names_no_other_folder() -> None:
     assert state.unwritable(OSError(errno.ENOSPC, "No space left on device")).hint == (
         "free some space: `df -h` shows what is full"
     )
-    assert state.unwritable(OSError(errno.EACCES, "Permission denied")).hint == state.ELSEWHERE
+    assert state.unwritable(OSError(errno.EACCES, "Permission denied")).hint == ELSEWHERE
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -93,6 +93,8 @@ CHANGES = {
     "a pid that is a path": {"service": {"pid": "../self", "started": 1}},
     "a pid with a null byte": {"service": {"pid": "\0", "started": 1}},
     "a pid without end": {"service": {"pid": float("inf"), "started": 1}},
+    "a pid of many processes": {"service": {"pid": -1, "started": 1}},
+    "a server that is every process": {"server": {"pid": 0, "started": 1}},
     "a start beyond numbers": {"service": {"pid": 1, "started": 10**400}},
     "a server that is a list": {"server": [1]},
 }

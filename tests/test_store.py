@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
 import io
+import json
 import os
 import shutil
 import time
@@ -151,13 +153,13 @@ def test_each_file_of_fifty_repositories_is_looked_at_once(tmp_path: Path, monke
         for name in (*HF_FILES, *(f"model-{part:05}-of-00010.safetensors" for part in range(10))):
             blob = put(repository / "blobs" / f"{name}-blob", b"x")
             (repository / "snapshots" / COMMIT / name).symlink_to(blob)
-    opened = counted(monkeypatch, io, "open")
+    opened, bounded = counted(monkeypatch, io, "open"), counted(monkeypatch, builtins, "open")
     resolved = counted(monkeypatch, os.path, "realpath")
     shelf = hub_cache.read(tmp_path)
-    assert len(opened) == 2 * 50  # the branch's commit and config.json, but no weights
+    assert len(opened) + len(bounded) == 2 * 50  # the branch's commit and config.json, but no weights
     found = store.Store(shelf.models, ())
     assert [found.freed(model) for model in found.models] == [13] * 50
-    assert (len(opened), len(resolved)) == (2 * 50, 13 * 50)
+    assert (len(opened) + len(bounded), len(resolved)) == (2 * 50, 13 * 50)
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[object]:
@@ -215,6 +217,28 @@ def test_incomplete_model_of_ollama_has_no_formats(ollama_store: Path) -> None:
     put(ollama_store / "blobs" / f"sha256-{'a' * 64}-partial", b"p" * 8192)
     [note] = ollama.read(ollama_store).notes
     assert "has 8 KiB of unfinished downloads" in note
+
+
+@pytest.mark.parametrize(
+    "digest", ["../../precious", "sha256:../../../precious", "sha256-" + "a" * 63, "sha256:x/../y", 5]
+)
+def test_manifest_names_no_file_outside_the_store(ollama_store: Path, digest: object) -> None:
+    put(ollama_store.parent / "precious", WEIGHTS.read_bytes())
+    [manifest] = (ollama_store / "manifests").glob("*/library/qwen3/8b")
+    content = json.loads(manifest.read_text())
+    for changed in ({"layers": [{**content["layers"][0], "digest": digest}]}, {"config": {"digest": digest}}):
+        manifest.write_text(json.dumps({**content, **changed}))
+        assert ollama.find(ollama_store, "qwen3:8b") == []
+        assert "ollama://qwen3:8b" not in by_name(ollama.read(ollama_store).models)
+
+
+def test_manifest_that_is_not_a_small_file_is_skipped(ollama_store: Path) -> None:
+    folder = ollama_store / "manifests" / "registry.ollama.ai" / "library" / "odd"
+    folder.mkdir()
+    os.mkfifo(folder / "pipe")
+    (folder / "device").symlink_to("/dev/zero")
+    put(folder / "deep", b"[" * 10**6)
+    assert len(ollama.read(ollama_store).models) == 5
 
 
 def test_damaged_store_is_skipped(ollama_store: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from llmdeploy.cli.output import out
+from llmdeploy.ownership import require_own_state
 
 PROGRAM = "llmdeploy"
 
@@ -30,8 +31,14 @@ COMMANDS = {
 }
 
 
+STATELESS = {"", "config", "doctor"}
+"""The commands that read nothing from the state folder, and the one that reports what is wrong with it."""
+
+
 def invoke(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit status. Errors are not caught."""
+    if command_of(arguments) in COMMANDS.keys() - STATELESS and not {"-h", "--help"} & set(arguments):
+        require_own_state()
     app = build(arguments)
     if not gc.isenabled():
         gc.freeze()  # the modules stay, so no collection need look at them

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
-from shlex import quote
 from typing import Annotated
 
 import typer
@@ -100,10 +98,8 @@ def _print(shell: str | None, found: Connection) -> None:
 def _write(file: Path, found: Connection) -> None:
     from llmdeploy import dotenv
 
-    dotenv.write(file, _variables(found))
+    dotenv.write(file, _variables(found), secret=found.api_key != endpoint.NO_KEY)
     out.note(f"wrote {', '.join(_variables(found))} to `{file}`")
-    if found.api_key != endpoint.NO_KEY and os.name == "posix" and file.stat().st_mode & 0o077:
-        out.warn(f"others can read the API key in it: `chmod 600 {quote(str(file))}`")
 
 
 def _remark(situation: Situation) -> None:

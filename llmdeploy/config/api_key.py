@@ -7,7 +7,7 @@ import stat
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from llmdeploy import paths
+from llmdeploy import bounded_file, paths
 from llmdeploy.address import is_loopback
 from llmdeploy.errors import ConfigError
 from llmdeploy.text import permissions_hint
@@ -59,14 +59,16 @@ def make_command() -> str:
 
 def _first_line(file: str) -> str:
     try:
-        status = os.stat(file)
-        if not stat.S_ISREG(status.st_mode):  # a folder, or a pipe, which would block
+        if not stat.S_ISREG(os.stat(file).st_mode):  # a folder, or a pipe, which would block
             raise ConfigError(f"`api_key_file` names `{file}`, which is not a file", MAKE)
-        if os.name == "posix" and status.st_mode & 0o077:
-            raise ConfigError(
-                f"others may read or change `{file}`, which holds the API key", f"`chmod 600 {quote(file)}`"
-            )
-        with open(file, "rb") as stream:
+        with bounded_file.opened(file) as stream:
+            status = os.fstat(stream.fileno())  # of the file that is read, whatever has its name meanwhile
+            if os.name == "posix" and status.st_mode & 0o077:
+                raise ConfigError(
+                    f"others may read or change `{file}`, which holds the API key", f"`chmod 600 {quote(file)}`"
+                )
+            if os.name == "posix" and status.st_uid not in {os.geteuid(), 0}:
+                raise ConfigError(f"`{file}`, which holds the API key, belongs to another user", MAKE)
             return stream.readline(LONGEST + 2).decode("ascii", "replace")
     except FileNotFoundError:
         hint = f"`(umask 077 && openssl rand -hex 32 > {quote(file)})` makes one"

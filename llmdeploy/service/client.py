@@ -16,7 +16,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from llmdeploy import paths
+from llmdeploy import bounded_file, paths
 from llmdeploy.errors import (
     AlreadyServing,
     LlmdeployError,
@@ -40,6 +40,8 @@ STOP_DEADLINE = 10.0
 """Seconds that the service may take to end by itself: the grace of its server, and some more."""
 UNDO_DEADLINE = 120.0
 """Seconds that the undo of a switch may take: perhaps the old server is started again."""
+LONGEST_TOKEN = 1000
+"""Bytes of the token of the state folder, at most."""
 CONNECT = 5.0
 """Seconds that connecting to the service may take."""
 POLL = 0.03
@@ -199,7 +201,7 @@ def switch(record: Record, order: bytes) -> Generator[Public]:
 def _token() -> str:
     """Return the token, which shows the service that its own user asks. Raises NotPermitted."""
     try:
-        return state.token_file().read_text()
+        return bounded_file.read(state.token_file(), LONGEST_TOKEN).decode("ascii", "replace").strip()
     except OSError as error:
         raise NotPermitted(
             f"the service's token `{state.token_file()}` cannot be read: {error.strerror}",

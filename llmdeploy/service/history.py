@@ -10,6 +10,8 @@ from llmdeploy.atomic_file import JsonFile
 from llmdeploy.errors import Remedy
 from llmdeploy.paths import state_dir
 
+LONGEST_SECONDS = 10**6
+"""The longest start that is believed."""
 KEPT = 50
 """Number of starts that are kept; the oldest is dropped."""
 
@@ -25,11 +27,13 @@ class Start:
 
 def load_start(key: str) -> Start | None:
     """Return the last start of that kind; None if there was none."""
+    import msgspec
+
     try:
-        found = _read_starts()[key]
-        return Start(float(found["seconds"]), tuple(Remedy(**remedy) for remedy in found["remedies"]))
-    except (KeyError, TypeError, ValueError):
+        found = msgspec.convert(_read_starts()[key], Start)
+    except (KeyError, ValueError):
         return None
+    return found if 0 <= found.seconds <= LONGEST_SECONDS else None
 
 
 def save_start(key: str, start: Start) -> None:
@@ -73,16 +77,12 @@ def save_previous(previous: PreviousDeployment) -> None:
 
 def load_previous() -> PreviousDeployment | None:
     """Return the deployment before the last switch; None if nothing was switched."""
+    import msgspec
+
+    content: dict[str, Any] = _previous_file().read({})
     try:
-        content: dict[str, Any] = _previous_file().read({})
-        return PreviousDeployment(
-            str(content["model"]),
-            str(content["engine"]),
-            dict(content["settings"]),
-            str(content["file"]),
-            dict(content["changes"]),
-        )
-    except (ValueError, KeyError, TypeError):
+        return msgspec.convert(content, PreviousDeployment)
+    except ValueError:
         return None
 
 

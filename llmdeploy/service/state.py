@@ -8,14 +8,15 @@ from __future__ import annotations
 import errno
 import json
 import os
-import stat
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from llmdeploy import bounded_file
 from llmdeploy.errors import AlreadyServing, LlmdeployError, StateUnwritable
+from llmdeploy.ownership import ELSEWHERE, require_own_state
 from llmdeploy.paths import state_dir
 from llmdeploy.service.process import ProcessId, alive, orphans
 
@@ -26,7 +27,6 @@ SCHEMA = 1
 """The version of the record's form."""
 TICKET = "LLMDEPLOY_TICKET"
 """An environment variable; the command that started a service in the background knows the record by its value."""
-ELSEWHERE = "name another: `LLMDEPLOY_STATE_DIR=/tmp/llmdeploy-$USER llmdeploy serve`"
 
 Claim = Literal["starting", "ready", "failed"]
 State = Literal["stopped", "starting", "ready", "failed", "crashed"]
@@ -137,8 +137,8 @@ def servers(record: Record) -> list[ProcessId]:
 def read() -> Record | None:
     """Return the record; None if it is missing or damaged. Raises StateUnwritable if this user may not read it."""
     try:
-        _require_ours(state_dir().stat())
-        content = json.loads(record_file().read_text())
+        require_own_state()
+        content = bounded_file.read_json(record_file(), bounded_file.STATE)
         if content["state"] not in get_args(Claim):
             content["state"] = "starting"  # a newer version has more states; it lives, and can be stopped
         content["service"] = _process(content["service"])
@@ -168,7 +168,11 @@ def _error(content: Any) -> dict[str, Any] | None:
 
 
 def _process(content: dict[str, Any]) -> ProcessId:
-    return ProcessId(int(content["pid"]), float(content["started"]))
+    """Return the process. Raises ValueError for a pid that means many processes, or none."""
+    pid = int(content["pid"])
+    if not 0 < pid < 2**31:
+        raise ValueError(pid)
+    return ProcessId(pid, float(content["started"]))
 
 
 def write(record: Record) -> None:
@@ -215,7 +219,7 @@ def lock() -> Iterator[None]:
     folder = state_dir()
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _require_ours(folder.stat())
+        require_own_state()
         holder = FileLock(folder / "service.lock", timeout=0, mode=0o600)
         holder.acquire()
     except Timeout:
@@ -246,14 +250,6 @@ def write_token(token: str) -> None:
 def open_private(file: Path, flags: int) -> Any:
     """Open a text file for writing that only its owner can read."""
     return os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | flags, 0o600), "w", encoding="utf-8")
-
-
-def _require_ours(folder: os.stat_result) -> None:
-    """Raises StateUnwritable: a record that others can forge would have us end processes for them."""
-    if os.name == "posix" and (folder.st_uid != os.geteuid() or folder.st_mode & stat.S_IWOTH):
-        raise StateUnwritable(
-            f"the state folder `{state_dir()}` belongs to another user, or everyone may write to it", ELSEWHERE
-        )
 
 
 def _already_serving() -> AlreadyServing:

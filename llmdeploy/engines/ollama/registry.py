@@ -15,12 +15,14 @@ from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
+from llmdeploy import bounded_file
 from llmdeploy.engines.ollama.connection import Connection
 from llmdeploy.engines.ollama.imports import MANIFEST
 from llmdeploy.errors import DownloadFailed, EngineMissing, ModelInvalid
 from llmdeploy.models import facts as model_facts
 from llmdeploy.models import gguf_header, remote_file
 from llmdeploy.models.facts import ModelFacts
+from llmdeploy.models.listing_check import LARGEST_BYTES
 from llmdeploy.models.stores.ollama import LAYER, parts
 
 SECONDS = 10.0
@@ -123,12 +125,10 @@ class Registry(Connection):
             raise DownloadFailed(error.message, error.hint) from error
 
     def _layers(self, content: bytes) -> tuple[Layer, ...]:
-        import json
-
         try:
-            document = json.loads(content)
+            document = bounded_file.json_value(content)
             return tuple(_layer(layer) for layer in [document["config"], *document["layers"]])
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise self._refused("what answers does not speak as a registry does") from None
 
     def _refused(self, why: str) -> DownloadFailed:
@@ -140,9 +140,10 @@ class Registry(Connection):
 
 
 def _layer(document: dict[str, Any]) -> Layer:
+    """Return a layer of a manifest. Raises ValueError, TypeError or KeyError for anything else."""
     match = re.fullmatch(r"sha256:([0-9a-f]{64})", document["digest"])
     size = document["size"]
-    if match is None or not isinstance(size, int) or size < 0:
+    if match is None or type(size) is not int or not 0 <= size <= LARGEST_BYTES:
         raise ValueError
     return Layer(str(document["mediaType"]).removeprefix(LAYER), match[1], size)
 

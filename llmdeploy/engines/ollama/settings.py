@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmdeploy.config_types import Absolute, Address, Program, Switch, setting
+from llmdeploy.config_types import Address, Program, Store, Switch, setting
 
 
 @dataclass(frozen=True)
 class OllamaSettings:
     host: str | None = setting(Address(), None, "the address of Ollama (none: OLLAMA_HOST, or 127.0.0.1:11434)")
     models: str | None = setting(
-        Absolute("folder"), None, "the store of an Ollama that llmdeploy starts (none: OLLAMA_MODELS, or Ollama's own)"
+        Store(), None, "the store of an Ollama that llmdeploy starts (none: OLLAMA_MODELS, or Ollama's own)"
     )
     program: str | None = setting(Program(), None, "the path of the `ollama` program (none: found)")
     spread: bool | None = setting(

@@ -15,6 +15,7 @@ from llmdeploy.engines.base import EngineStatus
 from llmdeploy.engines.python_environment.contents import INSPECT_SECONDS, Environment, modified, read
 from llmdeploy.engines.python_environment.fitness import judge
 from llmdeploy.engines.python_environment.program import OTHER_ENGINE, PythonProgram
+from llmdeploy.ownership import stranger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,7 +112,8 @@ def python_of(script: str) -> str | None:
 def made(program: PythonProgram) -> Iterator[Environment]:
     """Yield the complete environments that `engines install` made, the latest first."""
     for stamp in sorted(program.folder.glob(f"*/{STAMP}"), key=modified, reverse=True):
-        yield Environment(str(stamp.parent / "bin" / "python"), "installed by llmdeploy")
+        problem = stranger(*program.folders, stamp.parent, stamp.parent / "bin")
+        yield Environment(str(stamp.parent / "bin" / "python"), "installed by llmdeploy", problem=problem)
 
 
 def _machine(seconds: float) -> Hardware | None:

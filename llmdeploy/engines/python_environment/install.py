@@ -26,6 +26,7 @@ from llmdeploy.engines.python_environment.package_installer import OnProgress, S
 from llmdeploy.engines.python_environment.program import OTHER_ENGINE, PythonProgram, Size
 from llmdeploy.errors import InstallFailed, UsageError
 from llmdeploy.hardware import disk_free
+from llmdeploy.ownership import stranger
 from llmdeploy.paths import state_dir
 from llmdeploy.text import permissions_hint
 from llmdeploy.units import in_gib
@@ -286,6 +287,11 @@ def _alone(program: PythonProgram) -> Iterator[None]:
     lock = FileLock(place / ".lock")
     try:
         place.mkdir(parents=True, exist_ok=True)
+        if problem := stranger(*program.folders):
+            raise InstallFailed(
+                f"{problem}, and what is in it would be run",
+                "`chmod go-w` it, or name another folder: `export LLMDEPLOY_DATA_DIR=/path/to/folder`",
+            )
         lock.acquire(timeout=0)
     except Timeout:
         raise InstallFailed(

@@ -71,3 +71,8 @@ class PythonProgram:
     def folder(self) -> Path:
         """The folder of the environments that `engines install` makes."""
         return data_dir() / "engines" / self.name
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The folders that lead to the environments; whoever can change one of them can change what is run."""
+        return data_dir(), self.folder.parent, self.folder

@@ -104,6 +104,8 @@ def remove(files: Collection[Path], repositories: Collection[Path]) -> None:
     library.silence()
     from huggingface_hub import scan_cache_dir
 
+    for path in [it for it in files if it.is_symlink() and not it.resolve().is_relative_to(cache().resolve())]:
+        path.unlink()  # the library would remove the file that it leads to, which is not the cache's
     real = {path.parent.resolve() / path.name for path in files}
     folders = {folder.resolve() for folder in repositories}
     found = scan_cache_dir(cache())

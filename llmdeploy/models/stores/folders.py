@@ -16,6 +16,7 @@ from llmdeploy.atomic_file import JsonFile
 from llmdeploy.errors import UsageError
 from llmdeploy.models.hf_facts import CONFIG
 from llmdeploy.models.reference import CatalogName, HubRepo, parse
+from llmdeploy.models.safe_paths import is_within
 from llmdeploy.models.safetensors import INDEX, indexed
 from llmdeploy.models.stores.installed import InstalledModel, StoreListing, is_whole, last_used, walk
 from llmdeploy.models.stores.repository import models_in
@@ -115,9 +116,15 @@ def _record() -> JsonFile:
 def _filled(document: dict[str, object]) -> Filled | None:
     with suppress(UsageError):
         repo = parse(str(document["repo"]))
-        files = document["files"]
-        if isinstance(repo, HubRepo) and isinstance(files, list):
-            return Filled(Path(str(document["folder"])), repo, tuple(map(str, files)))
+        files, folder = document["files"], Path(str(document["folder"]))
+        # `models rm` removes these files: a path must not lead out of the folder.
+        if (
+            isinstance(repo, HubRepo)
+            and isinstance(files, list)
+            and all(map(is_within, files))
+            and folder.is_absolute()
+        ):
+            return Filled(folder, repo, tuple(files))
     return None
 
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from llmdeploy import bounded_file
 from llmdeploy.models.hf_facts import CONFIG
 from llmdeploy.models.reference import MAIN, HubRepo
 from llmdeploy.models.safetensors import INDEX, indexed
@@ -55,7 +56,7 @@ def _revisions(folder: Path) -> dict[str, str]:
     named: dict[str, str] = {}
     for file in walk(folder / "refs"):
         with suppress(OSError, UnicodeDecodeError):
-            name, commit = file.relative_to(folder / "refs").as_posix(), file.read_text().strip()
+            name, commit = file.relative_to(folder / "refs").as_posix(), bounded_file.read(file).decode("ascii").strip()
             named[commit] = name if named.get(commit) != MAIN["hf"] else MAIN["hf"]
     with suppress(OSError):
         commits = sorted(it.name for it in (folder / "snapshots").iterdir() if it.is_dir())

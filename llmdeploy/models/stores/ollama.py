@@ -7,8 +7,8 @@ blobs/sha256-<digest>-partial…                 the partial file of a pull that
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmdeploy import bounded_file
 from llmdeploy.atomic_file import JsonFile
 from llmdeploy.errors import LlmdeployError
 from llmdeploy.models import gguf_header, ollama_compat
@@ -34,6 +35,10 @@ MARK = "llmdeploy: an alias for as long as it is served"
 """Beginning of the license of an alias, which exists only while it is served."""
 SYSTEM_STORES = ("/usr/share/ollama/.ollama/models", "/var/lib/ollama/models", "/var/lib/ollama/.ollama/models")
 """Stores of the system service, as Ollama's installer and the distributions set it up."""
+
+
+LARGEST_MANIFEST = 4 * 2**20
+_DIGEST = re.compile(r"sha256[:-][0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class Packed:
         found: list[str] = []
         for file in self.files("params"):
             with suppress(OSError, ValueError, AttributeError, TypeError):
-                found += [str(stop) for stop in json.loads(file.read_bytes()).get("stop") or ()]
+                found += [str(stop) for stop in bounded_file.read_json(file).get("stop") or ()]
         return tuple(found)
 
 
@@ -166,13 +171,13 @@ def _package(store: Path, file: Path) -> Packed | None:
     if not (name := _name(store, file)):
         return None
     try:
-        content = file.read_bytes()
-        manifest = json.loads(content)
+        content = bounded_file.read(file, LARGEST_MANIFEST)
+        manifest = bounded_file.json_value(content)
         layers = tuple(
             (str(one["mediaType"]).removeprefix(LAYER), _blob(store, one["digest"])) for one in manifest["layers"] or ()
         )
-        config = json.loads(_blob(store, manifest["config"]["digest"]).read_bytes())
-    except (OSError, ValueError, KeyError, TypeError):
+        config = bounded_file.read_json(_blob(store, manifest["config"]["digest"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     import hashlib
 
@@ -219,11 +224,14 @@ def _formats(packed: Packed) -> tuple[tuple[Format, ...], str]:
 
 
 def _blob(store: Path, digest: str) -> Path:
+    """Return the file of a layer. Raises ValueError for a digest that would be the path of another file."""
+    if not _DIGEST.fullmatch(digest):
+        raise ValueError(digest)
     return store / "blobs" / digest.replace(":", "-")
 
 
 def _begins(file: Path, text: str) -> bool:
-    with suppress(OSError), file.open("rb") as stream:
+    with suppress(OSError), bounded_file.opened(file) as stream:
         return stream.read(len(text)) == text.encode()
     return False
 
