@@ -153,7 +153,7 @@ def _engines(settings: Settings) -> list[Check]:
 
 def _safe(engine: Engine, found: EngineStatus, check: Check) -> Check:
     """Return the check of an engine with a warning if its version has published vulnerabilities."""
-    known = advisories.in_words(engine.advisories, found.version and engine.release(found.version))
+    known = advisories.in_words(engine.advisories(), found.version and engine.release(found.version))
     if not known:
         return check
     hints = [check.hint, f"update it: {engine.update_hint}"]

@@ -11,7 +11,7 @@ from llmdeploy.engines import advisories, registry
 from llmdeploy.engines.advisories import Advisory, release
 from llmdeploy.engines.base import EngineStatus
 
-ALL = [(engine.name, row) for engine in registry.every(DEFAULT) for row in engine.advisories]
+ALL = [(engine.name, row) for engine in registry.every(DEFAULT) for row in engine.advisories()]
 
 
 @pytest.mark.parametrize(("engine", "row"), ALL, ids=lambda it: it.name if isinstance(it, Advisory) else it)

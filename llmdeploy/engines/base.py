@@ -120,8 +120,10 @@ class Engine(ABC):
     unsupported: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
     """Fields of a request, by route, that it would ignore or answer in a form of its own: they are refused."""
     daemon: Daemon | None = None
-    advisories: ClassVar[tuple[Advisory, ...]] = ()
-    """The published vulnerabilities of its versions."""
+
+    def advisories(self) -> tuple[Advisory, ...]:
+        """Return the published vulnerabilities of its versions."""
+        return ()
 
     def release(self, version: str) -> str:
         """Return the part of `version` that advisories compare."""

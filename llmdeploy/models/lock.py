@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from llmdeploy.errors import ConfigError, DownloadFailed, ModelNotFound
-from llmdeploy.models import digest, source
+from llmdeploy.models import source
 from llmdeploy.models.catalog import lookup
 from llmdeploy.models.reference import HubFile, HubRepo, OllamaTag, parse
 from llmdeploy.text import permissions_hint
@@ -154,6 +154,8 @@ def require_unchanged(locked: Pin, folder: Path | None, on_progress: OnProgress)
     A file is read again only if something about it changed since its digest was computed. `folder`: the folder that
     has the files, instead of the source's cache.
     """
+    from llmdeploy.models import digest
+
     repo = parse(locked.source)
     if not isinstance(repo, HubRepo):  # Ollama checks the files of a tag itself
         return

@@ -6,18 +6,20 @@ beside the configuration, and `"owner/repo--modeling_x.X"` one in another reposi
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmdeploy import bounded_file
 from llmdeploy.errors import ModelInvalid
 from llmdeploy.models import source
 from llmdeploy.models.reference import HubFile, HubRepo
+
+if TYPE_CHECKING:
+    import hashlib
 
 CONFIGURATIONS = ("*config*.json", "modules.json", "model_index.json", "params.json")
 """Patterns of the files that can name code: those of the model, its tokenizer, processors, generation and layers."""
@@ -57,6 +59,8 @@ class RemoteCode:
 
 def find(folder: Path, revision: str = "main") -> RemoteCode:
     """Return the code of the model in `folder`. `revision`: that of the other repositories. Raises ModelInvalid."""
+    import hashlib
+
     paths = _paths(folder)
     code = [path for path in paths if path.endswith(".py")]
     configurations = [path for path in paths if _is_configuration(path)]

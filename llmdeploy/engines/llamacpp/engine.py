@@ -13,7 +13,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from llmdeploy.engines.base import Engine, EngineStatus, ServerSpec
-from llmdeploy.engines.llamacpp.advisories import ADVISORIES
 from llmdeploy.engines.log_reader import Phase, PhaseReader
 from llmdeploy.errors import EngineMissing
 from llmdeploy.models import gguf
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llmdeploy.config import Settings
+    from llmdeploy.engines.advisories import Advisory
     from llmdeploy.engines.diagnosis import Diagnosis, Exit
     from llmdeploy.hardware import Hardware
     from llmdeploy.models.facts import ModelFacts
@@ -74,7 +74,6 @@ class LlamaCpp(Engine):
     name = "llamacpp"
     formats = (GGUF,)
     unsupported = MappingProxyType({"/v1/completions": ("best_of", "echo", "logprobs")})
-    advisories = ADVISORIES
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -92,6 +91,11 @@ class LlamaCpp(Engine):
     def release(self, version: str) -> str:
         """Return the number of the build, which is the end of the wheel's version: `2026.10.11549`."""
         return version.split()[0].rpartition(".")[2]
+
+    def advisories(self) -> tuple[Advisory, ...]:
+        from llmdeploy.engines.llamacpp.advisories import ADVISORIES
+
+        return ADVISORIES
 
     def status(self) -> EngineStatus:
         if isinstance(self._program, Program):

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 from llmdeploy.engines.base import Engine, EngineStatus, ServerSpec
 from llmdeploy.engines.log_reader import Loaded
-from llmdeploy.engines.ollama.advisories import ADVISORIES
 from llmdeploy.engines.ollama.hints import hints
 from llmdeploy.engines.ollama.server import OllamaServer
 from llmdeploy.engines.ollama.weights import GgufImport, Tag, require_cloud, thinks
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from llmdeploy.config import Settings
+    from llmdeploy.engines.advisories import Advisory
     from llmdeploy.engines.diagnosis import Diagnosis, Exit
     from llmdeploy.engines.ollama.api import Daemon
     from llmdeploy.engines.ollama.state import State
@@ -63,7 +63,6 @@ class Ollama(Engine):
     name = "ollama"
     formats = (OLLAMA, GGUF)
     side_by_side = False
-    advisories = ADVISORIES
     unsupported = MappingProxyType(
         {
             "/v1/chat/completions": ("n", "logit_bias"),
@@ -85,6 +84,11 @@ class Ollama(Engine):
     @property
     def update_hint(self) -> str:
         return hints(sys.platform)["install"]
+
+    def advisories(self) -> tuple[Advisory, ...]:
+        from llmdeploy.engines.ollama.advisories import ADVISORIES
+
+        return ADVISORIES
 
     def status(self) -> EngineStatus:
         from llmdeploy.engines.ollama import state

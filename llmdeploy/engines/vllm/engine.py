@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from llmdeploy import paths
 from llmdeploy.engines.base import Engine, EngineStatus, ServerSpec
-from llmdeploy.engines.vllm.advisories import ADVISORIES
 from llmdeploy.errors import EngineMissing, ModelInvalid, ModelNotFound
 from llmdeploy.models import hf_model
 from llmdeploy.models.hf_model import HfModel
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from llmdeploy.config import Settings
+    from llmdeploy.engines.advisories import Advisory
     from llmdeploy.engines.diagnosis import Diagnosis, Exit
     from llmdeploy.engines.log_reader import LogReader
     from llmdeploy.engines.python_environment.contents import Environment
@@ -61,7 +61,6 @@ class VllmModel(HfModel):
 class Vllm(Engine):
     name = "vllm"
     formats = (HF,)
-    advisories = ADVISORIES
 
     @property
     def update_hint(self) -> str:
@@ -73,6 +72,11 @@ class Vllm(Engine):
         """Take settings; `repairs` are those that a failed start asked for, which override the user's."""
         self._settings = settings
         self._repairs = repairs or {}
+
+    def advisories(self) -> tuple[Advisory, ...]:
+        from llmdeploy.engines.vllm.advisories import ADVISORIES
+
+        return ADVISORIES
 
     def status(self) -> EngineStatus:
         return self._found.status
