@@ -217,6 +217,7 @@ def test_service_survives_random_faults(faulty: Faulty, tmp_path: Path) -> None:
     # Under the name that clients ask for, whatever a switch serves.
     model = str(copy_selftest(tmp_path).rename(tmp_path / "selftest.gguf"))
     serve(faulty)
+    assert all(faulty.processes(kind) for kind in ("service", "watchdog", "engine")), "they cannot be told apart"
     began, done = time.monotonic(), []
     with StatusWatch(faulty.world.port) as watch, Clients(faulty.world.port) as clients:
         while len(done) < WANTED if WANTED else time.monotonic() < began + SECONDS:
