@@ -55,6 +55,16 @@ class Refused(Exception):
         """Complete header lines of the answer."""
 
 
+def invalid(param: str, message: str, code: str = "invalid_value", hint: str = "") -> Refused:
+    """Return the refusal of a field; `message` goes on after its name."""
+    return Refused(400, f"`{param}` {message}", code=code, param=param, hint=hint)
+
+
+def cannot(param: str, target: Target, message: str, code: str, hint: str) -> Refused:
+    """Return the refusal of a field for something that the served model cannot do."""
+    return Refused(400, f"`{target.model}` {message}", code=code, param=param, hint=hint)
+
+
 def body_of(refused: Refused, engine: str | None = None) -> bytes:
     """Return the body of the answer."""
     return _body(refused, "gateway", engine)

@@ -352,12 +352,10 @@ IMAGES = [
         "image, not one",
         seen(image(b"hello"), QUESTION),
         "400 invalid_image",
-        param="messages",
+        param=URL,
         holds=names("cannot be read"),
     ),
-    Case(
-        "image, bad Base64", seen(address("data:image/png;base64,@@@"), QUESTION), "400 invalid_image", param="messages"
-    ),
+    Case("image, bad Base64", seen(address("data:image/png;base64,@@@"), QUESTION), "400 invalid_image", param=URL),
     Case(
         "image by http",
         seen(address("http://127.0.0.1:1/red.png"), QUESTION),
