@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from llmdeploy.models.reference import ModelRef
     from llmdeploy.plan import Plan, Wishes
 
+NO_HOST = "nothing.is.fetched.invalid"
+"""The only host that vLLM may fetch images from; it cannot exist (RFC 2606)."""
+
 TOOLS = "--enable-auto-tool-choice"
 """Flag without which vLLM refuses tools, even for a model that knows them."""
 
@@ -131,6 +134,8 @@ class Vllm(Engine):
         runs = _trusts(extra) or consent.given(weights, found, trust=trust, code=code)
         if runs:
             content["trust_remote_code"] = True
+        if "allowed-media-domains" in flags.of(found):  # without a list vLLM fetches images from every host
+            content["allowed_media_domains"] = [NO_HOST]
         flags.check(content, extra, found)
         config = paths.state_dir() / "vllm.yaml"
         return ServerSpec(

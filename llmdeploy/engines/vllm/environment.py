@@ -45,6 +45,7 @@ def variables(device: str, timeout: float) -> dict[str, str]:
     ours = {
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
+        "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
         # The weights are on this machine; asking the Hub would only take time.
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
