@@ -86,8 +86,7 @@ def test_engine_only_fields_pass() -> None:
         "chat_template_kwargs": {"enable_thinking": False},
         "stop_token_ids": [1],
     }
-    content = body(**fields)
-    assert prepare(CHAT, content, TARGET) is content
+    assert sent(**fields) == json.loads(body(**fields))
 
 
 @pytest.mark.parametrize(

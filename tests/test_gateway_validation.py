@@ -70,7 +70,7 @@ def sent(content: bytes, target: Target = TARGET, path: str = CHAT) -> dict[str,
         {"logprobs": False},
         {"n": 2},
         {"logit_bias": {"5": -100}},
-        {"top_k": 3, "chat_template_kwargs": {"a": [1, 2.5, None]}, "user": "x"},
+        {"top_k": 3, "min_p": 0.5, "user": "x"},
     ],
 )
 def test_a_valid_body_is_sent_unchanged(fields: dict[str, Any]) -> None:

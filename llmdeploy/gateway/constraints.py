@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from operator import attrgetter
 from typing import Any
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from llmdeploy.gateway.errors import invalid
-from llmdeploy.gateway.fields.sampled import ResponseFormat, Sampled, StructuredOutputs
+from llmdeploy.gateway.fields.engines import EngineFields, StructuredOutputs
+from llmdeploy.gateway.fields.sampled import ResponseFormat
 from llmdeploy.gateway.grammar import grammar_complaint, pattern_complaint
 from llmdeploy.gateway.json_schema import schema_complaint
 
@@ -27,29 +27,15 @@ MOST_BRACKETS = 500
 
 Named = tuple[str, Raw]
 
-_COMPILED = attrgetter(
-    "response_format",
-    "structured_outputs",
-    "guided_regex",
-    "guided_grammar",
-    "guided_whitespace_pattern",
-    "grammar",
-    "guided_json",
-    "json_schema",
-)
-_NONE = (*[None] * 6, UNSET, UNSET)
 
-
-def check_sampled(asked: Sampled) -> list[Named]:
+def check_engine_fields(asked: EngineFields) -> list[Named]:
     """Check the grammars and patterns of a request, and return its schemas with their places. Raises Refused."""
-    if _COMPILED(asked) == _NONE:
-        return []
     _check_text("grammar", asked.grammar, grammar_complaint)
     _check_text("guided_grammar", asked.guided_grammar, grammar_complaint)
     _check_text("guided_regex", asked.guided_regex, pattern_complaint)
     _check_text("guided_whitespace_pattern", asked.guided_whitespace_pattern, pattern_complaint)
     schemas = [("guided_json", asked.guided_json), ("json_schema", asked.json_schema)]
-    return [*given(schemas), *_format_schemas(asked.response_format), *check_structured(asked.structured_outputs)]
+    return [*given(schemas), *check_structured(asked.structured_outputs)]
 
 
 def given(schemas: list[tuple[str, Raw | UnsetType]]) -> Iterator[Named]:
@@ -59,7 +45,8 @@ def given(schemas: list[tuple[str, Raw | UnsetType]]) -> Iterator[Named]:
             yield place, schema
 
 
-def _format_schemas(format: ResponseFormat | None) -> Iterator[Named]:
+def format_schemas(format: ResponseFormat | None) -> Iterator[Named]:
+    """Yield the schemas of a response format."""
     if format is not None:
         inner = UNSET if format.json_schema is None else format.json_schema.schema
         yield from given([("response_format.json_schema.schema", inner), ("response_format.schema", format.schema)])

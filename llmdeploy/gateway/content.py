@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from msgspec import UNSET
 
+from llmdeploy.gateway.constraints import check_arguments
 from llmdeploy.gateway.errors import Refused, cannot, invalid
 from llmdeploy.gateway.failure_rules import SEES_NOT
 from llmdeploy.gateway.fields.content import ImageUrl, Media, Message, Part
@@ -67,13 +68,19 @@ class Pictures:
 
 def check_messages(name: str, messages: list[Message], target: Target) -> None:
     """Check the messages of a chat. Raises Refused."""
-    pictures = Pictures()
+    pictures: Pictures | None = None
     for at, message in enumerate(messages):
         content = message.content
+        if message.tool_calls is not None:
+            for number, call in enumerate(message.tool_calls):
+                check_arguments(f"{name}[{at}].tool_calls[{number}].function.arguments", call.function.arguments)
+        if isinstance(content, str):
+            continue
         if isinstance(content, list):
+            pictures = pictures or Pictures()
             for number, part in enumerate(content):
                 _check_part(f"{name}[{at}].content[{number}]", part, target, pictures)
-        elif (content is None or content is UNSET) and message.role != "assistant":
+        elif message.role != "assistant":
             raise invalid(f"{name}[{at}].content", "is missing")
 
 

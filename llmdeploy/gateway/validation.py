@@ -16,22 +16,22 @@ from llmdeploy.gateway import other_apis
 from llmdeploy.gateway.constraints import (
     MOST_DOCUMENT_BYTES,
     MOST_TEMPLATE_BYTES,
-    Named,
-    check_arguments,
-    check_sampled,
+    check_engine_fields,
     check_schemas,
     check_value,
+    format_schemas,
     given,
 )
 from llmdeploy.gateway.content import check_messages
 from llmdeploy.gateway.errors import Refused, cannot, invalid
 from llmdeploy.gateway.failure_rules import NO_TOOLS
 from llmdeploy.gateway.fields.bounds import Fields
+from llmdeploy.gateway.fields.engines import EngineChatFields, EngineFields
 from llmdeploy.gateway.fields.lenient import lenient
 from llmdeploy.gateway.fields.messages import Messages
 from llmdeploy.gateway.fields.openai import Chat, Completion, Embedding
 from llmdeploy.gateway.fields.responses import Responses
-from llmdeploy.gateway.fields.sampled import Sampled
+from llmdeploy.gateway.fields.sampled import ResponseFormat, Sampled
 from llmdeploy.gateway.target import Target
 from llmdeploy.validation_messages import is_utf8, violation
 
@@ -60,17 +60,27 @@ _WORDS = {
 Changes = dict[str, Any]
 """New values of fields; None removes the field."""
 Shape = TypeVar("Shape", bound=Fields)
+More = TypeVar("More", bound=Fields)
 
 
 class Route:
-    """The fields of one route, and the check of those that msgspec cannot check."""
+    """The fields of one route, and the checks of those that msgspec cannot check."""
 
-    def __init__(self, shape: type[Shape], check: Callable[[Shape, Target], Changes]) -> None:
+    def __init__(
+        self,
+        shape: type[Shape],
+        check: Callable[[Shape, Target], Changes],
+        more: type[More] | None = None,
+        check_more: Callable[[More], None] | None = None,
+    ) -> None:
+        """Take the fields that most requests have, and `more` of engines."""
         self.check: Callable[[Any, Target], Changes] = check
+        self.check_more: Callable[[Any], None] | None = check_more
         self.exact: Callable[[bytes], Any] = msgspec.json.Decoder(shape).decode
-        """Parses a body whose fields are all known."""
-        self.lenient: Callable[[bytes], Any] = msgspec.json.Decoder(lenient(shape)).decode
-        """Parses any other, and leaves out the fields that are not known."""
+        """Parses a body that has no other field."""
+        form = lenient(shape) if more is None else lenient(shape, more)
+        self.lenient: Callable[[bytes], Any] = msgspec.json.Decoder(form).decode
+        """Parses any body, and leaves out the fields that are not known."""
 
 
 def prepare(path: str, body: bytes, target: Target) -> bytes:
@@ -86,6 +96,8 @@ def prepare(path: str, body: bytes, target: Target) -> bytes:
         is_exact = False
     _require_model(asked.model, target)
     changes = route.check(asked, target)
+    if not is_exact and route.check_more is not None:
+        route.check_more(asked)
     # llama.cpp and vLLM read a name that comes twice as msgspec does: the last counts. Ollama mixes both values.
     if is_exact and not changes and target.adapt is None:
         return body
@@ -99,37 +111,40 @@ def prepare(path: str, body: bytes, target: Target) -> bytes:
 
 def _chat(asked: Chat, target: Target) -> Changes:
     check_messages("messages", asked.messages, target)
-    for at, message in enumerate(asked.messages):
-        for number, call in enumerate(message.tool_calls or ()):
-            check_arguments(f"messages[{at}].tool_calls[{number}].function.arguments", call.function.arguments)
-    schemas = check_sampled(asked)
     changes = _check_sampled(CHAT, asked, target)
     if asked.tools is not None or asked.tool_choice is not None:
-        schemas += _check_tools(asked, target)
-    check_schemas(schemas)
+        _check_tools(asked, target)
     if asked.top_logprobs is not None and not asked.logprobs:
         raise invalid("top_logprobs", 'needs `"logprobs": true`')
     if asked.logprobs and not asked.top_logprobs:
         changes["top_logprobs"] = 1  # with 0 llama.cpp reports nothing at all, and without a number it reports 20
-    check_value("chat_template_kwargs", asked.chat_template_kwargs, MOST_TEMPLATE_BYTES)
-    check_value("documents", asked.documents, MOST_DOCUMENT_BYTES)
     return changes
 
 
-def _check_tools(asked: Chat, target: Target) -> list[Named]:
-    """Check the tools of a chat, and return the schemas of their parameters. Raises Refused."""
+def _check_chat_more(asked: EngineChatFields) -> None:
+    check_schemas(check_engine_fields(asked))
+    check_value("chat_template_kwargs", asked.chat_template_kwargs, MOST_TEMPLATE_BYTES)
+    check_value("documents", asked.documents, MOST_DOCUMENT_BYTES)
+
+
+def _check_completion_more(asked: EngineFields) -> None:
+    check_schemas(check_engine_fields(asked))
+
+
+def _check_tools(asked: Chat, target: Target) -> None:
+    """Check the tools of a chat. Raises Refused."""
     if asked.tool_choice is not None and asked.tools is None:
         raise invalid("tool_choice", "needs `tools`")
     tools = asked.tools or []
     if tools and "tools" not in target.capabilities:
         raise cannot("tools", target, "is served without tools", "tools_not_supported", NO_TOOLS)
-    return [*given([(f"tools[{at}].function.parameters", tool.function.parameters) for at, tool in enumerate(tools)])]
+    schemas = [(f"tools[{at}].function.parameters", tool.function.parameters) for at, tool in enumerate(tools)]
+    check_schemas([*given(schemas)])
 
 
 def _completion(asked: Completion, target: Target) -> Changes:
     if asked.suffix and "insert" not in target.capabilities:
         raise cannot("suffix", target, "does not support fill-in-the-middle", "insert_not_supported", "leave it out")
-    check_schemas(check_sampled(asked))
     changes = _check_sampled(COMPLETIONS, asked, target)
     # Of the engines, only llama.cpp knows the newer name for completions.
     most = changes.get("max_completion_tokens", asked.max_completion_tokens)
@@ -146,9 +161,8 @@ def _check_sampled(path: str, asked: Sampled, target: Target) -> Changes:
         raise invalid("stream_options", 'needs `"stream": true`')
     if asked.n is not None and asked.n > 1 and asked.temperature == 0:
         raise invalid("n", "must be 1 at temperature 0: all answers would be the same")
-    format = asked.response_format
-    if format is not None and format.type == "json_schema" and format.json_schema is None:
-        raise invalid("response_format.json_schema", "is missing")
+    if asked.response_format is not None:
+        _check_format(asked.response_format)
     for name in target.lacks.get(path, ()):
         value = getattr(asked, name)
         if not (value is None or value is False or value == {} or (value == 1 and name in ("n", "best_of"))):
@@ -161,6 +175,12 @@ def _check_sampled(path: str, asked: Sampled, target: Target) -> Changes:
     if asked.max_completion_tokens is not None and asked.max_completion_tokens > most:
         changes["max_completion_tokens"] = most
     return changes
+
+
+def _check_format(format: ResponseFormat) -> None:
+    if format.type == "json_schema" and format.json_schema is None:
+        raise invalid("response_format.json_schema", "is missing")
+    check_schemas([*format_schemas(format)])
 
 
 def _embedding(asked: Embedding, target: Target) -> Changes:
@@ -234,8 +254,8 @@ _anything: Callable[[bytes], Any] = msgspec.json.Decoder().decode
 _encoded: Callable[[Any], bytes] = msgspec.json.Encoder().encode
 
 _ROUTES = {
-    CHAT: Route(Chat, _chat),
-    COMPLETIONS: Route(Completion, _completion),
+    CHAT: Route(Chat, _chat, EngineChatFields, _check_chat_more),
+    COMPLETIONS: Route(Completion, _completion, EngineFields, _check_completion_more),
     EMBEDDINGS: Route(Embedding, _embedding),
     "/v1/messages": Route(Messages, _messages),
     "/v1/responses": Route(Responses, _responses),

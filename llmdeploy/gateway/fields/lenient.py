@@ -14,10 +14,10 @@ from llmdeploy.gateway.fields.bounds import Fields
 
 
 @cache
-def lenient(kind: type[Fields]) -> type[Any]:
-    """Return the form of a class that ignores unknown fields while it is parsed, in the objects inside it too."""
+def lenient(kind: type[Fields], *more: type[Fields]) -> type[Any]:
+    """Return the form of a class, with the fields of others, that ignores unknown fields, in the objects in it too."""
     members: list[Any] = []
-    for field in msgspec.structs.fields(kind):
+    for field in (field for it in (kind, *more) for field in msgspec.structs.fields(it)):
         default = () if field.default is NODEFAULT else (field.default,)
         members.append((field.name, _changed(field.type), *default))
     return msgspec.defstruct(kind.__name__, members, kw_only=True, gc=False, omit_defaults=True)

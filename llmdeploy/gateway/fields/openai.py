@@ -58,21 +58,6 @@ class Chat(Sampled, kw_only=True):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     reasoning: Reasoning | None = None
 
-    # vLLM and llama.cpp
-    chat_template_kwargs: Raw | UnsetType = UNSET
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | Name | None = None
-    echo: bool | None = None
-
-    # vLLM
-    documents: Raw | UnsetType = UNSET
-    include_reasoning: bool | None = None
-
-    # llama.cpp
-    reasoning_format: Name | None = None
-    reasoning_budget_tokens: Limit | None = None
-    parse_tool_calls: bool | None = None
-
 
 class Completion(Sampled, kw_only=True):
     prompt: Word

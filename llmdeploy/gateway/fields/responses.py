@@ -26,8 +26,8 @@ from llmdeploy.gateway.fields.bounds import (
     Weight,
 )
 from llmdeploy.gateway.fields.content import ImageUrl, Media
+from llmdeploy.gateway.fields.engines import StructuredOutputs
 from llmdeploy.gateway.fields.openai import Reasoning
-from llmdeploy.gateway.fields.sampled import StructuredOutputs
 
 
 class ItemPart(Fields):
