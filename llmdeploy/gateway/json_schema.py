@@ -150,7 +150,7 @@ def _target(document: Any, name: str) -> Any:
 def _loop_complaint(found: list[Schema], targets: dict[str, Schema]) -> str | None:
     """Return why schemas are refused that stand for each other, or for too many others."""
     sizes: dict[int, int] = {}
-    """How many schemas an object stands for, by its id; 0 while that is counted."""
+    """The number of schemas that an object stands for, by its id; 0 while they are counted."""
     for start in found:
         stack = [start]
         while stack:
