@@ -23,6 +23,7 @@ PREFLIGHT_SECONDS = 600
 """Seconds for which a browser remembers the answer to a preflight."""
 
 _WEB = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?", re.IGNORECASE)
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]*)(?::[0-9]{1,5})?")
 _NAMES = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+(?:[ \t]*,[ \t]*[!#$%&'*+.^_`|~0-9A-Za-z-]+)*")
 LONGEST_NAMES = 2048
 """Bytes of the longest list of headers that a preflight may ask for."""
@@ -35,7 +36,7 @@ def may_use(origin: bytes, named: Named) -> bool:
     web = _WEB.fullmatch(text)
     if web is not None and is_loopback(web[1].strip("[]")):
         return True
-    return any(_matches(text, name.lower()) for name in named)
+    return _ORIGIN.fullmatch(text) is not None and any(_matches(text, name.lower()) for name in named)
 
 
 def _matches(origin: str, name: str) -> bool:
