@@ -192,6 +192,9 @@ def _served(situation: Situation) -> Check:
         return Check("service", "ok", "nothing is served")
     detail = f"{situation.state}: `{record.served_name}` on {record.engine}, process {record.service.pid}"
     if situation.state in {"starting", "ready"}:
+        if record.down:
+            detail = f"{detail}; it does not serve at the moment: {record.down}"
+            return Check("service", "warn", detail, "`llmdeploy logs` tells more")
         return Check("service", "ok", detail)
     if situation.leftover:
         return Check("service", "warn", f"{detail}; its server still runs", "`llmdeploy stop` ends it")

@@ -157,3 +157,11 @@ def shortage(error: BaseException) -> LlmdeployError | None:
         return None
     what = f"`{error.filename}`: {error.strerror}" if error.filename else f"{error.strerror}"
     return LlmdeployError(f"the machine is short of something that is needed: {what}", SHORTAGES[error.errno])
+
+
+def as_error(error: Exception) -> LlmdeployError:
+    """Return the error to report for any exception; for one that is not expected, that it is a bug."""
+    if isinstance(error, LlmdeployError):
+        return error
+    bug = StartFailed(f"this is a bug in llmdeploy: {error!r}", "`llmdeploy status`", code="internal")
+    return shortage(error) or bug

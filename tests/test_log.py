@@ -216,3 +216,15 @@ def test_real_server_is_followed_over_a_restart(world: World) -> None:
     assert world.run("serve", "selftest", "--detach").status == 0
     until(lambda: follower.said.count("listening on") == 2)
     assert follower.end() == 130
+
+
+def test_log_that_cannot_be_opened_is_written_once_it_can(tmp_path: Path) -> None:
+    file = tmp_path / "server.log"
+    file.mkdir()
+    log = server_log.open_log(file)
+    log.write("first")
+    file.rmdir()
+    log.write("second")
+    log.close()
+    assert files(tmp_path) == {"server.log": "second\n"}
+    assert list(log.tail) == ["first", "second"]

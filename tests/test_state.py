@@ -301,3 +301,17 @@ def test_the_lock_of_a_killed_process_is_free(holder: subprocess.Popen[bytes]) -
     assert wait_gone(found, 5)
     with state.lock():
         assert state.observe() == Situation("stopped")
+
+
+def test_processes_of_an_earlier_boot_do_not_run(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    state.write(replace(record, server=this_process()))
+    assert state.observe().state == "ready"
+    monkeypatch.setattr(state, "boot_id", lambda: "another")
+    situation = state.observe()
+    assert (situation.state, situation.leftover) == ("crashed", False)
+    monkeypatch.setattr(state, "boot_id", lambda: "")  # the system does not tell
+    assert state.observe().state == "ready"
+    content = json.loads(state.record_file().read_text())
+    del content["boot"]  # as an earlier version wrote it
+    state.record_file().write_text(json.dumps(content))
+    assert state.observe().state == "ready"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 import time
 from concurrent.futures import Future
@@ -18,7 +19,15 @@ from llmdeploy.config import Settings
 from llmdeploy.engines import registry
 from llmdeploy.engines.base import ServerSpec
 from llmdeploy.engines.diagnosis import Exit, Exited
-from llmdeploy.errors import DoesNotFit, LlmdeployError, PortInUse, Remedy, ServerDied, StartFailed
+from llmdeploy.errors import (
+    DoesNotFit,
+    LlmdeployError,
+    ModelNotFound,
+    Remedy,
+    ServerDied,
+    StartFailed,
+    StateUnwritable,
+)
 from llmdeploy.models.facts import ModelFacts
 from llmdeploy.models.reference import CatalogName
 from llmdeploy.plan import Plan, Setting
@@ -76,30 +85,100 @@ class PlayedLaunch(Launch):
     async def wait_ready(self, settled: Settled, server: RunningServer) -> None: ...
 
 
-@pytest.mark.parametrize("kind", [StartFailed, DoesNotFit, PortInUse])
-def test_server_that_served_long_and_fails_to_start_is_given_up(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: type[LlmdeployError]
+FULL = OSError(errno.ENOSPC, "No space left on device")
+NO_DESCRIPTOR = OSError(errno.EMFILE, "Too many open files")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [StartFailed("x"), DoesNotFit("x"), StateUnwritable("x"), ModelNotFound("x"), FULL, NO_DESCRIPTOR, RuntimeError()],
+    ids=lambda error: f"{type(error).__name__}{getattr(error, 'errno', None) or ''}",
+)
+def test_server_that_has_served_is_started_again_whatever_keeps_it_from_starting(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
 ) -> None:
+    delays: list[float] = []
+    ended: list[LlmdeployError] = []
+
+    class Enough(BaseException):
+        """The end of the test."""
+
+    async def serve(_: object, ready: object) -> None:
+        raise Enough if delays else ServerDied("it was killed", "")
+
+    async def restart(_: object, ready: object, reason: LlmdeployError, delay: float) -> Ready:
+        delays.append(delay)
+        ended.append(reason)
+        if len(delays) == 10:
+            return make_ready()
+        raise error
+
+    async def keep() -> None:
+        with pytest.raises(Enough):
+            await make_supervisor(tmp_path, []).keep(make_ready())
+
+    monkeypatch.setattr(Supervisor, "_serve", serve)
+    monkeypatch.setattr(Supervisor, "_restart", restart)
+    asyncio.run(keep())
+    assert delays == [0.5, 1, 2, 4, 8, 16, 32, 60, 60, 60]
+    assert ended[0].message == "it was killed"
+    assert all(it.message for it in ended)
+
+
+def test_server_that_served_for_a_while_is_started_again_soon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(supervisor, "STEADY", -1)  # whatever served, served long
-    delays = []
+    delays: list[float] = []
 
     async def serve(_: object, ready: object) -> None:
         raise ServerDied("it was killed", "")
 
-    async def restart(_: object, ended: object, delay: float) -> None:
+    async def restart(_: object, ready: object, ended: object, delay: float) -> Ready:
         delays.append(delay)
-        if len(delays) == 20:
-            pytest.fail("it is started for ever")
-        raise kind("it does not start", "")
+        if len(delays) == 5:
+            raise asyncio.CancelledError
+        return make_ready()
 
     async def keep() -> None:
-        await make_supervisor(tmp_path, []).keep(make_ready())
+        with pytest.raises(asyncio.CancelledError):
+            await make_supervisor(tmp_path, []).keep(make_ready())
 
     monkeypatch.setattr(Supervisor, "_serve", serve)
     monkeypatch.setattr(Supervisor, "_restart", restart)
-    with pytest.raises(ServerDied, match="the server ended 5 times in a row; at last: it does not start"):
-        asyncio.run(keep())
-    assert delays == [0.5, 1, 2, 4]
+    asyncio.run(keep())
+    assert delays == [0.5] * 5
+
+
+def test_external_server_is_used_again_once_it_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(supervisor, "WATCH", 0.01)
+    monkeypatch.setattr(supervisor, "BACKOFF", 0.01)
+    looks = iter([False, False, True])
+    monkeypatch.setattr(supervisor, "healthy", lambda spec: next(looks))
+    events: list[AnyEvent] = []
+    gone = make_ready(ServerSpec((), "http://127.0.0.1:5000", "/api/version"))
+    again = make_ready()
+    cast("PlayedServer", gone.server).is_external = True
+    cast("PlayedServer", gone.server).exit.set_result(Exited(0))
+
+    async def start_again(_: object) -> Ready:
+        return again
+
+    async def serve(one: Supervisor, ready: Ready) -> None:
+        if ready is gone:
+            raise ServerDied("Ollama has not answered for 15 s")
+        raise asyncio.CancelledError
+
+    async def keep() -> None:
+        with pytest.raises(asyncio.CancelledError):
+            await make_supervisor(tmp_path, events).keep(gone)
+
+    monkeypatch.setattr(Supervisor, "start_again", start_again)
+    monkeypatch.setattr(Supervisor, "_serve", serve)
+    asyncio.run(keep())
+    assert next(looks, None) is None
+    assert [it for it in events if isinstance(it, Note)] == [
+        Note("Ollama has not answered for 15 s; it is used again once it answers"),
+        Note("it serves again"),
+    ]
 
 
 def test_repair_that_followed_the_free_memory_is_not_remembered(

@@ -56,6 +56,7 @@ def document(situation: Situation) -> dict[str, Any]:
         "log": record.log or str(state.server_log()),
         "switch": record.switch and {name: record.switch.get(name) for name in ("engine", "model", "step")},
         "receipt": record.receipt,
+        "down": record.down,
         **(record.error or {"error": None}),
     }
 
@@ -94,6 +95,8 @@ def _lines(situation: Situation, record: Record) -> list[tuple[str, str]]:
         lines.append(("server", f"process {record.server.pid}" + (", gone" if left else "")))
     if situation.state == "crashed":
         lines.append(("reason", "the service was killed or crashed, and left no message"))
+    if record.down and not gone:
+        lines.append(("reason", record.down))
     if record.error:
         lines.append(("reason", record.error["error"]["message"]))
     if record.switch:

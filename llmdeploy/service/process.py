@@ -22,6 +22,14 @@ class ProcessId:
     """The start time: clock ticks since boot if /proc tells it, otherwise seconds since 1970."""
 
 
+def boot_id() -> str:
+    """Return a text that changes with each start of the system; empty if start times of processes need none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
 def identify(pid: int) -> ProcessId | None:
     """Return the living process with that pid; None if there is none. A zombie does not live."""
     started = _start_time(pid)

@@ -70,7 +70,7 @@ class Recorder:
         """
         while True:
             await asyncio.sleep(RECORD_WATCH)
-            with suppress(LlmdeployError):  # the disk may be full; the next round tries again
+            with suppress(LlmdeployError, OSError):  # the disk may be full; the next round tries again
                 if self._is_outdated or state.read() is None:
                     self.update()
                 keep_token()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from llmdeploy.engines.diagnosis import Exit, Exited
@@ -39,8 +40,7 @@ class RunningServer:
         self._log: ServerLog = open_log(log_file)
         try:
             for file, text in spec.files.items():
-                with open_private(file, os.O_TRUNC) as stream:
-                    stream.write(text)
+                _write(file, text)
             self._process = _process(spec, self.write_line)
         except OSError as error:
             self._log.close()
@@ -126,6 +126,15 @@ class RunningServer:
     def kill(self) -> None:
         """End the server at once."""
         self._process.kill()
+
+
+def _write(file: Path, text: str) -> None:
+    """Write a file of the engine's; one that is there as it should be is left alone, because the disk may be full."""
+    with suppress(OSError, ValueError):
+        if file.read_text(encoding="utf-8") == text:
+            return
+    with open_private(file, os.O_TRUNC) as stream:
+        stream.write(text)
 
 
 def _process(spec: ServerSpec, on_line: Callable[[str], None]) -> Child | Attached:

@@ -9,8 +9,9 @@ from io import TextIOWrapper
 from logging import LogRecord, makeLogRecord
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
+from typing import Any
 
-from llmdeploy.service.state import open_private, unwritable
+from llmdeploy.service.state import open_private
 
 MAX_BYTES = 10 * 1024**2
 """Size in bytes from which on the file is rotated."""
@@ -23,10 +24,12 @@ TAIL_LINES = 2000
 class ServerLog(RotatingFileHandler):
     """Appends lines to a file that begins empty; the files of earlier starts are kept."""
 
-    def __init__(self, file: Path) -> None:
-        super().__init__(file, maxBytes=MAX_BYTES, backupCount=BACKUPS, encoding="utf-8", errors="replace")
+    def __init__(self, file: Path, *, delay: bool = False) -> None:
+        """Open the file; with `delay`, only when a line comes, and with each line again until it can be opened."""
+        options: dict[str, Any] = {"encoding": "utf-8", "errors": "replace", "delay": delay}
+        super().__init__(file, maxBytes=MAX_BYTES, backupCount=BACKUPS, **options)
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
-        if file.stat().st_size:
+        if not delay and file.stat().st_size:
             self.doRollover()
 
     _over = False
@@ -55,9 +58,9 @@ class ServerLog(RotatingFileHandler):
 
 
 def open_log(file: Path) -> ServerLog:
-    """Begin a new log. Raises StateUnwritable."""
+    """Begin a new log. A file that cannot be opened is tried again later: a server without it is better than none."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         return ServerLog(file)
-    except OSError as error:
-        raise unwritable(error) from error
+    except OSError:
+        return ServerLog(file, delay=True)

@@ -201,7 +201,8 @@ class Slot:
                 self._serve(ready)
             case Down(error=error):
                 self.route.hold(error.message)
-                update(state="starting", phase="restarting", progress=error.message, server=None)
+                down = error.message
+                update(state="starting", phase="restarting", progress=down, down=down, server=None)
             case Fetching() | Planned() | Loaded() | Room() | Step() | Switched() | Stopping():
                 pass
             case _:
@@ -222,6 +223,7 @@ class Slot:
             state="ready",
             phase=READY,
             progress="",
+            down="",
             model=str(ready.order.model),
             served_name=ready.order.served_name,
             engine=ready.engine.name,

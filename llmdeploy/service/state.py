@@ -10,7 +10,7 @@ import json
 import os
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -18,7 +18,7 @@ from llmdeploy import bounded_file
 from llmdeploy.errors import AlreadyServing, LlmdeployError, StateUnwritable
 from llmdeploy.ownership import ELSEWHERE, require_own_state
 from llmdeploy.paths import state_dir
-from llmdeploy.service.process import ProcessId, alive, orphans
+from llmdeploy.service.process import ProcessId, alive, boot_id, orphans
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,6 +72,10 @@ class Record:
     """The size of the model in memory and its processor, if the engine tells."""
     capabilities: tuple[str, ...] = ()
     """The capabilities of the model: `text`, `image`, and others that the engine knows."""
+    down: str = ""
+    """The reason for which a deployment that has served does not serve at the moment."""
+    boot: str = field(default_factory=boot_id)
+    """The boot of the system in which the processes run: later their ids and start times may be those of others."""
     error: dict[str, Any] | None = None
     """The error that ended it, as `LlmdeployError.as_document` returns it."""
 
@@ -119,14 +123,22 @@ def observe() -> Situation:
     record = read()
     if record is None:
         return Situation("stopped")
-    if alive(record.service):
+    if is_of_this_boot(record) and alive(record.service):
         return Situation(record.state, record)
     state: State = "failed" if record.state == "failed" else "crashed"
     return Situation(state, record, leftover=any(alive(it) or orphans(it) for it in servers(record)))
 
 
+def is_of_this_boot(record: Record) -> bool:
+    """Return whether the processes on record can still run: the system was not started again since."""
+    now = boot_id()
+    return not (record.boot and now) or record.boot == now
+
+
 def servers(record: Record) -> list[ProcessId]:
     """Return the processes of the servers on record: the one that serves, and the one that a switch has started."""
+    if not is_of_this_boot(record):
+        return []
     started = (record.switch or {}).get("server")
     other = None
     with suppress(KeyError, TypeError, ValueError):
@@ -145,6 +157,7 @@ def read() -> Record | None:
         content["server"] = content["server"] and _process(content["server"])
         for name in ("plan", "switch", "receipt", "settings"):
             content[name] = content.get(name) if isinstance(content.get(name), dict) else None
+        content.setdefault("boot", "")
         content["error"] = _error(content["error"])
         for name in ("capabilities", "notes"):
             content[name] = tuple(map(str, content.get(name) or ()))

@@ -8,13 +8,15 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from logging import getLogger
 from typing import TYPE_CHECKING, TypeVar
 
 from llmdeploy import hardware
 from llmdeploy.background import in_thread
-from llmdeploy.errors import DoesNotFit, LlmdeployError, PortInUse, ServerDied, StartFailed
+from llmdeploy.errors import LlmdeployError, ServerDied, StartFailed, as_error
 from llmdeploy.service import history, placement
 from llmdeploy.service.events import Down, Internal, Note, OnAnyEvent, Public, Serving, Started
+from llmdeploy.service.health import healthy
 from llmdeploy.service.launch import Launch, with_context
 from llmdeploy.service.smoke_test import require_answer
 from llmdeploy.service.stages import Prepared, Ready, Settled
@@ -35,10 +37,10 @@ T = TypeVar("T")
 
 REPAIRS = 4
 """Number of starts with other settings, after the first start."""
-CRASHES = 5
-"""Number of ends of the server in a row after which it is not started again."""
 BACKOFF = 0.5
 """Seconds before a server that ended is started again; twice as long each time."""
+LONGEST_BACKOFF = 60.0
+"""The most seconds before a server is started again, however often it ended."""
 LONG = 5.0
 """Seconds of a start from which on an estimate is told."""
 WATCH = 0.5
@@ -52,8 +54,12 @@ ENDING = 3.0
 GIVING_UP = 1.0
 """Seconds that a thread has to end once it was abandoned."""
 
-ENDINGS = (ServerDied, StartFailed, DoesNotFit, PortInUse)
-"""Errors that another start may mend: what the last server held may not be free yet."""
+_log = getLogger(__name__)
+
+
+def backoff(ends: int) -> float:
+    """Return the seconds to wait after so many ends in a row."""
+    return min(BACKOFF * 2.0 ** min(ends - 1, 10), LONGEST_BACKOFF)
 
 
 class Supervisor:
@@ -191,32 +197,33 @@ class Supervisor:
         )
 
     async def keep(self, ready: Ready, ended: LlmdeployError | None = None) -> None:
-        """Serve, and start the server again when it ends: later each time, and not after the fifth end in a row.
+        """Serve, and start the server again when it ends: later each time, and for as long as it takes.
 
-        `ready`: the server that serves, or that served last; `ended`: the error that ended it. Raises the error that
-        keeps it from being started again.
+        What has served once may do so again, whatever keeps it from starting now: no memory, a full disk, no free
+        descriptor. `ready`: the server that serves, or that served last; `ended`: the error that ended it.
         """
-        crashes, began = (0, time.monotonic()) if ended is None else (1, math.inf)
+        ends, began = (0, time.monotonic()) if ended is None else (1, math.inf)
         while True:
             try:
                 if ended is not None:
                     began = math.inf  # a start that fails does not count as service
-                    ready = await self._restart(ended, BACKOFF * 2 ** (crashes - 1))
+                    ready = await self._restart(ready, ended, backoff(ends))
                 began = time.monotonic()
                 await self._serve(ready)
-            except ENDINGS as error:
-                crashes = crashes + 1 if time.monotonic() < began + STEADY else 1
-                if self._is_external:
-                    raise  # it is not ours to start
-                if crashes == CRASHES:
-                    message = f"the server ended {crashes} times in a row; at last: {error.message}"
-                    raise ServerDied(message, error.hint) from error
-                ended = error
+            except Exception as error:
+                ends = ends + 1 if time.monotonic() < began + STEADY else 1
+                ended = as_error(error)
+                if ended.code == "internal":
+                    _log.error("this is a bug in llmdeploy", exc_info=error)
 
-    async def _restart(self, ended: LlmdeployError, delay: float) -> Ready:
-        self._note(f"{ended.message}; it is started again in {delay:g} s")
+    async def _restart(self, ready: Ready, ended: LlmdeployError, delay: float) -> Ready:
+        is_external = ready.server.is_external
+        when = "it is used again once it answers" if is_external else f"it is started again in {delay:g} s"
+        self._note(f"{ended.message}; {when}")
         self._emit(Down(ended))
         await asyncio.sleep(delay)
+        while is_external and not await in_thread(lambda: healthy(ready.spec)):
+            await asyncio.sleep(WATCH)
         ready = await self.start_again()
         self._note("it serves again")
         return ready
@@ -256,12 +263,6 @@ class Supervisor:
         else:
             self._note("it answers again")
             self._emit(Serving(ready))
-
-    @property
-    def _is_external(self) -> bool:
-        """Whether somebody else runs the server of the last start."""
-        server = self._launch.starter.server
-        return server is not None and server.is_external
 
     async def stop(self) -> None:
         """End the server and give back what was taken; does nothing if nothing was started."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from llmdeploy import config, hardware
 from llmdeploy.background import in_thread
 from llmdeploy.config import edit as config_edit
-from llmdeploy.errors import LlmdeployError, StartFailed
+from llmdeploy.errors import LlmdeployError, as_error
 from llmdeploy.service import history, placement
 from llmdeploy.service.events import Down, Internal, Public, Room, Started, Step
 from llmdeploy.service.placement import HeldMemory, Placement
@@ -217,9 +217,8 @@ class Switch:
     async def _restore(self) -> None:
         try:
             await self._old.start_again()
-        except Exception as error:  # it is tried again, and requests wait; another time it ends the service
-            bug = StartFailed(f"this is a bug in llmdeploy: {error!r}", "`llmdeploy status`", code="internal")
-            ended = error if isinstance(error, LlmdeployError) else bug
+        except Exception as error:  # it is tried again, and requests wait
+            ended = as_error(error)
             self._slot.on_event(self._old, Down(ended))
             self._slot.keep(ended)
         else:
