@@ -99,7 +99,6 @@ class StatusWatch:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self.longest = (0.0, "")
-        self.paused = threading.Event()
 
     def __enter__(self) -> StatusWatch:
         self._thread.start()
@@ -112,13 +111,17 @@ class StatusWatch:
     def _watch(self) -> None:
         since = time.monotonic()
         while not self._over.wait(0.3):
-            before = state.observe().state
-            answered = answers(self._port, 3)
-            after = state.observe().state
-            if before != after or (before == "ready") == answered or self.paused.is_set():
+            before, answered, after = told(), answers(self._port, 3), told()
+            if before != after or before == "switching" or (before == "ready") == answered:
                 since = time.monotonic()
             words = f"`{before}`, and a request is {'answered' if answered else 'not answered'}"
             self.longest = max(self.longest, (time.monotonic() - since, words))
+
+
+def told() -> str:
+    """Return what the status tells: the state, or that a switch is under way, in which requests wait."""
+    situation = state.observe()
+    return "switching" if situation.record and situation.record.switch else situation.state
 
 
 def answers(port: int, seconds: float) -> bool:
@@ -190,8 +193,8 @@ def one_fault(faulty: Faulty, model: str, watch: StatusWatch) -> str:
     strike(faulty, name, condition)
     if command:
         said = command.communicate(timeout=RECOVERY)
-        told = b"".join(said).decode()
-        assert "Traceback" not in told, f"{done}: {told}"
+        words = b"".join(said).decode()
+        assert "Traceback" not in words, f"{done}: {words}"
         if moment != "switch":  # such a service has not served, or was to end
             assert world.run("stop", timeout=RECOVERY).status == 0, done
             assert not (left := left_behind(faulty)), f"{done}: {left}"
