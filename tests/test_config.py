@@ -59,6 +59,7 @@ def test_without_any_file_every_value_is_the_default() -> None:
         "gateway.max_body_mb": Value(64, "default"),
         "gateway.max_held": Value(200, "default"),
         "gateway.hold_timeout": Value(600, "default"),
+        "gateway.stall_timeout": Value(45, "default"),
         "gateway.drain_timeout": Value(60, "default"),
         "gateway.origins": Value(None, "default"),
         "engines.llamacpp.threads": Value(None, "default"),

@@ -264,6 +264,7 @@ NEW: dict[str, list[str | None]] = {
     "engines.llamacpp.threads": [None, "9"],
     "engines.llamacpp.gpu_layers": [None, "-1"],
     "gateway.max_held": [None, "5"],
+    "gateway.stall_timeout": [None, "90"],
     "gateway.drain_timeout": [None, "2.5"],
     "engines.vllm.extra_args": [None, "--x '#y'"],
     "engines.ollama.spread": [None, "true"],

@@ -227,6 +227,50 @@ def test_unreachable_external_server_is_reported_and_so_is_its_recovery(
     asyncio.run(asyncio.wait_for(serve(), 10))
 
 
+class PlayedSigns:
+    """Signs of life that a test decides on."""
+
+    limit, interval, waiting = 45.0, 0.01, 2
+    hangs = is_stopped = False
+
+    async def look(self) -> None: ...
+
+
+def test_stopped_server_is_reported_and_so_is_its_continuation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    events: list[AnyEvent] = []
+    signs = PlayedSigns()
+    monkeypatch.setattr(supervisor, "VitalSigns", lambda *_: signs)
+
+    async def serve() -> None:
+        serving = asyncio.ensure_future(make_supervisor(tmp_path, events).keep(make_ready()))
+        await asyncio.sleep(0.05)
+        assert events == []
+        for stopped, kinds in ((True, [Note, Down]), (False, [Note, Serving])):
+            events.clear()
+            signs.is_stopped = stopped
+            while len(events) < 2:
+                await asyncio.sleep(0.01)
+            assert [type(event) for event in events] == kinds
+            assert not isinstance(events[1], Down) or events[1].lives
+        serving.cancel()
+
+    asyncio.run(asyncio.wait_for(serve(), 10))
+
+
+def test_hanging_server_counts_as_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    signs = PlayedSigns()
+    signs.hangs = True
+    monkeypatch.setattr(supervisor, "VitalSigns", lambda *_: signs)
+    server = cast("Any", PlayedServer())
+    server.log_file = "server.log"
+
+    async def serve() -> None:
+        await make_supervisor(tmp_path, [])._serve(replace(make_ready(), server=server))
+
+    with pytest.raises(ServerDied, match="the server hangs: no sign of life for 45 s while 2 requests wait"):
+        asyncio.run(serve())
+
+
 def test_gpu_memory_of_a_start_stays_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # The memory is measured when the server is ready, whatever other servers come and go later.
 

@@ -95,6 +95,11 @@ class GatewaySettings:
         Whole(0, 100_000), 200, "the requests that wait at once while no server is ready", is_limit=True
     )
     hold_timeout: float = setting(Positive(), 600, "the seconds that a request waits for a server", is_limit=True)
+    stall_timeout: int = setting(
+        Whole(1, 1_000_000),
+        45,
+        "the seconds without a sign of life after which a busy server is started again",
+    )
     drain_timeout: float = setting(
         Positive(), 60, "the seconds that running requests have to end before they are cut off", is_limit=True
     )

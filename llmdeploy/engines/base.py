@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from llmdeploy.engines.environment import inherited
 from llmdeploy.engines.log_reader import Loaded, LogReader, PhaseReader
+from llmdeploy.engines.vitals import Vitals
 from llmdeploy.errors import DownloadFailed
 
 if TYPE_CHECKING:
@@ -119,6 +120,8 @@ class Engine(ABC):
     """Whether two servers of it can run at the same time; not if both share one daemon or one store."""
     unsupported: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
     """Fields of a request, by route, that it would ignore or answer in a form of its own: they are refused."""
+    vitals: ClassVar[Vitals] = Vitals()
+    """The signs by which a server of it that works is told from one that hangs."""
     daemon: Daemon | None = None
 
     def advisories(self) -> tuple[Advisory, ...]:

@@ -35,6 +35,9 @@ class Load:
     """Number of pieces of answers that have come from it."""
 
 
+NO_LOAD = Load(0, 0)
+
+
 class Traffic:
     """State that all routes of one gateway share: the limits, the connections to servers, and the queue's length."""
 
@@ -245,7 +248,7 @@ class Route:
         """Return what a server has to do, and has done."""
         pool = self._traffic.pools.get(target)
         if pool is None:
-            return Load(0, 0)
+            return NO_LOAD
         return Load(sum(not call.is_blocked for call in pool.calls), pool.received)
 
     @property

@@ -149,6 +149,8 @@ class Down:
     """The server does not answer any more; whoever keeps it may start it again."""
 
     error: LlmdeployError
+    lives: bool = False
+    """Whether its process still runs."""
 
 
 Internal = PlanApplied | Started | Serving | Down

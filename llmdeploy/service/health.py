@@ -69,9 +69,15 @@ def listens(server: ProcessId, base_url: str) -> bool:
         return True
 
 
-def _get(spec: ServerSpec, path: str) -> tuple[int, bytes]:
-    """Return status and body; the status is 0 if no answer comes within `TIMEOUT`."""
-    channel, prefix = connection(spec.base_url, TIMEOUT)
+def page(spec: ServerSpec, path: str, timeout: float) -> str | None:
+    """Return what the server answers to a GET of that path; None without an answer of status 200 in time."""
+    status, body = _get(spec, path, timeout)
+    return body.decode(errors="replace") if status == 200 else None
+
+
+def _get(spec: ServerSpec, path: str, timeout: float = TIMEOUT) -> tuple[int, bytes]:
+    """Return status and body; the status is 0 if no answer comes in time."""
+    channel, prefix = connection(spec.base_url, timeout)
     try:
         channel.request("GET", prefix + path, headers=spec.headers)
         response = channel.getresponse()

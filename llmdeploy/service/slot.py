@@ -13,6 +13,7 @@ from llmdeploy import config
 from llmdeploy.background import in_thread
 from llmdeploy.engines import registry
 from llmdeploy.errors import LlmdeployError
+from llmdeploy.gateway.route import NO_LOAD
 from llmdeploy.gateway.suspects import Suspect, named
 from llmdeploy.gateway.target import Target
 from llmdeploy.service.events import (
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from llmdeploy.gateway.metrics import Metrics
-    from llmdeploy.gateway.route import Route
+    from llmdeploy.gateway.route import Load, Route
     from llmdeploy.service.order import Order
     from llmdeploy.service.recorder import Recorder
     from llmdeploy.service.stages import Ready
@@ -118,7 +119,9 @@ class Slot:
     def new_supervisor(self, order: Order, log_file: Path, on_event: OnSupervisorEvent) -> Supervisor:
         """Return a supervisor of another server, which ends with the slot at the latest."""
         engine = registry.get(order.settings.engine, order.settings)
-        supervisor: Supervisor = Supervisor(order, engine, lambda event: on_event(supervisor, event), log_file)
+        supervisor: Supervisor = Supervisor(
+            order, engine, lambda event: on_event(supervisor, event), log_file, self._load
+        )
         self._supervisors.append(supervisor)
         return supervisor
 
@@ -161,6 +164,10 @@ class Slot:
             requests = "1 request" if cut == 1 else f"{cut} requests"
             self.emit(Note(f"{requests} had not ended after {seconds:g} s: cut"))
 
+    def _load(self) -> Load:
+        """Return what the server that serves has to do now."""
+        return NO_LOAD if self.target is None else self.route.load(self.target)
+
     def _tell_suspects(self, suspects: Sequence[Suspect]) -> None:
         """Name the requests that a server ended with: beside its last words, and to whoever runs the service."""
         text = named(suspects)
@@ -199,10 +206,11 @@ class Slot:
                 self._record_started(event)
             case Serving(ready=ready):
                 self._serve(ready)
-            case Down(error=error):
+            case Down(error=error, lives=lives):
                 self.route.hold(error.message)
                 down = error.message
-                update(state="starting", phase="restarting", progress=down, down=down, server=None)
+                server = self.recorder.record.server if lives else None
+                update(state="starting", phase="restarting", progress=down, down=down, server=server)
             case Fetching() | Planned() | Loaded() | Room() | Step() | Switched() | Stopping():
                 pass
             case _:

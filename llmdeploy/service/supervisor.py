@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, TypeVar
 from llmdeploy import hardware
 from llmdeploy.background import in_thread
 from llmdeploy.errors import LlmdeployError, ServerDied, StartFailed, as_error
+from llmdeploy.gateway.route import NO_LOAD
 from llmdeploy.service import history, placement
 from llmdeploy.service.events import Down, Internal, Note, OnAnyEvent, Public, Serving, Started
 from llmdeploy.service.health import healthy
 from llmdeploy.service.launch import Launch, with_context
 from llmdeploy.service.smoke_test import require_answer
 from llmdeploy.service.stages import Prepared, Ready, Settled
+from llmdeploy.service.vital_signs import VitalSigns
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from llmdeploy.engines.base import Engine, ServerSpec
     from llmdeploy.engines.log_reader import Loaded
     from llmdeploy.errors import Remedy
+    from llmdeploy.gateway.route import Load
     from llmdeploy.hardware import Hardware
     from llmdeploy.plan import Plan
     from llmdeploy.service.order import Order
@@ -68,13 +71,22 @@ class Supervisor:
     It emits the events of its starts, and `Started`, `Serving` (perhaps with another server) and `Down`.
     """
 
-    def __init__(self, order: Order, engine: Engine, emit: OnAnyEvent, log_file: Path) -> None:
+    def __init__(
+        self,
+        order: Order,
+        engine: Engine,
+        emit: OnAnyEvent,
+        log_file: Path,
+        load: Callable[[], Load] = lambda: NO_LOAD,
+    ) -> None:
+        """`load`: tells what the server that is kept has to do."""
         self.order = order
         self.engine = engine
         self.log_file = log_file
         self.remedies: tuple[Remedy, ...] = ()
         """The settings that had to be changed, in order."""
         self._emit = emit
+        self._load = load
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._last: history.Start | None = None
         """The last start like this one."""
@@ -220,7 +232,7 @@ class Supervisor:
         is_external = ready.server.is_external
         when = "it is used again once it answers" if is_external else f"it is started again in {delay:g} s"
         self._note(f"{ended.message}; {when}")
-        self._emit(Down(ended))
+        self._emit(Down(ended, lives=not ready.server.exit.done()))
         await asyncio.sleep(delay)
         while is_external and not await in_thread(lambda: healthy(ready.spec)):
             await asyncio.sleep(WATCH)
@@ -233,16 +245,21 @@ class Supervisor:
         return await self._start(await self.apply_plan(await self._prepare_again()))
 
     async def _serve(self, ready: Ready) -> None:
-        """Watch the server until it ends. Raises ServerDied."""
+        """Watch the server until it ends or hangs. Raises ServerDied."""
         server, ended = ready.server, asyncio.wrap_future(ready.server.exit)
+        signs = VitalSigns(ready, self._load, self.order.settings.gateway.stall_timeout)
         keeping = asyncio.ensure_future(self._keep_loaded(ready.spec))
-        away = False
+        away = ""
         try:
             while True:
-                await asyncio.wait({ended}, timeout=WATCH)
+                await asyncio.wait({ended}, timeout=min(WATCH, signs.interval))
                 server.raise_if_over()
-                if away != server.is_away:
-                    away = not away
+                await signs.look()
+                if signs.hangs:
+                    server.raise_if_over()
+                    raise _hanging(signs, server)
+                before, away = away, _why_away(ready, signs)
+                if before != away:
                     self._tell_whether_away(ready, away)
         finally:
             keeping.cancel()
@@ -254,12 +271,12 @@ class Supervisor:
             with suppress(LlmdeployError):  # the next round tries again; the end of a server is seen elsewhere
                 await daemon.keep_loaded(spec)
 
-    def _tell_whether_away(self, ready: Ready, away: bool) -> None:
-        """Tell that an external server is away, or back. Whoever keeps it may start it again."""
+    def _tell_whether_away(self, ready: Ready, away: str) -> None:
+        """Tell why a server does not answer at the moment, or that it does: whoever stopped it may continue it."""
         if away:
-            message = f"`{ready.spec.base_url}` does not answer"
-            self._note(f"{message}; requests wait until it does")
-            self._emit(Down(ServerDied(message, "`llmdeploy status` tells when it serves again")))
+            self._note(f"{away}; requests wait until it does")
+            error = ServerDied(away, "`llmdeploy status` tells when it serves again")
+            self._emit(Down(error, lives=not ready.server.is_external))
         else:
             self._note("it answers again")
             self._emit(Serving(ready))
@@ -286,3 +303,18 @@ class Supervisor:
             if working.done():
                 working.exception()  # which nobody wants to know now
             raise
+
+
+def _why_away(ready: Ready, signs: VitalSigns) -> str:
+    """Return the reason for which a server that runs does not answer at the moment; empty if it does."""
+    if ready.server.is_away:
+        return f"`{ready.spec.base_url}` does not answer"
+    return "a process of the server is stopped (SIGSTOP), and it does not answer" if signs.is_stopped else ""
+
+
+def _hanging(signs: VitalSigns, server: RunningServer) -> ServerDied:
+    requests = "1 request waits" if signs.waiting == 1 else f"{signs.waiting} requests wait"
+    return ServerDied(
+        f"the server hangs: no sign of life for {signs.limit:g} s while {requests}",
+        f"its log is `{server.log_file}`; `gateway.stall_timeout` sets the seconds",
+    )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from llmdeploy.engines.base import Engine, EngineStatus, ServerSpec
 from llmdeploy.engines.log_reader import Phase, PhaseReader
+from llmdeploy.engines.vitals import Vitals
 from llmdeploy.errors import EngineMissing
 from llmdeploy.models import gguf
 from llmdeploy.models.gguf import GgufModel
@@ -73,6 +74,10 @@ class Program:
 class LlamaCpp(Engine):
     name = "llamacpp"
     formats = (GGUF,)
+    # It decodes a whole batch before it answers for its counters. One thread waits for a GPU in a loop; more compute.
+    vitals = Vitals(
+        ("llamacpp:n_decode_total", "llamacpp:prompt_tokens_total", "llamacpp:tokens_predicted_total"), gpu_cores=1.5
+    )
     unsupported = MappingProxyType({"/v1/completions": ("best_of", "echo", "logprobs")})
 
     def __init__(self, settings: Settings) -> None:

@@ -22,6 +22,7 @@ from llmdeploy.engines.log_reader import Loaded
 from llmdeploy.engines.ollama.hints import hints
 from llmdeploy.engines.ollama.server import OllamaServer
 from llmdeploy.engines.ollama.weights import GgufImport, Tag, require_cloud, thinks
+from llmdeploy.engines.vitals import Vitals
 from llmdeploy.errors import DoesNotFit, EngineMissing, LlmdeployError, TimedOut
 from llmdeploy.models import gguf
 from llmdeploy.models.catalog import lookup
@@ -62,6 +63,7 @@ def engine(settings: Settings) -> Ollama:
 class Ollama(Engine):
     name = "ollama"
     formats = (OLLAMA, GGUF)
+    vitals = Vitals(front_cores=0.3)
     side_by_side = False
     unsupported = MappingProxyType(
         {

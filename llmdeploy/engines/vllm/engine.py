@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from llmdeploy import paths
 from llmdeploy.engines.base import Engine, EngineStatus, ServerSpec
+from llmdeploy.engines.vitals import Vitals
 from llmdeploy.errors import EngineMissing, ModelInvalid, ModelNotFound
 from llmdeploy.models import hf_model
 from llmdeploy.models.hf_model import HfModel
@@ -64,6 +66,18 @@ class VllmModel(HfModel):
 class Vllm(Engine):
     name = "vllm"
     formats = (HF,)
+    # Its API server answers while the engine behind it is frozen. The engine's processes wait for a GPU in a loop.
+    vitals = Vitals(
+        (
+            "vllm:iteration_tokens_total",
+            "vllm:generation_tokens_total",
+            "vllm:prompt_tokens_total",
+            "vllm:kv_cache_usage_perc",
+            "vllm:num_requests_running",
+        ),
+        front_cores=0.3,
+        gpu_cores=math.inf,
+    )
 
     @property
     def update_hint(self) -> str:
