@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from llmdeploy.errors import DoesNotFit
 from llmdeploy.hardware import Hardware
 from llmdeploy.models.facts import ModelFacts
-from llmdeploy.units import MIB, in_gib
+from llmdeploy.units import GIB, MIB, in_gib
 
 V = TypeVar("V")
 
@@ -23,6 +23,12 @@ DEFAULT_PARALLEL = (4, 2, 1)
 """Numbers of parallel requests to try, in order of preference."""
 RESERVE_BYTES = 512 * MIB
 """Bytes of memory left to the rest of the machine."""
+BOUND_SHARE = 1.5
+"""Times the memory of its plan that a server may take: an estimate is not a measurement."""
+BOUND_BYTES = 2 * GIB
+"""Bytes that a server may take in any case beside its share: what it allocates for images and long requests."""
+LEFT_BYTES = GIB
+"""Bytes of memory that no server's bound reaches into."""
 MICRO_BATCH = 512
 """Tokens computed in one step: the default `--ubatch-size` of llama.cpp, which Ollama runs too."""
 KV_CACHE = "KV cache"
@@ -52,6 +58,17 @@ class MemoryPart:
     name: str
     bytes: int
     reason: str
+
+
+@dataclass(frozen=True)
+class MemoryBound:
+    """The memory at which a server is ended, so that one request cannot take the whole machine."""
+
+    bytes: int
+    reason: str
+    is_hard: bool
+    """Whether the system is to refuse allocations beyond it too. It is not with GPUs, whose drivers reserve far more
+    addresses than they use."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +193,24 @@ def free_memory(hardware: Hardware, *, on_gpu: bool) -> MemoryPart:
         return MemoryPart("available", ram, reason)
     free = sum(gpu.memory_free or 0 for gpu in hardware.gpus)
     return MemoryPart("available", ram + free, f"{reason}, and {in_gib(free)} free on GPUs")
+
+
+def memory_bound(plan: Plan, *, on_gpu: bool) -> MemoryBound:
+    """Return the bound of a server with that plan.
+
+    It is the plan's memory and a headroom, and leaves the machine `LEFT_BYTES` of what is free; but it is never less
+    than what the plan promises.
+    """
+    bound = int(plan.needed_bytes * BOUND_SHARE) + BOUND_BYTES
+    reason = f"{BOUND_SHARE} x the plan's {in_gib(plan.needed_bytes)} and {in_gib(BOUND_BYTES)}"
+    if plan.available is not None:
+        free = plan.available.bytes + RESERVE_BYTES - LEFT_BYTES
+        if free < bound:
+            bound, reason = free, f"free memory less {in_gib(LEFT_BYTES)}"
+    least = plan.needed_bytes + RESERVE_BYTES
+    if bound < least:
+        bound, reason = least, f"the plan's {in_gib(plan.needed_bytes)} and {in_gib(RESERVE_BYTES)}"
+    return MemoryBound(bound, reason, is_hard=not on_gpu)
 
 
 def compute_buffer(facts: ModelFacts) -> MemoryPart:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from llmdeploy.models.facts import ModelFacts
     from llmdeploy.models.reference import ModelRef
     from llmdeploy.models.weights import Format, Weights
-    from llmdeploy.plan import Plan, Wishes
+    from llmdeploy.plan import MemoryBound, Plan, Wishes
 
 Request = Mapping[str, Any]
 """The body of a chat completions request, as OpenAI documents it."""
@@ -72,6 +72,8 @@ class ServerSpec:
     """The engine's own configuration files, written before the start."""
     adapt: Callable[[Request], Request] | None = field(default=None, compare=False)
     """Rewrites a request in the engine's dialect and returns the same object if nothing changes; None without one."""
+    memory: MemoryBound | None = None
+    """The memory at which the server is ended; None if its plan does not tell what it may take of this machine's."""
     notes: tuple[str, ...] = field(default=(), compare=False)
     """Sentences on this start that the user is to read."""
 

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 
 from llmdeploy.errors import Remedy
 from llmdeploy.rules import LONGEST, Rule, matches
+from llmdeploy.units import in_gib
+
+OVER_BOUND = re.compile(r"watchdog: ended, memory (?P<taken>\d+) of (?P<bound>\d+) bytes$")
+"""The line that `service/watchdog.py` writes before it ends a server that took too much memory."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,17 @@ def diagnose(table: Sequence[FailureRule], log: Sequence[str], exit_status: int)
     None if no rule matches and the status gives no reason either.
     """
     return by_signal(exit_status) or first(table, log)
+
+
+def over_bound(log: Sequence[str]) -> Diagnosis | None:
+    """Return the diagnosis of a server that was ended because it took more memory than its bound; None otherwise."""
+    last = next((line for line in reversed(log) if line.strip()), "")
+    if (found := OVER_BOUND.match(last[:LONGEST])) is None:
+        return None
+    return Diagnosis(
+        f"it took {in_gib(int(found['taken']))} of memory, and its bound is {in_gib(int(found['bound']))}",
+        "a single request can do that; if it happens again, ask for less: `--context 2048 --parallel 1`",
+    )
 
 
 def by_signal(exit_status: int) -> Diagnosis | None:

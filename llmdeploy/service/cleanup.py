@@ -7,7 +7,7 @@ from contextlib import suppress
 from llmdeploy.config import ENGINE_NAMES, Settings
 from llmdeploy.engines import registry
 from llmdeploy.errors import LlmdeployError, NotPermitted, TimedOut
-from llmdeploy.service import state
+from llmdeploy.service import scratch, state
 from llmdeploy.service.process import kill_group, kill_orphans, wait_gone
 from llmdeploy.service.state import Situation
 
@@ -19,6 +19,7 @@ def end_leftover(situation: Situation) -> None:
     """End a server whose watchdog was killed too, and make a daemon release the model it loaded. Raises TimedOut."""
     record = situation.record
     if record is None:
+        scratch.remove_all()
         return
     for server in state.servers(record) if situation.leftover else ():
         with suppress(NotPermitted):  # then it belongs to another user
@@ -26,6 +27,7 @@ def end_leftover(situation: Situation) -> None:
             kill_orphans(server)
             if not wait_gone(server, SECONDS):  # its port and its memory are free then
                 raise TimedOut(f"process {server.pid} does not end", f"`kill -9 {server.pid}`")
+    scratch.remove_all()
     if situation.state != "crashed":
         return  # a service that put its end on record has released its model
     if record.server is None:

@@ -8,12 +8,13 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from llmdeploy.engines.diagnosis import Exit, Exited
+from llmdeploy.engines.diagnosis import Exit, Exited, over_bound
 from llmdeploy.errors import LlmdeployError, ServerDied, StartFailed
 from llmdeploy.service import signals
 from llmdeploy.service.server_log import ServerLog, open_log
 from llmdeploy.service.server_process import Attached, Child
 from llmdeploy.service.state import open_private, unwritable
+from llmdeploy.units import in_gib
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,6 +42,8 @@ class RunningServer:
         try:
             for file, text in spec.files.items():
                 _write(file, text)
+            if spec.memory is not None:
+                self._log.write(f"memory bound: {in_gib(spec.memory.bytes)} ({spec.memory.reason})")
             self._process = _process(spec, self.write_line)
         except OSError as error:
             self._log.close()
@@ -103,7 +106,8 @@ class RunningServer:
     def ending(self, exit: Exit) -> LlmdeployError:
         """Return the error that explains the server's end."""
         kind, when = (ServerDied, "while it served") if self.is_ready else (StartFailed, "before it was ready")
-        diagnosis = self._engine.diagnose(list(self._log.tail), exit)
+        tail = list(self._log.tail)
+        diagnosis = over_bound(tail) or self._engine.diagnose(tail, exit)
         log = f"its log is `{self.log_file}`"
         if diagnosis is not None:
             error = kind(f"the server ended {when}: {diagnosis.cause}", f"{diagnosis.fix}; {log}")
@@ -138,7 +142,9 @@ def _write(file: Path, text: str) -> None:
 
 
 def _process(spec: ServerSpec, on_line: Callable[[str], None]) -> Child | Attached:
-    return Child(spec.argv, spec.environment(os.environ), STOP_GRACE, on_line) if spec.argv else Attached(spec, on_line)
+    if not spec.argv:
+        return Attached(spec, on_line)
+    return Child(spec.argv, spec.environment(os.environ), STOP_GRACE, on_line, spec.memory)
 
 
 def _how(exit: Exit) -> str:

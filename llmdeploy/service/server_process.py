@@ -9,20 +9,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING
 
 from llmdeploy.engines.diagnosis import Exit, Exited, Unreachable
 from llmdeploy.errors import NotPermitted
+from llmdeploy.service import scratch
 from llmdeploy.service.descriptors import for_servers
 from llmdeploy.service.health import reachable
 from llmdeploy.service.process import ProcessId, identify, kill_group
 
 if TYPE_CHECKING:
     from llmdeploy.engines.base import ServerSpec
+    from llmdeploy.plan import MemoryBound
 
-GUARD = Path(__file__).with_name("watchdog.py")
+GUARD = scratch.WATCHDOG
 LAST_WORDS = 1.0
 """Seconds for which the output is still read after the server has ended."""
 LONGEST_LINE = 2**20
@@ -36,11 +37,19 @@ PATIENCE = 15.0
 class Child:
     """A server that ends when this process ends, however it ends: see watchdog.py."""
 
-    def __init__(self, argv: tuple[str, ...], env: Mapping[str, str], grace: float, on_line: Callable[[str], None]):
-        """Start the server with the environment `env`; it has `grace` seconds to end when it is told to.
+    def __init__(
+        self,
+        argv: tuple[str, ...],
+        env: Mapping[str, str],
+        grace: float,
+        on_line: Callable[[str], None],
+        memory: MemoryBound | None = None,
+    ) -> None:
+        """Start the server with the environment `env`; it is ended at its bound of memory.
 
-        `on_line` is called in a thread.
+        It has `grace` seconds to end when it is told to. `on_line` is called in a thread.
         """
+        self._scratch = scratch.create()
         output, its_output = os.pipe()
         try:
             self._guard = subprocess.Popen(
@@ -48,12 +57,13 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=its_output,
-                env={**env, **for_servers()},
+                env={**env, **for_servers(), **self._for_watchdog(memory)},
                 start_new_session=True,
                 bufsize=0,
             )
         except BaseException:
             os.close(output)
+            scratch.remove(self._scratch)
             raise
         finally:
             os.close(its_output)
@@ -66,6 +76,11 @@ class Child:
         reader = Thread(target=_read, args=(output, on_line), daemon=True)
         reader.start()
         Thread(target=self._wait, args=(reader,), daemon=True).start()
+
+    def _for_watchdog(self, memory: MemoryBound | None) -> dict[str, str]:
+        """Return the variables for `watchdog.py`, and those that put temporary files into the server's own folder."""
+        bound = {} if memory is None else {"LLMDEPLOY_MEMORY": f"{memory.bytes} {memory.is_hard:d}"}
+        return {**bound, **scratch.environment(self._scratch)}
 
     def let_go(self) -> None:
         """Ask the server to end; it is killed when its grace is over."""
@@ -83,6 +98,7 @@ class Child:
             with suppress(NotPermitted):
                 self.kill()  # the watchdog itself was killed: nothing else would end the server
         self.let_go()
+        scratch.remove(self._scratch)  # the watchdog has, unless it was killed
         # What was written last; a process that left the group may hold the pipe open for as long as it likes.
         reader.join(LAST_WORDS)
         # A server may also end with 255.

@@ -142,6 +142,8 @@ class LlamaCpp(Engine):
         )
 
     def server(self, weights: GgufModel, plan: Plan, *, served_name: str, port: int, key: str = "") -> ServerSpec:
+        from llmdeploy.plan import memory_bound
+
         if not isinstance(self._program, Program):
             raise self._program
         file, mmproj = weights.paths()
@@ -162,6 +164,7 @@ class LlamaCpp(Engine):
             served_name=served_name,
             # As variables: older builds ignore an unknown variable, but exit on an unknown flag.
             # If gdb is installed, a failed assertion would print a backtrace of seconds after its message.
+            memory=memory_bound(plan, on_gpu=self._program.on_gpu),
             env={
                 "LLAMA_ARG_CACHE_RAM": str(PROMPT_CACHE_BYTES // MIB),
                 "GGML_NO_BACKTRACE": "1",

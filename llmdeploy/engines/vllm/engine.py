@@ -134,7 +134,7 @@ class Vllm(Engine):
         return {**fit.named(self._settings), **self._repairs}
 
     def server(self, weights: HfModel, plan: Plan, *, served_name: str, port: int, key: str = "") -> ServerSpec:
-        from llmdeploy.engines.vllm import consent, environment, flags
+        from llmdeploy.engines.vllm import consent, environment, fit, flags
 
         found = self._found.environment
         if found is None or not self._found.status.usable:
@@ -157,6 +157,7 @@ class Vllm(Engine):
             base_url=f"http://127.0.0.1:{port}",
             health_path="/health",
             served_name=served_name,
+            memory=fit.bound(plan, self._wanted, extra, self._device),
             env=environment.variables(self._device, self._settings.timeout),
             inherits=environment.INHERITED,
             key=key,

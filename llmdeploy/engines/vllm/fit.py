@@ -10,10 +10,12 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from llmdeploy.plan import MemoryPart, Plan, Setting, Wishes, free_memory, make_plan
+from llmdeploy.plan import MemoryBound, MemoryPart, Plan, Setting, Wishes, free_memory, make_plan, memory_bound
 from llmdeploy.units import GIB, MIB, in_gib
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from llmdeploy.config import Settings
     from llmdeploy.hardware import Gpu, Hardware
     from llmdeploy.models.facts import ModelFacts
@@ -28,6 +30,8 @@ to 8B models activations take 0.5 to 1.5 GiB, and CUDA graphs 0.1 to 2 GiB."""
 PROCESSES_BYTES = 2 * GIB
 """Bytes of the API server, the engine core and a worker on a CPU, without weights."""
 CACHE_STEP = 64 * MIB
+OWN_MEMORY = ("kv_cache_memory_bytes", "gpu_memory_utilization", "quantization", "dtype")
+"""The settings by which the user decides on memory that the plan does not know."""
 NOT_FLAGS = ("python", "extra_args")
 
 
@@ -46,6 +50,16 @@ def plan(facts: ModelFacts, hardware: Hardware, wishes: Wishes, wanted: dict[str
     if str(wanted.get("kv_cache_dtype", "")).startswith("fp8"):  # one byte for each element instead of two
         facts = replace(facts, key_length=(facts.key_length + facts.value_length) // 2, value_length=0)
     return _on_cpu(facts, hardware, wishes, wanted) if device == "cpu" else _on_gpus(facts, hardware, wishes, wanted)
+
+
+def bound(plan: Plan, wanted: dict[str, Any], extra: Sequence[str], device: str) -> MemoryBound | None:
+    """Return the memory at which the server is ended; None where the plan does not tell what it may take.
+
+    It does not with GPUs, whose weights pass through the machine's memory, nor with flags or a KV cache of the user's.
+    """
+    if device != "cpu" or extra or not wanted.keys().isdisjoint(OWN_MEMORY):
+        return None
+    return memory_bound(plan, on_gpu=False)
 
 
 def _on_cpu(facts: ModelFacts, hardware: Hardware, wishes: Wishes, wanted: dict[str, Any]) -> Plan:
