@@ -377,6 +377,29 @@ def test_any_body_is_sent_or_refused(fields: dict[str, Any], dialect: bool, path
         assert json.loads(prepare(path, content, target))["model"] == "selftest"
 
 
+PARTS = st.fixed_dictionaries({}, optional={"type": JSON, "text": JSON, "image_url": JSON | st.just({"url": [1]})})
+MESSAGES = JSON | st.fixed_dictionaries({}, optional={"role": JSON, "content": JSON | st.lists(PARTS | JSON)})
+TOOLS = JSON | st.fixed_dictionaries({}, optional={"function": JSON | st.fixed_dictionaries({"name": JSON})})
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "messages": st.lists(MESSAGES) | JSON,
+            "tools": st.lists(TOOLS) | JSON,
+            "tool_choice": TOOLS,
+            "response_format": JSON | st.fixed_dictionaries({"type": JSON}),
+            "max_completion_tokens": JSON,
+            "reasoning": JSON,
+        },
+    ),
+    st.booleans(),
+)
+def test_a_dialect_takes_any_type_anywhere(request: dict[str, Any], thinks: bool) -> None:
+    json.dumps(adapt(request, thinks=thinks))
+
+
 @given(st.binary())
 def test_any_bytes_are_refused(content: bytes) -> None:
     with pytest.raises(Refused):

@@ -228,3 +228,12 @@ def test_log_that_cannot_be_opened_is_written_once_it_can(tmp_path: Path) -> Non
     log.close()
     assert files(tmp_path) == {"server.log": "second\n"}
     assert list(log.tail) == ["first", "second"]
+
+
+def test_a_log_that_was_deleted_is_opened_again(tmp_path: Path) -> None:
+    log = ServerLog(tmp_path / "server.log")
+    log.write("first")
+    (tmp_path / "server.log").unlink()
+    log.write("second")
+    log.close()
+    assert files(tmp_path) == {"server.log": "second\n"}

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from llmdeploy.engines.diagnosis import Exit, Exited, over_bound
+from llmdeploy.engines.log_filter import no_client_texts
 from llmdeploy.errors import LlmdeployError, ServerDied, StartFailed
 from llmdeploy.service import signals
 from llmdeploy.service.server_log import ServerLog, open_log
@@ -37,13 +38,14 @@ class RunningServer:
         """Whether the server has answered for its model."""
         self._engine = engine
         self._reader = engine.log_reader()
+        self._filter = no_client_texts()
         self._steps: list[Step] = []
         self._log: ServerLog = open_log(log_file)
         try:
             for file, text in spec.files.items():
                 _write(file, text)
             if spec.memory is not None:
-                self._log.write(f"memory bound: {in_gib(spec.memory.bytes)} ({spec.memory.reason})")
+                self._log.note(f"memory bound: {in_gib(spec.memory.bytes)} ({spec.memory.reason})")
             self._process = _process(spec, self.write_line)
         except OSError as error:
             self._log.close()
@@ -81,7 +83,8 @@ class RunningServer:
 
     def write_line(self, line: str) -> None:
         """Write a line to the log. Called in a thread, where nothing may fail: `take_steps` passes on what it says."""
-        self._log.write(line)
+        if (written := self._filter(line)) is not None:
+            self._log.write(written)
         if step := self._reader.feed(line):
             self._steps.append(step)
 

@@ -22,7 +22,10 @@ TAIL_LINES = 2000
 
 
 class ServerLog(RotatingFileHandler):
-    """Appends lines to a file that begins empty; the files of earlier starts are kept."""
+    """Appends lines to a file that begins empty; the files of earlier starts are kept.
+
+    A file that was deleted is opened again. One that cannot be written ends nothing: the lines are still in `tail`.
+    """
 
     def __init__(self, file: Path, *, delay: bool = False) -> None:
         """Open the file; with `delay`, only when a line comes, and with each line again until it can be opened."""
@@ -39,10 +42,24 @@ class ServerLog(RotatingFileHandler):
         self.tail.append(line)
         self.handle(makeLogRecord({"msg": line}))
 
+    def note(self, line: str) -> None:
+        """Append a line of llmdeploy's own: it says nothing about the server's end."""
+        self.handle(makeLogRecord({"msg": line}))
+
     def emit(self, record: LogRecord) -> None:
         """Write a line unless the log was closed: another server may write to the file by then."""
         if not self._over:
+            with suppress(OSError, ValueError):
+                if self.stream is not None and self._is_gone(self.stream.fileno()):
+                    gone, self.stream = self.stream, None  # it is opened again
+                    gone.close()
             super().emit(record)
+
+    def _is_gone(self, descriptor: int) -> bool:
+        try:
+            return not os.path.samestat(os.fstat(descriptor), os.stat(self.baseFilename))
+        except OSError:
+            return True
 
     def close(self) -> None:
         self._over = True

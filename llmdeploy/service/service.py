@@ -16,7 +16,7 @@ from llmdeploy.address import local_url
 from llmdeploy.config import api_key
 from llmdeploy.errors import LlmdeployError, PortInUse
 from llmdeploy.gateway.gateway import Gateway, Limits
-from llmdeploy.service import descriptors, signals, state
+from llmdeploy.service import descriptors, service_log, signals, state
 from llmdeploy.service.cleanup import end_leftover
 from llmdeploy.service.control_api import ControlApi
 from llmdeploy.service.events import Public
@@ -56,8 +56,14 @@ def serve(order: Order, listener: ServiceListener) -> None:
     api_key.require(order.settings.host, key, order.settings.gateway.origins)
 
     async def run() -> None:
-        await Service(order, listener, key).run()
+        watch = asyncio.ensure_future(log.watch()) if log is not None else None
+        try:
+            await Service(order, listener, key).run()
+        finally:
+            if watch is not None:
+                watch.cancel()
 
+    log = service_log.install()
     with signals.interrupting(), state.lock():
         end_leftover(state.observe())
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:

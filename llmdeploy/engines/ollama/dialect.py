@@ -46,14 +46,23 @@ def _is_same(changed: Body, request: Body) -> bool:
 def _choose(changed: dict[str, Any], choice: Any) -> None:
     """Translate `tool_choice`, which Ollama ignores: `none` removes the tools, a function removes all others."""
     tools = changed.get("tools") or []
-    if isinstance(choice, dict):
-        name = choice.get("function", {}).get("name")
-        changed["tools"] = [tool for tool in tools if tool.get("function", {}).get("name") == name]
+    if isinstance(choice, dict) and isinstance(tools, list):
+        name = _at(choice, "function", "name")
+        changed["tools"] = [tool for tool in tools if _at(tool, "function", "name") == name]
     elif choice == "none":
         changed.pop("tools", None)
 
 
+def _at(value: Any, *names: str) -> Any:
+    """Return the value below these names; None if any of them is missing or not in an object."""
+    for name in names:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
 def _message(message: Any) -> Any:
+    if not isinstance(message, dict):
+        return message
     content = message.get("content")
     if content is None and not message.get("tool_calls"):
         return {**message, "content": ""}  # a message of the assistant may have no content
@@ -63,8 +72,8 @@ def _message(message: Any) -> Any:
 
 
 def _is_renamed(part: Any) -> bool:
-    url = part.get("image_url", {}).get("url", "")
-    return OTHER_IMAGES.match(url) is not None
+    url = _at(part, "image_url", "url")
+    return isinstance(url, str) and OTHER_IMAGES.match(url) is not None
 
 
 def _as_png(part: Any) -> Any:
