@@ -5,6 +5,7 @@ import shlex
 import stat
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -322,6 +323,23 @@ def test_invalid_flags() -> None:
     with pytest.raises(UsageError) as caught:
         config.load({"engines.llamacpp.gpu_layers": -2})
     assert caught.value.message == "`--gpu-layers` must be a whole number from -1 to 9999, not `-2`"
+
+
+def test_dots_in_texts_and_comments_are_not_counted() -> None:
+    dots = "." * 100
+    write(Path("llmdeploy.toml"), f'model = "a{dots}b" # {dots}\n# it\'s {dots}\nengine = "vllm"\n')
+    assert config.load().model == f"a{dots}b"
+
+
+def test_wrong_key_after_a_large_text_is_reported_in_bounded_time() -> None:
+    write(Path("llmdeploy.toml"), f"a = [{'1,' * 400_000}]\n" + "#\n" * 400 + "modell = 1\n")
+    before = time.process_time()
+    with pytest.raises(ConfigError):
+        config.load()
+    write(Path("llmdeploy.toml"), f"#{'x' * 900_000}\n" + "#\n" * 400 + "modell = 1\n")
+    with pytest.raises(ConfigError, match="unknown key `modell`"):
+        config.load()
+    assert time.process_time() - before < 5
 
 
 PERSONAL = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -206,6 +207,28 @@ def test_lock_that_is_not_a_small_file_is_refused_at_once(kind: str) -> None:
     with pytest.raises(ConfigError, match=r"^`llmdeploy\.lock` cannot be read: \w") as error:
         lock.read()
     assert "Errno" not in error.value.message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ".".join("a" * 500_000) + " = 1",
+        "[" + ".".join("a" * 500_000) + "]",
+        "".join("a." * 500 + f"k{at} = 1\n" for at in range(1000)),
+        'x = ["""\n""", {' + ".".join("a" * 500_000) + ' = 1, "b" = 1}]',
+        'x = {"a" = 1, ' + ".".join("a" * 500_000) + ' = 1, "b" = 1}',
+        "x = " + "[" * 1_000_000,
+        "x = " + "{a=" * 300_000,
+        "x = " + "9" * 1_000_000,
+    ],
+    ids=["a key", "a table", "many keys", "a key behind a text of two lines", "a key in a table", *"123"],
+)
+def test_lock_with_a_costly_text_is_refused_in_bounded_time(text: str) -> None:
+    lock.LOCK.write_text(text)
+    before = time.process_time()
+    with pytest.raises(ConfigError, match="cannot be read"):
+        lock.read()
+    assert time.process_time() - before < 2
 
 
 def test_lock_is_not_written_through_a_link(tmp_path: Path) -> None:

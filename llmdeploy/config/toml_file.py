@@ -16,6 +16,10 @@ LARGEST_FILE = 2**20
 """Bytes of a configuration file that are read at most: a device may have no end."""
 LONGEST_SEARCH = 500
 """Lines that `line_of` reads at most: each step parses all lines before it."""
+MOST_PARSED = 2**20
+"""Characters that `line_of` parses at most in all its steps."""
+MOST_DOTS = 16
+"""Dots of a line at most, without those in texts: keys have two."""
 
 
 def read(file: Path, shown: str) -> str | None:
@@ -41,10 +45,9 @@ def read(file: Path, shown: str) -> str | None:
 def parse(text: str, shown: str) -> dict[str, object]:
     """Return the content of a TOML text from the file `shown`. Raises ConfigError."""
     import re
-    import tomllib
 
     try:
-        return tomllib.loads(text)
+        return loads(text)
     except RecursionError:
         raise ConfigError(f"`{shown}` is nested too deeply", "the file needs no arrays inside arrays") from None
     except ValueError as error:  # also what Python says to an integer of thousands of digits
@@ -53,6 +56,23 @@ def parse(text: str, shown: str) -> dict[str, object]:
             reason, place = match[1], f", {match[2]}"
         message = f"`{shown}`{place}: {plain(reason[:1].lower() + reason[1:])}"
         raise ConfigError(message, "the file is TOML: `key = value` lines, texts in double quotes") from None
+
+
+def loads(text: str) -> dict[str, object]:
+    """Return the content of a TOML text. Raises ValueError and RecursionError.
+
+    The time that the parser takes for a dotted key grows with the square of its parts, so their number is bounded.
+    """
+    import re
+    import tomllib
+
+    # Where texts span lines, a quote in a line tells nothing: there, dots in texts count too.
+    spans = '"""' in text or "'''" in text
+    quoted = re.compile(r"(?!)" if spans else r""""[^"\\]*(?:\\.[^"\\]*)*"|'[^']*'""")
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.count(".") > MOST_DOTS and quoted.sub("", line).partition("#")[0].count(".") > MOST_DOTS:
+            raise ValueError(f"too many dots in a key (at line {number}, column 1)")
+    return tomllib.loads(text)
 
 
 def line_of(text: str, words: Words) -> int | None:
@@ -64,10 +84,13 @@ def line_of(text: str, words: Words) -> int | None:
     import tomllib
 
     lines = text.replace("\r\n", "\n").split("\n")
-    complete = 0
+    complete = parsed = 0
     for count in range(1, min(len(lines), LONGEST_SEARCH) + 1):
+        start = "\n".join(lines[:count])
+        if (parsed := parsed + len(start)) > MOST_PARSED:
+            return None
         try:
-            found: object = tomllib.loads("\n".join(lines[:count]))
+            found: object = tomllib.loads(start)
         except (ValueError, RecursionError):
             continue
         for word in words:

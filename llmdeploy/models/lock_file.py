@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterable
 
 import msgspec
 import tomlkit
 
 from llmdeploy.config import ENGINE_NAMES
+from llmdeploy.config.toml_file import loads
 from llmdeploy.errors import UsageError
 from llmdeploy.models.listing_check import COMMIT, LARGEST_BYTES, SHA256
 from llmdeploy.models.reference import HubRepo, OllamaTag
@@ -52,7 +52,7 @@ class Lock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def parse(text: str) -> Lock:
     """Return the content of the file. Raises ValueError for anything but a lock, and RecursionError."""
-    lock = msgspec.convert(tomllib.loads(text), Lock)
+    lock = msgspec.convert(loads(text), Lock)
     for pin in lock.model:
         _require_sound(pin)
     return lock
