@@ -357,3 +357,21 @@ def test_unchanged_lines_are_kept(
 def test_an_edit_is_a_value() -> None:
     edit = Edit(Path("x"), "a\n", "b\n", {"port": None})
     assert diff(edit) == "--- x\n+++ x\n@@ -1 +1 @@\n-a\n+b\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links as POSIX has them")
+def test_file_of_a_folder_is_not_written_through_a_link_out_of_it(tmp_path: Path) -> None:
+    folder, other = tmp_path / "project", tmp_path / "other.toml"
+    folder.mkdir()
+    other.write_text("port = 1\n")
+    link = folder / "llmdeploy.toml"
+    link.symlink_to(other)
+    for act in (lambda: config_edit.set_value("port", "2", link), lambda: config_edit.require_writable(link)):
+        with pytest.raises(ConfigError, match="is a link to `") as error:
+            act()
+        assert error.value.hint == f"`rm {link}`"
+    assert other.read_text() == "port = 1\n"
+    link.unlink()
+    link.symlink_to("beside.toml")
+    config_edit.set_value("port", "2", link)
+    assert (folder / "beside.toml").read_text() == "port = 2\n"

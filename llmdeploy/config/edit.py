@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -88,6 +89,7 @@ def write(edit: Edit) -> Edit:
 
     If the file has changed since the edit was made, the same changes are made to its new content.
     """
+    _require_no_trap(edit.file)
     folder = os.path.dirname(os.path.realpath(edit.file))  # a link stays a link
     try:
         if edit.after != edit.before:
@@ -103,10 +105,19 @@ def write(edit: Edit) -> Edit:
     return edit
 
 
+def _require_no_trap(file: Path) -> None:
+    """Raise ConfigError for the file of a folder that is a link out of it: another file would be changed."""
+    target = os.path.realpath(file)
+    folder = os.path.realpath(os.path.dirname(os.path.abspath(file)))
+    if file.name == paths.PROJECT_CONFIG.name and file.is_symlink() and not target.startswith(folder + os.sep):
+        raise ConfigError(f"`{file}` is a link to `{target}`, which would be changed", f"`rm {shlex.quote(str(file))}`")
+
+
 def require_writable(file: Path) -> None:
     """Raise ConfigError if no file can be written in its folder: `write` would fail too."""
     import tempfile
 
+    _require_no_trap(file)
     try:
         with tempfile.TemporaryFile(dir=_nearest(os.path.dirname(os.path.realpath(file)))) as probe:
             probe.write(b"#")

@@ -11,12 +11,14 @@ import asyncio
 import secrets
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmdeploy import hardware
 from llmdeploy.background import in_thread
 from llmdeploy.engines.base import plan_before_download
 from llmdeploy.models import lock
+from llmdeploy.models.source import commit_of
 from llmdeploy.plan import Plan, Setting
 from llmdeploy.service.events import Download, Fetching, Loaded, Note, OnAnyEvent, Percent, PlanApplied, Planned
 from llmdeploy.service.health import answers_for, healthy, listens, reachable
@@ -26,11 +28,10 @@ from llmdeploy.service.stages import Prepared, Settled
 from llmdeploy.service.starter import POLL, Starter
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from llmdeploy.engines import log_reader
     from llmdeploy.engines.base import Engine, ServerSpec
     from llmdeploy.hardware import Hardware
+    from llmdeploy.models.reference import ModelRef
     from llmdeploy.models.requirements import Requirements
     from llmdeploy.models.weights import Weights
     from llmdeploy.service.order import Order
@@ -148,7 +149,19 @@ class Launch:
 
 def remarks(order: Order, weights: Weights) -> tuple[str, ...]:
     """Return the sentences on where the weights come from, if that is not what the name alone says."""
-    return tuple(filter(None, (weights.reused_from, lock.note(order.model, weights.references(), order.settings))))
+    pinned = lock.note(order.model, weights.references(), order.settings)
+    return tuple(filter(None, (weights.reused_from, pinned, _led_out(order.model, weights))))
+
+
+def _led_out(model: ModelRef, weights: Weights) -> str:
+    """Return the sentence on a file of the user's that is a link out of its folder: the folder may be a stranger's."""
+    if not isinstance(model, Path):
+        return ""
+    for file in weights.local_files():
+        target = file.resolve()
+        if file.is_symlink() and not target.is_relative_to(file.parent.resolve()) and commit_of([file]) is None:
+            return f"`{file}` is a link to `{target}`"
+    return ""
 
 
 def _planned(plan: Plan) -> Planned:
