@@ -140,6 +140,21 @@ async def test_request_that_no_server_could_be_sent_waits_for_the_next_as_often_
 
 
 @on_loops
+async def test_model_that_the_engine_does_not_know_any_more_is_missing_for_the_moment() -> None:
+    async def handler(peer: Peer, asked: EngineRequest) -> None:
+        text = {"message": "model 'm' not found", "type": "not_found_error", "param": None, "code": None}
+        await peer.answer(json.dumps({"error": text}).encode(), "404 Not Found")
+
+    async with world(handler) as it:
+        told: list[bool] = []
+        it.gateway.route.on_missing = lambda: told.append(True)
+        answer = await it.ask(post())
+        assert_refused(answer, 503, "does not have `m` any more")
+        assert "retry-after" in answer.headers
+        assert told == [True]
+
+
+@on_loops
 async def test_load_of_a_server_counts_requests_that_wait_for_it_and_its_pieces() -> None:
     go_on = asyncio.Event()
 

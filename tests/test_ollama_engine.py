@@ -417,6 +417,13 @@ def kept(ollama: Replay, served_name: str = "selftest") -> list[Any]:
 LOAD = {"model": "selftest", "keep_alive": -1, "stream": False}
 
 
+@pytest.mark.parametrize("name", ["selftest", "selftest-that-was-removed"])
+def test_a_model_that_was_removed_is_missed(name: str) -> None:
+    with replay("version", "tags") as ollama:
+        spec = ServerSpec((), ollama.url, "/api/version", served_name=name)
+        assert asyncio.run(at(ollama).daemon.has_model(spec)) == (name == "selftest")
+
+
 def test_a_model_that_is_there_for_good_is_left_alone() -> None:
     with replay("version", "tags", "load_unload") as ollama:
         del ollama.exchanges[-1]

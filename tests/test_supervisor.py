@@ -257,6 +257,61 @@ def test_stopped_server_is_reported_and_so_is_its_continuation(monkeypatch: pyte
     asyncio.run(asyncio.wait_for(serve(), 10))
 
 
+class PlayedDaemon:
+    """A daemon whose model was removed, and is there again once it is loaded."""
+
+    def __init__(self, error: LlmdeployError | None = None) -> None:
+        self.has = False
+        self.error = error
+        self.loaded: list[object] = []
+
+    async def has_model(self, spec: ServerSpec) -> bool:
+        return self.has
+
+    async def keep_loaded(self, spec: ServerSpec) -> None: ...
+
+    async def load(self, spec: ServerSpec, weights: object) -> None:
+        if self.error is not None:
+            raise self.error
+        self.loaded.append((spec, weights))
+        self.has = True
+
+
+def test_model_that_was_removed_from_a_daemon_is_made_again(tmp_path: Path) -> None:
+    events: list[AnyEvent] = []
+    daemon = PlayedDaemon()
+
+    async def serve() -> None:
+        one = make_supervisor(tmp_path, events)
+        one.engine.daemon = cast("Any", daemon)
+        serving = asyncio.ensure_future(one.keep(make_ready()))
+        one.look()  # before the time for the next look: a request was answered that there is no such model
+        while len(events) < 4:
+            await asyncio.sleep(0.01)
+        assert not serving.done()
+        serving.cancel()
+
+    asyncio.run(asyncio.wait_for(serve(), 10))
+    assert daemon.loaded == [(SPEC, "weights")]
+    first, down, again, serving = events
+    assert first == Note("`llamacpp` does not have `selftest` any more; it is made again")
+    assert isinstance(down, Down)
+    assert down.lives
+    assert again == Note("it serves again")
+    assert isinstance(serving, Serving)
+
+
+def test_model_that_is_wholly_gone_from_a_daemon_counts_as_an_end(tmp_path: Path) -> None:
+    async def serve() -> None:
+        one = make_supervisor(tmp_path, [])
+        one.engine.daemon = cast("Any", PlayedDaemon(ModelNotFound("it has no such model")))
+        one.look()
+        await one._serve(make_ready())
+
+    with pytest.raises(ModelNotFound):
+        asyncio.run(asyncio.wait_for(serve(), 10))
+
+
 def test_hanging_server_counts_as_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     signs = PlayedSigns()
     signs.hangs = True

@@ -103,6 +103,10 @@ class Daemon(Protocol):
         """Load the model into the server's memory. May be cancelled."""
         ...
 
+    async def has_model(self, spec: ServerSpec) -> bool:
+        """Return whether the server still has the model under its served name. Raises LlmdeployError."""
+        ...
+
     async def keep_loaded(self, spec: ServerSpec) -> None:
         """Load the model again if it was let go, unless another model has taken the memory."""
         ...

@@ -25,6 +25,9 @@ _EVENT = b"data: {"
 _FAILURE = b'data: {"error"'
 """The start of an error event of the engine. Text of the model cannot look like it: its quotes are escaped."""
 
+_MISSING = b'"code":"model_not_found"'
+"""A part of the answer for an engine that does not know the model. A message cannot look like it, either."""
+
 
 class Mode(Enum):
     """The form in which the body of an answer reaches the client."""
@@ -50,6 +53,9 @@ class Queue(Protocol):
 
     def forget(self, call: Relay) -> None:
         """Drop a request whose client has left."""
+
+    def missing(self) -> None:
+        """Take note that the server does not have the model any more."""
 
     def suspect(self, suspect: Suspect) -> None:
         """Take note of a request whose server ended before its answer was complete."""
@@ -251,6 +257,10 @@ class Relay:
                 status, text = 404, body_of(responses.no_such_route(target.engine, self._head.path), target.engine)
             else:
                 status, text = explained(status, body, target)
+                if status == 404 and _MISSING in text:  # the name was right: it was checked
+                    self._route.missing()
+                    self.refuse(responses.model_missing(target.engine, target.model))
+                    return
         except Exception as error:
             self._host.report(error)
             status, text = 502, body_of(responses.bug(error), target.engine)

@@ -82,6 +82,17 @@ def died(engine: str, id: str) -> Refused:
     )
 
 
+def model_missing(engine: str, model: str) -> Refused:
+    """Return the refusal for the case that somebody has removed the model from the engine."""
+    return Refused(
+        503,
+        f"`{engine}` does not have `{model}` any more; it is made again",
+        type="service_unavailable",
+        code="model_missing",
+        hint="try again in some seconds",
+    )
+
+
 def broke_off(engine: str) -> Refused:
     """Return the refusal for the case that the engine ended in the middle of its answer."""
     return Refused(

@@ -97,6 +97,7 @@ class Route:
         "_releasing",
         "_suspects",
         "_traffic",
+        "on_missing",
         "on_suspects",
         "since",
         "target",
@@ -119,6 +120,8 @@ class Route:
         self._suspects: list[Suspect] = []
         self.on_suspects: Callable[[list[Suspect]], None] | None = None
         """A function that is told which requests a server ended with."""
+        self.on_missing: Callable[[], None] | None = None
+        """A function that is told that the server does not have the model any more."""
         traffic.routes.append(self)
 
     # Where requests go
@@ -213,6 +216,11 @@ class Route:
             self._hold_again([call])
         else:
             self.relay(call)
+
+    def missing(self) -> None:
+        """Take note that the server does not have the model any more."""
+        if self.on_missing is not None:
+            self.on_missing()
 
     def suspect(self, suspect: Suspect) -> None:
         """Take note of a request whose server ended before its answer was complete."""

@@ -79,6 +79,7 @@ class Slot:
         self.route = route
         """The way of its requests through the gateway."""
         route.on_suspects = self._tell_suspects
+        route.on_missing = self._look_for_model
         self.metrics = metrics
         self.emit = emit
         self.is_stopping = False
@@ -163,6 +164,10 @@ class Slot:
         if cut := await self.route.drain(target, seconds):
             requests = "1 request" if cut == 1 else f"{cut} requests"
             self.emit(Note(f"{requests} had not ended after {seconds:g} s: cut"))
+
+    def _look_for_model(self) -> None:
+        """Look whether the engine still has the model: a request was answered that it has not."""
+        self.supervisor.look()
 
     def _load(self) -> Load:
         """Return what the server that serves has to do now."""

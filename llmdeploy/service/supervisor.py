@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from llmdeploy import hardware
 from llmdeploy.background import in_thread
-from llmdeploy.errors import LlmdeployError, ServerDied, StartFailed, as_error
+from llmdeploy.errors import LlmdeployError, ModelNotFound, ServerDied, StartFailed, as_error
 from llmdeploy.gateway.route import NO_LOAD
 from llmdeploy.service import history, placement
 from llmdeploy.service.events import Down, Internal, Note, OnAnyEvent, Public, Serving, Started
@@ -26,7 +26,7 @@ from llmdeploy.service.vital_signs import VitalSigns
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from llmdeploy.engines.base import Engine, ServerSpec
+    from llmdeploy.engines.base import Daemon, Engine
     from llmdeploy.engines.log_reader import Loaded
     from llmdeploy.errors import Remedy
     from llmdeploy.gateway.route import Load
@@ -87,6 +87,8 @@ class Supervisor:
         """The settings that had to be changed, in order."""
         self._emit = emit
         self._load = load
+        self._look = asyncio.Event()
+        """Set when a daemon is to be asked at once for the model."""
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._last: history.Start | None = None
         """The last start like this one."""
@@ -248,12 +250,14 @@ class Supervisor:
         """Watch the server until it ends or hangs. Raises ServerDied."""
         server, ended = ready.server, asyncio.wrap_future(ready.server.exit)
         signs = VitalSigns(ready, self._load, self.order.settings.gateway.stall_timeout)
-        keeping = asyncio.ensure_future(self._keep_loaded(ready.spec))
+        keeping = asyncio.ensure_future(self._keep_loaded(ready))
         away = ""
         try:
             while True:
                 await asyncio.wait({ended}, timeout=min(WATCH, signs.interval))
                 server.raise_if_over()
+                if keeping.done():
+                    keeping.result()
                 await signs.look()
                 if signs.hangs:
                     server.raise_if_over()
@@ -264,12 +268,41 @@ class Supervisor:
         finally:
             keeping.cancel()
 
-    async def _keep_loaded(self, spec: ServerSpec) -> None:
-        """Make sure, for as long as it serves, that the model stays where it was loaded."""
+    def look(self) -> None:
+        """Look now whether a daemon still has the model."""
+        self._look.set()
+
+    async def _keep_loaded(self, ready: Ready) -> None:
+        """Make sure, for as long as it serves, that a daemon has the model, and has it in memory.
+
+        Raises ModelNotFound if the model must be imported again.
+        """
+        is_missing = False
         while (daemon := self.engine.daemon) is not None:
-            await asyncio.sleep(KEEP)
-            with suppress(LlmdeployError):  # the next round tries again; the end of a server is seen elsewhere
-                await daemon.keep_loaded(spec)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._look.wait(), KEEP)
+            self._look.clear()
+            try:
+                is_missing = is_missing or not await daemon.has_model(ready.spec)
+                if is_missing:
+                    await self._make_again(daemon, ready)
+                    is_missing = False
+                else:
+                    await daemon.keep_loaded(ready.spec)
+            except ModelNotFound:
+                raise
+            except LlmdeployError as error:  # the next round tries again; the end of a server is seen elsewhere
+                if is_missing:
+                    self._note(error.message)
+
+    async def _make_again(self, daemon: Daemon, ready: Ready) -> None:
+        """Load a model that somebody has removed from the daemon. Requests wait meanwhile; those that run go on."""
+        reason = f"`{ready.engine.name}` does not have `{ready.spec.served_name}` any more"
+        self._note(f"{reason}; it is made again")
+        self._emit(Down(ServerDied(reason, "`llmdeploy status` tells when it serves again"), lives=True))
+        await daemon.load(ready.spec, ready.prepared.weights)
+        self._note("it serves again")
+        self._emit(Serving(ready))
 
     def _tell_whether_away(self, ready: Ready, away: str) -> None:
         """Tell why a server does not answer at the moment, or that it does: whoever stopped it may continue it."""

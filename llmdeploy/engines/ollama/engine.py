@@ -264,6 +264,15 @@ class OllamaDaemon:
         size = next((one.size for one in daemon.models() if same_name(one.name, spec.model)), 0)
         return Loaded(given, f"{in_gib(found.size)} {state.processor(found, size)}")
 
+    async def has_model(self, spec: ServerSpec) -> bool:
+        import asyncio
+
+        from llmdeploy.engines.ollama.api import Daemon
+        from llmdeploy.engines.ollama.documents import same_name
+
+        models = await asyncio.to_thread(Daemon(spec.base_url).models)
+        return any(same_name(one.name, spec.served_name) for one in models)
+
     async def keep_loaded(self, spec: ServerSpec) -> None:
         import asyncio
 
