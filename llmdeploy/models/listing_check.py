@@ -49,15 +49,17 @@ class Source:
 
     def listing(self, repo: HubRepo, commit: str, files: Iterable[RemoteFile]) -> Listing:
         """Return the listing with these files, whose fields may still be anything. Raises DownloadFailed."""
-        found: list[RemoteFile] = []
+        found: dict[str, RemoteFile] = {}
         for file in files:
             self._require_sound(file)
-            found.append(file)
+            if file.path in found:  # so that a page that comes again and again ends at once
+                raise self.refusal(f"lists `{_shown(file.path)}` twice")
+            found[file.path] = file
             if len(found) > MOST_FILES:
                 raise self.refusal(f"lists more than {MOST_FILES:,} files of `{repo.repo}`")
-        if clash := next(clashes([file.path for file in found]), None):
-            raise self.refusal(f"lists `{_shown(clash)}` twice, or as a file and as a folder")
-        return Listing(repo, commit, tuple(found))
+        if clash := next(clashes(found), None):
+            raise self.refusal(f"lists `{_shown(clash)}` as a file and as a folder")
+        return Listing(repo, commit, tuple(found.values()))
 
     def _require_sound(self, file: RemoteFile) -> None:
         """Raise DownloadFailed unless each field has the form that it must have."""
