@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from llmdeploy import bounded_file
 from llmdeploy.errors import ModelInvalid, ModelNotFound
 from llmdeploy.models import safetensors, source
-from llmdeploy.models.facts import UNKNOWN_LENGTH, ModelFacts
+from llmdeploy.models.facts import LARGEST, LONGEST_NAME, MOST_LAYERS, UNKNOWN_LENGTH, ModelFacts
 from llmdeploy.models.gguf_header import AT_ITS_SOURCE
 from llmdeploy.models.reference import HubFile
 from llmdeploy.models.source import Listing
@@ -19,14 +20,21 @@ from llmdeploy.models.source import Listing
 CONFIG = "config.json"
 STATEFUL = ("linear_attention", "mamba", "conv")
 LAYERS_HEADS_HIDDEN = ("num_hidden_layers", "num_attention_heads", "hidden_size")
-LARGEST = 2**63 - 1
-LARGEST_CONFIG = 16 * 1024**2
+LARGEST_CONFIG = 4 * 1024**2
+"""The most bytes of a config.json: one with the names of 20,000 classes has 1 MB."""
+MOST_FILES = 1000
+"""The most safetensors files of one model: the largest models have some hundred."""
 FEW = 8
 """The most files at a source whose headers are read: each takes two requests."""
 
 
 class Files(Protocol):
     """The files of one model, on this machine or at their source."""
+
+    @property
+    def place(self) -> str:
+        """The path or the address of config.json, for people."""
+        ...
 
     def names(self) -> Sequence[str]: ...
 
@@ -45,6 +53,10 @@ class Folder:
 
     path: Path
 
+    @property
+    def place(self) -> str:
+        return str(self.path / CONFIG)
+
     def names(self) -> Sequence[str]:
         return [file.name for file in self.path.iterdir()] if self.path.is_dir() else []
 
@@ -56,7 +68,7 @@ class Folder:
 
     def _tensor_bytes(self, file: Path) -> int:
         try:
-            with file.open("rb") as stream:
+            with bounded_file.opened(file) as stream:
                 return safetensors.read(str(file), stream).tensor_bytes
         except OSError as error:
             raise _unreadable(str(file), error) from error
@@ -68,6 +80,10 @@ class Repository:
 
     listing: Listing
 
+    @property
+    def place(self) -> str:
+        return self._name(CONFIG)
+
     def names(self) -> Sequence[str]:
         return [file.path for file in self.listing.files]
 
@@ -75,7 +91,10 @@ class Repository:
         if CONFIG not in self.names():
             raise _no_config(str(self.listing.repo), CONFIG)
         with self._open(CONFIG) as file:
-            return _object(self._name(CONFIG), file.read(LARGEST_CONFIG), AT_ITS_SOURCE)
+            if file.seek(0, os.SEEK_END) > LARGEST_CONFIG:
+                raise ModelInvalid(f"`{self.place}` has more than {LARGEST_CONFIG:,} bytes", AT_ITS_SOURCE)
+            file.seek(0)
+            return _object(self.place, file.read(LARGEST_CONFIG), AT_ITS_SOURCE)
 
     def tensor_bytes(self, names: Sequence[str]) -> int:
         """Return the bytes of the tensors: exact, unless there are many files and no total in an index.
@@ -123,31 +142,70 @@ def weights(names: Sequence[str]) -> list[str]:
 def read(files: Files) -> ModelFacts:
     """Read the facts of a model. Raises ModelNotFound, ModelInvalid, and DownloadFailed if the files are remote."""
     config = files.config()
-    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
-    assert isinstance(text, dict)
-    layers, heads, hidden = (_number(text, name) for name in LAYERS_HEADS_HIDDEN)
-    key_value, key, value = _cached_heads(text, heads, hidden)
-    architectures = config.get("architectures")
+    text = config.get("text_config")
+    numbers = _Numbers(files.place, text if isinstance(text, dict) else config)
+    layers, heads, hidden = map(numbers.get, LAYERS_HEADS_HIDDEN)
+    if layers > MOST_LAYERS:
+        raise ModelInvalid(f"`{files.place}` claims {layers} layers", "take another model: this one cannot be right")
+    key_value, key, value = _cached_heads(numbers, heads, hidden)
+    names = weights(files.names())
+    if len(names) > MOST_FILES:
+        hint = "take another model: this one cannot be right"
+        raise ModelInvalid(f"`{files.place}` comes with {len(names)} safetensors files", hint)
     return ModelFacts(
-        architecture=str(architectures[0]) if isinstance(architectures, list) and architectures else "unknown",
-        weights_bytes=files.tensor_bytes(weights(files.names())),
-        kv_heads=_per_layer(text, key_value, min(layers, 100_000)),
+        architecture=_architecture(config),
+        weights_bytes=files.tensor_bytes(names),
+        kv_heads=_per_layer(numbers.table, key_value, layers),
         key_length=key,
         value_length=value,
         embedding_length=hidden,
-        vocabulary_size=_number(text, "vocab_size", 0),
-        context_length=_number(text, "max_position_embeddings", 0) or UNKNOWN_LENGTH,
+        vocabulary_size=numbers.get("vocab_size"),
+        context_length=numbers.get("max_position_embeddings") or UNKNOWN_LENGTH,
         capabilities=("text", "image") if "vision_config" in config else ("text",),
         source="config.json and the safetensors files",
     )
 
 
-def _cached_heads(text: dict[str, Any], heads: int, hidden: int) -> tuple[int, int, int]:
+@dataclass(frozen=True)
+class _Numbers:
+    """The numbers in a config.json."""
+
+    place: str
+    table: dict[str, Any]
+
+    def get(self, name: str, default: int = 0) -> int:
+        """Return the number of that name, or `default` if there is none: some models have a list of numbers there.
+
+        Raises ModelInvalid for a number that is impossible.
+        """
+        value = self.table.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return default
+        if not 0 <= value <= LARGEST or int(value) != value:  # some tools write 4096.0
+            raise ModelInvalid(
+                f"`{self.place}` has `{name}` = `{_shown(value)}`, which no model has",
+                "fetch the file again, or take another model",
+            )
+        return int(value)
+
+
+def _shown(value: float) -> str:
+    """Return a number in short: Python refuses to write an integer of thousands of digits."""
+    return "a very large number" if isinstance(value, int) and abs(value) > LARGEST**2 else str(value)
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    names = config.get("architectures")
+    first = names[0] if isinstance(names, list) and names else None
+    return first if isinstance(first, str) and len(first) <= LONGEST_NAME else "unknown"
+
+
+def _cached_heads(numbers: _Numbers, heads: int, hidden: int) -> tuple[int, int, int]:
     """Return the number of heads that the KV cache has in a layer, and the lengths of a key and a value."""
-    if latent := _number(text, "kv_lora_rank"):  # DeepSeek has one latent vector for all heads
-        return 1, latent + _number(text, "qk_rope_head_dim"), 0
-    length = _number(text, "head_dim", hidden // heads if heads else 0)
-    return _number(text, "num_key_value_heads", heads), length, length
+    if latent := numbers.get("kv_lora_rank"):  # DeepSeek has one latent vector for all heads
+        return 1, latent + numbers.get("qk_rope_head_dim"), 0
+    length = numbers.get("head_dim", hidden // heads if heads else 0)
+    return numbers.get("num_key_value_heads", heads), length, length
 
 
 def _per_layer(text: dict[str, Any], heads: int, layers: int) -> tuple[int, ...]:
@@ -158,21 +216,17 @@ def _per_layer(text: dict[str, Any], heads: int, layers: int) -> tuple[int, ...]
     return tuple(0 if kind in STATEFUL else heads for kind in kinds)
 
 
-def _number(table: dict[str, Any], name: str, default: int = 0) -> int:
-    value = table.get(name)
-    return value if isinstance(value, int) and 0 <= value <= LARGEST else default
-
-
 def is_mlx(config: Path) -> bool:
     """Return whether a config.json is of a model that was quantized for MLX, which other engines cannot load.
 
     MLX writes the size of its groups and the number of bits, and unlike all others no method.
     """
     try:
-        if b'"quantization"' not in config.read_bytes():  # most configurations need not be parsed
+        content = bounded_file.read(config, LARGEST_CONFIG)
+        if b'"quantization"' not in content:  # most configurations need not be parsed
             return False
-        document = json_object(config)
-    except (OSError, ModelInvalid, ModelNotFound):
+        document = _object(str(config), content, "")
+    except (OSError, ModelInvalid):
         return False
     quantization, other = document.get("quantization"), document.get("quantization_config") or {}
     is_own = isinstance(quantization, dict) and {"group_size", "bits"} <= quantization.keys()
@@ -182,7 +236,7 @@ def is_mlx(config: Path) -> bool:
 def json_object(file: Path) -> dict[str, Any]:
     """Read a JSON file of a model. Raises ModelNotFound, ModelInvalid."""
     try:
-        content = file.read_bytes()
+        content = bounded_file.read(file, LARGEST_CONFIG)
     except FileNotFoundError:
         raise _no_config(str(file.parent), file.name) from None
     except OSError as error:
@@ -192,8 +246,8 @@ def json_object(file: Path) -> dict[str, Any]:
 
 def _object(name: str, content: bytes, hint: str) -> dict[str, Any]:
     try:
-        document = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        document = bounded_file.json_value(content)
+    except ValueError as error:
         raise ModelInvalid(f"`{name}` cannot be read: {error}", hint) from error
     if not isinstance(document, dict):
         raise ModelInvalid(f"`{name}` is not a JSON object", hint)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from llmdeploy.models.facts import LARGEST, MOST_LAYERS
 from llmdeploy.models.stores.ollama import full_name
 
 
@@ -139,7 +140,7 @@ def _shape(info: Mapping[str, Any], architecture: str | None, tensors: Any) -> d
 
     def number(key: str) -> int | None:
         value = info.get(f"{architecture}.{key}")
-        return value if isinstance(value, int) else None
+        return value if _is_count(value) else None
 
     layers, embedding = number("block_count"), number("embedding_length")
     heads = _per_layer(info.get(f"{architecture}.attention.head_count"), layers)
@@ -147,6 +148,7 @@ def _shape(info: Mapping[str, Any], architecture: str | None, tensors: Any) -> d
     head = next((count for count in heads if count > 0), None)
     head_size = embedding // head if embedding and head else None
     table = next((tensor["shape"] for tensor in tensors if tensor["name"] == "token_embd.weight"), None)
+    rows = table[-1] if table else None
     return {
         "context_length": number("context_length"),
         "layers": layers,
@@ -155,11 +157,18 @@ def _shape(info: Mapping[str, Any], architecture: str | None, tensors: Any) -> d
         "key_length": number("attention.key_length") or head_size,
         "value_length": number("attention.value_length") or head_size,
         "embedding_length": embedding,
-        "vocabulary_size": number("vocab_size") or (table[-1] if table else None),
+        "vocabulary_size": number("vocab_size") or (rows if _is_count(rows) else None),
     }
 
 
 def _per_layer(value: Any, layers: int | None) -> tuple[int, ...]:
-    if isinstance(value, int) and layers is not None and layers <= 100_000:
+    """Return the numbers of each layer; nothing for numbers that no model has: they come from the model's file."""
+    if _is_count(value) and layers is not None and layers <= MOST_LAYERS:
         return (value,) * layers
-    return tuple(value) if isinstance(value, list) else ()
+    if isinstance(value, list) and len(value) <= MOST_LAYERS and all(map(_is_count, value)):
+        return tuple(value)
+    return ()
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value <= LARGEST

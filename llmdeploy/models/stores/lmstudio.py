@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
+from llmdeploy import bounded_file
 from llmdeploy.models.reference import HubRepo
 from llmdeploy.models.stores.installed import InstalledModel, StoreListing, last_used, walk
 from llmdeploy.models.stores.repository import models_in
@@ -21,7 +22,7 @@ def roots() -> tuple[Path, ...]:
     home = Path.home()
     places = [home / ".lmstudio", home / ".cache" / "lm-studio"]
     with suppress(OSError, UnicodeDecodeError):
-        places.insert(0, Path((home / POINTER).read_text(encoding="utf-8").strip()))
+        places.insert(0, Path(bounded_file.read(home / POINTER).decode().strip()))
     return tuple(dict.fromkeys(place / "models" for place in places if place.is_absolute()))
 
 

@@ -37,6 +37,8 @@ SYSTEM_STORES = ("/usr/share/ollama/.ollama/models", "/var/lib/ollama/models", "
 """Stores of the system service, as Ollama's installer and the distributions set it up."""
 
 
+MOST_STOPS = 100
+"""The most stop texts of a model that are read."""
 LARGEST_MANIFEST = 4 * 2**20
 _DIGEST = re.compile(r"sha256[:-][0-9a-f]{64}")
 
@@ -73,7 +75,8 @@ class Packed:
         found: list[str] = []
         for file in self.files("params"):
             with suppress(OSError, ValueError, AttributeError, TypeError):
-                found += [str(stop) for stop in bounded_file.read_json(file).get("stop") or ()]
+                stops = bounded_file.read_json(file).get("stop") or ()
+                found += [str(stop) for stop in stops[:MOST_STOPS]]
         return tuple(found)
 
 
@@ -92,7 +95,11 @@ def read(store: Path) -> StoreListing:
         return StoreListing()
     except OSError as error:
         return StoreListing(notes=(f"Ollama's store `{store}` cannot be read: {error.strerror}",))
-    models = tuple(_installed(packed) for packed in packages(store))
+    verdicts = _verdicts()
+    known = len(verdicts)
+    models = tuple(_installed(packed, verdicts) for packed in packages(store))
+    if len(verdicts) > known:
+        _save_verdicts(verdicts)
     parts = [file for file in walk(store / "blobs") if "-partial" in file.name]
     size = sum(_allocated(file) for file in parts)
     if not size:
@@ -195,9 +202,10 @@ def _name(store: Path, file: Path) -> str:
     return "/".join([*shown, f"{model}:{tag}"])
 
 
-def _installed(packed: Packed) -> InstalledModel:
+def _installed(packed: Packed, verdicts: dict[str, str | None]) -> InstalledModel:
+    """Return the model as it is listed; a new verdict is added to `verdicts`."""
     files = packed.files()
-    formats, detail = _formats(packed)
+    formats, detail = _formats(packed, verdicts)
     imported = packed.name.startswith(f"{NAMESPACE}/")
     return InstalledModel(
         OllamaTag(packed.name),
@@ -212,12 +220,14 @@ def _installed(packed: Packed) -> InstalledModel:
     )
 
 
-def _formats(packed: Packed) -> tuple[tuple[Format, ...], str]:
+def _formats(packed: Packed, verdicts: dict[str, str | None]) -> tuple[tuple[Format, ...], str]:
     """Return the formats in which the model can be loaded, and the reason if GGUF is not one of them."""
     if not all(is_whole(file) for file in packed.files()):
         return (), "some of its files are missing or may not be read"
     try:
-        why = reason(packed)
+        if packed.digest not in verdicts:
+            verdicts[packed.digest] = _reason(packed)
+        why = verdicts[packed.digest]
     except LlmdeployError as error:
         why = error.message
     return ((OLLAMA,), f"not on llama.cpp: {why}") if why else ((OLLAMA, GGUF), "")
