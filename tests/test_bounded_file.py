@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmdeploy import bounded_file
+from llmdeploy.config import toml_file
 
 needs_posix = pytest.mark.skipif(sys.platform == "win32", reason="pipes and devices of POSIX")
 
@@ -77,3 +78,24 @@ def test_json_is_read_with_bounds(tmp_path: Path) -> None:
     ]:
         with pytest.raises(ValueError, match=reason):
             bounded_file.json_value(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a." * 5000 + "a = 1",
+        "[" + "a." * 5000 + "a]",
+        "\n".join(f"[a.b{number}.c.d.e.f.g.h]" for number in range(20_000)),
+        "a = [" + "1," * 200_000 + "]",
+        "a = [" + "{a=1}," * 50_000 + "]",
+        'a = "' + '\\"' * 200_000 + "." * 700,
+    ],
+)
+def test_toml_that_would_take_long_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="too many values, or keys with too many dots"):
+        toml_file.loads(text)
+
+
+def test_long_toml_is_read() -> None:
+    text = "".join(f'a{number} = "model.language.{number}.gguf"\n' for number in range(5_000))
+    assert len(toml_file.loads(text)) == 5_000
