@@ -8,6 +8,7 @@ from typing import Protocol, cast
 
 from llmdeploy.gateway import api_routes, origins, responses
 from llmdeploy.gateway.auth import Access, denied
+from llmdeploy.gateway.body_size import BodySize
 from llmdeploy.gateway.errors import Refused
 from llmdeploy.gateway.header_cache import ParsedRequest, cached_request
 from llmdeploy.gateway.limits import SMALL_BODY, Limits
@@ -74,6 +75,7 @@ class RequestReader:
         "_framing",
         "_gateway",
         "_payload",
+        "_size",
         "cors",
         "head",
         "in_body",
@@ -106,6 +108,7 @@ class RequestReader:
         self._payload = bytearray()
         self._framing = 0
         """Bytes between the chunks of the body."""
+        self._size: BodySize | None = None
 
     def feed(self, data: bytes) -> None:
         """Add bytes that were received."""
@@ -195,6 +198,8 @@ class RequestReader:
         if head.chunked:
             self._chunks = Chunked()
             self._framing = 0
+        if head.chunked or head.length > SMALL_BODY:
+            self._size = BodySize()
         if head.expects_continue and self._at == len(self.pending):
             connection.transport.write(CONTINUE)
         left = len(self.pending) - self._at
@@ -215,6 +220,13 @@ class RequestReader:
             raise Unread(responses.out_of_memory())
         gateway.buffered = buffered
         self.reserved = size
+
+    def look(self, body: bytearray, end: int, *, is_last: bool) -> None:
+        """Look at what has come of a large body. Raises Unread if it would take long to parse."""
+        assert self._size is not None
+        refused = self._size.look(body, end, is_last=is_last)
+        if refused is not None:
+            raise Unread(refused)
 
     def overdue(self, now: float) -> Refused | None:
         """Return the refusal of a request that comes too slowly. `now` is a time by `monotonic()`."""
@@ -240,6 +252,7 @@ class RequestReader:
         if self._framing > MAX_FRAMING + len(body) // 4:
             raise Unread(responses.malformed(400, "the chunks of the body are too small"))
         self.hold(len(body))
+        self.look(body, len(body), is_last=chunks.done)
         if not chunks.done:
             return None
         self._chunks = None
@@ -296,6 +309,7 @@ class Filling(asyncio.BufferedProtocol):
         self._connection.since = time.monotonic()
         try:
             self._reader.hold(self._filled)
+            self._reader.look(self._body, self._filled, is_last=self._filled == self._length)
         except Unread as unread:
             self._body = bytearray()
             self._connection.reject(unread.refused)
