@@ -19,7 +19,7 @@ _FEWER = "send less in one request"
 
 
 class BodySize:
-    """What was counted of one body."""
+    """The values and the text of one body, as far as it has come."""
 
     __slots__ = ("_at", "_in_text", "_rest", "_text", "_values")
 
