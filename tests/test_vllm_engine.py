@@ -242,6 +242,12 @@ def test_the_command_and_its_file(tmp_path: Path) -> None:
     assert "VLLM_TARGET_DEVICE" not in spec.env
 
 
+def test_nothing_is_fetched_for_a_request(tmp_path: Path) -> None:
+    _, content, spec = started(engine(tmp_path, sources=ENGINE_FLAGS + '\n"--allowed-media-domains"'))
+    assert content["allowed-media-domains"] == ["nothing.is.fetched.invalid"]
+    assert spec.env["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
+
+
 def test_every_setting_goes_into_the_file_under_vllms_own_name(tmp_path: Path) -> None:
     _, content, _ = started(engine(tmp_path, EVERYTHING))
     expected = {name.replace("_", "-"): value for name, value in fit.named(EVERYTHING).items()}

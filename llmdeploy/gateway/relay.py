@@ -133,7 +133,8 @@ class Relay:
         pool.calls.add(self)
         target = pool.target
         try:
-            self._sent = prepare(self._head.path, self._body, target)
+            # One copy of a large body: should it have to be sent again, another server takes this one too.
+            self._body = self._sent = prepare(self._head.path, self._body, target)
         except Refused as refused:
             self.refuse(refused)
             return
