@@ -314,6 +314,24 @@ def test_embeddings_take_texts_and_tokens_alone() -> None:
         assert sent(EMBEDDINGS, input=given)["input"] == given
 
 
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        (CHAT, {"messages": [{"role": "user", "content": "a " * 600_000}]}),
+        (CHAT, {"messages": user({"type": "text", "text": "a " * 600_000})}),
+        (COMPLETIONS, {"prompt": "a " * 600_000}),
+        (EMBEDDINGS, {"input": ["x", "a " * 600_000]}),
+        (MESSAGES, {"system": "a " * 300_000, "messages": user({"type": "text", "text": "a " * 300_000})}),
+        (RESPONSES, {"input": "a " * 600_000}),
+        (RESPONSES, {"input": [{"type": "function_call_output", "call_id": "a", "output": "a " * 600_000}]}),
+    ],
+)
+def test_a_text_far_longer_than_the_context_is_refused(path: str, fields: dict[str, Any]) -> None:
+    error = refused(path, **fields)
+    assert (error.status, error.code, error.hint[:9]) == (400, "context_length_exceeded", "send less")
+    prepare(path, body(path, **fields), replace(TARGET, context=131_072))
+
+
 # --- Images
 
 

@@ -9,7 +9,7 @@ from msgspec import UNSET
 
 from llmdeploy.gateway.constraints import check_arguments
 from llmdeploy.gateway.errors import Refused, cannot, invalid
-from llmdeploy.gateway.failure_rules import SEES_NOT
+from llmdeploy.gateway.failure_rules import CONTEXT, SEES_NOT, SHORTEN
 from llmdeploy.gateway.fields.content import ImageUrl, Media, Message, Part
 from llmdeploy.gateway.image_size import size
 from llmdeploy.gateway.target import Target
@@ -25,6 +25,9 @@ MOST_PIXELS_TOGETHER = 100_000_000
 LONGEST_SIDE = 16_384
 """Pixels."""
 SHRINK = "shrink it to 2048 pixels a side: models see no more"
+
+LONGEST_TOKEN = 128
+"""Characters that one token may stand for: a run of spaces in some vocabularies."""
 
 PART_NEEDS = {"text": "text", "image_url": "image", "input_audio": "audio", "audio_url": "audio", "video_url": "video"}
 """The capability that a model needs for each type of content."""
@@ -69,19 +72,31 @@ class Pictures:
 def check_messages(name: str, messages: list[Message], target: Target) -> None:
     """Check the messages of a chat. Raises Refused."""
     pictures: Pictures | None = None
+    characters = 0
     for at, message in enumerate(messages):
         content = message.content
         if message.tool_calls is not None:
             for number, call in enumerate(message.tool_calls):
                 check_arguments(f"{name}[{at}].tool_calls[{number}].function.arguments", call.function.arguments)
         if isinstance(content, str):
-            continue
-        if isinstance(content, list):
+            characters += len(content)
+        elif isinstance(content, list):
             pictures = pictures or Pictures()
             for number, part in enumerate(content):
+                characters += len(part.text) if isinstance(part.text, str) else 0
                 _check_part(f"{name}[{at}].content[{number}]", part, target, pictures)
         elif message.role != "assistant":
             raise invalid(f"{name}[{at}].content", "is missing")
+    check_length(name, characters, target)
+
+
+def check_length(name: str, characters: int, target: Target) -> None:
+    """Refuse a text that cannot fit: an engine takes minutes and gigabytes to find that out. Raises Refused."""
+    if target.context is not None and characters > target.context * LONGEST_TOKEN:
+        message = (
+            f"the request has {characters:,} characters, and the context of `{target.model}` {target.context} tokens"
+        )
+        raise Refused(400, message, code=CONTEXT, param=name, hint=SHORTEN)
 
 
 def _check_part(place: str, part: Part, target: Target, pictures: Pictures) -> None:

@@ -17,17 +17,19 @@ from llmdeploy.gateway.constraints import (
     check_value,
     given,
 )
-from llmdeploy.gateway.content import Pictures, check_data_url, no_image
+from llmdeploy.gateway.content import Pictures, check_data_url, check_length, no_image
 from llmdeploy.gateway.fields.messages import Block, Messages, ResultPart
 from llmdeploy.gateway.fields.responses import Item, ItemPart, Responses
+from llmdeploy.gateway.target import Target
 
 
-def check_messages(asked: Messages) -> None:
+def check_messages(asked: Messages, target: Target) -> None:
     """Check a request of Anthropic's API. Raises Refused."""
     pictures = Pictures()
-    _check_blocks("system", asked.system, pictures)
+    characters = _check_blocks("system", asked.system, pictures)
     for at, turn in enumerate(asked.messages or ()):
-        _check_blocks(f"messages[{at}].content", turn.content, pictures)
+        characters += _check_blocks(f"messages[{at}].content", turn.content, pictures)
+    check_length("messages", characters, target)
     check_value("chat_template_kwargs", asked.chat_template_kwargs, MOST_TEMPLATE_BYTES)
     schemas = [(f"tools[{at}].input_schema", tool.input_schema) for at, tool in enumerate(asked.tools or ())]
     if asked.output_config is not None and asked.output_config.format is not None:
@@ -37,11 +39,14 @@ def check_messages(asked: Messages) -> None:
     check_schemas([*given(schemas)])
 
 
-def _check_blocks(place: str, blocks: Sequence[Block | ResultPart] | str | None, pictures: Pictures) -> None:
+def _check_blocks(place: str, blocks: Sequence[Block | ResultPart] | str | None, pictures: Pictures) -> int:
+    """Check the content of a turn, and return its length in characters. Raises Refused."""
     if blocks is None or isinstance(blocks, str):
-        return
+        return len(blocks or "")
+    characters = 0
     for at, block in enumerate(blocks):
         here = f"{place}[{at}]"
+        characters += len(block.text or "")
         source = block.source
         if source is not None:
             if source.url is not None or source.type == "url":
@@ -52,16 +57,21 @@ def _check_blocks(place: str, blocks: Sequence[Block | ResultPart] | str | None,
             url = block.image_url if isinstance(block.image_url, str) else block.image_url.url
             pictures.check_url(f"{here}.image_url", url)
         if isinstance(block, Block):
-            _check_blocks(f"{here}.content", block.content, pictures)
+            characters += _check_blocks(f"{here}.content", block.content, pictures)
             check_value(f"{here}.input", block.input, MOST_ARGUMENT_BYTES)
+    return characters
 
 
-def check_responses(asked: Responses) -> None:
+def check_responses(asked: Responses, target: Target) -> None:
     """Check a request of OpenAI's API for responses. Raises Refused."""
     pictures = Pictures()
-    if isinstance(asked.input, list):
+    characters = len(asked.instructions or "")
+    if isinstance(asked.input, str):
+        characters += len(asked.input)
+    elif isinstance(asked.input, list):
         for at, item in enumerate(asked.input):
-            _check_item(f"input[{at}]", item, pictures)
+            characters += _check_item(f"input[{at}]", item, pictures)
+    check_length("input", characters, target)
     check_value("chat_template_kwargs", asked.chat_template_kwargs, MOST_TEMPLATE_BYTES)
     schemas = [(f"tools[{at}].parameters", tool.parameters) for at, tool in enumerate(asked.tools or ())]
     if asked.text is not None and asked.text.format is not None:
@@ -69,13 +79,19 @@ def check_responses(asked: Responses) -> None:
     check_schemas([*given(schemas), *check_structured(asked.structured_outputs)])
 
 
-def _check_item(place: str, item: Item, pictures: Pictures) -> None:
+def _check_item(place: str, item: Item, pictures: Pictures) -> int:
+    """Check an item, and return its length in characters. Raises Refused."""
+    characters = len(item.arguments or "") + len(item.input or "")
     for name in ("content", "output", "summary"):
         parts: Any = getattr(item, name)
         if isinstance(parts, list):
             for at, part in enumerate(parts):
+                characters += len(part.text or "")
                 _check_part(f"{place}.{name}[{at}]", part, pictures)
+        elif isinstance(parts, str):
+            characters += len(parts)
     check_arguments(f"{place}.arguments", item.arguments or "")
+    return characters
 
 
 def _check_part(place: str, part: ItemPart, pictures: Pictures) -> None:

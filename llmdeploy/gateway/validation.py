@@ -22,7 +22,7 @@ from llmdeploy.gateway.constraints import (
     format_schemas,
     given,
 )
-from llmdeploy.gateway.content import check_messages
+from llmdeploy.gateway.content import check_length, check_messages
 from llmdeploy.gateway.errors import Refused, cannot, invalid
 from llmdeploy.gateway.failure_rules import NO_TOOLS
 from llmdeploy.gateway.fields.bounds import Fields
@@ -145,6 +145,7 @@ def _check_tools(asked: Chat, target: Target) -> None:
 def _completion(asked: Completion, target: Target) -> Changes:
     if asked.suffix and "insert" not in target.capabilities:
         raise cannot("suffix", target, "does not support fill-in-the-middle", "insert_not_supported", "leave it out")
+    check_length("prompt", len(asked.prompt), target)
     changes = _check_sampled(COMPLETIONS, asked, target)
     # Of the engines, only llama.cpp knows the newer name for completions.
     most = changes.get("max_completion_tokens", asked.max_completion_tokens)
@@ -187,17 +188,19 @@ def _embedding(asked: Embedding, target: Target) -> Changes:
     if "embedding" not in target.capabilities:
         raise cannot("model", target, "makes no embeddings", "embeddings_not_supported", "serve a model that does")
     check_messages("messages", asked.messages or [], target)
+    texts = [asked.input] if isinstance(asked.input, str) else asked.input or []
+    check_length("input", max((len(it) for it in texts if isinstance(it, str)), default=0), target)
     check_value("chat_template_kwargs", asked.chat_template_kwargs, MOST_TEMPLATE_BYTES)
     return {}
 
 
 def _messages(asked: Messages, target: Target) -> Changes:
-    other_apis.check_messages(asked)
+    other_apis.check_messages(asked, target)
     return {}
 
 
 def _responses(asked: Responses, target: Target) -> Changes:
-    other_apis.check_responses(asked)
+    other_apis.check_responses(asked, target)
     return {}
 
 
