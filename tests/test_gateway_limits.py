@@ -275,6 +275,7 @@ def test_arguments_of_tools_are_not_nested_beyond_a_stack() -> None:
 SECRET = "http://127.0.0.1:1/x"
 
 
+LONG = "a " * 6_500_000
 SOURCE = {"type": "image", "source": {"type": "url", "url": SECRET}}
 LINK = {"url": SECRET}
 
@@ -317,13 +318,16 @@ def test_embeddings_take_texts_and_tokens_alone() -> None:
 @pytest.mark.parametrize(
     ("path", "fields"),
     [
-        (CHAT, {"messages": [{"role": "user", "content": "a " * 600_000}]}),
-        (CHAT, {"messages": user({"type": "text", "text": "a " * 600_000})}),
-        (COMPLETIONS, {"prompt": "a " * 600_000}),
-        (EMBEDDINGS, {"input": ["x", "a " * 600_000]}),
-        (MESSAGES, {"system": "a " * 300_000, "messages": user({"type": "text", "text": "a " * 300_000})}),
-        (RESPONSES, {"input": "a " * 600_000}),
-        (RESPONSES, {"input": [{"type": "function_call_output", "call_id": "a", "output": "a " * 600_000}]}),
+        (CHAT, {"messages": [{"role": "user", "content": LONG}]}),
+        (CHAT, {"messages": user({"type": "text", "text": LONG})}),
+        (COMPLETIONS, {"prompt": LONG}),
+        (EMBEDDINGS, {"input": ["x", LONG]}),
+        (
+            MESSAGES,
+            {"system": LONG[: len(LONG) // 2], "messages": user({"type": "text", "text": LONG[: len(LONG) // 2]})},
+        ),
+        (RESPONSES, {"input": LONG}),
+        (RESPONSES, {"input": [{"type": "function_call_output", "call_id": "a", "output": LONG}]}),
     ],
 )
 def test_a_text_far_longer_than_the_context_is_refused(path: str, fields: dict[str, Any]) -> None:

@@ -28,6 +28,8 @@ SHRINK = "shrink it to 2048 pixels a side: models see no more"
 
 LONGEST_TOKEN = 128
 """Characters that one token may stand for: a run of spaces in some vocabularies."""
+SHORT_TEXT = 12 * 2**20
+"""Characters up to which an engine is left to count the tokens."""
 
 PART_NEEDS = {"text": "text", "image_url": "image", "input_audio": "audio", "audio_url": "audio", "video_url": "video"}
 """The capability that a model needs for each type of content."""
@@ -92,7 +94,7 @@ def check_messages(name: str, messages: list[Message], target: Target) -> None:
 
 def check_length(name: str, characters: int, target: Target) -> None:
     """Refuse a text that cannot fit: an engine takes minutes and gigabytes to find that out. Raises Refused."""
-    if target.context is not None and characters > target.context * LONGEST_TOKEN:
+    if target.context is not None and characters > max(target.context * LONGEST_TOKEN, SHORT_TEXT):
         message = (
             f"the request has {characters:,} characters, and the context of `{target.model}` {target.context} tokens"
         )
