@@ -133,7 +133,7 @@ class Relay:
         pool.calls.add(self)
         target = pool.target
         try:
-            # One copy of a large body: should it have to be sent again, another server takes this one too.
+            # A large body is kept once: if it is sent again, it is sent in this form.
             self._body = self._sent = prepare(self._head.path, self._body, target)
         except Refused as refused:
             self.refuse(refused)
