@@ -39,14 +39,19 @@ def samples(seconds: int = 60, *, every: float = 2.0, **changes: object) -> list
 HANGS = {
     "nothing at all": (samples(), LLAMACPP, False),
     "stopped without a request": (samples(waiting=0, is_stopped=True), LLAMACPP, False),
+    "an engine that is stopped before a worker that asks for work": (
+        samples(counters="7", is_stopped=True, cpu=lambda at: {SERVER: 5.0, CHILD: at}),
+        VLLM,
+        False,
+    ),
     "counters that stand still": (samples(counters="7"), VLLM, True),
     "counters that stood still, and then no answer": (
         samples(counters=lambda at: "7" if at < 30 else None),
         LLAMACPP,
         True,
     ),
-    "an API server that idles before a frozen engine": (
-        samples(counters="7", cpu=lambda at: {SERVER: at * 0.05, CHILD: 5.0}),
+    "an API server and a worker that idle before a frozen engine": (
+        samples(counters="7", cpu=lambda at: {SERVER: at * 0.05, CHILD: at * 0.06}),
         VLLM,
         False,
     ),

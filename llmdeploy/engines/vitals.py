@@ -13,5 +13,7 @@ class Vitals:
     """Beginnings of the lines of `/metrics` that change while it works; empty if it has none."""
     front_cores: float = 0.0
     """CPU cores that the server's own process may use while it only waits for its children; 0 if it works itself."""
+    cores: float = 0.002
+    """CPU cores in use by one process from which on it counts as working: what waits for a slow disk uses that much."""
     gpu_cores: float = 0.002
-    """CPU cores in use from which on a server on a GPU counts as working: some wait for the GPU in a busy loop."""
+    """The same for a server on a GPU: some processes wait for the GPU in a busy loop."""

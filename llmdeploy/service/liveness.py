@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from llmdeploy.engines.vitals import Vitals
 
-LEAST_CORES = 0.002
-"""CPU cores in use from which on a server counts as working: what waits for a slow disk uses more than that."""
 LONGEST_GAP = 10.0
 """Seconds between two samples from which on the time between them does not count: this process did not run either."""
 FEWEST = 5
@@ -60,7 +58,7 @@ def hangs(samples: Sequence[Sample], limit: float, body: Body) -> bool:
         and all(after.at - before.at <= max(LONGEST_GAP, limit / 4) for before, after in pairwise(window))
         and window[0].received == last.received
         and len({sample.counters for sample in window if sample.counters is not None}) <= 1
-        and not _computes(window, body)
+        and (all(sample.is_stopped for sample in window) or not _computes(window, body))
     )
 
 
@@ -71,13 +69,10 @@ def _computes(window: Sequence[Sample], body: Body) -> bool:
         return True  # it has started processes: a compiler, or a model's own
     seconds = last.at - first.at
     used = {pid: time - first.cpu[pid] for pid, time in last.cpu.items()}
-    vitals, work = body.vitals, sum(used.values())
-    if vitals.front_cores:
-        front = used.get(body.pid or 0, 0.0)
-        if front >= vitals.front_cores * seconds:
-            return True
-        work -= front
-    return work >= (vitals.gpu_cores if body.on_gpu else LEAST_CORES) * seconds
+    vitals = body.vitals
+    if vitals.front_cores and used.pop(body.pid or 0, 0.0) >= vitals.front_cores * seconds:
+        return True
+    return max(used.values(), default=0.0) >= (vitals.gpu_cores if body.on_gpu else vitals.cores) * seconds
 
 
 def is_stopped(samples: Sequence[Sample]) -> bool:
