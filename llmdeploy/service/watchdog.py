@@ -24,6 +24,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 POSIX = os.name == "posix"
 STACKS = 1024 * 8 * 2**20
@@ -34,6 +35,8 @@ LOOK = 0.2
 """Seconds between two measurements of the group's memory."""
 RESTING = 10
 """Measurements between two searches for new processes and shared memory in the group."""
+DYING = 1.0
+"""Seconds that processes which were killed may take to let go of their shared memory."""
 SHARED = ("/dev/shm/psm_", "/dev/shm/sem.", "/dev/shm/torch_", "/dev/shm/nccl-", "/dev/shm/vllm")
 """The shared memory of vLLM, torch and NCCL."""
 
@@ -158,11 +161,16 @@ def clean(scratch: str) -> None:
     noted: set[str] = set()
     with contextlib.suppress(OSError, ValueError), open(os.path.join(scratch, "shared-memory")) as file:
         noted = {path for path in file.read().split("\n") if path.startswith(SHARED) and os.path.exists(path)}
-    if noted:
-        noted -= set().union(*(_shared(name) for name in os.listdir("/proc") if name.isdecimal()))
-    for path in noted:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
+    deadline = time.monotonic() + DYING
+    while noted:
+        used = set().union(*(_shared(name) for name in os.listdir("/proc") if name.isdecimal()))
+        for path in noted - used:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        noted &= used
+        if time.monotonic() > deadline:
+            break
+        time.sleep(LOOK / 4)  # a process that was killed needs a moment to end
     shutil.rmtree(scratch, ignore_errors=True)
 
 
