@@ -39,6 +39,8 @@ int clock_gettime(clockid_t clock, struct timespec *now) {
 """
 """A library that moves the clock of the processes that load it: the machine's own clock belongs to others too."""
 
+STALL = 5
+"""Seconds after which a frozen server is started again."""
 STOPPED = (0.3, 4.0)
 """Seconds that a process is stopped for: less than after which a frozen server is started again."""
 
@@ -71,6 +73,7 @@ class Faulty:
         self.memory.mkdir()
         if self.has_disk:  # who may mount one may mount the other
             self.world.memory = self.memory
+        self.world.environment["LLMDEPLOY_GATEWAY_STALL_TIMEOUT"] = str(STALL)
         self._jump = folder / "jump"
         self.has_clock = self._load_clock(folder)
 
@@ -208,7 +211,10 @@ def _no_descriptors(it: Faulty, stack: ExitStack) -> None:
     stack.enter_context(it.limited(psutil.RLIMIT_NOFILE, lambda process: process.num_fds()))
 
 
+FROZEN = "an engine that stays stopped"
+
 BLOWS: dict[str, Fault] = {
+    FROZEN: _signal("engine", signal.SIGSTOP),
     "kill -9 of the engine": _signal("engine", signal.SIGKILL),
     "kill of the engine": _signal("engine", signal.SIGTERM),
     "kill -9 of the watchdog": _signal("watchdog", signal.SIGKILL),

@@ -20,6 +20,7 @@ LONGEST_FIRST = (
     "tests/test_switch.py",
     "tests/test_bad_input.py",
     "tests/test_failures.py",
+    "tests/test_faults.py",
     "tests/test_readme.py",
     "tests/test_package.py",
     "tests/test_gateway_connections.py",

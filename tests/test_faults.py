@@ -23,7 +23,7 @@ import pytest
 
 from llmdeploy.service import state
 from tests.conftest import BUSY, copy_selftest
-from tests.faults import BLOWS, CONDITIONS, STOPPED, Faulty
+from tests.faults import BLOWS, CONDITIONS, FROZEN, STOPPED, Faulty
 from tests.load import Load
 
 SECONDS = 40.0
@@ -177,6 +177,8 @@ def one_fault(faulty: Faulty, model: str, watch: StatusWatch) -> str:
     world, choose = faulty.world, faulty.random
     moment = choose.choice(["serve", "switch", "load", "load", "stop"])
     name = choose.choice(list(BLOWS))
+    if name == FROZEN:
+        moment = "load"  # a start has a deadline of its own, which is later
     condition = choose.choice(["", *CONDITIONS])
     done = f"{name} {f'and {condition} ' if condition else ''}during {moment}"
     print(done, flush=True)
