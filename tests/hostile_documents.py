@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import struct
@@ -83,7 +84,7 @@ def mutated_value(choice: random.Random, value: Any) -> Any:
         at = choice.randrange(len(value))
         value[at] = mutated_value(choice, value[at])
         return value
-    return choice.choice(VALUES) if choice.random() < 0.95 else ["x"] * choice.choice([100, 20_000])
+    return copy.deepcopy(choice.choice(VALUES)) if choice.random() < 0.95 else ["x"] * choice.choice([100, 20_000])
 
 
 def _heavy(choice: random.Random) -> bytes:

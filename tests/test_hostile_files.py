@@ -17,7 +17,7 @@ SECONDS = 1
 """The longest time of one file."""
 MIB = 200
 """The most memory of one file."""
-FILES = 1000
+FILES = 700
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the memory of one file is measured as Linux tells it")
@@ -34,5 +34,6 @@ def test_hostile_files_are_read_soon_and_with_little_memory() -> None:
     assert sum(result["files"] for result in results.values()) == FILES
     for kind, result in results.items():
         assert not result["bugs"], (kind, result)
-        assert result["seconds"] < SECONDS * BUSY, (kind, result)
+        assert result["seconds"] < SECONDS * 2, (kind, result)  # a busy processor is slower too
+        assert result["waited"] < SECONDS * 5 * BUSY, (kind, result)
         assert result["mib"] < MIB, (kind, result)
