@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from tests.gateway_world import (
     CHAT,
@@ -69,6 +70,21 @@ async def test_a_stream_is_relayed_piece_by_piece() -> None:
             b"",
         ]
         await until(lambda: it.gateway.traffic.in_flight().total() == 0)
+
+
+@on_loops
+async def test_connection_that_a_server_closes_after_a_stream_is_not_used_again() -> None:
+    async def handler(peer: Peer, asked: EngineRequest) -> None:
+        await peer.begin_stream()
+        await peer.write(chunked(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+
+    async with world(handler) as it:
+        closing = replace(it.target, closes_streams=True)
+        it.gateway.route.point(closing)
+        app = await it.app()
+        for count in (1, 2, 3):
+            assert (await app.ask(post(1))).whole
+            assert len(it.engine.peers) == count
 
 
 @on_loops

@@ -124,6 +124,8 @@ class Engine(ABC):
     """The formats that it runs, the preferred one first."""
     side_by_side: ClassVar[bool] = True
     """Whether two servers of it can run at the same time; not if both share one daemon or one store."""
+    closes_streams: ClassVar[bool] = False
+    """Whether its server closes a connection after a chunked answer without having announced it."""
     unsupported: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
     """Fields of a request, by route, that it would ignore or answer in a form of its own: they are refused."""
     vitals: ClassVar[Vitals] = Vitals()

@@ -29,6 +29,8 @@ class Target:
     """
     lacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Names of the fields, by route, that the engine would ignore or answer in a form of its own."""
+    closes_streams: bool = False
+    """Whether the server closes a connection after a chunked answer without having announced it."""
     tls: bool = False
     """Whether the server is reached over TLS."""
     key: str = field(default="", repr=False)

@@ -179,7 +179,10 @@ class Upstream(asyncio.Protocol):
         self._call = self._response = self._body = None
         self.resume()
         is_sent = not self.transport.get_write_buffer_size()
-        if response is not None and response.keep_alive and is_sent and not has_more and not self.closing:
+        keeps = response is not None and response.keep_alive
+        if response is not None and response.chunked and self.pool.target.closes_streams:
+            keeps = False
+        if keeps and is_sent and not has_more and not self.closing:
             self.pool.give_back(self)
         else:
             self.drop()

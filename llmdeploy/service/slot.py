@@ -309,6 +309,7 @@ def target_of(ready: Ready) -> Target:
         context=ready.plan.context.value,
         adapt=ready.spec.adapt,
         lacks=ready.engine.unsupported,
+        closes_streams=ready.engine.closes_streams,
         tls=url.scheme == "https",
         key=ready.spec.key,
         prefix=url.path,

@@ -74,6 +74,7 @@ class Program:
 class LlamaCpp(Engine):
     name = "llamacpp"
     formats = (GGUF,)
+    closes_streams = True
     # It decodes a whole batch before it answers for its counters. One thread waits for a GPU in a loop; more compute.
     vitals = Vitals(
         ("llamacpp:n_decode_total", "llamacpp:prompt_tokens_total", "llamacpp:tokens_predicted_total"), gpu_cores=1.5
