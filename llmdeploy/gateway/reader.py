@@ -174,9 +174,8 @@ class RequestReader:
                 gateway.note_denial(self._connection)
             return refused
         path = head.path
-        if path not in api_routes.RELAYED or head.method != "POST":
-            if parsed.is_preflight and not path.startswith(api_routes.CONTROL):
-                return None
+        is_answered = head.method == "POST" and path in api_routes.RELAYED
+        if not is_answered and (not parsed.is_preflight or path.startswith(api_routes.CONTROL)):
             refused = api_routes.refused(head.method, path, has_control=gateway.has_control)
             if refused is not None:
                 return refused
@@ -186,8 +185,9 @@ class RequestReader:
 
     @property
     def _most(self) -> int:
-        """The largest body of the request, in bytes."""
-        is_relayed = self.head is not None and self.head.path in api_routes.RELAYED
+        """The largest body of the request, in bytes. A preflight needs no key, whatever its path."""
+        head = self.head
+        is_relayed = head is not None and head.method == "POST" and head.path in api_routes.RELAYED
         return self._gateway.limits.body if is_relayed else SMALL_BODY
 
     def _expect_body(self, head: Request) -> bool:
