@@ -13,6 +13,10 @@ import httptools
 
 MAX_HEAD = 64 * 1024
 """Bytes of the longest head that is accepted."""
+MAX_LINE = 8000
+"""Bytes of the longest line of a request's head that is accepted. llama.cpp takes 8,192."""
+MAX_FIELDS = 90
+"""Headers of a request that are accepted. llama.cpp takes 100, and the gateway adds some."""
 END_OF_HEAD = b"\r\n\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
@@ -139,6 +143,10 @@ def parse_request(head: bytes) -> Request:
         raise BadFraming("the request line is not valid HTTP/1.1")
     fields = _fields(httptools.HttpRequestParser, head)
     _require_single(fields)
+    if len(fields) > MAX_FIELDS:
+        raise BadFraming(f"the head has more than {MAX_FIELDS} headers", 431)
+    if len(head) > MAX_LINE and any(len(it) > MAX_LINE for it in head.split(b"\r\n")):
+        raise BadFraming(f"a line of the head is longer than {MAX_LINE} bytes", 431)
     framing = _framing(fields)
     method, target, is_1_1 = line[1].decode(), line[2], line[3] == b"1"
     host = framing.host

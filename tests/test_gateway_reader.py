@@ -129,15 +129,16 @@ async def test_bodies_count_as_far_as_they_have_come() -> None:
 
 @on_loops
 async def test_incomplete_heads_count_as_well() -> None:
+    lines = f"A: {'b' * 7_500}\r\n" * 8
     async with world(limits=Limits(buffered=200_000)) as it:
         first, second = await it.app(), await it.app()
-        await first.send(f"{OK}A: {'b' * 60_000}".encode())
+        await first.send(f"{OK}{lines}".encode())
         await until(lambda: it.gateway.buffered > 60_000)
-        await second.send(f"{OK}A: {'b' * 60_000}".encode())
+        await second.send(f"{OK}{lines}".encode())
         assert_refused(await second.answer(), 503, "memory")
         text = b'{"model":"m","messages":[{"role":"user","content":"%b"}],"user":"a"}' % (b"a" * 100_000)
         assert (await it.ask(post(body=text))).document == {"tag": "a"}, "half of the memory is for bodies"
-        await first.send(b"\r\n\r\n")
+        await first.send(b"\r\n")
         assert (await first.answer()).status == 200
         assert it.gateway.buffered == 0
 
@@ -348,7 +349,21 @@ async def test_a_head_that_is_too_long_is_refused() -> None:
             await app.send(request)
             assert (await app.answer()).status in (400, 431)
             assert await app.is_closed()
-        assert (await it.ask(f"{OK}A: {'b' * 60_000}\r\n\r\n".encode())).status == 200
+        line = f"A: {'b' * 7_900}\r\n"
+        assert (await it.ask(f"{OK}{line * 8}\r\n".encode())).status == 200
+
+
+@on_loops
+async def test_a_head_that_an_engine_does_not_take_is_refused() -> None:
+    async with world() as it:
+        for request in (
+            post(headers=f"A: {'b' * 8_000}\r\n"),
+            post(headers="A: b\r\n" * 91),
+            post(path=f"{CHAT}?{'a' * 8_000}"),
+        ):
+            assert_refused(await it.ask(request), 431)
+        assert (await it.ask(post("a", headers=f"A: {'b' * 7_900}\r\n" + "B: c\r\n" * 80))).status == 200
+        assert len(it.engine.asked) == 1
 
 
 @on_loops

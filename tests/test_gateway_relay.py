@@ -22,7 +22,7 @@ from tests.gateway_world import (
 @on_loops
 async def test_a_request_and_its_answer_are_relayed() -> None:
     async with world() as it:
-        answer = await it.ask(post("a", headers="X-Request-Id: 7\r\nContent-Type: text/plain\r\n"))
+        answer = await it.ask(post("a", headers="X-Request-Id: 7\r\nContent-Type: text/plain\r\nCookie: a=b\r\n"))
         assert (answer.status, answer.document) == (200, {"tag": "a"})
         assert answer.headers["x-llmdeploy-engine"] == "llamacpp"
         (asked,) = it.engine.asked
@@ -30,6 +30,7 @@ async def test_a_request_and_its_answer_are_relayed() -> None:
         assert asked.headers["host"] == f"127.0.0.1:{it.target.port}"
         assert asked.headers["x-request-id"] == "7"
         assert asked.headers["content-type"] == "application/json", "whatever the client calls it"
+        assert "cookie" not in asked.headers, "a browser sends those of all services of this machine"
 
 
 @on_loops

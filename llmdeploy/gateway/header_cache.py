@@ -11,9 +11,10 @@ from llmdeploy.http1 import HOP_BY_HOP, Request, Response, lines, parse_request,
 MAX_CACHED = 2048
 """Bytes of the longest head that is cached, so that the cache stays small."""
 
-# The engine must not compress its answer, because its stream is read here, nor see the gateway's key and the origin.
+# The engine must not compress its answer, because its stream is read here, nor see the gateway's key, the origin, and
+# the cookies, which a browser sends to every port of this machine.
 _NOT_SENT = HOP_BY_HOP | frozenset(
-    b"host content-length content-type expect authorization x-api-key origin accept-encoding".split()
+    b"host content-length content-type expect authorization x-api-key origin cookie accept-encoding".split()
 )
 _CORS = b"allow-origin allow-credentials allow-headers allow-methods expose-headers max-age".split()
 _NOT_ANSWERED = HOP_BY_HOP | frozenset([b"content-length", *(b"access-control-" + name for name in _CORS)])
