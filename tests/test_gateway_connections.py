@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 import time
 from unittest.mock import patch
+
+import pytest
 
 from llmdeploy.gateway.client_state import Untaken
 from llmdeploy.gateway.downstream import MOST_AT_ONCE
 from llmdeploy.gateway.gateway import Limits
+from llmdeploy.gateway.turns import Turns
 from llmdeploy.gateway.upstream import Upstream, _poll_of
 from tests.gateway_world import (
     EngineRequest,
@@ -77,6 +81,11 @@ async def test_many_pipelined_requests_are_all_answered() -> None:
 
 @on_loops
 async def test_many_pipelined_requests_leave_other_connections_their_turn() -> None:
+    with patch("llmdeploy.gateway.turns.SECONDS", 0):
+        await leave_a_turn()
+
+
+async def leave_a_turn() -> None:
     async with world() as it:
         many, one = await it.app(), await it.app()
         turns = 0
@@ -94,6 +103,48 @@ async def test_many_pipelined_requests_leave_other_connections_their_turn() -> N
             assert (await many.answer()).status == 200
         assert turns > 10
         assert (await many.ask(post("a"))).document == {"tag": "a"}
+
+
+@on_loops
+async def test_connections_with_many_requests_share_a_part_of_each_turn() -> None:
+    turns, done, loop = Turns(), list[str](), asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, __: done.append("failed"))
+
+    class Many:
+        def __init__(self, name: str, number: int) -> None:
+            self.name, self.left = name, number
+
+        def go_on(self) -> None:
+            done.append(self.name)
+            self.left -= 1
+            if self.left < 0:
+                raise ValueError
+            if self.left:
+                turns.add(self)
+
+    def turn() -> None:
+        done.append("|")
+        if len(done) < 20:
+            loop.call_soon(turn)
+
+    with patch("llmdeploy.gateway.turns.SECONDS", 0):
+        for one in (Many("a", 3), Many("b", 2), Many("c", 0)):
+            turns.add(one)
+        loop.call_soon(turn)
+        await until(lambda: len(done) >= 20)
+    assert "".join(done).rstrip("|") == "a|b|cfailed|a|b|a"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a client that waits from one that has left")
+@on_loops
+async def test_many_requests_before_a_half_close_are_all_answered() -> None:
+    async with world() as it:
+        app = await it.app()
+        app.writer.write(get("/health") * 5 * MOST_AT_ONCE)
+        app.writer.write_eof()
+        for _ in range(5 * MOST_AT_ONCE):
+            assert (await app.answer()).status == 200
+        assert await app.is_closed()
 
 
 @on_loops

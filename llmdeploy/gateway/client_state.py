@@ -1,8 +1,14 @@
-"""The state of a client's connection, and the bytes that its client has not taken yet."""
+"""The state of a client's connection, the bytes that its client has not taken yet, and its end by a reset."""
 
 from __future__ import annotations
 
+import asyncio
+import socket
+import struct
+import sys
 from enum import Enum
+
+_NO_LINGER = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 
 class State(Enum):
@@ -37,3 +43,9 @@ class Untaken:
     def took_some(self) -> None:
         """Take note that the client has taken some of the bytes."""
         self._size = 0
+
+
+def end_by_reset(transport: asyncio.Transport) -> None:
+    """End a connection so that the client sees an error: a normal end could look like the end of an answer."""
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+    transport.abort()

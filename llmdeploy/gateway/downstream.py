@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
-import sys
 import time
 from typing import Any, Protocol, cast
 
@@ -13,13 +10,14 @@ import msgspec
 
 from llmdeploy.address import is_loopback
 from llmdeploy.gateway import api_routes, half_close, responses
-from llmdeploy.gateway.client_state import State, Untaken
+from llmdeploy.gateway.client_state import State, Untaken, end_by_reset
 from llmdeploy.gateway.errors import Refused, body_of
 from llmdeploy.gateway.interfaces import Host, Work
 from llmdeploy.gateway.origins import preflight_headers
 from llmdeploy.gateway.reader import Intake, RequestReader, Unread
 from llmdeploy.gateway.relay import Relay
 from llmdeploy.gateway.route import Route
+from llmdeploy.gateway.turns import Turns
 from llmdeploy.http1 import MAX_HEAD, BadFraming, Request
 
 LINGER_SECONDS = 2.0
@@ -28,10 +26,8 @@ LOOK_SECONDS = 0.05
 """Seconds until a half-closed connection is looked at again: a client that leaves may let it go a little later."""
 FRESH_SECONDS = 1.0
 """Seconds for which a connection without a request does not count as idle: its request may be on its way."""
-MOST_AT_ONCE = 64
+MOST_AT_ONCE = 16
 """Requests of one connection that are answered before other connections have their turn."""
-
-_NO_LINGER = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 _READING, _BUSY, _LINGERING, _CLOSING = State
 _ENDING = (_LINGERING, _CLOSING)
@@ -42,6 +38,7 @@ class Front(Intake, Host, Protocol):
 
     clients: set[Downstream]
     route: Route
+    turns: Turns
 
     def make_room(self, client: Downstream) -> None:
         """Keep the number of connections within its limit now that this one was made."""
@@ -118,7 +115,7 @@ class Downstream(asyncio.Protocol):
 
     def eof_received(self) -> bool | None:
         """Treat a half-closed connection as one of a client that died, unless it is known to wait for its answer."""
-        if self._state is _BUSY and half_close.still_reads(self.transport):
+        if (self._state is _BUSY or self._is_resting) and half_close.still_reads(self.transport):
             self._is_half_closed = True
             asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
             return True
@@ -222,7 +219,7 @@ class Downstream(asyncio.Protocol):
                 self._dispatch(body)
             else:
                 self._is_resting = True
-                asyncio.get_running_loop().call_soon(self._go_on)
+                self._gateway.turns.add(self)
             if reader.pending and self._state is _READING:
                 reader.count_pending()
         except BadFraming as bad:
@@ -237,7 +234,8 @@ class Downstream(asyncio.Protocol):
         if self._is_half_closed and self._state is _READING and not reader.pending:
             self._close()
 
-    def _go_on(self) -> None:
+    def go_on(self) -> None:
+        """Answer the requests that have come meanwhile."""
         self._is_resting = False
         self._advance()
 
@@ -356,9 +354,8 @@ class Downstream(asyncio.Protocol):
         self._work = None
         if reset:
             # An answer without framing ends with its connection, so a normal close would look like a complete answer.
-            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
             self._state = _CLOSING
-            self.transport.abort()
+            end_by_reset(self.transport)
         else:
             self._close()
 

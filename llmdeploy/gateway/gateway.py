@@ -21,6 +21,7 @@ from llmdeploy.gateway.metrics import Metrics
 from llmdeploy.gateway.reader import Connection
 from llmdeploy.gateway.route import Route, Traffic
 from llmdeploy.gateway.target import Target
+from llmdeploy.gateway.turns import Turns
 from llmdeploy.http1 import Request
 
 __all__ = ["Control", "ControlRequest", "Gateway", "Limits", "Metrics", "Target"]
@@ -71,6 +72,7 @@ class Gateway:
         self.traffic = Traffic(limits)
         self.route = Route(self.traffic)
         """The route of the one served model. It takes all requests, whichever model they name."""
+        self.turns = Turns()
         self._tasks: set[asyncio.Task[None]] = set()
         self._servers: list[asyncio.Server] = []
         self._sweeping: asyncio.TimerHandle | None = None
