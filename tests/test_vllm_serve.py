@@ -135,6 +135,7 @@ def test_configuration_file_of_vllm(serving: VllmUser) -> None:
         "kv-cache-memory-bytes": 134_217_728,
         "model": str(SELFTEST / "hf"),
         "served-model-name": "selftest",
+        "allowed-media-domains": ["nothing.is.fetched.invalid"],
         "host": "127.0.0.1",
         "port": urlsplit(serving.record()["server_url"]).port,
     }
