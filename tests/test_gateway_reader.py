@@ -128,18 +128,23 @@ async def test_bodies_count_as_far_as_they_have_come() -> None:
 
 
 @on_loops
-async def test_incomplete_heads_count_as_well() -> None:
+async def test_small_requests_have_room_when_large_ones_have_none() -> None:
     lines = f"A: {'b' * 7_500}\r\n" * 8
-    async with world(limits=Limits(buffered=200_000)) as it:
-        first, second = await it.app(), await it.app()
-        await first.send(f"{OK}{lines}".encode())
-        await until(lambda: it.gateway.buffered > 60_000)
-        await second.send(f"{OK}{lines}".encode())
-        assert_refused(await second.answer(), 503, "memory")
-        text = b'{"model":"m","messages":[{"role":"user","content":"%b"}],"user":"a"}' % (b"a" * 100_000)
-        assert (await it.ask(post(body=text))).document == {"tag": "a"}, "half of the memory is for bodies"
-        await first.send(b"\r\n")
-        assert (await first.answer()).status == 200
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "a" * 100_000}]}).encode()
+    async with world(limits=Limits(buffered=150_000)) as it:
+        large, small, head = await it.app(), await it.app(), await it.app()
+        await large.send(post(body=body)[:-1])
+        await head.send(f"{OK}{lines}".encode())
+        await until(lambda: it.gateway.buffered > 160_000)
+        assert_refused(await it.ask(post(body=body)), 503, "memory")
+        await small.send(post("a")[:-1])
+        await until(lambda: it.gateway.buffered > 160_050)
+        await small.send(post("a")[-1:])
+        assert (await small.answer()).document == {"tag": "a"}
+        await head.send(b"\r\n")
+        assert (await head.answer()).status == 200
+        await large.send(body[-1:])
+        assert (await large.answer()).status == 200
         assert it.gateway.buffered == 0
 
 

@@ -25,7 +25,7 @@ class Limits:
     body_seconds: float = 300
     """Seconds for the complete body of a request."""
     buffered: int = 2**29
-    """Largest number of bytes of all incomplete requests and request bodies in memory."""
+    """Bytes of all incomplete requests and request bodies in memory from which no request grows beyond a small one."""
     idle_seconds: float = 75
     """Seconds after which a connection without a request is closed."""
     unread_seconds: float = 60

@@ -211,12 +211,12 @@ class RequestReader:
     def hold(self, size: int) -> None:
         """Count so many bytes of the request that have come. Raises Unread if those of all are too many.
 
-        Half of the memory is for bodies of clients that may send them: incomplete heads need no key.
+        A request of which little has come is never refused, or a few large ones could keep out all others: the limit
+        on connections is also one on the memory for these.
         """
         gateway = self._gateway
-        most = gateway.limits.buffered if self.in_body and self.refused is None else gateway.limits.buffered // 2
         buffered = gateway.buffered + size - self.reserved
-        if buffered > most and size > self.reserved:
+        if buffered > gateway.limits.buffered and size > max(self.reserved, SMALL_BODY):
             raise Unread(responses.out_of_memory())
         gateway.buffered = buffered
         self.reserved = size
