@@ -71,7 +71,7 @@ def _rebound(parsed: ParsedRequest, access: Access) -> Refused | None:
     """
     host = parsed.head.host
     if host and not _is_own(host, access.host):
-        text = host.decode(errors="replace")
+        text = host.decode(errors="replace")[:200]
         # A page that got here by DNS rebinding can read this answer, so it names no folder of the user.
         hint = f"open the gateway to other names with an API key: `{MAKE_KEY}`, {RESTART}"
         return Refused(403, f"`{text}` is not this gateway's name", type="permission_error", code="host", hint=hint)
