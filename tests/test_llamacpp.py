@@ -99,7 +99,7 @@ def test_the_command_line(weights: str, mmproj: str | None, wished: Plan, words:
         *words,
         *("--host", "127.0.0.1", "--port", "1234", "--alias", alias, "--metrics"),
     )
-    assert spec.env == {"LLAMA_ARG_CACHE_RAM": "512", "GGML_NO_BACKTRACE": "1"}
+    assert spec.env == {"LLAMA_ARG_CACHE_RAM": "512", "LLAMA_ARG_CTX_CHECKPOINTS": "8", "GGML_NO_BACKTRACE": "1"}
     assert (spec.base_url, spec.health_path, spec.served_name) == ("http://127.0.0.1:1234", "/health", alias)
 
 

@@ -39,6 +39,12 @@ VERSION_TIMEOUT = 1.5
 PROMPT_CACHE_BYTES = 512 * MIB
 """Size of llama.cpp's cache of earlier prompts; its own limit of 8 GiB would fill a laptop's memory over time."""
 
+CHECKPOINTS = 8
+"""Copies that each slot keeps of a sliding window or a recurrent state, of 50 to 400 MB in models of today.
+
+llama.cpp keeps 32 by default, which is more memory than the bound of the server leaves for them.
+"""
+
 PHASES = (
     Phase("loading the weights", "loading model"),
     Phase("allocating the KV cache", "initializing, n_slots"),
@@ -168,6 +174,7 @@ class LlamaCpp(Engine):
             memory=memory_bound(plan, on_gpu=self._program.on_gpu),
             env={
                 "LLAMA_ARG_CACHE_RAM": str(PROMPT_CACHE_BYTES // MIB),
+                "LLAMA_ARG_CTX_CHECKPOINTS": str(CHECKPOINTS),
                 "GGML_NO_BACKTRACE": "1",
                 **({"LLAMA_ARG_API_PREFIX": prefix} if prefix else {}),
             },

@@ -36,6 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     params.api_prefix = os.environ.get("LLAMA_ARG_API_PREFIX", "")
     if cache_mib := os.environ.get("LLAMA_ARG_CACHE_RAM"):
         params.cache_ram_mib = int(cache_mib)
+    if checkpoints := os.environ.get("LLAMA_ARG_CTX_CHECKPOINTS"):
+        params.n_ctx_checkpoints = int(checkpoints)
     try:
         server = xllamacpp.Server(params)  # returns when the model is loaded and the port listens
     except RuntimeError as error:
