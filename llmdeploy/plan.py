@@ -26,7 +26,14 @@ RESERVE_BYTES = 512 * MIB
 BOUND_SHARE = 1.5
 """Times the memory of its plan that a server may take: an estimate is not a measurement."""
 BOUND_BYTES = 2 * GIB
-"""Bytes that a server may take in any case beside its share: what it allocates for images and long requests."""
+"""Bytes that a server may take in any case beside its share: what it allocates for long requests."""
+IMAGES_BYTES = GIB
+"""Bytes for each slot of a server that sees images: 100 megapixels in one request, of six bytes each, and a reserve.
+
+llama.cpp also decodes the images of requests that wait for a slot.
+"""
+VISION = "vision"
+"""The part of the memory that a vision projector takes."""
 LEFT_BYTES = GIB
 """Bytes of memory that no server's bound reaches into."""
 MICRO_BATCH = 512
@@ -172,7 +179,7 @@ def _parallels(wishes: Wishes) -> list[Setting[int]]:
 
 
 def _memory(facts: ModelFacts, tokens: int, overhead: tuple[MemoryPart, ...]) -> tuple[MemoryPart, ...]:
-    vision = (MemoryPart("vision", facts.mmproj_bytes, "size of the mmproj file"),) if facts.mmproj_bytes else ()
+    vision = (MemoryPart(VISION, facts.mmproj_bytes, "size of the mmproj file"),) if facts.mmproj_bytes else ()
     return (
         MemoryPart("weights", facts.weights_bytes, facts.source),
         *vision,
@@ -201,8 +208,10 @@ def memory_bound(plan: Plan, *, on_gpu: bool) -> MemoryBound:
     It is the plan's memory and a headroom, and leaves the machine `LEFT_BYTES` of what is free; but it is never less
     than what the plan promises.
     """
-    bound = int(plan.needed_bytes * BOUND_SHARE) + BOUND_BYTES
-    reason = f"{BOUND_SHARE} x the plan's {in_gib(plan.needed_bytes)} and {in_gib(BOUND_BYTES)}"
+    sees_images = any(part.name == VISION for part in plan.memory)
+    headroom = BOUND_BYTES + (plan.parallel.value * IMAGES_BYTES if sees_images else 0)
+    bound = int(plan.needed_bytes * BOUND_SHARE) + headroom
+    reason = f"{BOUND_SHARE} x the plan's {in_gib(plan.needed_bytes)} and {in_gib(headroom)}"
     if plan.available is not None:
         free = plan.available.bytes + RESERVE_BYTES - LEFT_BYTES
         if free < bound:

@@ -7,6 +7,7 @@ import os
 import sys
 import urllib.request
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 
@@ -16,7 +17,19 @@ from hypothesis import strategies as st
 
 from llmdeploy.engines.diagnosis import Exited, over_bound
 from llmdeploy.engines.vllm import fit
-from llmdeploy.plan import BOUND_BYTES, LEFT_BYTES, RESERVE_BYTES, MemoryBound, MemoryPart, Plan, Setting, memory_bound
+from llmdeploy.gateway.content import MOST_PIXELS_TOGETHER
+from llmdeploy.plan import (
+    BOUND_BYTES,
+    IMAGES_BYTES,
+    LEFT_BYTES,
+    RESERVE_BYTES,
+    VISION,
+    MemoryBound,
+    MemoryPart,
+    Plan,
+    Setting,
+    memory_bound,
+)
 from llmdeploy.service import scratch
 from llmdeploy.service.process import identify
 from llmdeploy.service.server_process import Child
@@ -49,6 +62,14 @@ def plan(needed: int, free: int | None) -> Plan:
 )
 def test_bound_is_the_plan_with_headroom_and_leaves_memory(needed: int, free: int | None, expected: int) -> None:
     assert memory_bound(plan(needed, free), on_gpu=False).bytes == expected
+
+
+def test_bound_of_a_server_that_sees_images_has_room_for_large_ones_in_each_slot() -> None:
+    text = plan(4 * GIB, None)
+    sees = replace(text, memory=(*text.memory, MemoryPart(VISION, 0, "")))
+    added = memory_bound(sees, on_gpu=False).bytes - memory_bound(text, on_gpu=False).bytes
+    assert added == sees.parallel.value * IMAGES_BYTES
+    assert IMAGES_BYTES >= 6 * MOST_PIXELS_TOGETHER
 
 
 @given(st.integers(0, 2**42), st.none() | st.integers(0, 2**42))
