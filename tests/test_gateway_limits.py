@@ -16,6 +16,7 @@ from PIL import Image
 
 from llmdeploy.engines.ollama.dialect import adapt
 from llmdeploy.gateway import image_size
+from llmdeploy.gateway.body_size import MOST_VALUES
 from llmdeploy.gateway.errors import Refused
 from llmdeploy.gateway.grammar import grammar_complaint, pattern_complaint
 from llmdeploy.gateway.json_schema import schema_complaint
@@ -123,6 +124,15 @@ def test_each_field_has_bounds(name: str, value: Any) -> None:
     assert (error.status, error.code) == (400, "invalid_value")
     assert (error.param or "").startswith(name)
     assert len(error.message) < 1500
+
+
+def test_many_entries_of_logit_bias_are_refused_quickly() -> None:
+    biases = {str(at): 1 for at in range(MOST_VALUES - 10)}
+    body = json.dumps({"model": "m", "messages": HELLO, "logit_bias": biases}).encode()
+    started = time.thread_time()
+    with pytest.raises(Refused):
+        prepare("/v1/chat/completions", body, TARGET)
+    assert time.thread_time() - started < 0.25  # a pattern, which is matched in Python, takes twice as long
 
 
 # --- Grammars, patterns and schemas

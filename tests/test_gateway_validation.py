@@ -181,7 +181,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"temperature": 2.1}, "temperature", "`temperature` must be a number <= 2.0"),
     ({"top_p": 0}, "top_p", "`top_p` must be a number > 0.0"),
     ({"frequency_penalty": -3}, "frequency_penalty", "`frequency_penalty` must be a number >= -2.0"),
-    ({"logit_bias": {"x": 1}}, "logit_bias", "`logit_bias` must be a string matching regex"),
+    ({"logit_bias": {"x": 1}}, "logit_bias", "`logit_bias` must be an integer, not a string"),
     ({"top_logprobs": 2}, "top_logprobs", '`top_logprobs` needs `"logprobs": true`'),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "`top_logprobs` must be an integer <= 20"),
     ({"response_format": {"type": "yaml"}}, "response_format.type", "`response_format.type`: Invalid enum value"),

@@ -45,7 +45,6 @@ Grammar = Annotated[str, Meta(max_length=65_536)]
 Regex = Annotated[str, Meta(max_length=4096)]
 Choice = Annotated[str, Meta(max_length=4096)]
 Breaker = Annotated[str, Meta(max_length=64)]
-TokenNumber = Annotated[str, Meta(pattern=r"^\d{1,10}$")]
 
 # Lists
 

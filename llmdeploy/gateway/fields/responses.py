@@ -22,7 +22,7 @@ from llmdeploy.gateway.fields.bounds import (
     Share,
     Stop,
     Temperature,
-    TokenNumber,
+    TokenId,
     Weight,
 )
 from llmdeploy.gateway.fields.content import ImageUrl, Media
@@ -124,7 +124,7 @@ class Responses(Fields):
     service_tier: Name | None = None
 
     # vLLM
-    logit_bias: Annotated[dict[TokenNumber, Weight], Meta(max_length=1024)] | None = None
+    logit_bias: Annotated[dict[TokenId, Weight], Meta(max_length=1024)] | None = None
     top_k: Limit | None = None
     min_p: Probability | None = None
     presence_penalty: Penalty | None = None

@@ -20,7 +20,7 @@ from llmdeploy.gateway.fields.bounds import (
     Share,
     Stop,
     Temperature,
-    TokenNumber,
+    TokenId,
     Weight,
 )
 
@@ -56,7 +56,7 @@ class Sampled(Fields):
     top_p: Share | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    logit_bias: Annotated[dict[TokenNumber, Weight], Meta(max_length=1024)] | None = None
+    logit_bias: Annotated[dict[TokenId, Weight], Meta(max_length=1024)] | None = None
     user: Identifier | Seed | None = None
     response_format: ResponseFormat | None = None
 
