@@ -126,6 +126,15 @@ def test_each_field_has_bounds(name: str, value: Any) -> None:
     assert len(error.message) < 1500
 
 
+def test_many_calls_of_tools_are_checked_quickly() -> None:
+    calls = [{"type": "tool_use", "input": {"a": []}}] * 90
+    turns = [{"role": "assistant", "content": calls}] * 600
+    body = json.dumps({"model": "m", "max_tokens": 1, "messages": turns}).encode()
+    started = time.thread_time()
+    prepare("/v1/messages", body, TARGET)
+    assert time.thread_time() - started < 0.4
+
+
 def test_many_entries_of_logit_bias_are_refused_quickly() -> None:
     biases = {str(at): 1 for at in range(MOST_VALUES - 10)}
     body = json.dumps({"model": "m", "messages": HELLO, "logit_bias": biases}).encode()

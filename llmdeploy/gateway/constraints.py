@@ -97,8 +97,9 @@ def check_value(place: str, value: Raw | UnsetType, most_bytes: int) -> None:
     level = [_value(place, content)]
     for _ in range(DEEPEST_VALUE):
         level = [below for it in level for below in _inside(it)]
-    if level:
-        raise invalid(place, f"is nested deeper than {DEEPEST_VALUE} levels", hint="leave out what is not needed")
+        if not level:
+            return
+    raise invalid(place, f"is nested deeper than {DEEPEST_VALUE} levels", hint="leave out what is not needed")
 
 
 def check_arguments(place: str, text: str) -> None:
