@@ -4,7 +4,7 @@
  *   gateway_load streams PORT STREAMS REQUESTS CHUNKS US     prints one JSON document
  *
  * Every chunk carries the CLOCK_MONOTONIC time of its send as @ and 19 digits, so that its delay is exact. The options of
- * a request are read from its body: "stream":true, "max_tokens":CHUNKS, "interval_us":US (0: as fast as it goes).
+ * a request are read from its body: "stream":true, "max_tokens":CHUNKS, "seed":US (the interval, 0: none).
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -158,7 +158,7 @@ static void begin_stream(struct peer *peer) {
     peer->out = STREAM_HEAD;
     peer->out_left = sizeof STREAM_HEAD - 1;
     peer->chunks = number(peer->in, "\"max_tokens\":");
-    peer->interval = number(peer->in, "\"interval_us\":") * 1000;
+    peer->interval = number(peer->in, "\"seed\":") * 1000;
     peer->due = now() + (peer->interval ? random() % peer->interval : 0);
     strcpy(peer->text, chunk_template);
     peer->streams = true;
@@ -338,7 +338,7 @@ static void open_stream(struct stream *stream, int port, long requests) {
 static int streams(int port, long count, long requests, long length, long interval) {
     char body[256];
     sprintf(body,
-            "{\"model\":\"bench\",\"stream\":true,\"max_tokens\":%ld,\"interval_us\":%ld,"
+            "{\"model\":\"bench\",\"stream\":true,\"max_tokens\":%ld,\"seed\":%ld,"
             "\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]}", length, interval);
     sprintf(request, "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: application/json\r\n"
             "Content-Length: %zu\r\n\r\n%s", port, strlen(body), body);

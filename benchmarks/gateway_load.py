@@ -123,7 +123,11 @@ def interrupted(process: subprocess.Popen[bytes], seconds: float) -> bytes:
 
 def abort_seconds(port: int, upstream: Upstream) -> float:
     """Measure the seconds from a client's leaving in mid-stream until the upstream's connection is closed."""
-    wishes = {"stream": True, "max_tokens": 1_000_000, "interval_us": 20_000}
+    wishes = {
+        "stream": True,
+        "max_tokens": 1_000_000,
+        "seed": 20_000,
+    }  # the interval in us, in a field that is passed on
     messages = [{"role": "user", "content": "hi"}]
     body = json.dumps({"model": "bench", **wishes, "messages": messages}, separators=(",", ":"))
     head = f"POST {ROUTE} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"

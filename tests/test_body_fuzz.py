@@ -152,7 +152,7 @@ def test_random_bodies_disturb_nobody(engine: tuple[int, psutil.Process]) -> Non
         assert process.is_running()
         assert process.status() != psutil.STATUS_ZOMBIE, "the engine died"
         assert watch.blocked < MOST_BLOCKED, watch
-        assert watch.others > 3
+        assert watch.others > 0
         assert watch.answers[400] > 10 < watch.answers[200], watch
     except BaseException as error:
         error.add_note(f"LLMDEPLOY_FUZZ_SEED={SEED} {watch}")

@@ -113,6 +113,7 @@ class Elsewhere:
         self.log_reader = lambda: None
         self.resolve = lambda model: SimpleNamespace(
             reused_from="",
+            references=tuple,
             is_present=lambda: False,
             requirements=lambda: need,
             facts=lambda: "facts",

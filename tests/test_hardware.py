@@ -403,14 +403,15 @@ def test_hung_driver_times_out(install: Any, monkeypatch: pytest.MonkeyPatch) ->
     released = threading.Event()
     driver = install(Driver([RTX_4090]))
     monkeypatch.setattr(driver, "nvmlDeviceGetCount", lambda: released.wait(60) and 0, raising=False)
+    before = set(threading.enumerate())
     try:
         found = hardware.detect()
         assert found.gpus == ()
         assert found.gpu_problem == "the NVIDIA driver did not answer within 0.2 s; reboot the machine"
     finally:
-        before = [thread for thread in threading.enumerate() if thread.daemon]
+        ours = set(threading.enumerate()) - before
         released.set()
-        for thread in before:
+        for thread in ours:
             thread.join(5)
 
 

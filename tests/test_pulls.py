@@ -37,7 +37,9 @@ class Engine:
     def resolve(self, model: object, *, reuse: bool) -> Any:
         self.wanted = reuse
         need = Requirements("hf://o/r", self._folder, (self._file,), COMMIT)
-        return SimpleNamespace(reused_from="", requirements=lambda folder: need, facts=lambda: "facts")
+        return SimpleNamespace(
+            reused_from="", references=tuple, requirements=lambda folder: need, facts=lambda: "facts"
+        )
 
     def log_reader(self) -> None: ...
 

@@ -22,7 +22,7 @@ MOST_OPTIONAL = 120
 _BRACES = re.compile(r"\{([^{}]{0,64})\}?")
 _TOKEN = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\]){0,256}\]|\{[^{}]{0,64}\}|.", re.DOTALL)
 _COUNT = re.compile(r"\s*(\d{1,6})?\s*")
-_NUMBER = re.compile(r"\s*[-+]?\d")
+_NUMBER = re.compile(r"[-+]?\d")
 
 
 def grammar_complaint(text: str) -> str | None:
@@ -78,7 +78,7 @@ def pattern_complaint(text: str) -> str | None:
 def _counts(words: str) -> int | None:
     """Return the largest number of repetitions in `{m,n}`, 0 for other braces; None if they are not valid."""
     parts = words.split(",")
-    if not any(map(_NUMBER.match, parts)):
+    if not any(_NUMBER.match(part.lstrip()) for part in parts):
         return 0
     counts = [_COUNT.fullmatch(part) for part in parts]
     if len(parts) > 2 or not all(counts):
