@@ -220,8 +220,9 @@ def test_lock_that_is_not_a_small_file_is_refused_at_once(kind: str) -> None:
         "x = " + "[" * 1_000_000,
         "x = " + "{a=" * 300_000,
         "x = " + "9" * 1_000_000,
+        "version = 0x" + "f" * 6_000,
     ],
-    ids=["a key", "a table", "many keys", "a key behind a text of two lines", "a key in a table", *"123"],
+    ids=["a key", "a table", "many keys", "a key behind a text of two lines", "a key in a table", *"1234"],
 )
 def test_lock_with_a_costly_text_is_refused_in_bounded_time(text: str) -> None:
     lock.LOCK.write_text(text)

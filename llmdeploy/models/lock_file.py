@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Annotated
 
 import msgspec
 import tomlkit
@@ -46,7 +47,8 @@ class Pin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Lock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole content of the file."""
 
-    version: int
+    version: Annotated[int, msgspec.Meta(le=2**31)]
+    """Bounded, because Python refuses to show a number of thousands of digits."""
     model: tuple[Pin, ...] = ()
 
 
