@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from llmdeploy import config, paths
 from llmdeploy.address import local_url
-from llmdeploy.config import Key, Settings, Value, keys
+from llmdeploy.config import Key, Settings, Value, keys, toml_file
 from llmdeploy.config import edit as config_edit
 from llmdeploy.config.toml_file import line_of
 from llmdeploy.config_types import Absolute, Arguments, Fraction, Host, Origins, Positive, Switch, Whole
@@ -654,3 +654,17 @@ def test_import_is_light() -> None:
     code = f"import sys, llmdeploy.config; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_configuration_file_that_is_a_terminal_is_refused(tmp_path: Path) -> None:
+    """Check a link such as one to `/dev/stdin`: reading it would wait until somebody types."""
+    pty = pytest.importorskip("pty")
+    master, slave = pty.openpty()
+    try:
+        (tmp_path / "llmdeploy.toml").symlink_to(os.ttyname(slave))
+        with pytest.raises(ConfigError, match="`x` is a terminal"):
+            toml_file.read(tmp_path / "llmdeploy.toml", "x")
+        assert toml_file.read(Path(os.devnull), "x") == ""
+    finally:
+        os.close(master)
+        os.close(slave)

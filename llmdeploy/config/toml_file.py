@@ -27,6 +27,8 @@ def read(file: Path, shown: str) -> str | None:
     try:
         if file.is_fifo():  # opening it waits until somebody writes to it
             raise ConfigError(f"`{shown}` is a pipe", "move it away: a configuration file is TOML text")
+        if _is_terminal(file):  # reading it waits until somebody types
+            raise ConfigError(f"`{shown}` is a terminal", "move it away: a configuration file is TOML text")
         with file.open("rb") as stream:
             content = stream.read(LARGEST_FILE + 1)
     except (FileNotFoundError, NotADirectoryError):
@@ -40,6 +42,19 @@ def read(file: Path, shown: str) -> str | None:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"`{shown}`, line {line}: not UTF-8 text", "save it as UTF-8 in an editor") from None
+
+
+def _is_terminal(file: Path) -> bool:
+    """Return whether a file is a terminal: a link to `/dev/stdin` may come with a repository."""
+    import os
+
+    if not file.is_char_device():
+        return False
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        return os.isatty(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def parse(text: str, shown: str) -> dict[str, object]:
