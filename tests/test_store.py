@@ -439,3 +439,10 @@ def test_damaged_index_hides_no_model(cache: Path, index: str) -> None:
     snapshot = cache / "models--owner--x" / "snapshots" / COMMIT
     (snapshot / "model.safetensors.index.json").write_text(index)
     assert by_name(hub_cache.read(cache).models)[f"hf://{HF}"].formats == ("hf",)
+
+
+@pytest.mark.parametrize("stop", [{"a": 1}, 5, "text", None])
+def test_stop_texts_of_another_form_are_left_out(tmp_path: Path, stop: object) -> None:
+    params = put(tmp_path / "params", json.dumps({"stop": stop}).encode())
+    packed = ollama.Packed(tmp_path, "m:latest", tmp_path, "", (("params", params),), {})
+    assert packed.stops() == ()

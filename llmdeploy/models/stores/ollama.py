@@ -74,9 +74,9 @@ class Packed:
         """Return the stop texts in the parameters of the model."""
         found: list[str] = []
         for file in self.files("params"):
-            with suppress(OSError, ValueError, AttributeError, TypeError):
-                stops = bounded_file.read_json(file).get("stop") or ()
-                found += [str(stop) for stop in stops[:MOST_STOPS]]
+            with suppress(OSError, ValueError, AttributeError):
+                stops = bounded_file.read_json(file).get("stop")
+                found += [str(stop) for stop in stops[:MOST_STOPS]] if isinstance(stops, list) else []
         return tuple(found)
 
 
