@@ -78,11 +78,6 @@ class Source:
                 raise self.refusal(f"lists `{shown}` with the digest `{_shown(digest)}`, which is not one")
 
 
-def _is_digest(value: object, form: re.Pattern[str]) -> bool:
-    """Return whether a value is a digest of that form, or empty because the source does not state one."""
-    return isinstance(value, str) and (not value or form.fullmatch(value) is not None)
-
-
 def _shown(value: object) -> str:
     """Return a value in a message: a text or a number as it is, anything else by its type."""
     if isinstance(value, str):
