@@ -18,7 +18,7 @@ ELSEWHERE = "name another: `LLMDEPLOY_STATE_DIR=/tmp/llmdeploy-$USER llmdeploy s
 def require_own_state() -> None:
     """Raise StateUnwritable for a state folder that is not this user's alone; a missing one is fine."""
     if problem := problem_of(state_dir()):
-        raise StateUnwritable(f"the state folder `{state_dir()}` {problem}", ELSEWHERE)
+        raise StateUnwritable(f"the state folder `{state_dir()}` {problem}", _mend(state_dir()))
 
 
 def problem_of(folder: Path, *, of_administrator: bool = False) -> str:
@@ -33,11 +33,22 @@ def problem_of(folder: Path, *, of_administrator: bool = False) -> str:
     except OSError:  # whoever reads it reports that
         return ""
     owners = {os.geteuid(), 0} if of_administrator else {os.geteuid()}
-    if status.st_uid not in owners or status.st_mode & stat.S_IWOTH:
-        return "belongs to another user, or everyone may write to it"
+    if status.st_uid not in owners:
+        return "belongs to another user"
+    if status.st_mode & stat.S_IWOTH:
+        return "may be written to by everyone"
     if status.st_mode & stat.S_IWGRP and not _is_alone_in(status.st_gid, status.st_uid):
         return "may be written to by others of its group"
     return ""
+
+
+def _mend(folder: Path) -> str:
+    """Return the hint for a state folder that others can change: its owner can close it."""
+    import shlex
+
+    if os.stat(folder).st_uid != os.geteuid():
+        return ELSEWHERE
+    return f"`{shlex.join(['chmod', 'go-w', str(folder)])}` if nobody else has used it, or {ELSEWHERE}"
 
 
 def stranger(*folders: Path) -> str:

@@ -363,8 +363,9 @@ def test_world_writable_state_folder(world: World) -> None:
     for arguments in (["status"], ["serve", "selftest"], ["serve", "selftest", "-d"], ["stop"], ["chat", "hello"]):
         assert world.run(*arguments).text == (
             "exit 1\n--- stdout\n--- stderr\n"
-            "error: the state folder `[FOLDER]/state` belongs to another user, or everyone may write to it\n"
-            "hint: name another: `LLMDEPLOY_STATE_DIR=/tmp/llmdeploy-$USER llmdeploy serve`\n"
+            "error: the state folder `[FOLDER]/state` may be written to by everyone\n"
+            "hint: `chmod go-w [FOLDER]/state` if nobody else has used it, or "
+            "name another: `LLMDEPLOY_STATE_DIR=/tmp/llmdeploy-$USER llmdeploy serve`\n"
         )
     assert "fail  state" in world.run("doctor").stdout
     world.state.chmod(0o700)

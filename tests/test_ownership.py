@@ -20,7 +20,7 @@ from llmdeploy.paths import data_dir, state_dir
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="owners and modes as POSIX has them")
 
-BY_EVERYONE = "belongs to another user, or everyone may write to it"
+BY_EVERYONE = "may be written to by everyone"
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_folder_that_everyone_may_write_to_is_not_trusted(state: Path, mode: int
 def test_folder_of_another_user_is_not_trusted(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     owner = state.stat().st_uid
     monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
-    assert ownership.problem_of(state) == BY_EVERYONE
+    assert ownership.problem_of(state) == "belongs to another user"
     assert (ownership.problem_of(state, of_administrator=True) == "") == (owner == 0)
 
 
@@ -76,7 +76,7 @@ def test_no_command_reads_a_state_folder_of_others(
     with pytest.raises(StateUnwritable) as error:
         invoke([command])
     assert error.value.message == f"the state folder `{state}` {BY_EVERYONE}"
-    assert error.value.hint == ownership.ELSEWHERE
+    assert error.value.hint == f"`chmod go-w {state}` if nobody else has used it, or {ownership.ELSEWHERE}"
     assert invoke([command, "--help"]) == 0
     assert capsys.readouterr().out
 
@@ -128,6 +128,19 @@ def test_nothing_is_installed_where_others_can_change_it(data: Path) -> None:
         install.remove(PROGRAM)
     assert error.value.message == f"`{data}` {BY_EVERYONE}, and what is in it would be run"
     assert error.value.hint.startswith("`chmod go-w` it")
+
+
+def test_environment_is_made_closed_to_a_shared_group(data: Path) -> None:
+    """A umask of 002 is common where users share a group: what llmdeploy makes must be what it runs."""
+    before = os.umask(0o002)
+    try:
+        with install._closed_to_the_group():
+            (data / "engines").mkdir()
+        (data / "later").mkdir()
+    finally:
+        os.umask(before)
+    assert (data / "engines").stat().st_mode & 0o777 == 0o755
+    assert (data / "later").stat().st_mode & 0o777 == 0o775
 
 
 # The record of folders that `pull --dir` has filled

@@ -160,7 +160,7 @@ def here(program: PythonProgram, plan: Installation) -> Environment | None:
 def carry_out(program: PythonProgram, plan: Installation, on_progress: OnProgress) -> Environment:
     """Make the environment. Raises InstallFailed; whatever interrupts it, no incomplete environment is left."""
     require_space(program, plan)
-    with _alone(program):
+    with _closed_to_the_group(), _alone(program):
         log = _log()
         clear(plan.folder)
         try:
@@ -232,7 +232,7 @@ def _require_version(program: Path) -> None:
 
 def remove(program: PythonProgram) -> int:
     """Remove all environments that llmdeploy made, complete or not. Return the freed bytes."""
-    with _alone(program):
+    with _closed_to_the_group(), _alone(program):
         folders = every(program)
         freed = sum(map(size, folders))
         for folder in folders:
@@ -276,6 +276,17 @@ def _log() -> Path:
     except OSError as error:
         raise _unwritable(file, error) from error
     return file
+
+
+@contextmanager
+def _closed_to_the_group() -> Iterator[None]:
+    """Make files and folders that only their owner can change: what others of a group may write to is not run."""
+    before = os.umask(0o022)
+    os.umask(before | 0o022)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 @contextmanager

@@ -131,5 +131,7 @@ def _filled(document: dict[str, object]) -> Filled | None:
 def _write(folders: list[Filled]) -> None:
     content = [{"folder": str(one.folder), "repo": str(one.repo), "files": list(one.files)} for one in folders]
     with suppress(OSError):
-        data_dir().mkdir(parents=True, exist_ok=True)  # not private: other users may run the environments in it
+        data_dir().mkdir(
+            parents=True, exist_ok=True, mode=0o755
+        )  # not private: other users may run the environments in it
         _record().write({"folders": content})
