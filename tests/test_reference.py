@@ -22,12 +22,14 @@ from llmdeploy.models.reference import (
 )
 
 WORDS = st.text("abcAZ019._-", min_size=1, max_size=8)
+NAMES = WORDS.filter(lambda word: word != "." and ".." not in word)
+"""Words that may name a repository, a file or a revision at the Hub."""
 HUB_FILES = st.builds(
     lambda repo, folders, name, revision: f"hf://{'/'.join(repo)}/{'/'.join([*folders, name])}.gguf{revision}",
-    st.tuples(WORDS, WORDS),
-    st.lists(WORDS, max_size=2),
-    WORDS,
-    st.one_of(st.just(""), st.just("@main"), WORDS.map(lambda word: f"@{word}")),
+    st.tuples(NAMES, NAMES),
+    st.lists(NAMES, max_size=2),
+    NAMES,
+    st.one_of(st.just(""), st.just("@main"), NAMES.map(lambda word: f"@{word}")),
 )
 TAGS = st.builds(
     lambda start, path, tag: f"{start}{'/'.join(path)}{tag}",
