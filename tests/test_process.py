@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import queue
 import shlex
@@ -26,6 +28,7 @@ from llmdeploy.service.process import (
     orphans,
     terminate,
     wait_gone,
+    wait_identifiable,
 )
 from llmdeploy.service.server_process import GUARD, Child
 from tests.conftest import until
@@ -308,3 +311,19 @@ def test_rest_of_a_process_group_is_found_without_its_leader() -> None:
     assert orphans(leader) == [left]
     kill_orphans(leader)
     until(lambda: orphans(leader) == [], WITHIN)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc here")
+def test_identification_waits_for_a_free_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[float] = []
+
+    def full(*_: object) -> object:
+        tries.append(time.monotonic())
+        if len(tries) < 3:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr("builtins.open", full)
+    wait_identifiable(5)
+    monkeypatch.undo()
+    assert len(tries) == 3

@@ -36,6 +36,19 @@ def identify(pid: int) -> ProcessId | None:
     return None if started is None else ProcessId(pid, started)
 
 
+def wait_identifiable(seconds: float) -> None:
+    """Wait until processes can be identified, `seconds` at most: `/proc` cannot be read while no descriptor is left."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            with open("/proc/self/stat", "rb"):
+                return
+        except FileNotFoundError:  # a system without it
+            return
+        except OSError:
+            time.sleep(0.1)
+
+
 def alive(process: ProcessId | None) -> bool:
     """Return whether the process still runs."""
     return process is not None and identify(process.pid) == process

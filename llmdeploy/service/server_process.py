@@ -17,13 +17,15 @@ from llmdeploy.errors import NotPermitted
 from llmdeploy.service import scratch
 from llmdeploy.service.descriptors import for_servers
 from llmdeploy.service.health import reachable
-from llmdeploy.service.process import ProcessId, identify, kill_group
+from llmdeploy.service.process import ProcessId, identify, kill_group, wait_identifiable
 
 if TYPE_CHECKING:
     from llmdeploy.engines.base import ServerSpec
     from llmdeploy.plan import MemoryBound
 
 GUARD = scratch.WATCHDOG
+SHORTAGE = 30.0
+"""Seconds to wait for a free descriptor before a server is taken for one that cannot be identified."""
 LAST_WORDS = 1.0
 """Seconds for which the output is still read after the server has ended."""
 LONGEST_LINE = 2**20
@@ -70,6 +72,7 @@ class Child:
         assert self._guard.stdout is not None
         with self._guard.stdout as first_line:
             pid = int(first_line.readline() or b"0")
+        wait_identifiable(SHORTAGE)
         self.server: ProcessId | None = identify(pid) if pid else None
         self.exit: Future[Exit] = Future()
         """Done with the exit status, negative for a signal, once all that the server wrote was read."""
@@ -95,6 +98,7 @@ class Child:
     def _wait(self, reader: Thread) -> None:
         status = self._guard.wait()
         if status < 0:
+            wait_identifiable(SHORTAGE)
             with suppress(NotPermitted):
                 self.kill()  # the watchdog itself was killed: nothing else would end the server
         self.let_go()
