@@ -137,7 +137,9 @@ def test_random_bodies_disturb_nobody(engine: tuple[int, psutil.Process]) -> Non
     async def test() -> None:
         gateway = Gateway(Limits())
         await gateway.listen("127.0.0.1", 0)
-        gateway.route.point(Target("llamacpp", "selftest", "127.0.0.1", port, ("text", "image", "tools"), 8192))
+        sees = ("text", "image", "tools")
+        target = Target("llamacpp", "selftest", "127.0.0.1", port, sees, 8192, closes_streams=True)
+        gateway.route.point(target)
         before = psutil.Process().memory_info().rss
         watching = [asyncio.ensure_future(it) for it in (watch.beat(), watch.be_another_client(gateway))]
         deadline = time.monotonic() + SECONDS
